@@ -1,0 +1,103 @@
+"""What came back for one request, and the fingerprint that decides whether two answers are one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def fingerprint_token_ids(token_ids: Sequence[int]) -> str:
+    """Tagged SHA-256 of token ids as little-endian int32: `sha256:<hex>`."""
+    data = np.asarray(token_ids, dtype="<i4").tobytes()
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def fingerprint_text(text: str) -> str:
+    """Tagged SHA-256 of UTF-8 text, for servers that give no token ids: `sha256-text:<hex>`."""
+    data = text.encode("utf-8", "surrogatepass")
+    return "sha256-text:" + hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedBatch:
+    """The batches that one request was really computed in, counted over its forward passes."""
+
+    rows_min: int
+    """Fewest requests that shared one of its forward passes, itself included."""
+    rows_max: int
+    """Most requests that shared one of its forward passes, itself included."""
+    rows_mean: float
+    """Mean requests a forward pass."""
+    query_tokens_max: int
+    """Most query tokens (prefill and decode together) in one of its forward passes."""
+    steps: int
+    """Forward passes that it took part in."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopTwo:
+    """The two best tokens at each position of a completion, as the logits ranked them."""
+
+    runner_up_token_ids: tuple[int, ...]
+    """Second-best token at each position; equals the chosen one never, ties included."""
+    gaps: tuple[float, ...]
+    """Best minus second-best logit (= difference of log-probabilities, in nats), >= 0."""
+    logprobs: tuple[float, ...]
+    """Log-probability of the best token, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer to one request, as an engine returns it."""
+
+    text: str
+    finish_reason: str
+    """`stop` (end-of-sequence), `length` (token limit) or `error`."""
+    token_ids: tuple[int, ...] | None = None
+    """Completion token ids, end-of-sequence included; None where a server gives none."""
+    token_ends: tuple[int, ...] | None = None
+    """For each token, the length of `text` once it is decoded; same length as `token_ids`."""
+    top_two: TopTwo | None = None
+    observed_batch: ObservedBatch | None = None
+    error: str | None = None
+    """Why the request failed; None where it did not."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether no answer came back."""
+        return self.error is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the answer: of the token ids, or of the text where there are none."""
+        if self.token_ids is None:
+            return fingerprint_text(self.text)
+        return fingerprint_token_ids(self.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Completion tokens; 0 where the server gave no ids."""
+        return len(self.token_ids or ())
+
+    @property
+    def logprob_digest(self) -> str | None:
+        """First 16 hex digits of the SHA-256 over gaps and log-probabilities, bit for bit."""
+        if self.top_two is None:
+            return None
+        data = np.asarray((self.top_two.gaps, self.top_two.logprobs), dtype="<f8").tobytes()
+        return hashlib.sha256(data).hexdigest()[:16]
+
+
+def first_divergence(a: Sequence[int] | str, b: Sequence[int] | str) -> int | None:
+    """0-based index at which `a` and `b` part; a strict prefix parts at its own length.
+
+    Returns None where they are equal.
+    """
+    shared = min(len(a), len(b))
+    for index in range(shared):
+        if a[index] != b[index]:
+            return index
+    return None if len(a) == len(b) else shared

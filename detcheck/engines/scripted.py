@@ -1,0 +1,128 @@
+"""An engine without a model: it answers from a script, with divergence planted where asked.
+
+The whole pipeline is tested with it, since what it must report is known beforehand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detcheck.completion import Completion, ObservedBatch, TopTwo
+from detcheck.engines.base import OnTokens, TrialResult
+from detcheck.experiment import STOCK
+from detcheck.rundir import KernelsProof
+from detcheck.traffic import PlannedRequest, Trial
+
+WORDS = tuple("the old keeper lit a lamp and the sea went quiet under grey and patient stars".split())
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """One divergence: at `position`, for a share `rate` of the requests of these batches."""
+
+    position: int
+    token_id: int
+    min_batch_size: int = 2
+    rate: float = 1.0
+    gap: float = 0.0
+    """Gap of the reference between its best token and `token_id`, in nats."""
+    kernels: str = STOCK
+
+
+class ScriptedEngine:
+    """Answers every prompt with the same words, except where a divergence is planted.
+
+    `observed_share` scales the batch it claims to have formed; `fail_rate` makes requests fail;
+    `seconds_per_token` is what it claims to have taken (nothing sleeps).
+    """
+
+    def __init__(
+        self,
+        planted: Sequence[Planted] = (),
+        *,
+        num_tokens: int = 24,
+        noise: float = 0.0,
+        observed_share: float = 1.0,
+        fail_rate: float = 0.0,
+        missing: tuple[str, ...] = (),
+        seconds_per_token: float = 0.001,
+        fail_with: dict[tuple[str, int], BaseException] | None = None,
+    ):
+        self.planted = tuple(planted)
+        self.num_tokens = num_tokens
+        self.noise = noise
+        self.observed_share = observed_share
+        self.fail_rate = fail_rate
+        self.missing = missing
+        self.seconds_per_token = seconds_per_token
+        self.fail_with = dict(fail_with or {})
+        """(condition id, trial) at which to raise instead of answering."""
+
+    def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
+        error = self.fail_with.get((trial.condition.condition_id, trial.index))
+        if error is not None:
+            raise error
+        completions = tuple(
+            (position, self._answer(trial, position, request))
+            for position, request in enumerate(trial.requests)
+            if request.is_probe
+        )
+        generated = self.num_tokens * len(trial.requests)
+        if on_tokens is not None:
+            on_tokens(generated)
+        return TrialResult(completions, generated, generated * self.seconds_per_token)
+
+    def proof(self, kernels: str) -> KernelsProof:
+        if kernels == STOCK:
+            return KernelsProof(kernels, {})
+        return KernelsProof(kernels, {"scripted": 1}, self.missing, "passed")
+
+    def close(self) -> None:
+        pass
+
+    def _answer(self, trial: Trial, position: int, request: PlannedRequest) -> Completion:
+        # Trial 1 repeats trial 0 bit for bit, as a deterministic engine would.
+        composition = 0 if trial.index == 1 else trial.index
+        rng = random.Random(f"{trial.condition.condition_id}/{composition}/{position}")
+        if rng.random() < self.fail_rate:
+            return Completion("", "error", error="scripted failure")
+        num_tokens = min(self.num_tokens, request.max_new_tokens)
+        seed = int(hashlib.sha256(request.prompt.encode()).hexdigest()[:8], 16)
+        token_ids = [(seed + index) % len(WORDS) for index in range(num_tokens)]
+        runners_up = [(token + 1) % len(WORDS) for token in token_ids]
+        gaps = [2.0 + self.noise * rng.uniform(-1, 1) for _ in token_ids]
+        for plant in self.planted:
+            if plant.position < num_tokens:
+                self._apply(plant, trial, rng, token_ids, runners_up, gaps)
+        pieces = [WORDS[token % len(WORDS)] + " " for token in token_ids]
+        ends = [sum(map(len, pieces[: index + 1])) for index in range(num_tokens)]
+        rows = max(1, round(trial.condition.batch_size * self.observed_share))
+        return Completion(
+            text="".join(pieces),
+            finish_reason="length",
+            token_ids=tuple(token_ids),
+            token_ends=tuple(ends),
+            top_two=TopTwo(tuple(runners_up), tuple(gaps), tuple(-gap / 10 for gap in gaps)),
+            observed_batch=ObservedBatch(rows, rows, float(rows), rows, num_tokens),
+        )
+
+    def _apply(
+        self,
+        plant: Planted,
+        trial: Trial,
+        rng: random.Random,
+        token_ids: list[int],
+        runners_up: list[int],
+        gaps: list[float],
+    ) -> None:
+        """Plant a flip: the reference holds `token_id` second; who diverges takes it."""
+        condition = trial.condition
+        gaps[plant.position] = plant.gap
+        runners_up[plant.position] = plant.token_id
+        hit = rng.random() < plant.rate
+        if condition.kernels == plant.kernels and condition.batch_size >= plant.min_batch_size and hit:
+            runners_up[plant.position] = token_ids[plant.position]
+            token_ids[plant.position] = plant.token_id

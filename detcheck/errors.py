@@ -1,0 +1,46 @@
+"""One family of exceptions. Each message is one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process returns: 0 done or passed, 1 gate failed, 2 usage, 3 not measured."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+
+
+class DetcheckError(Exception):
+    """Base of every error detcheck raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code: ExitCode = ExitCode.USAGE
+
+
+class UsageError(DetcheckError):
+    """The request itself cannot be carried out: a bad option, a missing file, an unknown model."""
+
+
+class RunDirectoryError(UsageError):
+    """A run directory is missing, truncated, from a newer schema, edited, or in the way."""
+
+
+class ModelError(UsageError):
+    """A model cannot be found or loaded, or cannot take what the experiment asks of it."""
+
+
+class MeasurementError(DetcheckError):
+    """The experiment was sound but could not be measured to its end; what was measured is kept."""
+
+    exit_code = ExitCode.INCONCLUSIVE
+
+
+class OutOfMemory(MeasurementError):
+    """The device or host ran out of memory at a batch size."""
+
+
+class StorageError(MeasurementError):
+    """Results could not be written: the disk is full or went away."""

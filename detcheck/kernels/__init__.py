@@ -1,0 +1,1 @@
+"""Batch-invariant kernels, usable without the rest of detcheck."""

@@ -1,0 +1,106 @@
+"""The load around the probe: which requests share a batch, in which order, arriving when.
+
+A deterministic engine answers an identical trial identically, bit for bit, so repeating one tells
+nothing after the first repeat. Trial 1 of a condition therefore repeats trial 0 exactly; every
+later trial has a composition of its own: other positions, other neighbours, other arrivals. The
+composition depends on the seed, prompt, batch size and trial, never on the kernels, so that stock
+and batch-invariant kernels face the same load.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from detcheck.experiment import Condition, Experiment, probes_per_trial
+
+ARRIVAL_WINDOW_STEPS = 8
+"""A staggered trial's requests arrive within this many forward passes of each other."""
+
+FILLER_PROMPTS = (
+    "Hi!",
+    "What is 17 times 23?",
+    "Name three rivers in Africa.",
+    "Translate 'good morning' into French, German and Italian.",
+    "Why is the sky blue?",
+    "Write a haiku about rain on a tin roof.",
+    "Give me a recipe for pancakes with exact quantities, please.",
+    "List the planets of the solar system from the sun outwards, one a line.",
+    "Explain to a ten-year-old how a bicycle stays upright when it is moving.",
+    "What are the main differences between TCP and UDP, and when would you choose each of them?",
+    "Summarise the plot of Romeo and Juliet in three sentences, without naming any character.",
+    "Write a polite e-mail to a landlord asking for the heating to be repaired before the winter.",
+    "Write a Python function that returns the n-th Fibonacci number, with a docstring and tests.",
+    "Compare the climates of Lisbon and Helsinki over a year, and say what to pack for a visit to "
+    "each of them in March.",
+    "A train leaves Vienna at 9:15 at 120 km/h. Another leaves Salzburg, 300 km away, at 9:45 at "
+    "140 km/h towards it. When and where do they meet? Explain every step of the calculation.",
+    "You are the editor of a small town's newspaper. Write the opening paragraph of an article "
+    "about the reopening of the public library after two years of renovation, mention the new "
+    "reading room, the children's corner and the roof garden, and quote one visitor.",
+    "Read the following list of ingredients and propose two different dinners that use most of "
+    "them, with rough cooking times: chickpeas, spinach, two onions, garlic, a tin of tomatoes, "
+    "cumin, rice, yoghurt, lemons, flat bread, olive oil, feta cheese, parsley, almonds, raisins.",
+)
+"""Requests that share the batch under `mixed` traffic: other lengths, other subjects."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """One request of a trial."""
+
+    prompt: str
+    is_probe: bool
+    """Whether its completion is recorded; fillers only make load."""
+    arrival_step: int
+    """Forward pass of the trial at which it is submitted; ignored by engines in lockstep."""
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One set of requests submitted together, under one condition."""
+
+    condition: Condition
+    index: int
+    requests: tuple[PlannedRequest, ...]
+
+    @property
+    def num_probes(self) -> int:
+        """Completions that this trial records."""
+        return sum(request.is_probe for request in self.requests)
+
+
+def plan_trials(experiment: Experiment, condition: Condition) -> tuple[Trial, ...]:
+    """The trials of a condition: together they probe exactly `condition.completions` times."""
+    trials: list[Trial] = []
+    left = condition.completions
+    while left > 0:
+        trial = _plan_trial(experiment, condition, len(trials), left)
+        trials.append(trial)
+        left -= trial.num_probes
+    return tuple(trials)
+
+
+def _plan_trial(experiment: Experiment, condition: Condition, index: int, left: int) -> Trial:
+    composition = 0 if index == 1 else index
+    key = f"{experiment.seed}/{condition.prompt_index}/{condition.batch_size}/{composition}"
+    rng = random.Random(key)
+    prompt = experiment.prompts[condition.prompt_index]
+    same = probes_per_trial(condition.batch_size, experiment.traffic)
+    probes = min(same, left)
+    requests = [(prompt, position < probes, experiment.max_new_tokens) for position in range(same)]
+    for _ in range(condition.batch_size - same):
+        length = rng.randint(max(1, experiment.max_new_tokens // 2), experiment.max_new_tokens)
+        requests.append((rng.choice(FILLER_PROMPTS), False, length))
+    if experiment.traffic == "mixed":
+        rng.shuffle(requests)
+    window = ARRIVAL_WINDOW_STEPS if composition and condition.batch_size > 1 else 1
+    return Trial(
+        condition,
+        index,
+        tuple(
+            PlannedRequest(text, is_probe, rng.randrange(window), max_new_tokens)
+            for text, is_probe, max_new_tokens in requests
+        ),
+    )
