@@ -1,0 +1,184 @@
+"""Batch-invariant attention, registered where transformers looks for `sdpa`.
+
+Stock attention computes a packed batch in one call, whose blocks over the keys then depend on who
+else is in it. Here each request attends in a call of its own: its queries, its keys, its order of
+summation. A batched call would not do, even of requests of equal lengths: PyTorch's CPU kernel
+gives each thread a scratch buffer, the buffers differ in alignment, and MKL's small products round
+differently for it, so an entry's result depends on its position in the batch. For the same reason
+operands that do not start and step on cache lines are copied to where they do.
+
+Invariant to batch size, position, neighbours and padding. Under `chunking` and `prefill-decode`
+the number of queries of a call changes, and with it the kernel's blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from detcheck.errors import UsageError
+
+CACHE_LINE_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Where one request lies in packed tensors: queries `[q, q + q_len)`, keys `[k, k + k_len)`."""
+
+    q: int
+    q_len: int
+    k: int
+    k_len: int
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    cache: Any = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface.
+
+    query (batch, heads, q, head_dim), key and value (batch, kv_heads, k, head_dim); returns
+    (batch, q, heads, head_dim) and None. With a paged `cache` the batch is 1 and requests are
+    packed along q, bounded by `cu_seq_lens_q` and `cu_seq_lens_k`. Raises UsageError for what it
+    cannot make invariant: soft caps, sinks, sliding windows, position biases, dropout.
+    """
+    _refuse_unsupported(module, dropout, kwargs)
+    if cache is None:
+        return _padded_batch(module, query, key, value, attention_mask, scaling, is_causal), None
+    key, value = cache.update(
+        key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs
+    )
+    out = query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3]))
+    for part in _packed_segments(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]):
+        queries = slice(part.q, part.q + part.q_len)
+        keys = slice(part.k, part.k + part.k_len)
+        out[:, queries] = _attend(query[:, :, queries], key[:, :, keys], value[:, :, keys], scaling)
+    return out, None
+
+
+def _refuse_unsupported(module: torch.nn.Module, dropout: float, kwargs: dict[str, Any]) -> None:
+    """One sentence for each feature that no invariant kernel covers yet."""
+    found = [
+        name
+        for name, present in (
+            ("soft-capped logits", kwargs.get("softcap") is not None),
+            ("attention sinks", getattr(module, "sinks", None) is not None),
+            ("a sliding window", kwargs.get("sliding_window") is not None),
+            ("a position bias", kwargs.get("position_bias") is not None),
+            ("dropout", dropout > 0),
+        )
+        if present
+    ]
+    if found:
+        raise UsageError(
+            f"Batch-invariant attention does not cover {found[0]}, which this model uses: "
+            "run it with --kernels stock or batch-invariant:matmul."
+        )
+
+
+def _packed_segments(cu_q: torch.Tensor, cu_k: torch.Tensor) -> Iterator[Segment]:
+    """Requests from cumulative lengths, (requests + 1,) each; empty ones (padding) left out."""
+    q_bounds, k_bounds = cu_q.tolist(), cu_k.tolist()
+    for index in range(min(len(q_bounds), len(k_bounds)) - 1):
+        q, k = q_bounds[index], k_bounds[index]
+        q_len, k_len = q_bounds[index + 1] - q, k_bounds[index + 1] - k
+        if q_len > 0 and k_len > 0:
+            yield Segment(q, q_len, k, k_len)
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Causal attention of one request whose last query is its last key.
+
+    query (1, heads, q, dim), key and value (1, kv_heads, k, dim); returns (1, q, heads, dim).
+    """
+    heads, q_len, dim = query.shape[1:]
+    kv_heads, k_len = key.shape[1], key.shape[2]
+    query, key, value = query.contiguous(), _on_cache_lines(key), _on_cache_lines(value)
+    if q_len == 1:
+        # One query: the heads that share a key-value head become its queries, nothing is copied.
+        query = query.view(1, kv_heads, heads // kv_heads, dim)
+        out = F.scaled_dot_product_attention(query, key, value, scale=scaling)
+        return out.reshape(1, 1, heads, value.shape[3])
+    mask = None
+    if k_len > q_len:
+        mask = torch.ones(q_len, k_len, dtype=torch.bool, device=query.device)
+        mask = mask.tril(k_len - q_len)
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=heads != kv_heads,
+    )
+    return out.transpose(1, 2)
+
+
+def _on_cache_lines(x: torch.Tensor) -> torch.Tensor:
+    """`x` (1, heads, length, dim) as is where each head starts on a cache line, else a copy."""
+    itemsize = x.element_size()
+    aligned = (
+        x.data_ptr() % CACHE_LINE_BYTES == 0
+        and x.stride(1) * itemsize % CACHE_LINE_BYTES == 0
+        and x.stride(2) == x.shape[3]
+        and x.stride(3) == 1
+    )
+    return x if aligned else x.clone(memory_format=torch.contiguous_format)
+
+
+def _padded_batch(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None,
+    is_causal: bool | None,
+) -> torch.Tensor:
+    """A batch of rows padded on the left: each attends without its padding."""
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    if not causal:
+        raise UsageError("Batch-invariant attention covers causal attention only.")
+    q_len, k_len = query.shape[2], key.shape[2]
+    starts = _padding(attention_mask, query.shape[0], k_len)
+    out = query.new_zeros((query.shape[0], q_len, query.shape[1], value.shape[3]))
+    for row, start in enumerate(starts):
+        # Queries that are padding themselves stay zero: nobody reads them.
+        skip = max(0, start - (k_len - q_len))
+        one = slice(row, row + 1)
+        out[one, skip:] = _attend(
+            query[one, :, skip:], key[one, :, start:], value[one, :, start:], scaling
+        )
+    return out
+
+
+def _padding(mask: torch.Tensor | None, rows: int, k_len: int) -> list[int]:
+    """Keys of left padding in each row, from the mask of the last query.
+
+    Raises UsageError for masks that are not causal with left padding.
+    """
+    if mask is None:
+        return [0] * rows
+    last = mask[:, 0, -1, :k_len]
+    visible = last if last.dtype == torch.bool else last == 0
+    lengths = visible.sum(-1)
+    starts = k_len - lengths
+    columns = torch.arange(k_len, device=mask.device)
+    if not torch.equal(visible, columns >= starts[:, None]):
+        raise UsageError("Batch-invariant attention needs causal masks with padding on the left.")
+    return starts.expand(rows).tolist() if len(starts) == 1 else starts.tolist()

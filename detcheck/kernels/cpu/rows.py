@@ -1,0 +1,131 @@
+"""Which numbers of rows share one bitwise class of a matrix product on this CPU.
+
+oneDNN and MKL choose a kernel by shape. For most numbers of rows M the kernels add up over K in
+the same order and a row's result does not depend on M; for a few (M = 1 in bfloat16 at large K,
+M < 4 in float32) it does. Within one shape a row's result depends on neither its position nor its
+neighbours. So the classes are found once per (K, N, dtype, layout, threads), by experiment: the
+rows of a call of M rows are compared with those of an anchor call, bit for bit, on data made to
+show a change of order. A call whose M is in the anchor's class runs as it is; another is padded up
+to the next M that is; a large one is cut into blocks. Rounding to bfloat16 hides almost every
+difference of order, so the probe's columns cancel: each product has a partner of nearly the
+opposite value at a random distance, partial sums are large and the total is small.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+ANCHOR_ROWS = 32
+"""The class of a call of this many rows is the one that every call is brought into."""
+DENSE_ROWS = 64
+"""Up to here every number of rows is probed for itself."""
+ROW_STEP = 16
+"""Above, rows are padded up to a multiple of this, so that few sizes are probed."""
+BLOCK_ROWS = 1024
+"""Larger calls are cut into blocks of this many rows."""
+KEPT_BYTES = 128 << 20
+"""Probe operands up to this size are kept for the next number of rows."""
+CACHE_LINE_BYTES = 64
+"""Vector kernels may take another path for operands that start off a cache line."""
+
+MatMul = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ProductShape:
+    """What a row class may depend on, besides the number of rows."""
+
+    inner: int
+    """K, the length of the sums."""
+    columns: int
+    """N."""
+    dtype: torch.dtype
+    transposed: bool
+    """Whether the right-hand side is the transpose of a contiguous (N, K) tensor."""
+    biased: bool
+    misalignment: int = 0
+    """Bytes by which the right-hand side starts off a cache line, as mapped weights may."""
+
+
+@dataclass(slots=True)
+class RowClasses:
+    """Padded row counts for one shape, probed when they are first asked for."""
+
+    shape: ProductShape
+    multiply: MatMul
+    """The stock product, (rows, K) x (K, N) to (rows, N)."""
+    _padded: dict[int, int] = field(default_factory=dict)
+    _right: torch.Tensor | None = None
+    """The probe's (K, N) operand, kept unless it is large."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def padded_rows(self, rows: int) -> int:
+        """The smallest number of rows in the anchor's class that holds `rows` of them.
+
+        `rows` is at most BLOCK_ROWS. Raises RuntimeError where not even whole blocks agree.
+        """
+        padded = self._padded.get(rows)
+        if padded is None:
+            with self._lock:
+                padded = self._padded[rows] = self._search(rows)
+        return padded
+
+    def _search(self, rows: int) -> int:
+        right = self._probe_right()
+        first_step = -(-max(rows, DENSE_ROWS + 1) // ROW_STEP) * ROW_STEP
+        dense = range(rows, DENSE_ROWS + 1)
+        for candidate in (*dense, *range(first_step, BLOCK_ROWS + 1, ROW_STEP)):
+            if self._in_class(candidate, right):
+                return candidate
+        raise RuntimeError(f"no two numbers of rows agree bit for bit for {self.shape}")
+
+    def _in_class(self, rows: int, right: torch.Tensor) -> bool:
+        """Whether each row of a call of `rows` is what it is in a call of ANCHOR_ROWS."""
+        left = self._probe_left(-(-rows // ANCHOR_ROWS) * ANCHOR_ROWS)
+        anchor = torch.cat([self.multiply(block, right) for block in left.split(ANCHOR_ROWS)])
+        return torch.equal(self.multiply(left[:rows], right), anchor[:rows])
+
+    def _probe_left(self, rows: int) -> torch.Tensor:
+        """Seeded (rows, K): the second of each pair of columns is the first, a little off."""
+        generator = torch.Generator().manual_seed(0)
+        first, second = _partners(self.shape.inner)
+        left = torch.randn(rows, self.shape.inner, generator=generator)
+        jitter = torch.randn(rows, len(first), generator=generator)
+        left[:, second] = left[:, first] * (1 + jitter / 128)
+        return left.to(self.shape.dtype)
+
+    def _probe_right(self) -> torch.Tensor:
+        """Seeded (K, N) in the shape's layout: the second of each pair of rows is minus the first."""
+        if self._right is not None:
+            return self._right
+        shape = self.shape
+        generator = torch.Generator().manual_seed(1)
+        first, second = _partners(shape.inner)
+        pattern = torch.randn(min(shape.columns, 512), shape.inner, generator=generator)
+        pattern[:, second] = -pattern[:, first]
+        repeats = -(-shape.columns // len(pattern))
+        weight = pattern.to(shape.dtype).repeat(repeats, 1)[: shape.columns]
+        right = self._laid_out(weight)
+        if right.numel() * right.element_size() <= KEPT_BYTES:
+            self._right = right
+        return right
+
+    def _laid_out(self, weight: torch.Tensor) -> torch.Tensor:
+        """(N, K) weight as the (K, N) right-hand side, in the shape's layout and alignment."""
+        source = weight if self.shape.transposed else weight.t()
+        skip = self.shape.misalignment // weight.element_size()
+        storage = torch.empty(weight.numel() + skip, dtype=weight.dtype)
+        right = storage[skip:].view(source.shape)
+        right.copy_(source)
+        return right.t() if self.shape.transposed else right
+
+
+def _partners(inner: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices along K in pairs at random distances, (K // 2,) each; an odd one is left out."""
+    order = torch.randperm(inner, generator=torch.Generator().manual_seed(2))
+    half = inner // 2
+    return order[:half], order[half : 2 * half]

@@ -1,0 +1,132 @@
+"""A request attends the same, bit for bit, whatever shares its batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from detcheck.errors import UsageError
+from detcheck.kernels.attention import attention
+
+HEADS, KV_HEADS = 6, 2
+
+
+class PagedCache:
+    """Stands in for transformers' paged cache: the keys are packed already."""
+
+    def update(self, key_states: Any, value_states: Any, **_: Any) -> Any:
+        return key_states, value_states
+
+
+class Layer(torch.nn.Module):
+    layer_idx = 0
+    is_causal = True
+
+
+def request(seed: int, q_len: int, k_len: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Query, key and value of one request, (1, heads, length, dim)."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(HEADS, q_len), (KV_HEADS, k_len), (KV_HEADS, k_len)]
+    return [torch.randn(1, h, n, dim, generator=generator).to(dtype) for h, n in shapes]
+
+
+def packed(requests: list[list[torch.Tensor]], function: Any = attention) -> list[torch.Tensor]:
+    """Attend all requests in one packed call; returns each one's output."""
+    query, key, value = (torch.cat(parts, dim=2) for parts in zip(*requests, strict=True))
+    q_lens = [r[0].shape[2] for r in requests]
+    cu_q = torch.tensor([0, *q_lens]).cumsum(0)
+    cu_k = torch.tensor([0, *(r[1].shape[2] for r in requests)]).cumsum(0)
+    out, _ = function(
+        Layer(), query, key, value, None, cache=PagedCache(), cu_seq_lens_q=cu_q, cu_seq_lens_k=cu_k
+    )
+    return list(out.split(q_lens, dim=1))
+
+
+def batched_sdpa(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> Any:
+    """What not to do: equal requests as entries of one stock call."""
+    n = query.shape[2]
+    q = query[0].transpose(0, 1).reshape(n, KV_HEADS, HEADS // KV_HEADS, -1)
+    k, v = (x[0].unflatten(1, (n, -1)).transpose(0, 1) for x in (key, value))
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.reshape(1, n, HEADS, -1), None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 5), (1, 41), (1, 513), (39, 39), (7, 300)])
+def test_a_request_does_not_depend_on_its_batch(
+    dtype: torch.dtype, dim: int, lengths: tuple[int, int]
+) -> None:
+    probe = request(0, *lengths, dim, dtype)
+    others = [
+        request(1, 1, 17, dim, dtype),
+        request(2, 23, 23, dim, dtype),
+        request(3, *lengths, dim, dtype),
+    ]
+    alone = packed([probe])[0]
+    for position in range(len(others) + 1):
+        batch = [*others[:position], probe, *others[position:]]
+        assert torch.equal(packed(batch)[position], alone)
+
+
+def test_the_same_check_catches_a_batched_stock_call() -> None:
+    probe = request(0, 1, 41, 64, torch.float32)
+    batch = [request(seed, 1, 41, 64, torch.float32) for seed in range(1, 8)]
+    alone = packed([probe], batched_sdpa)[0]
+    together = packed([*batch, probe], batched_sdpa)[-1]
+    assert not torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("lengths", [(1, 30), (30, 30), (4, 30)])
+def test_attention_is_right(lengths: tuple[int, int]) -> None:
+    q, k, v = request(5, *lengths, 64, torch.float64)
+    k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
+    q_len, k_len = lengths
+    mask = torch.ones(q_len, k_len, dtype=torch.bool).tril(k_len - q_len)
+    scores = (q @ k.transpose(2, 3) / 8).masked_fill(~mask, -torch.inf)
+    expected = (scores.softmax(-1) @ v).transpose(1, 2)
+    got = packed([request(5, *lengths, 64, torch.float64)])[0]
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("q_len", [1, 6])
+@pytest.mark.parametrize("boolean", [True, False])
+def test_padding_does_not_matter(q_len: int, boolean: bool) -> None:
+    """A left-padded row gives what it gives without its padding."""
+    k_len, padding = 40, 9
+    probe = request(0, q_len if q_len == 1 else k_len, k_len, 64, torch.float32)
+    whole = request(1, q_len if q_len == 1 else k_len + padding, k_len + padding, 64, torch.float32)
+    q_pad = 0 if q_len == 1 else padding
+    padded = [F.pad(x, (0, 0, n, 0)) for x, n in zip(probe, (q_pad, padding, padding), strict=True)]
+    query, key, value = (torch.cat(pair) for pair in zip(padded, whole, strict=True))
+    rows = torch.ones(query.shape[2], k_len + padding, dtype=torch.bool)
+    visible = rows.tril(k_len + padding - query.shape[2]).repeat(2, 1, 1, 1)
+    visible[0, :, :, :padding] = False
+    mask = visible if boolean else torch.zeros(visible.shape).masked_fill(~visible, -1e30)
+    out, _ = attention(Layer(), query, key, value, mask)
+    alone, _ = attention(Layer(), *probe, None)
+    assert torch.equal(out[:1, q_pad:], alone)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "feature"),
+    [
+        ({"softcap": 30.0}, "soft-capped"),
+        ({"sliding_window": 128}, "sliding window"),
+        ({"position_bias": torch.zeros(1)}, "position bias"),
+        ({"dropout": 0.1}, "dropout"),
+    ],
+)
+def test_what_is_not_covered_is_refused_by_name(kwargs: dict[str, Any], feature: str) -> None:
+    with pytest.raises(UsageError, match=feature):
+        attention(Layer(), *request(0, 1, 4, 64, torch.float32), None, **kwargs)
+
+
+def test_masks_that_are_not_left_padding_are_refused() -> None:
+    mask = torch.ones(1, 1, 1, 6, dtype=torch.bool)
+    mask[..., 3] = False
+    with pytest.raises(UsageError, match="padding on the left"):
+        attention(Layer(), *request(0, 1, 6, 64, torch.float32), mask)

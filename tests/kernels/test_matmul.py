@@ -1,0 +1,121 @@
+"""A row of a product is bitwise the same whatever shares its batch; the stock op is caught."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from detcheck.kernels.cpu.rows import ProductShape, RowClasses
+from detcheck.kernels.mode import batch_invariant
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROWS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 44, 45, 63, 64, 65, 127, 128, 129, 1025)
+
+
+def cancelling(rows: int, inner: int, columns: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Operands whose products cancel in pairs, so that rounding cannot hide an order of summing."""
+    generator = torch.Generator().manual_seed(7)
+    order = torch.randperm(inner, generator=generator)
+    first, second = order[: inner // 2], order[inner // 2 : inner // 2 * 2]
+    left = torch.randn(rows, inner, generator=generator)
+    weight = torch.randn(columns, inner, generator=generator)
+    left[:, second] = left[:, first] * (1 + torch.randn(rows, inner // 2, generator=generator) / 99)
+    weight[:, second] = -weight[:, first]
+    return left.to(dtype), weight.to(dtype)
+
+
+def rows_that_differ(left: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> int:
+    """Rows of any smaller batch, from either end, that are not bitwise those of the whole."""
+    whole = F.linear(left, weight, bias)
+    differ = 0
+    for rows in ROWS:
+        for start in {0, len(left) - rows}:
+            part = F.linear(left[start : start + rows], weight, bias)
+            differ += int((part != whole[start : start + rows]).any(-1).sum())
+    return differ
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("inner", "columns"),
+    [(512, 64), (576, 192), (1024, 96), (1536, 576), (2048, 64), (4096, 40), (577, 33)],
+)
+def test_rows_do_not_depend_on_the_batch(dtype: torch.dtype, inner: int, columns: int) -> None:
+    left, weight = cancelling(max(ROWS), inner, columns, dtype)
+    bias = torch.linspace(-1, 1, columns).to(dtype)
+    with batch_invariant(["matmul"]):
+        assert rows_that_differ(left, weight, None) == 0
+        assert rows_that_differ(left, weight, bias) == 0
+
+
+def test_the_same_check_catches_the_stock_op() -> None:
+    left, weight = cancelling(max(ROWS), 1536, 576, torch.float32)
+    assert rows_that_differ(left, weight, None) > 0
+
+
+def test_products_are_right() -> None:
+    left, weight = torch.randn(37, 300, dtype=torch.float64), torch.randn(50, 300).double()
+    bias = torch.randn(50).double()
+    expected = left @ weight.t() + bias
+    with batch_invariant(["matmul"]):
+        got = F.linear(left.float(), weight.float(), bias.float())
+        batched = torch.bmm(
+            left.float()[None].expand(3, -1, -1), weight.float().t().expand(3, -1, -1)
+        )
+        scaled = torch.addmm(bias.float(), left.float(), weight.float().t(), beta=2, alpha=0.5)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batched[1].double(), expected - bias, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        scaled.double(), (expected - bias) / 2 + 2 * bias, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_gradients_are_those_of_stock() -> None:
+    left = torch.randn(5, 24, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 24, dtype=torch.float64, requires_grad=True)
+    stock = torch.autograd.grad(F.linear(left, weight).square().sum(), (left, weight))
+    with batch_invariant(["matmul"]):
+        ours = torch.autograd.grad(F.linear(left, weight).square().sum(), (left, weight))
+        assert torch.autograd.gradcheck(F.linear, (left, weight))
+    torch.testing.assert_close(ours, stock)
+
+
+def test_empty_and_integer_products_still_work() -> None:
+    with batch_invariant(["matmul"]):
+        assert torch.mm(torch.zeros(0, 4), torch.ones(4, 3)).shape == (0, 3)
+        assert torch.mm(torch.zeros(2, 0), torch.ones(0, 3)).eq(0).all()
+        ints = torch.arange(6).view(2, 3)
+        assert torch.equal(torch.mm(ints, ints.t()), torch.tensor([[5, 14], [14, 50]]))
+
+
+def test_row_classes_pad_what_a_kernel_computes_differently() -> None:
+    """A planted kernel that sums backwards for fewer than three rows must be padded up to three."""
+
+    def broken(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if len(left) < 3:
+            return left.flip(1) @ right.flip(0)
+        return torch.stack([(row[None].repeat(4, 1) @ right)[0] for row in left])
+
+    shape = ProductShape(1536, 64, torch.float32, transposed=True, biased=False)
+    classes = RowClasses(shape, broken)
+    assert [classes.padded_rows(rows) for rows in (1, 2, 3, 5)] == [3, 3, 3, 5]
+
+
+def test_a_shape_without_any_class_is_refused() -> None:
+    def hopeless(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return left @ right + torch.rand(())
+
+    shape = ProductShape(64, 8, torch.float32, transposed=True, biased=False)
+    with pytest.raises(RuntimeError, match="no two numbers of rows"):
+        RowClasses(shape, hopeless).padded_rows(2)
+
+
+def test_misaligned_weights_keep_the_promise() -> None:
+    left, weight = cancelling(65, 1536, 96, torch.float32)
+    shifted = torch.empty(weight.numel() + 3)[3:].view_as(weight).copy_(weight)
+    assert shifted.data_ptr() % 64
+    with batch_invariant(["matmul"]):
+        whole = F.linear(left, shifted)
+        for rows in (1, 2, 5, 33):
+            assert torch.equal(F.linear(left[:rows], shifted), whole[:rows])

@@ -1,0 +1,119 @@
+"""The mode nests, survives exceptions, and proves what it did."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+import detcheck
+from detcheck.errors import UsageError
+from detcheck.kernels import mode as mode_module
+from detcheck.kernels.mode import active_families, batch_invariant, self_check
+
+LEFT = torch.randn(9, 1536, generator=torch.Generator().manual_seed(3))
+WEIGHT = torch.randn(576, 1536, generator=torch.Generator().manual_seed(4))
+
+
+def invariant() -> bool:
+    """Whether a row alone equals itself in its batch just now."""
+    return torch.equal(F.linear(LEFT[:1], WEIGHT), F.linear(LEFT, WEIGHT)[:1])
+
+
+def test_stock_ops_come_back_afterwards() -> None:
+    stock = AttentionInterface._global_mapping["sdpa"]
+    assert not invariant()
+    with batch_invariant():
+        assert invariant()
+        assert AttentionInterface._global_mapping["sdpa"] is not stock
+    assert not invariant()
+    assert AttentionInterface._global_mapping["sdpa"] is stock
+    assert active_families() == ()
+
+
+def test_nested_modes_stay_on_until_the_last_one_ends() -> None:
+    with batch_invariant():
+        with batch_invariant(["matmul"]) as inner:
+            assert invariant()
+        assert inner.proof().overrides["aten::mm"] == 2
+        assert invariant()
+        assert active_families() == ("matmul", "attention")
+    assert not invariant()
+
+
+def test_modes_may_end_in_any_order() -> None:
+    first, second = batch_invariant(["matmul"]), batch_invariant(["matmul"])
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert invariant()
+    second.__exit__(None, None, None)
+    assert not invariant()
+
+
+def test_an_exception_restores_the_stock_ops() -> None:
+    with pytest.raises(RuntimeError, match="planted"), batch_invariant():
+        raise RuntimeError("planted")
+    assert not invariant()
+    assert active_families() == ()
+
+
+def test_the_mode_holds_in_other_threads() -> None:
+    seen = []
+    with batch_invariant():
+        thread = threading.Thread(target=lambda: seen.append(invariant()))
+        thread.start()
+        thread.join()
+    assert seen == [True]
+
+
+def test_proof_counts_only_what_ran_inside() -> None:
+    F.linear(LEFT, WEIGHT)
+    with batch_invariant() as mode:
+        assert mode.proof().overrides["aten::mm"] == 0
+        F.linear(LEFT, WEIGHT)
+        assert mode.proof().overrides["aten::mm"] == 1
+    F.linear(LEFT, WEIGHT)
+    proof = mode.proof()
+    assert proof.overrides == {
+        "aten::mm": 1,
+        "aten::addmm": 0,
+        "aten::bmm": 0,
+        "transformers::sdpa": 0,
+    }
+    assert proof.self_check == "passed"
+    assert proof.idle_families == ("attention",)
+
+
+def test_a_subset_leaves_the_rest_stock() -> None:
+    with batch_invariant(["attention"]) as mode:
+        assert not invariant()
+    assert mode.proof().families == ("attention",)
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(UsageError, match="known are matmul"), batch_invariant(["magic"]):
+        pass
+
+
+def test_the_self_check_finds_stock_ops_left_on() -> None:
+    """The hole others had: a mode that says it is enabled while stock kernels run."""
+    assert "alone" in self_check(["matmul"])
+
+
+def test_the_self_check_finds_an_override_that_is_not_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def install(calls: object) -> object:
+        return lambda: None
+
+    monkeypatch.setattr(mode_module, "_install_attention", install)
+    with batch_invariant(["attention"]) as mode:
+        assert mode.proof().self_check != "passed"
+
+
+def test_the_public_name_is_the_same_mode() -> None:
+    assert detcheck.batch_invariant is batch_invariant
