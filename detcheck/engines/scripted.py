@@ -16,7 +16,9 @@ from detcheck.experiment import STOCK
 from detcheck.rundir import KernelsProof
 from detcheck.traffic import PlannedRequest, Trial
 
-WORDS = tuple("the old keeper lit a lamp and the sea went quiet under grey and patient stars".split())
+WORDS = tuple(
+    "the old keeper lit a lamp and the sea went quiet under grey and patient stars".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,10 @@ class ScriptedEngine:
         gaps[plant.position] = plant.gap
         runners_up[plant.position] = plant.token_id
         hit = rng.random() < plant.rate
-        if condition.kernels == plant.kernels and condition.batch_size >= plant.min_batch_size and hit:
+        if (
+            condition.kernels == plant.kernels
+            and condition.batch_size >= plant.min_batch_size
+            and hit
+        ):
             runners_up[plant.position] = token_ids[plant.position]
             token_ids[plant.position] = plant.token_id

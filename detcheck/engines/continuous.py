@@ -1,0 +1,180 @@
+"""Continuous batching as transformers serves it: requests join and leave between forward passes.
+
+The generation loop is transformers' own (its scheduler, paged cache and model runner), stepped
+from here instead of from its background thread, so that arrivals happen at known steps, faults
+surface where they happen, and each step's batch is seen as it goes into the forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from detcheck.engines.base import OnTokens
+from detcheck.engines.in_process import Answer, InProcessEngine, pad_token_id, token_rows
+from detcheck.errors import MeasurementError
+from detcheck.experiment import Experiment
+from detcheck.models import LoadedModel
+from detcheck.traffic import FILLER_PROMPTS, Trial
+
+PAGE_TOKENS = 32
+"""Tokens of one request that share a page of the cache."""
+PREFILL_BUDGET_TOKENS = 8192
+"""Prompt tokens that one step takes in at the most. Requests beyond wait for the next step, whole:
+a prompt split over steps would change `chunking` beside the batch."""
+
+
+class ContinuousEngine(InProcessEngine):
+    """Engine `continuous`."""
+
+    def __init__(self, loaded: LoadedModel, experiment: Experiment):
+        super().__init__(loaded, experiment)
+        self._loop: _Loop | None = None
+
+    def answer(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
+        """Submit each request at its arrival step and step until all are answered."""
+        if self._loop is None:
+            self._loop = _Loop(self)
+        return self._loop.run(trial, on_tokens)
+
+    def reset(self) -> None:
+        """Forget the loop with its cache; the next trial makes a new one."""
+        self._loop = None
+
+
+class _Loop:
+    """transformers' batch processor, stepped by hand."""
+
+    def __init__(self, engine: ContinuousEngine):
+        from transformers import GenerationConfig
+
+        self._engine = engine
+        loaded = engine.loaded
+        longest, self._budget = self._sizes()
+        generation = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=engine.experiment.max_new_tokens,
+            eos_token_id=list(loaded.eos_token_ids) or -1,
+            pad_token_id=pad_token_id(loaded),
+        )
+        pages = max(engine.experiment.batch_sizes) * -(-longest // PAGE_TOKENS)
+        config = _batching_config(pages + 8, self._budget, max(engine.experiment.batch_sizes))
+        self._manager = loaded.model.init_continuous_batching(generation, config)
+        self._processor = self._manager._create_batch_processor()
+        self._manager.batch_processor = self._processor
+        self._processor.model_runner._sample = self._choose
+        self._answers: dict[str, Answer] = {}
+        self._rows: list[tuple[int, int, float, float]] = []
+
+    def run(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
+        """Answer one trial's requests, in their order."""
+        waiting = self._plan(trial)
+        answers = self._answers = {}
+        order = [request_id for _, request_id, _, _ in waiting]
+        step = generated = 0
+        while waiting or any(answer.finish_reason is None for answer in answers.values()):
+            waiting = self._admit(waiting, step)
+            generated += self._step()
+            step += 1
+            if on_tokens is not None:
+                on_tokens(generated)
+        self._drain()
+        return [answers[request_id] for request_id in order]
+
+    def _plan(self, trial: Trial) -> list[tuple[int, str, tuple[int, ...], int]]:
+        """(arrival step, id, prompt token ids, token limit) of each request, in plan order."""
+        return [
+            (
+                request.arrival_step,
+                f"request-{position}",
+                self._engine.encode(request.prompt),
+                request.max_new_tokens,
+            )
+            for position, request in enumerate(trial.requests)
+        ]
+
+    def _admit(
+        self, waiting: list[tuple[int, str, tuple[int, ...], int]], step: int
+    ) -> list[tuple[int, str, tuple[int, ...], int]]:
+        """Submit what has arrived and fits into this step whole; returns what still waits."""
+        active = sum(answer.finish_reason is None for answer in self._answers.values())
+        room = self._budget - active
+        later = []
+        for arrival, request_id, prompt, limit in waiting:
+            if arrival > step or len(prompt) > room:
+                later.append((arrival, request_id, prompt, limit))
+                continue
+            room -= len(prompt)
+            self._answers[request_id] = Answer(limit)
+            self._manager.add_request(list(prompt), request_id=request_id, max_new_tokens=limit)
+        return later
+
+    def _step(self) -> int:
+        """One forward pass over whatever is scheduled; returns the tokens it generated."""
+        processor = self._processor
+        if not processor.prepare_next_batch():
+            if any(answer.finish_reason is None for answer in self._answers.values()):
+                raise MeasurementError("Continuous batching stalled with requests unanswered.")
+            return 0
+        batch = processor.inputs_and_outputs.requests_in_batch
+        query_tokens = sum(request.query_length for request in batch)
+        speaking = [request for request in batch if request.has_new_token]
+        for request in batch:
+            self._answers[request.state.request_id].saw_forward(len(batch), query_tokens)
+        self._speakers = [self._answers[request.state.request_id] for request in speaking]
+        processor._generation_step(self._engine.loaded.model)
+        for answer, token in zip(self._speakers, self._rows, strict=True):
+            answer.append(token, self._engine.loaded.eos_token_ids)
+        processor.update_batch()
+        return len(speaking)
+
+    def _choose(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
+        """In place of transformers' sampling: (1, rows, vocabulary) scores to ids in `output_ids`.
+
+        The same choice (argmax, first among equals), with the runner-up kept.
+        """
+        positions = [len(answer.token_ids) for answer in self._speakers]
+        ranked = self._engine.sampler.choose(scores[0, : len(positions)], positions)
+        output_ids[0, : len(positions)].copy_(ranked.best)
+        self._rows = token_rows(ranked)
+
+    def _drain(self) -> None:
+        """Empty the manager's queue of results; a request that failed there fails here."""
+        queue = self._manager.output_router.output_queue
+        while not queue.empty():
+            result = queue.get_nowait()
+            answer = self._answers.get(result.request_id)
+            if result.error is not None and answer is not None:
+                answer.error = str(result.error)[:200]
+
+    def _sizes(self) -> tuple[int, int]:
+        """(longest sequence, prompt tokens a step) that this experiment needs."""
+        engine = self._engine
+        fillers = FILLER_PROMPTS if engine.experiment.traffic == "mixed" else ()
+        prompts = [len(engine.encode(text)) for text in (*engine.experiment.prompts, *fillers)]
+        batch = max(engine.experiment.batch_sizes)
+        budget = max(max(prompts) + batch, min(PREFILL_BUDGET_TOKENS, max(prompts) * batch))
+        return max(prompts) + engine.experiment.max_new_tokens, budget
+
+
+def _batching_config(num_blocks: int, max_batch_tokens: int, max_requests: int) -> Any:
+    """transformers' configuration: no prefix sharing, no second stream, no captured graphs.
+
+    Sharing prefixes would make a request's chunks depend on who came before it.
+    """
+    from transformers import ContinuousBatchingConfig
+
+    known = {field.name for field in fields(ContinuousBatchingConfig)}
+    page = "page_size" if "page_size" in known else "block_size"
+    return ContinuousBatchingConfig(
+        **{page: PAGE_TOKENS},
+        num_blocks=num_blocks,
+        max_batch_tokens=max_batch_tokens,
+        max_requests_per_batch=max_requests,
+        allow_block_sharing=False,
+        use_async_batching=False,
+        use_cuda_graph=False,
+        **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in known else {}),
+    )

@@ -1,0 +1,121 @@
+"""From logits to tokens: the best two, seeded sampling, and text with token boundaries.
+
+Everything here computes each row on its own, in one order whatever the number of rows, so that
+the harness adds no difference of its own to the engine it watches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+_BLOCK = 64
+"""Logits are searched and summed in blocks of this many."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedTokens:
+    """The best two tokens of each row; all tensors (rows,) on the CPU."""
+
+    best: torch.Tensor
+    runner_up: torch.Tensor
+    gap: torch.Tensor
+    """Best minus second-best score, float32, >= 0."""
+    logprob: torch.Tensor
+    """Log-probability of the best token, float32, in nats."""
+
+
+def rank(scores: torch.Tensor) -> RankedTokens:
+    """The best two of `scores` (rows, vocabulary), the lowest index first among equals.
+
+    One pass over the scores finds the best of each block; the rest happens on the blocks.
+    """
+    blocks = _in_blocks(scores)
+    best_of_block = blocks.amax(-1)
+    best_value, best = _best(blocks, best_of_block)
+    total = (blocks.float() - best_value.float()[:, None, None]).exp_().sum(-1).sum(-1)
+    rows = torch.arange(len(best), device=scores.device)
+    block, inside = best // _BLOCK, best % _BLOCK
+    blocks[rows, block, inside] = -torch.inf
+    best_of_block[rows, block] = blocks[rows, block].amax(-1)
+    next_value, runner_up = _best(blocks, best_of_block)
+    blocks[rows, block, inside] = best_value  # `blocks` may be a view of the caller's scores
+    gap = best_value.float() - next_value.float()
+    ranked = torch.stack((best.double(), runner_up.double(), gap.double(), -total.log().double()))
+    best, runner_up, gap, logprob = ranked.cpu()  # one transfer
+    return RankedTokens(best.long(), runner_up.long(), gap.float(), logprob.float())
+
+
+def _in_blocks(scores: torch.Tensor) -> torch.Tensor:
+    """(rows, vocabulary) as (rows, blocks, _BLOCK), the last block filled with -inf."""
+    rows, vocabulary = scores.shape
+    missing = -vocabulary % _BLOCK
+    if missing:
+        scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
+    return scores.reshape(rows, -1, _BLOCK)
+
+
+def _best(blocks: torch.Tensor, best_of_block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value and index of the best score of each row; argmax takes the first among equals."""
+    block = best_of_block.argmax(-1)
+    rows = torch.arange(len(block), device=blocks.device)
+    chosen = blocks[rows, block]
+    inside = chosen.argmax(-1)
+    return chosen[rows, inside], block * _BLOCK + inside
+
+
+class Sampler:
+    """Chooses tokens: the best at temperature 0, else by seeded Gumbel noise.
+
+    The noise depends on the seed and the position in the completion only, never on the row or the
+    batch: the same request with the same seed draws the same token wherever it is computed.
+    """
+
+    def __init__(self, temperature: float, seed: int):
+        self.temperature = temperature
+        self._noise = lru_cache(maxsize=256)(lambda *key: _gumbel(seed, *key))
+
+    def choose(self, scores: torch.Tensor, positions: list[int]) -> RankedTokens:
+        """Rank (rows, vocabulary) scores; `positions` are the rows' completion-token indices."""
+        if self.temperature > 0:
+            vocabulary = scores.shape[1]
+            noise = torch.stack([self._noise(position, vocabulary) for position in positions])
+            scores = scores.float() / self.temperature + noise.to(scores.device)
+        return rank(scores)
+
+
+def _gumbel(seed: int, position: int, vocabulary: int) -> torch.Tensor:
+    key = hashlib.sha256(f"{seed}/{position}".encode()).digest()[:8]
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+    uniform = torch.rand(vocabulary, generator=generator, dtype=torch.float64)
+    return -(-uniform.clamp_min(1e-300).log()).log().float()
+
+
+class Detokenizer:
+    """Text of token ids, with the length of the text after each token. Remembers what it did."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._decode = lru_cache(maxsize=4096)(self._decode_once)
+
+    def __call__(self, token_ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """(text, token_ends), special tokens left out; bytes that wait for more add nothing."""
+        return self._decode(token_ids)
+
+    def _decode_once(self, token_ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        from tokenizers.decoders import DecodeStream
+
+        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        stream = DecodeStream(skip_special_tokens=True)
+        ends: list[int] = []
+        length = 0
+        for token_id in token_ids:
+            length += len(stream.step(self._tokenizer.backend_tokenizer, token_id) or "")
+            ends.append(min(length, len(text)))
+        if ends:
+            ends[-1] = len(text)
+        return text, tuple(ends)

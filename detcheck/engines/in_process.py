@@ -1,0 +1,230 @@
+"""What the engines that run a transformers model in this process have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from detcheck.completion import Completion, ObservedBatch, TopTwo
+from detcheck.engines.base import OnTokens, TrialResult
+from detcheck.engines.decoding import Detokenizer, RankedTokens, Sampler
+from detcheck.errors import MeasurementError, OutOfMemory, UsageError
+from detcheck.experiment import STOCK, Experiment, kernel_families
+from detcheck.kernels.mode import Proof, batch_invariant
+from detcheck.models import LoadedModel
+from detcheck.rundir import KernelsProof
+from detcheck.traffic import FILLER_PROMPTS, Trial
+
+WARM_UP_TOKENS = 2
+
+
+@dataclass(slots=True)
+class Answer:
+    """One request while it is being answered."""
+
+    max_new_tokens: int
+    token_ids: list[int] = field(default_factory=list)
+    runner_up_token_ids: list[int] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    """Requests in each forward pass that this one took part in."""
+    query_tokens_max: int = 0
+    finish_reason: str | None = None
+    error: str | None = None
+
+    def saw_forward(self, rows: int, query_tokens: int) -> None:
+        """Note one forward pass that this request was part of."""
+        self.rows.append(rows)
+        self.query_tokens_max = max(self.query_tokens_max, query_tokens)
+
+    def append(self, token: tuple[int, int, float, float], eos_token_ids: Sequence[int]) -> None:
+        """Take the next token: (id, runner-up, gap, log-probability)."""
+        token_id, runner_up, gap, logprob = token
+        self.token_ids.append(token_id)
+        self.runner_up_token_ids.append(runner_up)
+        self.gaps.append(gap)
+        self.logprobs.append(logprob)
+        if token_id in eos_token_ids:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= self.max_new_tokens:
+            self.finish_reason = "length"
+
+    @property
+    def observed_batch(self) -> ObservedBatch | None:
+        """The batches it was computed in; None before its first forward pass."""
+        if not self.rows:
+            return None
+        mean = sum(self.rows) / len(self.rows)
+        steps = len(self.rows)
+        return ObservedBatch(
+            min(self.rows), max(self.rows), round(mean, 3), self.query_tokens_max, steps
+        )
+
+
+def token_rows(ranked: RankedTokens) -> list[tuple[int, int, float, float]]:
+    """Ranked tokens as one (id, runner-up, gap, log-probability) a row."""
+    columns = (ranked.best, ranked.runner_up, ranked.gap, ranked.logprob)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+class InProcessEngine:
+    """Base of `continuous` and `static`: subclasses answer one trial's requests."""
+
+    def __init__(self, loaded: LoadedModel, experiment: Experiment):
+        self.loaded = loaded
+        self.experiment = experiment
+        self.sampler = Sampler(experiment.temperature, experiment.seed)
+        self.encode = lru_cache(maxsize=None)(self._encode)
+        self._detokenize = Detokenizer(loaded.tokenizer)
+        self._proofs: dict[str, list[Proof]] = {}
+        self._warm: set[str] = set()
+        self._check_lengths()
+        self._check_kernels()
+
+    def answer(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
+        """Answer every request of the trial, in its order."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Drop whatever an interrupted trial left behind."""
+
+    def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
+        """See `Engine.run_trial`."""
+        try:
+            with self._kernels(trial.condition.kernels), torch.inference_mode():
+                self._warm_up(trial)
+                started = perf_counter()
+                answers = self.answer(trial, on_tokens)
+                elapsed = perf_counter() - started
+        except BaseException as error:
+            self.reset()
+            if _is_out_of_memory(error):
+                raise OutOfMemory(_OUT_OF_MEMORY.format(trial.condition.batch_size)) from error
+            raise
+        completions = tuple(
+            (position, self._completion(answer))
+            for position, (answer, request) in enumerate(zip(answers, trial.requests, strict=True))
+            if request.is_probe
+        )
+        return TrialResult(completions, sum(len(a.token_ids) for a in answers), elapsed)
+
+    def proof(self, kernels: str) -> KernelsProof:
+        """See `Engine.proof`: calls are summed over the trials so far."""
+        if kernels == STOCK:
+            return KernelsProof(kernels, {})
+        proofs = self._proofs.get(kernels, [])
+        calls: Counter[str] = Counter()
+        for proof in proofs:
+            calls.update(proof.overrides)
+        idle = sorted({family for proof in proofs for family in proof.idle_families})
+        missing = tuple(idle) if proofs else kernel_families(kernels)
+        problems = [proof.self_check for proof in proofs if proof.self_check != "passed"]
+        return KernelsProof(kernels, dict(calls), missing, problems[0] if problems else "passed")
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.reset()
+
+    def _warm_up(self, trial: Trial) -> None:
+        """Once a condition, outside the clock: kernels are chosen and memory is taken."""
+        if trial.condition.condition_id in self._warm:
+            return
+        self._warm.add(trial.condition.condition_id)
+        requests = tuple(
+            replace(request, arrival_step=0, max_new_tokens=WARM_UP_TOKENS)
+            for request in trial.requests
+        )
+        self.answer(replace(trial, requests=requests), None)
+
+    @contextmanager
+    def _kernels(self, kernels: str) -> Iterator[None]:
+        if kernels == STOCK:
+            yield
+            return
+        with batch_invariant(kernel_families(kernels)) as mode:
+            yield
+            proof = mode.proof()
+        self._proofs.setdefault(kernels, []).append(proof)
+
+    def _encode(self, prompt: str) -> tuple[int, ...]:
+        tokenizer = self.loaded.tokenizer
+        if self.experiment.chat_template and tokenizer.chat_template:
+            encoded = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
+            )
+        else:
+            encoded = tokenizer(prompt)
+        return tuple(encoded["input_ids"])
+
+    def _check_lengths(self) -> None:
+        context = self.loaded.context_length
+        fillers = FILLER_PROMPTS if self.experiment.traffic == "mixed" else ()
+        for number, prompt in enumerate((*self.experiment.prompts, *fillers), start=1):
+            needed = len(self.encode(prompt)) + self.experiment.max_new_tokens
+            if context is not None and needed > context:
+                raise UsageError(
+                    f"Prompt {number} has {len(self.encode(prompt))} tokens; with "
+                    f"{self.experiment.max_new_tokens} new ones it exceeds the model's context of "
+                    f"{context}: shorten it or lower --max-new-tokens."
+                )
+
+    def _check_kernels(self) -> None:
+        wanted = [kernels for kernels in self.experiment.kernels if kernels != STOCK]
+        if wanted and self.loaded.device.type != "cpu":
+            raise UsageError(
+                f"There are no batch-invariant kernels for {self.loaded.device.type} yet: use "
+                "--device cpu or --kernels stock."
+            )
+
+    def _completion(self, answer: Answer) -> Completion:
+        if answer.error is not None:
+            return Completion("", "error", error=answer.error, observed_batch=answer.observed_batch)
+        token_ids = tuple(answer.token_ids)
+        text, ends = self._detokenize(token_ids)
+        return Completion(
+            text=text,
+            finish_reason=answer.finish_reason or "length",
+            token_ids=token_ids,
+            token_ends=ends,
+            top_two=TopTwo(
+                tuple(answer.runner_up_token_ids), tuple(answer.gaps), tuple(answer.logprobs)
+            ),
+            observed_batch=answer.observed_batch,
+        )
+
+
+_OUT_OF_MEMORY = (
+    "Out of memory at batch size {}; what was measured before is kept: leave that batch size out, "
+    "or lower --max-new-tokens."
+)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "allocate memory" in text or "not enough memory" in text
+    )
+
+
+def unexpected(error: Exception) -> MeasurementError:
+    """An engine's own failure as one sentence."""
+    text = " ".join(str(error).split())[:200]
+    return MeasurementError(f"The engine failed ({type(error).__name__}: {text}).")
+
+
+def pad_token_id(loaded: LoadedModel) -> int:
+    """A token to pad with: the tokenizer's, else the end of sequence, else 0."""
+    value: Any = loaded.tokenizer.pad_token_id
+    if value is not None:
+        return int(value)
+    return loaded.eos_token_ids[0] if loaded.eos_token_ids else 0

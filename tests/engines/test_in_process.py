@@ -1,0 +1,179 @@
+"""The engines on a tiny model: right tokens, observed batches, faults, resets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from detcheck.engines.continuous import ContinuousEngine
+from detcheck.engines.in_process import InProcessEngine
+from detcheck.engines.static import StaticEngine
+from detcheck.errors import OutOfMemory, UsageError
+from detcheck.experiment import Experiment
+from detcheck.models import LoadedModel
+from detcheck.traffic import plan_trials
+
+ENGINES = {"continuous": ContinuousEngine, "static": StaticEngine}
+
+
+def experiment(**changes: Any) -> Experiment:
+    defaults = {
+        "prompts": ("What is the sea?",),
+        "batch_sizes": (1, 5),
+        "completions": 12,
+        "max_new_tokens": 12,
+        "traffic": "mixed",
+    }
+    return Experiment(**(defaults | changes))
+
+
+def greedy(loaded: LoadedModel, prompt_ids: tuple[int, ...], tokens: int) -> list[int]:
+    """What plain transformers generates for one prompt alone."""
+    ids = torch.tensor([prompt_ids])
+    with torch.inference_mode():
+        out = loaded.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+        )
+    return out[0, len(prompt_ids) :].tolist()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("kernels", ["stock", "batch-invariant"])
+def test_completions_are_what_transformers_generates(
+    tiny_model: LoadedModel, name: str, kernels: str
+) -> None:
+    asked = experiment(engine=name, kernels=(kernels,))
+    engine = ENGINES[name](tiny_model, asked)
+    expected = greedy(tiny_model, engine.encode(asked.prompts[0]), asked.max_new_tokens)
+    for condition in asked.conditions():
+        for trial in plan_trials(asked, condition):
+            result = engine.run_trial(trial)
+            assert len(result.completions) == trial.num_probes
+            for position, completion in result.completions:
+                assert trial.requests[position].is_probe
+                assert list(completion.token_ids or ()) == expected
+                assert completion.token_ends is not None
+                assert completion.token_ends[-1] == len(completion.text)
+                assert completion.finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_observed_batches_are_counted_over_forward_passes(
+    tiny_model: LoadedModel, name: str
+) -> None:
+    asked = experiment(engine=name, kernels=("stock",), traffic="alone")
+    engine = ENGINES[name](tiny_model, asked)
+    for condition in asked.conditions():
+        for trial in plan_trials(asked, condition)[:2]:
+            for _, completion in engine.run_trial(trial).completions:
+                observed = completion.observed_batch
+                assert observed is not None
+                assert observed.rows_max == condition.batch_size
+                assert observed.steps == completion.num_tokens
+                assert observed.rows_min >= 1
+
+
+def test_arrivals_are_staggered_and_seen(tiny_model: LoadedModel) -> None:
+    asked = experiment(kernels=("stock",), traffic="alone", batch_sizes=(4,), completions=12)
+    engine = ContinuousEngine(tiny_model, asked)
+    trials = plan_trials(asked, asked.conditions()[0])
+    together = engine.run_trial(trials[0])
+    staggered = engine.run_trial(trials[2])
+    assert {c.observed_batch.rows_min for _, c in together.completions} == {4}  # type: ignore[union-attr]
+    assert min(c.observed_batch.rows_min for _, c in staggered.completions) < 4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_invariant_kernels_give_bitwise_equal_log_probabilities(
+    tiny_model: LoadedModel, name: str
+) -> None:
+    asked = experiment(engine=name, batch_sizes=(1, 3, 8), completions=24)
+    engine = ENGINES[name](tiny_model, asked)
+    digests: dict[str, set[str | None]] = {"stock": set(), "batch-invariant": set()}
+    for condition in asked.conditions():
+        for trial in plan_trials(asked, condition):
+            for _, completion in engine.run_trial(trial).completions:
+                digests[condition.kernels].add(completion.logprob_digest)
+    assert len(digests["batch-invariant"]) == 1
+    assert len(digests["stock"]) > 1, "the control must be able to differ"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_proof_names_the_overrides_that_ran(tiny_model: LoadedModel, name: str) -> None:
+    asked = experiment(engine=name)
+    engine = ENGINES[name](tiny_model, asked)
+    assert not engine.proof("batch-invariant").complete
+    condition = next(c for c in asked.conditions() if c.kernels == "batch-invariant")
+    engine.run_trial(plan_trials(asked, condition)[0])
+    proof = engine.proof("batch-invariant")
+    assert proof.complete
+    assert proof.overrides["aten::mm"] > 0
+    assert proof.overrides["transformers::sdpa"] > 0
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_seeded_sampling_repeats_and_follows_the_seed(tiny_model: LoadedModel, name: str) -> None:
+    answers = []
+    for seed in (0, 0, 1):
+        asked = experiment(
+            engine=name, kernels=("batch-invariant",), temperature=1.0, seed=seed, batch_sizes=(5,)
+        )
+        engine = ENGINES[name](tiny_model, asked)
+        result = engine.run_trial(plan_trials(asked, asked.conditions()[0])[0])
+        texts = {completion.token_ids for _, completion in result.completions}
+        assert len(texts) == 1
+        answers.append(texts.pop())
+    assert answers[0] == answers[1] != answers[2]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(
+    "fault",
+    [torch.OutOfMemoryError("planted"), MemoryError(), RuntimeError("can't allocate memory")],
+)
+def test_out_of_memory_names_the_batch_size_and_leaves_the_engine_fit(
+    tiny_model: LoadedModel, name: str, fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = experiment(engine=name, kernels=("stock",), batch_sizes=(5,))
+    engine = ENGINES[name](tiny_model, asked)
+    trial = plan_trials(asked, asked.conditions()[0])[0]
+    good = engine.run_trial(trial)
+
+    def explode(*_: Any, **__: Any) -> Any:
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_model.model, "forward", explode)
+        with pytest.raises(OutOfMemory, match="batch size 5"):
+            engine.run_trial(trial)
+    again = engine.run_trial(trial)
+    assert [c.token_ids for _, c in again.completions] == [c.token_ids for _, c in good.completions]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_interrupt_leaves_the_engine_fit(tiny_model: LoadedModel, name: str) -> None:
+    asked = experiment(engine=name, kernels=("batch-invariant",), batch_sizes=(5,))
+    engine: InProcessEngine = ENGINES[name](tiny_model, asked)
+    trial = plan_trials(asked, asked.conditions()[0])[0]
+
+    def interrupt(tokens: int) -> None:
+        if tokens > 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.run_trial(trial, interrupt)
+    assert len({c.fingerprint for _, c in engine.run_trial(trial).completions}) == 1
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tiny_model: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="exceeds the model's context of 512"):
+        ContinuousEngine(tiny_model, experiment(prompts=("long " * 200,), traffic="alone"))
+
+
+def test_invariant_kernels_on_a_device_without_them_are_refused(tiny_model: LoadedModel) -> None:
+    elsewhere = replace(tiny_model, device=torch.device("cuda"))
+    with pytest.raises(UsageError, match="no batch-invariant kernels for cuda"):
+        ContinuousEngine(elsewhere, experiment())
