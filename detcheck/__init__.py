@@ -1,5 +1,39 @@
-"""detcheck: does an LLM give the same answer when only the load around the request changes?"""
+"""detcheck: does an LLM give the same answer when only the load around the request changes?
+
+    from detcheck import Experiment, run, load, batch_invariant
+    from detcheck.analysis import analyse
+
+Names are imported when they are first used, so that `import detcheck` loads no torch.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from detcheck.analysis import analyse
+    from detcheck.experiment import Experiment
+    from detcheck.kernels.mode import batch_invariant
+    from detcheck.rundir import Run, load
+    from detcheck.runner import resume, run
+
+__all__ = ["Experiment", "Run", "analyse", "batch_invariant", "load", "resume", "run"]
+
+_HOMES = {
+    "Experiment": "detcheck.experiment",
+    "Run": "detcheck.rundir",
+    "analyse": "detcheck.analysis",
+    "batch_invariant": "detcheck.kernels.mode",
+    "load": "detcheck.rundir",
+    "resume": "detcheck.runner",
+    "run": "detcheck.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'detcheck' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

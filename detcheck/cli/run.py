@@ -1,0 +1,210 @@
+"""`detcheck run`: ask the same question under varying load and keep every answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detcheck.errors import ExitCode, UsageError
+from detcheck.experiment import DEVICES, DTYPES, TRAFFIC, Experiment
+
+if TYPE_CHECKING:
+    from detcheck.rundir import Run
+
+_ENGINES_SHOWN = "continuous|static"
+
+
+def run_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            show_default=False,
+            help="Hub id or folder. [default: the embedded SmolLM2-135M-Instruct]",
+        ),
+    ] = None,
+    *,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p",
+            "--prompt",
+            metavar="TEXT",
+            help="What to ask; repeatable. [default: Tell me about Richard Feynman]",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts from a file: .txt (one a line) or .jsonl."),
+    ] = None,
+    completions: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--completions",
+            metavar="N",
+            help="Completions of each prompt under each kernels setting, shared out over the "
+            "batch sizes. [default: 48]",
+        ),
+    ] = None,
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(
+            "-b",
+            "--batch-sizes",
+            metavar="LIST",
+            help="Requests in flight together, comma-separated. [default: 1,4,8,16]",
+        ),
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            "-k",
+            "--kernels",
+            metavar="LIST",
+            help="stock, batch-invariant, or a subset such as batch-invariant:attention; "
+            "comma-separated. [default: stock,batch-invariant]",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar=_ENGINES_SHOWN, help="What generates. [default: continuous]"),
+    ] = None,
+    traffic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(TRAFFIC),
+            help="alone: the batch holds copies of the prompt; mixed: half of it is other "
+            "requests of other lengths. [default: alone]",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens a completion at most. [default: 100]")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="0 is greedy; above, sampling is seeded. [default: 0]"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", help="Seed of sampling and load. [default: 0]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="|".join(DTYPES), help="[default: auto]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="|".join(DEVICES), help="[default: auto]")
+    ] = None,
+    raw_prompt: Annotated[
+        bool, typer.Option("--raw-prompt", help="Do not wrap prompts in the chat template.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="Run directory. [default: results/runs/<run_id>]"
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with an interrupted run.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask the same question under varying load and keep every answer.
+
+    Every combination of prompt, kernels and batch size is measured; the run directory keeps each
+    completion with the batch it was really computed in. Judge it with `detcheck gate`, look at it
+    with `detcheck report`.
+
+    Exit codes: 0 measured, 2 usage, 3 not measured to its end (what there is is kept).
+    """
+    given = {
+        "model": model,
+        "prompts": _prompts(prompt, prompts),
+        "kernels": _names(kernels),
+        "batch_sizes": _batch_sizes(batch_sizes),
+        "completions": completions,
+        "engine": engine,
+        "traffic": traffic,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+        "chat_template": False if raw_prompt else None,
+        "trust_remote_code": True if trust_remote_code else None,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    if resume is not None and out is not None:
+        raise UsageError("--resume goes on in its own directory: leave --out out.")
+    measured = _resume(resume, options) if resume is not None else _start(options, out)
+    _show(measured, as_json=as_json)
+    raise typer.Exit(ExitCode.OK if measured.complete else ExitCode.INCONCLUSIVE)
+
+
+def _start(options: dict[str, Any], out: Path | None) -> Run:
+    from detcheck.cli.progress import ProgressListener
+
+    experiment = Experiment(**options)
+    with ProgressListener() as listener:
+        from detcheck.runner import run
+
+        return run(experiment, out, listener=listener)
+
+
+def _resume(path: Path, options: dict[str, Any]) -> Run:
+    """Options that are given beside --resume must be those of the run."""
+    from detcheck import rundir
+    from detcheck.cli.progress import ProgressListener
+
+    stored = rundir.load(path).experiment
+    asked = Experiment.from_dict(stored.to_dict() | options)
+    with ProgressListener() as listener:
+        from detcheck.runner import resume
+
+        return resume(path, experiment=asked, listener=listener)
+
+
+def _show(run: Run, *, as_json: bool) -> None:
+    """The table (or JSON) on stdout; what went wrong and what to do next on stderr."""
+    from detcheck.cli.console import print_json, print_line, stderr, stdout
+
+    if as_json:
+        print_json({"run": str(run.path), "summary": run.summary})
+    else:
+        from detcheck.analysis import analyse
+        from detcheck.report.tables import summary_table
+
+        stdout.print(summary_table(analyse(run)))
+    for record in run.conditions:
+        if record.error is not None:
+            print_line(f"{record.condition_id}: {record.error}", "red", console=stderr)
+    if not run.complete:
+        print_line(f"not complete; go on with: detcheck run --resume {run.path}", console=stderr)
+    print_line(f"kept in {run.path}; see it: detcheck report {run.path}", console=stderr)
+
+
+def _prompts(texts: list[str] | None, file: Path | None) -> tuple[str, ...] | None:
+    if file is None:
+        return tuple(texts) if texts else None
+    from detcheck.prompts import read_prompts
+
+    return (*(texts or ()), *read_prompts(file))
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
+def _batch_sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"Batch sizes are whole numbers separated by commas, such as 1,4,8, not {text!r}."
+        ) from error

@@ -1,0 +1,226 @@
+"""Experiment × engine → run directory. Prints nothing: a listener hears what happens."""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from detcheck import __version__, environment, rundir
+from detcheck.analysis import analyse
+from detcheck.analysis.summary import summary_rows
+from detcheck.engines import Engine, TrialResult, create
+from detcheck.errors import MeasurementError, OutOfMemory, RunDirectoryError, StorageError
+from detcheck.experiment import STOCK, Condition, Experiment
+from detcheck.rundir import ConditionRecord, Run, RunWriter
+from detcheck.traffic import Trial, plan_trials
+
+RUNS_FOLDER = Path("results/runs")
+
+
+class Listener:
+    """Hears how a run goes on; every method does nothing unless overridden."""
+
+    def run_started(self, path: Path, conditions: list[ConditionRecord]) -> None:
+        """The directory is there, the model is loaded."""
+
+    def condition_started(self, index: int, record: ConditionRecord) -> None:
+        """A condition begins, or goes on after a resume."""
+
+    def tokens_generated(self, index: int, tokens: int) -> None:
+        """Tokens that the trial in flight has generated so far."""
+
+    def trial_finished(self, index: int, record: ConditionRecord, distinct: int) -> None:
+        """A trial is committed; `distinct` counts the variants of this prompt and kernels."""
+
+    def condition_finished(self, index: int, record: ConditionRecord) -> None:
+        """A condition is done or has failed."""
+
+    def interrupted(self) -> None:
+        """Ctrl-C came; what is committed is kept."""
+
+
+def new_run_id() -> str:
+    """A fresh name for a run: UTC time and six random hex digits."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def run(
+    experiment: Experiment,
+    out: str | Path | None = None,
+    *,
+    engine: Engine | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Run an experiment into a new directory and return what was measured.
+
+    `out` must be empty or not exist; by default it is `results/runs/<run_id>`. `engine` replaces
+    the one that the experiment names. Ctrl-C and faults of single conditions end early with what
+    is there: see `Run.complete`. Raises DetcheckError where nothing can be measured or written.
+    """
+    engine = engine or create(experiment)
+    run_id = new_run_id()
+    path = Path(out) if out is not None else RUNS_FOLDER / run_id
+    writer = RunWriter.create(
+        path,
+        experiment,
+        environment.collect(experiment.device),
+        run_id=run_id,
+        version=__version__,
+        created=_now(),
+    )
+    return _Execution(experiment, engine, writer, listener or Listener()).go()
+
+
+def resume(
+    path: str | Path,
+    *,
+    experiment: Experiment | None = None,
+    engine: Engine | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Go on with an interrupted run from its last committed trial.
+
+    Raises RunDirectoryError where `experiment` is given and differs from the run's, or where the
+    environment has changed in something that can change an answer.
+    """
+    folder = Path(path)
+    stored = rundir.load(folder)
+    if experiment is not None and experiment != stored.experiment:
+        changed = _changed_field(experiment, stored.experiment)
+        raise RunDirectoryError(
+            f"{folder} was run with another {changed}: resume it without that option, or start a "
+            "new run."
+        )
+    engine = engine or create(stored.experiment)
+    changes = environment.differences(
+        stored.environment, environment.collect(stored.experiment.device)
+    )
+    if changes:
+        raise RunDirectoryError(
+            f"{folder} cannot be resumed, its environment has changed ({changes[0]}): start a new "
+            "run."
+        )
+    writer, loaded = RunWriter.resume(folder)
+    execution = _Execution(stored.experiment, engine, writer, listener or Listener())
+    execution.remember(loaded)
+    return execution.go()
+
+
+class _Execution:
+    """One pass over the conditions that are not done yet."""
+
+    def __init__(
+        self, experiment: Experiment, engine: Engine, writer: RunWriter, listener: Listener
+    ):
+        self.experiment = experiment
+        self.engine = engine
+        self.writer = writer
+        self.listener = listener
+        self._seen: defaultdict[tuple[int, str], set[str]] = defaultdict(set)
+        self._out_of_memory_at: dict[str, int] = {}
+
+    def remember(self, run: Run) -> None:
+        """Take over which variants a resumed run has seen already."""
+        table = run.completions
+        for condition, variant in set(zip(table.condition, table.variant, strict=True)):
+            if variant >= 0:
+                record = run.conditions[condition]
+                fingerprint = run.variants[variant].fingerprint
+                self._seen[record.prompt_index, record.kernels].add(fingerprint)
+
+    def go(self) -> Run:
+        """Measure, summarise and load the result back from disk, verified."""
+        finished = False
+        with self._closing():
+            try:
+                self.listener.run_started(self.writer.path, self.writer.records)
+                for index, condition in enumerate(self.experiment.conditions()):
+                    self._measure(index, condition)
+                finished = True
+            except KeyboardInterrupt:
+                self.writer.save()
+                self.listener.interrupted()
+        run = rundir.load(self.writer.path)
+        summary = summary_rows(analyse(run))
+        ended = _now() if finished else None
+        self.writer.finish(summary, ended)
+        return replace(run, summary=tuple(summary), finished=ended)
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.engine.close()
+            self.writer.close()
+
+    def _measure(self, index: int, condition: Condition) -> None:
+        """Run the trials of one condition that are not committed yet."""
+        record = self.writer.records[index]
+        if record.status == "done":
+            return
+        limit = self._out_of_memory_at.get(condition.kernels)
+        if limit is not None and condition.batch_size >= limit:
+            self._fail(index, f"Not tried: memory ran out at batch size {limit} before.")
+            return
+        self.writer.set_status(index, "running")
+        self.listener.condition_started(index, record)
+        try:
+            for trial in plan_trials(self.experiment, condition)[record.trials :]:
+                self._commit(index, trial)
+        except StorageError:
+            raise
+        except MeasurementError as error:
+            if isinstance(error, OutOfMemory):
+                self._out_of_memory_at[condition.kernels] = condition.batch_size
+            self._fail(index, str(error))
+            return
+        self.writer.set_status(index, "done")
+        self.writer.set_proof(self.engine.proof(condition.kernels))
+        self.writer.save()
+        self.listener.condition_finished(index, self.writer.records[index])
+
+    def _commit(self, index: int, trial: Trial) -> None:
+        result = self.engine.run_trial(
+            trial, lambda tokens: self.listener.tokens_generated(index, tokens)
+        )
+        condition = trial.condition
+        if condition.kernels != STOCK:
+            self.writer.set_proof(self.engine.proof(condition.kernels))
+        self.writer.append_trial(
+            index,
+            trial.index,
+            result.completions,
+            elapsed_s=result.elapsed_s,
+            generated_tokens=result.generated_tokens,
+        )
+        self.listener.trial_finished(
+            index, self.writer.records[index], self._distinct(condition, result)
+        )
+
+    def _distinct(self, condition: Condition, result: TrialResult) -> int:
+        """Variants of the condition's prompt and kernels, this trial included."""
+        seen = self._seen[condition.prompt_index, condition.kernels]
+        seen.update(
+            completion.fingerprint for _, completion in result.completions if not completion.failed
+        )
+        return len(seen)
+
+    def _fail(self, index: int, error: str) -> None:
+        self.writer.set_status(index, "failed", error)
+        self.writer.save()
+        self.listener.condition_finished(index, self.writer.records[index])
+
+
+def _changed_field(a: Experiment, b: Experiment) -> str:
+    left, right = a.to_dict(), b.to_dict()
+    return next(name.replace("_", " ") for name in left if left[name] != right[name])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
