@@ -1,0 +1,44 @@
+"""`detcheck report`: what runs found, as HTML, Markdown and CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    format: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Any of html,md,csv.")
+    ] = "html,md,csv",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Where to write; default: into each run's own directory.",
+        ),
+    ] = None,
+) -> None:
+    """Write what each RUN found: report.html, report.md, CSV tables and figures.
+
+    Prints the path of every file written. A report can always be made again from its run.
+    """  # fmt: skip
+    from detcheck.analysis import analyse
+    from detcheck.report.write import parse_formats, write_report
+    from detcheck.rundir import load
+
+    formats = parse_formats(format)
+    analyses = [analyse(load(path)) for path in runs]
+    for path, analysis in zip(runs, analyses, strict=True):
+        folder = path if out is None else _folder(out, analysis.run.run_id, len(runs))
+        for written in write_report(analysis, folder, formats):
+            typer.echo(written)
+
+
+def _folder(out: Path, run_id: str, num_runs: int) -> Path:
+    """`out` itself for one run, a folder in it for each of several."""
+    return out if num_runs == 1 else out / Path(run_id).name

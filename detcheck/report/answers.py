@@ -1,0 +1,218 @@
+"""The six questions that a report answers first, each in one line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detcheck.analysis.results import (
+    CONFIDENT,
+    FLIP_KINDS,
+    UNKNOWN,
+    Analysis,
+    Divergence,
+    Group,
+)
+from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.report.checks import CONTROL_DID_NOT_DIVERGE, Check, evidence, unsound
+from detcheck.report.text import count, number, visible
+
+GOOD = "good"
+BAD = "bad"
+OPEN = "open"
+"""The answer is neither: it is not known, or there is nothing to judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question, its answer in a few words, and one line more."""
+
+    question: str
+    answer: str
+    detail: str
+    mark: str
+
+
+def six_answers(analysis: Analysis) -> tuple[Answer, ...]:
+    """How many, where, why, does the cure work, what it costs, and whether to trust it."""
+    control = control_groups(analysis)
+    cure = cure_groups(analysis)
+    doubt = unsound(analysis)
+    one = GOOD if doubt is None else OPEN
+    return (
+        _how_many(control, one),
+        _where(control, one),
+        _why(analysis.groups, one),
+        _cure(control, cure, doubt),
+        _cost(control, cure),
+        _trust(evidence(analysis)),
+    )
+
+
+def control_groups(analysis: Analysis) -> tuple[Group, ...]:
+    """The stock groups; where there are none, those of the first kernels setting."""
+    kernels = [group.kernels for group in analysis.groups]
+    chosen = STOCK if STOCK in kernels else next(iter(kernels), STOCK)
+    return tuple(group for group in analysis.groups if group.kernels == chosen)
+
+
+def cure_groups(analysis: Analysis) -> tuple[Group, ...]:
+    """The batch-invariant groups; where there are none, those of the first subset tried."""
+    kernels = [group.kernels for group in analysis.groups if group.kernels != STOCK]
+    chosen = BATCH_INVARIANT if BATCH_INVARIANT in kernels else next(iter(kernels), None)
+    return tuple(group for group in analysis.groups if group.kernels == chosen)
+
+
+def unit(group: Group) -> str:
+    """What positions count: tokens, or characters where the server gave no token ids."""
+    reference = group.reference
+    characters = reference is not None and reference.variant.token_ids is None
+    return "character" if characters else "token"
+
+
+def _how_many(groups: Sequence[Group], one: str) -> Answer:
+    """`one` is the mark of a single answer: good only where the evidence is whole."""
+    question = "How many answers?"
+    total = sum(group.completions for group in groups)
+    if total == 0:
+        return Answer(question, "None came back", "nothing was measured", BAD)
+    worst = max(groups, key=lambda group: group.distinct)
+    mark = one if worst.distinct == 1 else BAD
+    if len(groups) == 1:
+        answer = f"{worst.distinct:,} distinct of {total:,}"
+        detail = f"{worst.kernels} kernels; the most common came back {worst.most_common:,} times"
+        return Answer(question, answer, detail, mark)
+    differing = sum(group.distinct > 1 for group in groups)
+    answer = f"up to {worst.distinct:,} distinct"
+    detail = f"{worst.kernels} kernels; {differing} of {len(groups)} prompts have more than one"
+    return Answer(question, answer, detail, mark)
+
+
+def _where(groups: Sequence[Group], one: str) -> Answer:
+    question = "Where do they part?"
+    parted = [group for group in groups if group.divergences]
+    if not parted:
+        return Answer(question, "Nowhere", "every completion is the same", one)
+    group = min(parted, key=lambda group: group.first_divergence or 0)
+    first = _first(group)
+    answer = f"from {unit(group)} {first.position:,} on"
+    detail = f"{_quoted(first.reference_piece)} or {_quoted(first.piece)}"
+    return Answer(question, answer, detail, BAD)
+
+
+def _first(group: Group) -> Divergence:
+    """The most common of the earliest divergences."""
+    return min(group.divergences, key=lambda found: (found.position, -found.count))
+
+
+def _quoted(piece: str) -> str:
+    words = visible(piece.strip(), 80).split(" ")
+    return f"“{' '.join(words[:3])[:28]}”" if piece.strip() else "the end"
+
+
+def _why(groups: Sequence[Group], one: str) -> Answer:
+    question = "Rounding or a bug?"
+    flips: Counter[str] = Counter()
+    for group in groups:
+        flips.update(group.flips)
+    said = ", ".join(_of_kind(flips[kind], kind) for kind in FLIP_KINDS if flips[kind])
+    if not said:
+        return Answer(question, "Nothing to explain", "no answer left the reference", one)
+    if flips[CONFIDENT]:
+        return Answer(question, f"A bug: {flips[CONFIDENT]} confident", _gaps(groups), BAD)
+    if flips[UNKNOWN]:
+        known = sum(flips.values()) - flips[UNKNOWN]
+        detail = (
+            f"{said}; without log-probabilities it cannot be told"
+            if known
+            else ("the engine gave no log-probabilities")
+        )
+        return Answer(question, "Unknown", detail, OPEN)
+    return Answer(question, f"Rounding: {said}", _gaps(groups), OPEN)
+
+
+def _of_kind(flips: int, kind: str) -> str:
+    """`2 ties`, but `2 confident`."""
+    return count(flips, kind) if kind.endswith("tie") else f"{flips:,} {kind}"
+
+
+def _gaps(groups: Sequence[Group]) -> str:
+    """The widest gap that was crossed beside the noise that could cross it."""
+    gaps = [
+        found.flip.reference_gap
+        for group in groups
+        for found in group.divergences
+        if found.flip.reference_gap is not None
+    ]
+    noises = [group.noise for group in groups if group.noise is not None]
+    said = f"gaps up to {number(max(gaps))} nats" if gaps else "gaps unknown"
+    return said + (f", measured noise {number(max(noises))}" if noises else ", noise not measured")
+
+
+def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Check | None) -> Answer:
+    question = "Does the cure work?"
+    if not cure:
+        return Answer(question, "Not tried", "add -k stock,batch-invariant", OPEN)
+    worst = max(cure, key=lambda group: group.distinct)
+    total = sum(group.completions for group in cure)
+    if total == 0:
+        return Answer(question, "Unknown", f"{worst.kernels}: nothing came back", BAD)
+    found = f"{worst.distinct:,} distinct of {total:,}"
+    if len(cure) > 1:
+        found = f"{'' if worst.distinct == 1 else 'up to '}{worst.distinct:,} distinct each"
+    if worst.distinct > 1:
+        return Answer(question, f"No: {found}", f"{worst.kernels} kernels", BAD)
+    return Answer(question, *_cured(control, worst, found, doubt))
+
+
+def _cured(
+    control: Sequence[Group], worst: Group, found: str, doubt: Check | None
+) -> tuple[str, str, str]:
+    """What a single answer under the cure proves: answer, detail and mark."""
+    if control[0].kernels != STOCK:
+        return found, "there is no stock control beside it", OPEN
+    if not any(group.distinct > 1 for group in control):
+        return "Cannot be shown", CONTROL_DID_NOT_DIVERGE, OPEN
+    if doubt is not None:
+        return f"Not shown yet: {found}", doubt.sentence, OPEN
+    return f"Yes: {found}", _bound(worst), GOOD
+
+
+def _bound(group: Group) -> str:
+    """What speaks against a single answer being the whole truth."""
+    if group.logprobs_differ:
+        return f"{group.kernels}; but log-probabilities differ in some bit"
+    statistics = group.statistics
+    if statistics is None or statistics.differ_upper_bound is None:
+        return f"{group.kernels} kernels"
+    bound = 100 * statistics.differ_upper_bound
+    return f"{group.kernels}; at most {number(bound, 2)}\u00a0% can differ (95\u00a0%)"
+
+
+def _cost(control: Sequence[Group], cure: Sequence[Group]) -> Answer:
+    question = "What does it cost?"
+    costs = [group.relative_cost for group in cure if group.relative_cost is not None]
+    if not costs:
+        detail = "it needs stock and batch-invariant kernels in one run"
+        return Answer(question, "Not measured", detail, OPEN)
+    low, high = f"{min(costs):.2f}×", f"{max(costs):.2f}×"
+    answer = f"{low} the time a token" if low == high else f"{low} to {high} a token"
+    speeds = [_speed(control), _speed(cure)]
+    detail = f"{number(speeds[0])} → {number(speeds[1])} tokens a second"
+    return Answer(question, answer, detail, OPEN)
+
+
+def _speed(groups: Sequence[Group]) -> float | None:
+    speeds = [group.tokens_per_second for group in groups if group.tokens_per_second]
+    return sum(speeds) / len(speeds) if speeds else None
+
+
+def _trust(checks: Sequence[Check]) -> Answer:
+    question = "Can I trust this?"
+    failed = [check for check in checks if check.passed is False]
+    if failed:
+        detail = failed[0].sentence
+        return Answer(question, f"Not yet: {failed[0].title}", detail, BAD)
+    passed = sum(check.passed is True for check in checks)
+    return Answer(question, f"Yes: {passed} of {passed} checks", checks[0].sentence, GOOD)

@@ -1,0 +1,198 @@
+"""The report as Markdown that renders on a pull request.
+
+Model output stands in `<code>` with its punctuation as entities, or in a fence longer than any
+in it: so nothing in it is markup, a table cell, a link, a mention or mathematics.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from detcheck.analysis.results import Analysis, BatchSizeRow
+from detcheck.report.answers import BAD, GOOD, six_answers
+from detcheck.report.checks import evidence
+from detcheck.report.glossary import GLOSSARY
+from detcheck.report.prefix_tree import BRANCH, Branch
+from detcheck.report.reproduce import command
+from detcheck.report.text import clip, count, number, percent, tail, visible
+from detcheck.report.view import (
+    GroupView,
+    Limits,
+    PromptView,
+    about,
+    environment_rows,
+    flip_reason,
+    headline,
+    prompt_views,
+)
+from detcheck.text import escape_markdown
+
+LIMITS = Limits(leaves=20, depth=8, children=8, variants=12, partings=8)
+MARKS = {GOOD: "✅", BAD: "❌"}
+MOST_INSTEAD = 10
+CELLS = 64
+"""Width of the words in the prefix tree."""
+
+
+def render(analysis: Analysis, figures: Mapping[int, Sequence[str]]) -> str:
+    """The whole document; `figures` are file names by prompt index, relative to it."""
+    blocks = [f"# {headline(analysis)}", escape_markdown(about(analysis))]
+    blocks.append(_answers(analysis))
+    for view in prompt_views(analysis, LIMITS):
+        blocks += _prompt(view, figures.get(view.prompt_index, ()))
+    blocks += ["## Can I trust this result?", _checks(analysis)]
+    blocks += ["## Run it again", fenced(command(analysis.run.experiment), "sh")]
+    blocks.append(_environment(analysis))
+    words = "\n\n".join(f"**{word}**: {meaning}" for word, meaning in GLOSSARY)
+    blocks.append(_folded("The words", words))
+    return "\n\n".join(blocks) + "\n"
+
+
+def code(text: str, limit: int = 200) -> str:
+    """Untrusted text on one line as inline code, in which nothing is markup."""
+    return f"<code>{escape_markdown(visible(text, limit))}</code>"
+
+
+def fenced(text: str, language: str = "") -> str:
+    """`text` in a fence longer than any run of backticks in it, hidden characters shown."""
+    lines = "\n".join(visible(line) for line in text.split("\n"))
+    longest = max((len(run) for run in re.findall("`+", lines)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{lines}\n{fence}"
+
+
+def _answers(analysis: Analysis) -> str:
+    rows = [
+        (
+            MARKS.get(one.mark, "▫️"),
+            one.question,
+            f"**{one.answer}**",
+            escape_markdown(visible(one.detail, 240)),
+        )
+        for one in six_answers(analysis)
+    ]
+    return _table(("", "question", "answer", ""), rows)
+
+
+def _prompt(view: PromptView, figures: Sequence[str]) -> Iterator[str]:
+    yield f"## {code(view.prompt, 160)}"
+    yield view.sentence
+    for group in view.groups:
+        if group.root is not None and group.distinct > 1:
+            yield f"### Where the answers part, {_kernels(group.kernels)}"
+            yield fenced("\n".join(tree_lines(group)), "text")
+    if figures:
+        yield "Figures: " + ", ".join(f"[{_title(name)}]({name})" for name in figures)
+    yield "### By batch size"
+    yield _batch_table(view.groups)
+    for group in view.groups:
+        if group.distinct > 1:
+            yield _folded(f"Variants, {_kernels(group.kernels)}", _variants(group))
+            yield _folded(f"Divergences, {_kernels(group.kernels)}", _divergences(group))
+
+
+def tree_lines(group: GroupView) -> Iterator[str]:
+    """The prefix tree drawn with lines, one branch a line."""
+    root = group.root
+    assert root is not None
+    width = len(f"{root.count:,}")
+    yield f"{root.count:,} {tail(root.text, 2 * CELLS) or '(nothing shared)'}"
+    yield from _branch_lines(root, "", width)
+
+
+def _branch_lines(parent: Branch, indent: str, width: int) -> Iterator[str]:
+    for branch in parent.children:
+        last = branch is parent.children[-1]
+        words = branch.label if branch.kind != BRANCH else clip(branch.text.strip(), CELLS)
+        more = f" ({count(branch.variants, 'answer')})" if branch.collapsed else ""
+        yield f"{indent}{'└' if last else '├'}─ {branch.count:>{width},}  {words}{more}"
+        yield from _branch_lines(branch, indent + ("   " if last else "│  "), width)
+
+
+def _batch_table(groups: Sequence[GroupView]) -> str:
+    headings = ("batch size", "kernels", "came back", "distinct", "most common", "observed batch",
+                "tokens/s", "time a token")  # fmt: skip
+    pairs = [(row, group.kernels) for group in groups for row in group.by_batch_size]
+    pairs.sort(key=lambda pair: pair[0].batch_size)
+    return _table(headings, [_batch_row(row, kernels) for row, kernels in pairs], numeric=True)
+
+
+def _batch_row(row: BatchSizeRow, kernels: str) -> tuple[str, ...]:
+    came = f"{row.completions:,}" + ("" if row.completions == row.asked else f" of {row.asked:,}")
+    cost = "–" if row.relative_cost is None else f"{row.relative_cost:.2f}×"
+    return (
+        str(row.batch_size),
+        _kernels(kernels),
+        came,
+        f"**{row.distinct:,}**",
+        f"{row.most_common:,}",
+        str(row.observed_rows_max or "–"),
+        number(row.tokens_per_second),
+        cost,
+    )
+
+
+def _variants(group: GroupView) -> str:
+    rows = []
+    for line in group.variants:
+        place = "–" if line.first_divergence is None else f"{line.first_divergence:,}"
+        words = code((line.before + " " + line.excerpt).strip(), 140)
+        share = percent(line.share)
+        rows.append((str(line.rank), f"{line.count:,}", share, place, words))
+    table = _table(("rank", "count", "share", f"parts at {group.unit}", "answer"), rows)
+    if group.hidden_variants:
+        hidden = count(group.hidden_variants, "more variant")
+        table += f"\n\n… {hidden}: `detcheck report --format csv` lists them all."
+    return table
+
+
+def _divergences(group: GroupView) -> str:
+    blocks = []
+    for place in group.partings:
+        lines = [f"**{group.unit} {place.position:,}** … {code(place.context)}", ""]
+        lines.append(f"- reference: {code(place.reference_piece or '(ends here)')}")
+        for one in place.instead[:MOST_INSTEAD]:
+            why = f"{one.flip.kind}{flip_reason(one.flip)}"
+            lines.append(f"- {one.count:,}: {code(one.piece or '(ends here)')} ({why})")
+        if len(place.instead) > MOST_INSTEAD:
+            lines.append(f"- … {count(len(place.instead) - MOST_INSTEAD, 'more way')} to go on")
+        blocks.append("\n".join(lines))
+    if group.hidden_partings:
+        blocks.append(f"… {count(group.hidden_partings, 'more place')}.")
+    return "\n\n".join(blocks)
+
+
+def _checks(analysis: Analysis) -> str:
+    marks = {True: MARKS[GOOD], False: MARKS[BAD], None: "▫️"}
+    return "\n".join(
+        f"- {marks[check.passed]} {check.title}: {escape_markdown(visible(check.sentence, 600))}"
+        for check in evidence(analysis)
+    )
+
+
+def _environment(analysis: Analysis) -> str:
+    rows = [
+        (escape_markdown(visible(name, 80)), code(value, 200))
+        for name, value in environment_rows(analysis.run.environment)
+    ]
+    return _folded("Environment", _table(("", ""), rows))
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: bool = False) -> str:
+    rule = "---:" if numeric else "---"
+    lines = [headings, [rule] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def _kernels(kernels: str) -> str:
+    """Kernels settings are validated names, such as `batch-invariant:matmul+attention`."""
+    return kernels
+
+
+def _title(name: str) -> str:
+    return name.rsplit("/", 1)[-1].removesuffix(".svg").replace("_", " ")

@@ -1,0 +1,74 @@
+"""Runs and analyses that the tests of the report share; each is made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detcheck.analysis import Analysis, analyse
+from detcheck.experiment import Experiment
+
+from . import hostile
+from .sample import LIGHTHOUSE, Script, many_answers, write_run
+
+STORY = "Write a short story about a lighthouse keeper."
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def story(folder: Path) -> Analysis:
+    """Six variants under stock kernels, one under batch-invariant ones."""
+    experiment = Experiment(prompts=(STORY,), completions=48, dtype="bfloat16")
+    return analyse(write_run(folder / "story", [Script(LIGHTHOUSE)], experiment))
+
+
+@pytest.fixture(scope="session")
+def eighty(folder: Path) -> Analysis:
+    """A thousand completions of each kernels setting and dozens of variants."""
+    experiment = Experiment(completions=1000, batch_sizes=(1, 2, 4, 8, 16, 32))
+    return analyse(write_run(folder / "eighty", [Script(many_answers(80))], experiment))
+
+
+@pytest.fixture(scope="session")
+def silent(folder: Path) -> Analysis:
+    """A control that does not diverge."""
+    return analyse(write_run(folder / "silent", [Script(LIGHTHOUSE[:1])], Experiment()))
+
+
+@pytest.fixture(scope="session")
+def texts(folder: Path) -> Analysis:
+    """Stock kernels alone, from a server that gives no token ids."""
+    script = Script(LIGHTHOUSE, tokens=False)
+    return analyse(write_run(folder / "texts", [script], Experiment(kernels=("stock",))))
+
+
+@pytest.fixture(scope="session")
+def several(folder: Path) -> Analysis:
+    """Three prompts: one that varies, one with confident flips, one that does not vary."""
+    scripts = [Script(LIGHTHOUSE), Script(many_answers(20), gap=2.0), Script(LIGHTHOUSE[:1])]
+    experiment = Experiment(prompts=(STORY, "a [bold]prompt[/bold]", "c"), completions=96)
+    return analyse(write_run(folder / "several", scripts, experiment))
+
+
+@pytest.fixture(scope="session")
+def attacked(folder: Path) -> Analysis:
+    """Every hostile answer, with and without tokens, asked for by a hostile prompt."""
+    prompts = (hostile.PROMPT, "text \ud800 only")
+    experiment = Experiment(
+        model=hostile.MODEL, prompts=prompts, completions=400, batch_sizes=(1, 20)
+    )
+    scripts = [Script(hostile.ANSWERS), Script(hostile.ANSWERS, tokens=False)]
+    return analyse(write_run(folder / "attacked", scripts, experiment))
+
+
+@pytest.fixture(scope="session")
+def prefixes(folder: Path) -> Analysis:
+    """Answers of which one is the beginning of the other."""
+    answers = ("The lamp burned", "The lamp burned all night", "The lamp burned all night long")
+    experiment = Experiment(completions=48)
+    return analyse(write_run(folder / "prefixes", [Script(answers)], experiment))

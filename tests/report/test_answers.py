@@ -1,0 +1,159 @@
+"""The six answers and the evidence say what was planted, and doubt what was not shown."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, Analysis
+from detcheck.report.answers import BAD, GOOD, OPEN, six_answers
+from detcheck.report.checks import CONTROL_DID_NOT_DIVERGE, evidence
+from detcheck.report.view import headline
+from detcheck.rundir import KernelsProof
+
+
+def without_groups(analysis: Analysis, *kernels: str) -> Analysis:
+    kept = tuple(group for group in analysis.groups if group.kernels not in kernels)
+    return dataclasses.replace(analysis, groups=kept)
+
+
+def change_groups(analysis: Analysis, kernels: str, **fields: object) -> Analysis:
+    groups = tuple(
+        dataclasses.replace(group, **fields) if group.kernels == kernels else group
+        for group in analysis.groups
+    )
+    return dataclasses.replace(analysis, groups=groups)
+
+
+def change_run(analysis: Analysis, **fields: object) -> Analysis:
+    return dataclasses.replace(analysis, run=dataclasses.replace(analysis.run, **fields))
+
+
+def test_the_six_answers_of_a_run_that_diverged_and_was_cured(story: Analysis) -> None:
+    stock, invariant = story.groups
+    how_many, where, why, cure, cost, trust = six_answers(story)
+    assert how_many.answer == f"{stock.distinct} distinct of 48"
+    assert where.answer == f"from token {stock.first_divergence} on"
+    ties, near = stock.flips[TIE], stock.flips[NEAR_TIE]
+    assert why.answer == f"Rounding: {ties} ties, {near} near ties"
+    assert (cure.answer, cure.mark) == ("Yes: 1 distinct of 48", GOOD)
+    assert cost.answer == f"{invariant.relative_cost:.2f}× the time a token"
+    assert trust.mark == GOOD
+    assert headline(story) == (
+        f"{stock.distinct} different answers to one question; 1 with batch-invariant kernels"
+    )
+
+
+def test_a_silent_control_shows_nothing(silent: Analysis) -> None:
+    how_many, where, why, cure, _, trust = six_answers(silent)
+    assert how_many.answer == "1 distinct of 48"
+    assert where.answer == "Nowhere"
+    assert why.answer == "Nothing to explain"
+    assert (cure.answer, cure.mark, cure.detail) == (
+        "Cannot be shown",
+        OPEN,
+        CONTROL_DID_NOT_DIVERGE,
+    )
+    assert (trust.mark, trust.detail) == (BAD, CONTROL_DID_NOT_DIVERGE)
+
+
+def test_confident_flips_are_a_bug(several: Analysis) -> None:
+    why = six_answers(several)[2]
+    flips = sum(group.flips[CONFIDENT] for group in several.groups)
+    assert flips > 0
+    assert (why.answer, why.mark) == (f"A bug: {flips} confident", BAD)
+
+
+def test_without_log_probabilities_it_is_unknown(texts: Analysis) -> None:
+    _, where, why, cure, cost, _ = six_answers(texts)
+    assert where.answer.startswith("from character ")
+    assert (why.answer, why.mark) == ("Unknown", OPEN)
+    assert (cure.answer, cost.answer) == ("Not tried", "Not measured")
+
+
+def test_a_cure_that_fails(story: Analysis) -> None:
+    stock = story.groups[0]
+    uncured = change_groups(story, "batch-invariant", variants=stock.variants)
+    cure = six_answers(uncured)[3]
+    assert (cure.answer, cure.mark) == (f"No: {stock.distinct} distinct of 48", BAD)
+
+
+def test_a_cure_without_a_control(story: Analysis) -> None:
+    cure = six_answers(without_groups(story, "stock"))[3]
+    assert (cure.answer, cure.mark) == ("1 distinct of 48", OPEN)
+
+
+def test_equal_answers_with_other_log_probabilities_are_mentioned(story: Analysis) -> None:
+    noisy = change_groups(story, "batch-invariant", logprobs_differ=3)
+    assert "log-probabilities differ" in six_answers(noisy)[3].detail
+    assert "log-probabilities differ" in {check.title for check in evidence(noisy)}
+
+
+def test_nothing_came_back(story: Analysis) -> None:
+    empty = dataclasses.replace(
+        story,
+        groups=tuple(
+            dataclasses.replace(
+                group, completions=0, variants=(), divergences=(), flips={}, tree=None,
+                relative_cost=None, statistics=None,
+            )
+            for group in story.groups
+        ),
+    )  # fmt: skip
+    how_many, _, _, cure, _, trust = six_answers(empty)
+    assert (how_many.answer, cure.mark, trust.mark) == ("None came back", BAD, BAD)
+    assert headline(empty) == "No answer came back"
+
+
+def test_unobserved_batches_are_not_trusted(story: Analysis) -> None:
+    unseen = dataclasses.replace(
+        story.groups[0].evidence, observed=False, sentence="batches of up to 4 of 16 asked"
+    )
+    trust = six_answers(change_groups(story, "stock", evidence=unseen))[5]
+    assert (trust.mark, trust.answer) == (BAD, "Not yet: batches not seen")
+    assert trust.detail == "batches of up to 4 of 16 asked"
+
+
+@pytest.mark.parametrize(
+    ("proofs", "words"),
+    [
+        ({}, "no proof"),
+        ({"batch-invariant": KernelsProof("batch-invariant", {}, ("aten::mm",))}, "aten::mm never"),
+        ({"batch-invariant": KernelsProof("batch-invariant", {}, (), "row 3 differs")}, "row 3"),
+    ],
+)
+def test_unproven_kernels_are_not_trusted(
+    story: Analysis, proofs: dict[str, KernelsProof], words: str
+) -> None:
+    trust = six_answers(change_run(story, proofs=proofs))[5]
+    assert (trust.mark, trust.answer) == (BAD, "Not yet: kernels unproven")
+    assert words in trust.detail
+
+
+def test_an_unfinished_run_is_not_trusted(story: Analysis) -> None:
+    trust = six_answers(change_run(story, finished=None))[5]
+    assert trust.answer == "Not yet: run unfinished"
+
+
+def test_missing_completions_are_not_trusted(story: Analysis) -> None:
+    trust = six_answers(change_groups(story, "stock", completions=47, failed=1))[5]
+    assert trust.answer == "Not yet: answers missing"
+    assert "95 of 96 completions came back; 1 request failed" in trust.detail
+
+
+def test_repeats_that_differ_are_not_trusted(story: Analysis) -> None:
+    rows = tuple(
+        dataclasses.replace(row, exact_repeats_differ=2) for row in story.groups[0].by_batch_size
+    )
+    trust = six_answers(change_groups(story, "stock", by_batch_size=rows))[5]
+    assert trust.answer == "Not yet: repeats differ"
+
+
+def test_one_answer_without_evidence_claims_nothing(silent: Analysis, story: Analysis) -> None:
+    halted = change_run(silent, finished=None)
+    assert [answer.mark for answer in six_answers(halted)[:3]] == [OPEN] * 3
+    assert headline(silent).startswith("One answer, whatever the load")
+    assert headline(halted).startswith("One answer in 48 completions")
+    cure = six_answers(change_run(story, finished=None))[3]
+    assert (cure.answer, cure.mark) == ("Not shown yet: 1 distinct of 48", OPEN)

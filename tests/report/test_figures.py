@@ -1,0 +1,96 @@
+"""Figures are well-formed SVG with the right numbers, whatever the words in them."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from detcheck.analysis.results import Analysis
+from detcheck.report import figure_style, figures
+from detcheck.report.figure_style import DARK, Drawing
+
+RUNS = ["story", "eighty", "silent", "texts", "several", "attacked", "prefixes"]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(analysis: Analysis) -> list[Drawing]:
+    return [drawing for some in figures.draw_all(analysis).values() for drawing in some]
+
+
+def words_of(drawing: Drawing) -> list[str]:
+    return [text.text or "" for text in parse(drawing).iter(f"{SVG}text")]
+
+
+def parse(drawing: Drawing) -> ElementTree.Element:
+    return ElementTree.fromstring(drawing.standalone().encode("utf-8"))
+
+
+def figure(analysis: Analysis, name: str) -> Drawing:
+    return next(drawing for drawing in drawn(analysis) if drawing.name == name)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_figure_is_well_formed_and_holds_no_script(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    drawings = drawn(request.getfixturevalue(name))
+    assert drawings
+    for drawing in drawings:
+        tags = {element.tag.removeprefix(SVG) for element in parse(drawing).iter()}
+        assert tags <= {"svg", "style", "rect", "defs", "clipPath", "g", "path", "text", "use"}
+        assert drawing.alt
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_colour_has_a_dark_counterpart(name: str, request: pytest.FixtureRequest) -> None:
+    for drawing in drawn(request.getfixturevalue(name)):
+        used = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawing.body))
+        assert used <= {*DARK, "none"}, drawing.name
+
+
+def test_ids_are_unique_over_a_whole_page(several: Analysis) -> None:
+    page = "".join(drawing.body for drawing in drawn(several))
+    ids = re.findall(r' id="(\S+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_names_are_short_for_the_first_prompt(several: Analysis) -> None:
+    names = {drawing.name for drawing in drawn(several)}
+    assert {"prefix_tree", "prompt2_prefix_tree", "prompt3_prefix_tree"} <= names
+    assert {"variants", "divergences", "distinct_by_batch_size", "cost_beside_benefit"} <= names
+    assert "agreement" in names
+    assert "prompt3_divergences" not in names, "nothing diverged on the third prompt"
+
+
+def test_the_tree_shows_the_words_and_their_counts(story: Analysis) -> None:
+    texts = words_of(figure(story, "prefix_tree"))
+    branches = {child.text.strip(): child.count for child in story.groups[0].tree.children}
+    for words, count in branches.items():
+        assert str(count) in texts
+        assert any(text.startswith(words.split(" ")[0]) for text in texts)
+    assert "48 completions, 6 distinct answers" in " ".join(texts)
+
+
+def test_the_tree_says_how_much_it_leaves_out(eighty: Analysis) -> None:
+    texts = " ".join(words_of(figure(eighty, "prefix_tree")))
+    assert re.search(r"\d+ more answers|· \d+ answers", texts)
+
+
+def test_the_same_analysis_gives_the_same_bytes(story: Analysis) -> None:
+    assert [d.body for d in drawn(story)] == [d.body for d in drawn(story)]
+
+
+def test_hostile_words_stay_text(attacked: Analysis) -> None:
+    tree = figure(attacked, "prefix_tree")
+    assert any("<script>" in text for text in words_of(tree))
+    assert "<script" not in tree.body
+
+
+def test_mathematics_is_not_parsed(attacked: Analysis) -> None:
+    with figure_style.style():
+        canvas = figure_style.new_figure()
+        canvas.text(0, 0, "$\\frac{1}{0$")
+        body = figure_style.finish(canvas, "x", "x").body
+    assert "$\\frac{1}{0$" in body

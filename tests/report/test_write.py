@@ -1,0 +1,110 @@
+"""`detcheck report` through the real program: what it writes, prints and refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from detcheck.analysis.results import Analysis
+from detcheck.errors import StorageError, UsageError
+from detcheck.experiment import Experiment
+from detcheck.report.reproduce import command
+from detcheck.report.write import parse_formats, write_report
+
+PROGRAM = "import sys; from detcheck.cli.app import main; main()"
+
+
+def report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, "report", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_it_prints_every_file_that_it_writes(story: Analysis, tmp_path: Path) -> None:
+    done = report(story.run.path, "--out", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert sorted(map(Path, done.stdout.split())) == written
+    names = {path.name for path in written}
+    assert {"report.html", "report.md", "conditions.csv", "variants.csv"} <= names
+    assert {"prefix_tree.svg", "agreement.svg"} <= names
+
+
+def test_it_writes_into_the_run_by_default(story: Analysis) -> None:
+    assert report(story.run.path, "--format", "md").returncode == 0
+    assert (story.run.path / "report.md").exists()
+
+
+def test_several_runs_get_a_folder_each(story: Analysis, silent: Analysis, tmp_path: Path) -> None:
+    done = report(story.run.path, silent.run.path, "-o", tmp_path, "--format", "csv")
+    assert done.returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["silent", "story"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing"], "no run directory missing"),
+        ([".", "--format", "pdf"], "Unknown format 'pdf'"),
+        ([".", "--format", ","], "at least one format"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], words: str) -> None:
+    done = report(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_said(story: Analysis, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="choose another --out"):
+        write_report(story, tmp_path / "file" / "below", ["csv"])
+
+
+def test_formats_are_listed_once() -> None:
+    assert parse_formats(" md, html,md") == ("md", "html")
+    with pytest.raises(UsageError):
+        parse_formats("")
+
+
+def test_a_thousand_completions_take_under_three_seconds(eighty: Analysis, tmp_path: Path) -> None:
+    start = time.process_time(), os.times()
+    assert report(eighty.run.path, "-o", tmp_path).returncode == 0
+    end = os.times()
+    # Time of the child's own, so that a busy machine does not fail the test.
+    used = end.children_user + end.children_system
+    assert used - start[1].children_user - start[1].children_system < 3
+
+
+def test_no_torch_and_no_pandas_are_imported(story: Analysis, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from detcheck.cli.report import report_command; "
+        "assert not {'matplotlib', 'jinja2', 'numpy'} & set(sys.modules); "
+        "report_command([Path(sys.argv[1])], out=Path(sys.argv[2])); "
+        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, story.run.path, tmp_path], check=True)
+
+
+def test_the_command_is_read_back_by_a_shell() -> None:
+    prompts = ('it\'s "here" $HOME `x`\nnext', "-dash")
+    experiment = Experiment(
+        model="org/model", prompts=prompts, completions=9, batch_sizes=(1, 2), temperature=0.5
+    )
+    text = command(experiment)
+    script = text.replace("detcheck run", "printf '%s\\0'", 1)
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=True)
+    arguments = done.stdout.decode().split("\0")
+    assert arguments[:4] == ["org/model", "-p", prompts[0], "--prompt=-dash"]
+    assert arguments[4:8] == ["-n", "9", "-b", "1,2"]
+    assert "--temperature" in arguments
+    assert arguments[arguments.index("--temperature") + 1] == "0.5"
