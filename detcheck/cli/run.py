@@ -20,7 +20,7 @@ def run_command(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             show_default=False,
             help="Hub id or folder. [default: the embedded SmolLM2-135M-Instruct]",
         ),
@@ -96,8 +96,8 @@ def run_command(
     device: Annotated[
         str | None, typer.Option(metavar="|".join(DEVICES), help="[default: auto]")
     ] = None,
-    raw_prompt: Annotated[
-        bool, typer.Option("--raw-prompt", help="Do not wrap prompts in the chat template.")
+    no_chat_template: Annotated[
+        bool, typer.Option("--no-chat-template", help="Send prompts as they are.")
     ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")
@@ -134,7 +134,7 @@ def run_command(
         "seed": seed,
         "dtype": dtype,
         "device": device,
-        "chat_template": False if raw_prompt else None,
+        "chat_template": False if no_chat_template else None,
         "trust_remote_code": True if trust_remote_code else None,
     }
     options = {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,181 @@
+"""`detcheck compare`: hold two runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from detcheck.analysis.compare import Comparison, GroupPair
+
+
+def compare_command(
+    left: Annotated[Path, typer.Argument(metavar="A", help="Run directory.")],
+    right: Annotated[Path, typer.Argument(metavar="B", help="Run directory to hold beside it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Hold two runs side by side: do they agree?
+
+    For each prompt that both asked: how many answers each gave, how many they share, the chance
+    that one completion of each are equal, and where their references part. It judges nothing
+    (exit code 0): `detcheck gate --baseline` does.
+    """
+    from detcheck import rundir
+    from detcheck.analysis.analyse import analyse
+    from detcheck.analysis.compare import compare
+
+    comparison = compare(analyse(rundir.load(left)), analyse(rundir.load(right)))
+    _print_json(comparison) if as_json else _print(comparison)
+
+
+def _print(comparison: Comparison) -> None:
+    from detcheck.cli.console import print_line, stdout
+    from detcheck.text import quoted
+
+    print_line(f"A  {comparison.left.path}")
+    print_line(f"B  {comparison.right.path}")
+    numbers = _numbers(comparison)
+    for prompt, number in numbers.items():
+        print_line(f"{number}  {quoted(prompt, 72)}")
+    stdout.print(_pairs_table(comparison, numbers))
+    for pair in comparison.pairs:
+        if pair.parting is not None:
+            name = f"{numbers[pair.prompt]} {_kernels(pair)}"
+            print_line(f"{name}: the references differ, {pair.parting.sentence}")
+    if len(comparison.conditions) > 1:
+        stdout.print(_conditions_table(comparison, numbers))
+    for line in _differences(comparison):
+        print_line(line)
+
+
+def _differences(comparison: Comparison) -> Iterator[str]:
+    """What differs about the runs themselves, a line each."""
+    for phrase in comparison.experiment_differences:
+        yield f"experiment: {phrase}"
+    for phrase in comparison.environment_differences:
+        yield f"environment: {phrase}"
+    for name, prompts in (("A", comparison.only_left), ("B", comparison.only_right)):
+        if prompts:
+            yield f"only in {name}: {len(prompts)} of the prompts"
+
+
+def _numbers(comparison: Comparison) -> dict[str, str]:
+    """What the tables call each prompt, so that they fit the width of a terminal."""
+    prompts = dict.fromkeys(pair.prompt for pair in comparison.pairs)
+    return {prompt: str(number) for number, prompt in enumerate(prompts, start=1)}
+
+
+def _kernels(pair: GroupPair) -> str:
+    if pair.left.kernels == pair.right.kernels:
+        return pair.left.kernels
+    return f"{pair.left.kernels} / {pair.right.kernels}"
+
+
+def _table(*columns: str, title: str) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("kernels", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    return table
+
+
+def _pairs_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any:
+    from detcheck.cli.console import untrusted
+
+    table = _table(
+        *("distinct", "shared", "agree", "references", "tok/s"),
+        title="A / B; agree: chance that one completion of each are equal",
+    )
+    for pair in comparison.pairs:
+        left, right = pair.left, pair.right
+        cells = (
+            numbers[pair.prompt],
+            _kernels(pair),
+            f"{left.distinct} / {right.distinct}",
+            str(pair.shared),
+            _percent(pair.agreement),
+            _references(pair),
+            f"{_rate(left.tokens_per_second)} / {_rate(right.tokens_per_second)}",
+        )
+        table.add_row(*map(untrusted, cells))
+    return table
+
+
+def _conditions_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any:
+    """Agreement by batch size: a row a prompt and kernels setting."""
+    from detcheck.cli.console import untrusted
+
+    sizes = sorted({pair.batch_size for pair in comparison.conditions})
+    table = _table(*map(str, sizes), title="agree, by batch size")
+    rows: dict[tuple[str, str], dict[int, float | None]] = {}
+    for pair in comparison.conditions:
+        key = (numbers[pair.prompt], pair.kernels)
+        rows.setdefault(key, {})[pair.batch_size] = pair.agreement
+    for names, by_size in rows.items():
+        cells = (*names, *(_percent(by_size.get(size)) for size in sizes))
+        table.add_row(*map(untrusted, cells))
+    return table
+
+
+def _references(pair: GroupPair) -> str:
+    if pair.parting is not None:
+        return f"part at {pair.parting.position}"
+    return "equal" if pair.references_equal else "none"
+
+
+def _percent(share: float | None) -> str:
+    """A share in per cent that is never rounded to nothing or to all."""
+    if share is None:
+        return "–"
+    if 0 < share < 0.01:
+        return "< 1 %"
+    return "> 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
+
+
+def _rate(tokens_per_second: float | None) -> str:
+    return "–" if tokens_per_second is None else f"{tokens_per_second:.0f}"
+
+
+def _print_json(comparison: Comparison) -> None:
+    from detcheck.cli.console import print_json
+
+    print_json(
+        {
+            "left": {"run": comparison.left.path, "run_id": comparison.left.run_id},
+            "right": {"run": comparison.right.path, "run_id": comparison.right.run_id},
+            "pairs": [_pair_row(pair) for pair in comparison.pairs],
+            "conditions": comparison.conditions,
+            "only_left": comparison.only_left,
+            "only_right": comparison.only_right,
+            "experiment_differences": comparison.experiment_differences,
+            "environment_differences": comparison.environment_differences,
+        }
+    )
+
+
+def _pair_row(pair: GroupPair) -> dict[str, Any]:
+    sides = {
+        name: {
+            "kernels": group.kernels,
+            "completions": group.completions,
+            "distinct": group.distinct,
+            "tokens_per_second": group.tokens_per_second,
+            "relative_cost": group.relative_cost,
+        }
+        for name, group in (("left", pair.left), ("right", pair.right))
+    }
+    return {
+        "prompt": pair.prompt,
+        **sides,
+        "shared": pair.shared,
+        "agreement": pair.agreement,
+        "references_equal": pair.references_equal,
+        "parting": pair.parting,
+    }

@@ -1,0 +1,60 @@
+"""`detcheck env`: what a run would record about where it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+
+class Device(StrEnum):
+    """Devices that a run can be asked for."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def env_command(
+    device: Annotated[Device, typer.Option(help="Device that a run would use.")] = Device.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the machine and settings that change numerics.
+
+    The same is kept with every run; no host or user name, path or secret is among it.
+    """
+    from detcheck.cli.console import print_json
+    from detcheck.environment import collect
+
+    environment = collect(device.value)
+    print_json(environment) if as_json else _print(environment)
+
+
+def _print(environment: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    from detcheck.cli.console import stdout, untrusted
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(environment):
+        table.add_row(untrusted(name), untrusted(value))
+    stdout.print(table)
+
+
+def _rows(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(name, value) of every setting, sections as prefixes."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return " ".join(map(str, value)) or "–" if isinstance(value, list) else str(value)

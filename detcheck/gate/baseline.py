@@ -1,0 +1,121 @@
+"""Holding a run against an earlier one: the same question must get the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from detcheck.analysis.compare import Parting, experiment_differences, groups_of, parting
+from detcheck.analysis.results import Analysis, Group, VariantCount
+from detcheck.environment import differences
+from detcheck.errors import UsageError
+from detcheck.experiment import Experiment
+from detcheck.gate.evidence import OF_ITSELF
+from detcheck.gate.verdict import FAIL, INCONCLUSIVE, NOTE, Finding
+
+SAME_QUESTION = ("model", "max_new_tokens", "temperature", "chat_template")
+"""Fields of an experiment that must agree for answers to be comparable at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class SameAsBaseline:
+    """Fails a group whose answers the baseline did not give. Build it by `hold_against`."""
+
+    baseline: Analysis
+
+    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+        ours, theirs = analysis.run, self.baseline.run
+        for phrase in (
+            *experiment_differences(theirs.experiment, ours.experiment),
+            *differences(theirs.environment, ours.environment),
+        ):
+            yield Finding("baseline", NOTE, f"The environment differs from the baseline: {phrase}.")
+        for group in groups:
+            yield from _against(group, groups_of(self.baseline, group.prompt)[group.kernels])
+
+
+def hold_against(baseline: Analysis, analysis: Analysis, kernels: Sequence[str]) -> SameAsBaseline:
+    """The rule that holds `analysis` against `baseline`.
+
+    Raises UsageError where the baseline asks another question or is no evidence itself: it could
+    neither pass nor fail anything.
+    """
+    if baseline.run.run_id == analysis.run.run_id:
+        raise UsageError("The baseline is the run itself: holding it against itself shows nothing.")
+    _check_same_question(baseline.run.experiment, analysis.run.experiment)
+    for name in kernels:
+        if name not in baseline.run.experiment.kernels:
+            raise UsageError(
+                f"The baseline has no {name} kernels, only "
+                f"{', '.join(baseline.run.experiment.kernels)}: choose others by --kernels."
+            )
+    _check_evidence(baseline, kernels)
+    return SameAsBaseline(baseline)
+
+
+def _check_same_question(baseline: Experiment, experiment: Experiment) -> None:
+    for name in SAME_QUESTION:
+        theirs, ours = getattr(baseline, name), getattr(experiment, name)
+        if theirs != ours:
+            raise UsageError(
+                f"The baseline has another {name.replace('_', ' ')} ({_setting(theirs)}) than the "
+                f"run ({_setting(ours)}): their answers cannot be compared."
+            )
+    if experiment.temperature > 0 and baseline.seed != experiment.seed:
+        raise UsageError(
+            f"The baseline was sampled with seed {baseline.seed}, the run with {experiment.seed}: "
+            "their answers cannot be compared."
+        )
+    if set(baseline.prompts) != set(experiment.prompts):
+        raise UsageError("The baseline asks other prompts than the run: there is nothing to hold.")
+
+
+def _check_evidence(baseline: Analysis, kernels: Sequence[str]) -> None:
+    groups = [group for group in baseline.groups if group.kernels in kernels]
+    for rule in OF_ITSELF:
+        for finding in rule.findings(baseline, groups):
+            if finding.effect == INCONCLUSIVE:
+                raise UsageError(
+                    f"The baseline is no evidence to hold a run against: {finding.sentence}"
+                )
+
+
+def _against(group: Group, baseline: Group) -> Iterator[Finding]:
+    """Findings on one group; it gave nothing to compare where another rule says so already."""
+    if group.reference is None or baseline.reference is None:
+        return
+    known = {count.variant.fingerprint for count in baseline.variants}
+    new = [count for count in group.variants if count.variant.fingerprint not in known]
+    if new:
+        yield Finding("baseline", FAIL, _new_answers(group, baseline.reference, new), group)
+    elif apart := parting(baseline.reference.variant, group.reference.variant):
+        sentence = f"The reference answer is another one of the baseline's: {apart.sentence}."
+        yield Finding("baseline", FAIL, sentence, group)
+    else:
+        yield Finding("baseline", NOTE, _same_answers(group, baseline), group)
+
+
+def _new_answers(group: Group, reference: VariantCount, new: Sequence[VariantCount]) -> str:
+    partings = [parting(reference.variant, count.variant) for count in new]
+    first: Parting | None = min(
+        (apart for apart in partings if apart is not None),
+        key=lambda apart: apart.position,
+        default=None,
+    )
+    completions = sum(count.count for count in new)
+    noun = "answer" if len(new) == 1 else "answers"
+    where = f": {first.sentence}" if first else ""
+    return (
+        f"{len(new)} {noun} ({completions} of {group.completions} completions) the baseline did "
+        f"not give{where}."
+    )
+
+
+def _same_answers(group: Group, baseline: Group) -> str:
+    gone = baseline.distinct - group.distinct
+    unseen = f"; {gone} of the baseline's {baseline.distinct} did not come back" if gone > 0 else ""
+    return f"Every answer is one that the baseline gave{unseen}."
+
+
+def _setting(value: object) -> str:
+    return "the embedded one" if value is None else str(value)

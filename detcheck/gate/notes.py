@@ -1,0 +1,94 @@
+"""What is said beside a verdict: rules that decide nothing, and that a reader should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from detcheck.analysis.results import Analysis, Group
+from detcheck.experiment import STOCK
+from detcheck.gate.verdict import NOTE, Finding
+
+
+@dataclass(frozen=True, slots=True)
+class WhatTheCountSays:
+    """Says beside a verdict what the count of answers can and cannot exclude."""
+
+    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+        for group in groups:
+            sentence = _count_sentence(group)
+            if sentence:
+                yield Finding("count", NOTE, sentence, group)
+
+
+@dataclass(frozen=True, slots=True)
+class StockControl:
+    """Says beside a verdict on other kernels whether stock could show a difference at all."""
+
+    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+        control = {group.prompt_index: group for group in analysis.groups if group.kernels == STOCK}
+        for group in groups:
+            if group.kernels == STOCK:
+                continue
+            stock = control.get(group.prompt_index)
+            sentence = _control_sentence(stock)
+            yield Finding("stock-control", NOTE, sentence, group)
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Says where answers agree and what is below them does not: they may part on another day."""
+
+    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+        for group in groups:
+            if group.kernels != STOCK and group.logprobs_differ:
+                sentence = (
+                    f"The log-probabilities of {group.logprobs_differ} completions differ in some "
+                    "bit from the reference's, though the answer is the same."
+                )
+                yield Finding("bits", NOTE, sentence, group)
+            repeats = sum(row.exact_repeats_differ or 0 for row in group.by_batch_size)
+            if repeats:
+                sentence = (
+                    f"{repeats} completions differ in an exact repeat of their load: the load is "
+                    "not all that changes the answer."
+                )
+                yield Finding("bits", NOTE, sentence, group)
+
+
+def _control_sentence(stock: Group | None) -> str:
+    if stock is None:
+        return "No stock control was run: nothing shows that this load can make a difference."
+    if not stock.completions:
+        return "The stock control gave no answer: nothing shows that this load makes a difference."
+    if stock.distinct == 1:
+        return (
+            "The control did not diverge: this prompt, model and load cannot show a difference "
+            f"(stock gave 1 distinct answer in {stock.completions} completions)."
+        )
+    return (
+        f"The stock control gave {stock.distinct} distinct answers in {stock.completions} "
+        "completions of the same load."
+    )
+
+
+def _count_sentence(group: Group) -> str | None:
+    statistics = group.statistics
+    if statistics is None:
+        return None
+    if statistics.differ_upper_bound is not None:
+        return (
+            f"0 of {group.completions} differed; with 95 % confidence fewer than "
+            f"{100 * statistics.differ_upper_bound:.2g} % would."
+        )
+    return (
+        f"{counted(group)}; the most common came back {group.most_common} times; an estimated "
+        f"{100 * statistics.coverage:.0f} % of answers are of these variants, of which there are "
+        f"at least {statistics.chao1:.0f}."
+    )
+
+
+def counted(group: Group) -> str:
+    """`2 distinct answers in 48 completions`."""
+    noun = "answer" if group.distinct == 1 else "answers"
+    return f"{group.distinct} distinct {noun} in {group.completions} completions"

@@ -1,0 +1,117 @@
+"""JUnit and GitHub: valid whatever the model said, and never green by accident."""
+
+from __future__ import annotations
+
+import dataclasses
+from xml.etree import ElementTree
+
+import pytest
+
+from detcheck.engines.scripted import Planted, ScriptedEngine
+from detcheck.errors import UsageError
+from detcheck.experiment import BATCH_INVARIANT
+from detcheck.gate.github import append_summary, summary_markdown, summary_path
+from detcheck.gate.junit import junit_xml, write_junit
+from detcheck.gate.policy import rules_for
+from detcheck.gate.verdict import judge
+
+from .runs import analysed
+
+HOSTILE = (
+    "<script>alert(1)</script> | `x` *b* @octocat http://x.org \x1b[31m\x00\ufffe\u202e&\n# no"
+)
+
+
+@pytest.fixture
+def verdict_on(tmp_path):
+    def judged(engine=None, **options):
+        analysis = analysed(tmp_path / "run", engine, **options)
+        return judge(analysis, (BATCH_INVARIANT,), rules_for(1))
+
+    return judged
+
+
+@pytest.fixture
+def hostile(verdict_on):
+    engine = ScriptedEngine([Planted(5, 3, kernels=BATCH_INVARIANT)])
+    return verdict_on(
+        engine,
+        prompts=(HOSTILE,),
+        change=lambda answer: dataclasses.replace(
+            answer,
+            text=HOSTILE * 3,
+            token_ends=tuple(range(9, 9 * len(answer.token_ids) + 1, 9)),
+        ),
+    )
+
+
+def suite_of(verdict) -> ElementTree.Element:
+    suite = ElementTree.fromstring(junit_xml(verdict)).find("testsuite")
+    assert suite is not None
+    return suite
+
+
+def test_a_pass_is_a_plain_test_case(verdict_on):
+    suite = suite_of(verdict_on())
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "0", "0")
+    assert suite.find("testcase/failure") is None
+    assert "0 of 24 differed" in suite.findtext("testcase/system-out")
+
+
+def test_a_failure_is_a_failure(verdict_on):
+    suite = suite_of(verdict_on(ScriptedEngine([Planted(5, 3, kernels=BATCH_INVARIANT)])))
+    assert (suite.get("failures"), suite.get("errors")) == ("1", "0")
+    assert "2 distinct answers" in suite.find("testcase/failure").get("message")
+
+
+def test_inconclusive_is_an_error_and_not_skipped(verdict_on):
+    suite = suite_of(verdict_on(ScriptedEngine(observed_share=0.5)))
+    assert (suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("0", "1", "0")
+    assert suite.find("testcase/error").get("type") == "inconclusive"
+
+
+def test_a_test_case_a_prompt(verdict_on):
+    suite = suite_of(verdict_on(prompts=("One?", "Two?", "Three?")))
+    assert len(suite.findall("testcase")) == 3
+
+
+def test_hostile_answers_leave_the_xml_valid(hostile):
+    suite = suite_of(hostile)
+    assert "<script>" in suite.find("testcase").get("name")
+    assert not set("\x00\x1b\ufffe") & set(ElementTree.tostring(suite, encoding="unicode"))
+
+
+def test_hostile_answers_are_only_text_in_markdown(hostile):
+    text = summary_markdown(hostile)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(row.count("|") == 6 for row in rows)
+    for forbidden in ("<", "`", "*b*", "@", "http:", "\x1b", "\x00", "\u202e", "\n# no"):
+        assert forbidden not in text
+
+
+def test_the_file_is_written_with_its_folders(tmp_path, verdict_on):
+    path = tmp_path / "a" / "b" / "junit.xml"
+    write_junit(verdict_on(), path)
+    assert ElementTree.parse(path).getroot().tag == "testsuites"
+
+
+def test_a_file_that_cannot_be_written_is_a_usage_error(tmp_path, verdict_on):
+    with pytest.raises(UsageError, match="cannot be written"):
+        write_junit(verdict_on(), tmp_path)
+
+
+def test_the_summary_is_appended(tmp_path, verdict_on, monkeypatch):
+    path = tmp_path / "summary.md"
+    path.write_text("before\n", encoding="utf-8")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
+    append_summary(verdict_on(), summary_path())
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("before\n### detcheck: ✅ pass\n")
+
+
+def test_outside_of_github_the_summary_is_a_usage_error(monkeypatch, tmp_path, verdict_on):
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    with pytest.raises(UsageError, match="GITHUB_STEP_SUMMARY"):
+        summary_path()
+    with pytest.raises(UsageError, match="cannot be written"):
+        append_summary(verdict_on(), tmp_path)

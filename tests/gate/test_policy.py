@@ -1,0 +1,223 @@
+"""Every rule is shown the fault that it is there for, and a run without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from detcheck.engines.scripted import Planted, ScriptedEngine
+from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.gate.policy import rules_for
+from detcheck.gate.verdict import FAIL, INCONCLUSIVE, NOTE, PASS, Verdict, judge
+
+from .runs import analysed
+
+DIVERGING = ScriptedEngine([Planted(5, 3, min_batch_size=4)])
+
+
+@pytest.fixture
+def verdict_on(tmp_path):
+    def judged(engine=None, *, kernels=BATCH_INVARIANT, max_distinct=1, **options) -> Verdict:
+        analysis = analysed(tmp_path / "run", engine, **options)
+        return judge(analysis, (kernels,), rules_for(max_distinct))
+
+    return judged
+
+
+def rules(verdict: Verdict, effect: str) -> set[str]:
+    return {finding.rule for finding in verdict.findings if finding.effect == effect}
+
+
+def test_one_answer_under_proven_kernels_passes_with_its_bound(verdict_on):
+    verdict = verdict_on(DIVERGING)
+    assert verdict.value == PASS
+    assert verdict.exit_code == 0
+    assert re.search(
+        r"0 of 24 differed; with 95 % confidence fewer than [\d.]+ % would", verdict.reasons[0]
+    )
+    assert "stock control gave 2 distinct" in " ".join(verdict.reasons)
+
+
+def test_more_answers_than_allowed_fail_and_say_where(verdict_on):
+    verdict = verdict_on(DIVERGING, kernels=STOCK)
+    assert verdict.value == FAIL
+    assert verdict.exit_code == 1
+    assert rules(verdict, FAIL) == {"max-distinct"}
+    assert verdict.reasons[0].startswith("2 distinct answers in 24 completions, where at most 1")
+    assert "position 5" in verdict.reasons[0]
+    assert '"lit' in verdict.reasons[0]  # word 3 of the script, planted
+
+
+def test_as_many_answers_as_allowed_pass(verdict_on):
+    verdict = verdict_on(DIVERGING, kernels=STOCK, max_distinct=2)
+    assert verdict.value == PASS
+    assert "2 distinct answers in 24 completions" in verdict.reasons[0]
+
+
+def test_a_control_that_found_nothing_is_named_beside_the_pass(verdict_on):
+    verdict = verdict_on(ScriptedEngine())
+    assert verdict.value == PASS
+    assert any("The control did not diverge: this prompt" in r for r in verdict.reasons)
+
+
+def test_a_missing_control_is_named_beside_the_pass(tmp_path):
+    analysis = analysed(tmp_path / "run", kernels=(BATCH_INVARIANT,))
+    verdict = judge(analysis, (BATCH_INVARIANT,), rules_for(1))
+    assert verdict.value == PASS
+    assert any("No stock control was run" in reason for reason in verdict.reasons)
+
+
+def test_missing_completions_are_inconclusive(verdict_on):
+    verdict = verdict_on(ScriptedEngine(fail_rate=0.3))
+    assert verdict.value == INCONCLUSIVE
+    assert verdict.exit_code == 3
+    assert "every-completion" in rules(verdict, INCONCLUSIVE)
+    assert re.match(r"\d+ of 24 completions came back \(\d+ requests failed\)", verdict.reasons[0])
+
+
+def test_no_completion_at_all_is_inconclusive(verdict_on):
+    verdict = verdict_on(ScriptedEngine(fail_rate=1.1))
+    assert verdict.value == INCONCLUSIVE
+    assert verdict.reasons[0].startswith("0 of 24 completions came back")
+
+
+def test_batches_that_never_formed_are_inconclusive(verdict_on):
+    verdict = verdict_on(ScriptedEngine(observed_share=0.5))
+    assert verdict.value == INCONCLUSIVE
+    assert rules(verdict, INCONCLUSIVE) == {"batches-observed"}
+
+
+def test_batches_that_nobody_looked_at_are_inconclusive(verdict_on):
+    verdict = verdict_on(
+        change=lambda completion: dataclasses.replace(completion, observed_batch=None)
+    )
+    assert verdict.value == INCONCLUSIVE
+    assert "batches-observed" in rules(verdict, INCONCLUSIVE)
+
+
+def test_an_override_that_never_ran_is_inconclusive(verdict_on):
+    verdict = verdict_on(ScriptedEngine(missing=("aten::addmm",)))
+    assert verdict.value == INCONCLUSIVE
+    assert rules(verdict, INCONCLUSIVE) == {"kernels-proven"}
+    assert "aten::addmm" in verdict.reasons[0]
+
+
+def test_a_run_without_proof_is_inconclusive(verdict_on):
+    verdict = verdict_on(prove=False)
+    assert rules(verdict, INCONCLUSIVE) == {"kernels-proven"}
+
+
+def test_stock_kernels_need_no_proof(verdict_on):
+    assert verdict_on(prove=False, kernels=STOCK).value == PASS
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"overrides": {"mm": 0}}, "no override served a call"),
+        ({"overrides": {}}, "no override served a call"),
+        ({"self_check": None}, "self-check says"),
+        ({"self_check": "mm differs"}, "mm differs"),
+    ],
+)
+def test_a_hollow_proof_is_no_proof(tmp_path, monkeypatch, fault, words):
+    real = ScriptedEngine.proof
+
+    def hollow(self, kernels):
+        proof = real(self, kernels)
+        return proof if kernels == STOCK else dataclasses.replace(proof, **fault)
+
+    monkeypatch.setattr(ScriptedEngine, "proof", hollow)
+    verdict = judge(analysed(tmp_path / "run"), (BATCH_INVARIANT,), rules_for(1))
+    assert verdict.value == INCONCLUSIVE
+    assert words in verdict.reasons[0]
+
+
+def test_an_interrupted_run_is_inconclusive(verdict_on):
+    # Five of six conditions: stock is all there, and still the run is not whole.
+    verdict = verdict_on(stop_after=5, kernels=STOCK)
+    assert verdict.value == INCONCLUSIVE
+    assert rules(verdict, INCONCLUSIVE) == {"run-complete"}
+    assert "1 of 6 conditions" in verdict.reasons[0]
+
+
+def test_an_interrupted_run_that_diverged_already_fails(verdict_on):
+    verdict = verdict_on(DIVERGING, stop_after=5, kernels=STOCK)
+    assert verdict.value == FAIL
+    assert rules(verdict, INCONCLUSIVE) == {"run-complete"}
+
+
+def test_batches_of_one_cannot_fail_and_so_do_not_pass(verdict_on):
+    verdict = verdict_on(batch_sizes=(1,))
+    assert verdict.value == INCONCLUSIVE
+    assert rules(verdict, INCONCLUSIVE) == {"load-varied"}
+    assert "could not have failed" in verdict.reasons[0]
+
+
+def test_one_load_over_and_over_does_not_pass(verdict_on):
+    verdict = verdict_on(batch_sizes=(8,))
+    assert rules(verdict, INCONCLUSIVE) == {"load-varied"}
+
+
+def test_one_batch_size_among_other_requests_may_pass(verdict_on):
+    assert verdict_on(batch_sizes=(8,), traffic="mixed").value == PASS
+
+
+def test_one_batch_size_in_differing_batches_may_pass(verdict_on):
+    rows = iter(range(1000))
+
+    def varied(completion):
+        observed = dataclasses.replace(completion.observed_batch, rows_mean=8 - next(rows) % 3)
+        return dataclasses.replace(completion, observed_batch=observed)
+
+    assert verdict_on(batch_sizes=(8,), change=varied).value == PASS
+
+
+def test_a_limit_beyond_the_completions_does_not_pass(verdict_on):
+    verdict = verdict_on(max_distinct=24)
+    assert verdict.value == INCONCLUSIVE
+    assert "24 completions cannot give more than the 24 answers" in verdict.reasons[0]
+
+
+def test_one_bad_prompt_of_two_fails_the_run_and_names_it(tmp_path):
+    prompts = ("Why is the sky blue?", "Why is the sea blue?")
+    engine = ScriptedEngine([Planted(5, 3, kernels=BATCH_INVARIANT)])
+    analysis = analysed(tmp_path / "run", engine, prompts=prompts)
+    verdict = judge(analysis, (STOCK, BATCH_INVARIANT), rules_for(1))
+    by_case = {(case.group.prompt, case.group.kernels): case.verdict for case in verdict.cases}
+    assert verdict.value == FAIL
+    assert by_case[prompts[0], STOCK] == PASS
+    assert by_case[prompts[0], BATCH_INVARIANT] == FAIL
+    assert 'prompt 1 "Why is the sky blue?" [batch-invariant]: 2 distinct' in verdict.reasons[0]
+
+
+def test_findings_come_worst_first(verdict_on):
+    verdict = verdict_on(ScriptedEngine([Planted(5, 3)], observed_share=0.5), kernels=STOCK)
+    effects = [finding.effect for finding in verdict.findings]
+    assert effects == sorted(effects, key=[FAIL, INCONCLUSIVE, NOTE].index)
+    assert effects[0] == FAIL
+
+
+def test_log_probabilities_that_differ_are_named_beside_the_pass(verdict_on):
+    verdict = verdict_on(ScriptedEngine(noise=0.01))
+    assert verdict.value == PASS
+    assert any("completions differ in some bit" in reason for reason in verdict.reasons)
+
+
+def test_log_probabilities_that_agree_are_not(verdict_on):
+    assert "bits" not in rules(verdict_on(ScriptedEngine()), NOTE)
+
+
+def test_repeats_that_differ_are_named(verdict_on, monkeypatch):
+    real = ScriptedEngine.run_trial
+
+    def unsteady(self, trial, on_tokens=None):
+        # As an engine whose answer is not decided by the load: a repeat is another draw.
+        return real(self, dataclasses.replace(trial, index=trial.index + 1000), on_tokens)
+
+    monkeypatch.setattr(ScriptedEngine, "run_trial", unsteady)
+    engine = ScriptedEngine([Planted(5, 3, min_batch_size=4, rate=0.5)])
+    verdict = verdict_on(engine, kernels=STOCK)
+    assert any("differ in an exact repeat" in reason for reason in verdict.reasons)
