@@ -194,7 +194,8 @@ class Analysis:
     groups: tuple[Group, ...]
     """One per (prompt, kernels), prompts in order, stock before the others."""
     agreement: npt.NDArray[np.float64]
-    """(conditions, conditions): chance that one completion of each agree; NaN across prompts."""
+    """(conditions, conditions): chance that one completion of each agree; on the diagonal, two
+    different ones. NaN across prompts, and where there are no two to compare."""
     total_agreement_rate: Mapping[str, float]
     """TARr@N by kernels: share of prompts whose N raw answers are all equal."""
 

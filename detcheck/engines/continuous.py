@@ -21,6 +21,7 @@ from detcheck.traffic import FILLER_PROMPTS, Trial
 
 PAGE_TOKENS = 32
 """Tokens of one request that share a page of the cache."""
+SPARE_PAGES = 8
 PREFILL_BUDGET_TOKENS = 8192
 """Prompt tokens that one step takes in at the most. Requests beyond wait for the next step, whole:
 a prompt split over steps would change `chunking` beside the batch."""
@@ -48,20 +49,11 @@ class _Loop:
     """transformers' batch processor, stepped by hand."""
 
     def __init__(self, engine: ContinuousEngine):
-        from transformers import GenerationConfig
-
         self._engine = engine
-        loaded = engine.loaded
-        longest, self._budget = self._sizes()
-        generation = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=engine.experiment.max_new_tokens,
-            eos_token_id=list(loaded.eos_token_ids) or -1,
-            pad_token_id=pad_token_id(loaded),
+        self._budget = _sizes(engine)[1]
+        self._manager = engine.loaded.model.init_continuous_batching(
+            generation_config(engine), batching_config(engine)
         )
-        pages = max(engine.experiment.batch_sizes) * -(-longest // PAGE_TOKENS)
-        config = _batching_config(pages + 8, self._budget, max(engine.experiment.batch_sizes))
-        self._manager = loaded.model.init_continuous_batching(generation, config)
         self._processor = self._manager._create_batch_processor()
         self._manager.batch_processor = self._processor
         self._processor.model_runner._sample = self._choose
@@ -149,32 +141,46 @@ class _Loop:
             if result.error is not None and answer is not None:
                 answer.error = str(result.error)[:200]
 
-    def _sizes(self) -> tuple[int, int]:
-        """(longest sequence, prompt tokens a step) that this experiment needs."""
-        engine = self._engine
-        fillers = FILLER_PROMPTS if engine.experiment.traffic == "mixed" else ()
-        prompts = [len(engine.encode(text)) for text in (*engine.experiment.prompts, *fillers)]
-        batch = max(engine.experiment.batch_sizes)
-        budget = max(max(prompts) + batch, min(PREFILL_BUDGET_TOKENS, max(prompts) * batch))
-        return max(prompts) + engine.experiment.max_new_tokens, budget
+
+def generation_config(engine: ContinuousEngine) -> Any:
+    """transformers' configuration of the decoding; sampling is left to `_Loop`."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=engine.experiment.max_new_tokens,
+        eos_token_id=list(engine.loaded.eos_token_ids) or -1,
+        pad_token_id=pad_token_id(engine.loaded),
+    )
 
 
-def _batching_config(num_blocks: int, max_batch_tokens: int, max_requests: int) -> Any:
-    """transformers' configuration: no prefix sharing, no second stream, no captured graphs.
+def batching_config(engine: ContinuousEngine) -> Any:
+    """transformers' configuration of the batching: no prefix sharing, no second stream, no graphs.
 
     Sharing prefixes would make a request's chunks depend on who came before it.
     """
     from transformers import ContinuousBatchingConfig
 
+    longest, budget = _sizes(engine)
+    batch = max(engine.experiment.batch_sizes)
     known = {field.name for field in fields(ContinuousBatchingConfig)}
     page = "page_size" if "page_size" in known else "block_size"
     return ContinuousBatchingConfig(
         **{page: PAGE_TOKENS},
-        num_blocks=num_blocks,
-        max_batch_tokens=max_batch_tokens,
-        max_requests_per_batch=max_requests,
+        num_blocks=batch * -(-longest // PAGE_TOKENS) + SPARE_PAGES,
+        max_batch_tokens=budget,
+        max_requests_per_batch=batch,
         allow_block_sharing=False,
         use_async_batching=False,
         use_cuda_graph=False,
         **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in known else {}),
     )
+
+
+def _sizes(engine: ContinuousEngine) -> tuple[int, int]:
+    """(longest sequence, prompt tokens a step) that the engine's experiment needs."""
+    fillers = FILLER_PROMPTS if engine.experiment.traffic == "mixed" else ()
+    prompts = [len(engine.encode(text)) for text in (*engine.experiment.prompts, *fillers)]
+    batch = max(engine.experiment.batch_sizes)
+    budget = max(max(prompts) + batch, min(PREFILL_BUDGET_TOKENS, max(prompts) * batch))
+    return max(prompts) + engine.experiment.max_new_tokens, budget

@@ -1,0 +1,149 @@
+"""What the counts can and cannot say: bounds, coverage, agreement.
+
+A deterministic engine answers an identical load identically, so a repeated load is no new
+evidence. Two requests face the same load where condition, composition of the trial and position
+in it agree. Trials of one composition are: trial 1, which repeats trial 0 on purpose; every trial
+of a batch of one; and every trial of a lockstep engine whose batch holds only copies of the prompt,
+since arrivals do not matter there. Of each load, the first completion counts. Should a repeat be
+seen to differ, then loads do not decide the answer, every trial is a fresh draw, and all count.
+
+Completions of one trial are counted each: they sit at other positions. They are not independent
+draws in the strict sense, so read the bound as "of loads like those that were tried".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from detcheck.analysis.results import Group, Statistics
+from detcheck.analysis.variants import IntArray, Rows, Tally
+from detcheck.rundir import Run
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class _Loads:
+    """The completions of some conditions that came under distinct loads."""
+
+    rows: IntArray
+    trials: int
+    """Distinct compositions of load they came under."""
+
+
+def group_statistics(run: Run, conditions: Sequence[int], rows: Rows) -> Statistics | None:
+    """Statistics of one group; None where nothing came back."""
+    loads = _distinct_loads(run, conditions, rows)
+    if not len(loads.rows):
+        return None
+    counts = np.unique(run.completions.variant[loads.rows], return_counts=True)[1]
+    comparisons = len(loads.rows) - 1  # the reference itself is not compared with anything
+    return Statistics(
+        coverage=good_turing_coverage(counts),
+        chao1=chao1(counts),
+        differ_upper_bound=zero_upper_bound(comparisons) if len(counts) == 1 else None,
+        effective_trials=loads.trials,
+    )
+
+
+def good_turing_coverage(counts: npt.NDArray[np.int64]) -> float:
+    """Estimated share of answers that belong to a seen variant: 1 - f1 / n (Good, 1953).
+
+    `counts` are completions by variant, (variants,); f1 of them are 1, n is their sum.
+    """
+    return 1.0 - float((counts == 1).sum() / counts.sum())
+
+
+def chao1(counts: npt.NDArray[np.int64]) -> float:
+    """Lower bound on the number of variants there are (Chao, 1984), from completions by variant.
+
+    Seen + f1² / (2 f2), or seen + f1 (f1 - 1) / 2 where no variant came back exactly twice.
+    """
+    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+    unseen = once**2 / (2 * twice) if twice else once * (once - 1) / 2
+    return len(counts) + unseen
+
+
+def zero_upper_bound(comparisons: int, confidence: float = CONFIDENCE) -> float:
+    """Exact (Clopper-Pearson, one-sided) upper bound on a rate after 0 hits in `comparisons`.
+
+    The rate p at which (1 - p)^n is 1 - confidence; 1.0 where nothing was compared.
+    """
+    if comparisons < 1:
+        return 1.0
+    return -math.expm1(math.log(1.0 - confidence) / comparisons)
+
+
+def _distinct_loads(run: Run, conditions: Sequence[int], rows: Rows) -> _Loads:
+    table = run.completions
+    everything, first_of_load = [], []
+    trials = compositions = 0
+    repeats_agree = True
+    for condition in conditions:
+        here = rows.of([condition])
+        here = here[table.variant[here] >= 0]
+        composition = _composition(run, condition, table.trial[here])
+        load = composition.astype(np.int64) << 32 | table.request[here]
+        _, first, inverse = np.unique(load, return_index=True, return_inverse=True)
+        answers = table.variant[here]
+        repeats_agree &= bool((answers[first][inverse] == answers).all())
+        trials += len(np.unique(table.trial[here]))
+        compositions += len(np.unique(composition))
+        everything.append(here)
+        first_of_load.append(here[first])
+    if repeats_agree:
+        return _Loads(np.concatenate(first_of_load), compositions)
+    return _Loads(np.concatenate(everything), trials)
+
+
+def _composition(run: Run, condition: int, trial: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Which composition of load each trial of a condition had: equal numbers, equal loads."""
+    experiment = run.experiment
+    lockstep = experiment.engine == "static" and experiment.traffic == "alone"
+    if run.conditions[condition].batch_size == 1 or lockstep:
+        return np.zeros_like(trial)
+    return np.where(trial == 1, 0, trial).astype(np.int32)
+
+
+def agreement(run: Run, pairs: Tally) -> npt.NDArray[np.float64]:
+    """(conditions, conditions): chance that a completion of each are the same variant.
+
+    Within a condition, of two different completions. NaN across prompts, and where there are no
+    two completions to compare.
+    """
+    prompt = np.array([record.prompt_index for record in run.conditions])
+    matrix = np.full((len(prompt), len(prompt)), np.nan)
+    for index in np.unique(prompt):
+        conditions = np.flatnonzero(prompt == index)
+        matrix[np.ix_(conditions, conditions)] = _agreement_block(pairs, conditions)
+    return matrix
+
+
+def _agreement_block(pairs: Tally, conditions: IntArray) -> npt.NDArray[np.float64]:
+    here = pairs.of(conditions.tolist())
+    _, column = np.unique(here.variant, return_inverse=True)
+    counts = np.zeros((len(conditions), int(column.max(initial=-1)) + 1))
+    counts[np.searchsorted(conditions, here.condition), column] = here.count
+    total = counts.sum(axis=1)
+    same = counts @ counts.T
+    possible = np.outer(total, total)
+    np.fill_diagonal(same, (counts * (counts - 1)).sum(axis=1))
+    np.fill_diagonal(possible, total * (total - 1))
+    return np.divide(same, possible, out=np.full_like(same, np.nan), where=possible > 0)
+
+
+def total_agreement_rate(groups: Sequence[Group]) -> dict[str, float]:
+    """TARr@N by kernels: of the prompts that were answered, the share with one answer only.
+
+    After Atil et al., "Non-Determinism of 'Deterministic' LLM Settings" (2024).
+    """
+    answered: dict[str, list[bool]] = {}
+    for group in groups:
+        if group.completions:
+            answered.setdefault(group.kernels, []).append(group.distinct == 1)
+    return {kernels: sum(one) / len(one) for kernels, one in answered.items()}

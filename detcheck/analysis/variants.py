@@ -1,0 +1,132 @@
+"""Which answers came back, and how often: completions counted by (condition, variant).
+
+Everything later works on these counts, of which there are as many as (condition, variant) pairs
+that occurred, so that its cost does not grow with the number of completions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from detcheck.analysis.results import VariantCount
+from detcheck.rundir import Run
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of (condition, variant) pairs, each array (pairs,), ordered by condition."""
+
+    condition: IntArray
+    variant: IntArray
+    count: IntArray
+    first_row: IntArray
+    """First row of the completion table that belongs to the pair."""
+
+    def of(self, conditions: Sequence[int]) -> Tally:
+        """Only the pairs of these conditions, which are in ascending order."""
+        starts = np.searchsorted(self.condition, conditions, side="left").tolist()
+        stops = np.searchsorted(self.condition, conditions, side="right").tolist()
+        ranges = [np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        keep = np.concatenate(ranges) if ranges else np.empty(0, dtype=np.int64)
+        return Tally(
+            self.condition[keep], self.variant[keep], self.count[keep], self.first_row[keep]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of the completion table by condition, without a scan of the table for each."""
+
+    order: IntArray
+    """All rows, ordered by condition; (completions,)."""
+    bounds: IntArray
+    """`order[bounds[c]:bounds[c + 1]]` are the rows of condition c; (conditions + 1,)."""
+
+    def of(self, conditions: Sequence[int]) -> IntArray:
+        """Rows of these conditions, in the order they were recorded within each."""
+        parts = [self.order[self.bounds[c] : self.bounds[c + 1]] for c in conditions]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def tally(run: Run) -> Tally:
+    """Count the completions of a run that came back, by (condition, variant)."""
+    table = run.completions
+    rows = np.flatnonzero(table.variant >= 0)
+    num_variants = max(1, len(run.variants))
+    key = table.condition[rows].astype(np.int64) * num_variants + table.variant[rows]
+    pairs, first, count = np.unique(key, return_index=True, return_counts=True)
+    condition, variant = np.divmod(pairs, num_variants)
+    return Tally(condition, variant, count.astype(np.int64), rows[first].astype(np.int64))
+
+
+def rows_by_condition(run: Run) -> Rows:
+    """Index the completion table by condition."""
+    condition = run.completions.condition
+    order = np.argsort(condition, kind="stable").astype(np.int64)
+    counts = np.bincount(condition, minlength=len(run.conditions))
+    return Rows(order, np.concatenate(([0], np.cumsum(counts))).astype(np.int64))
+
+
+def pick_reference(run: Run, pairs: Tally) -> int | None:
+    """Index of the variant that the others are compared with; None where nothing came back.
+
+    It is the most common variant of the smallest batch size with any completions, first seen
+    first: a batch of one is what the model says when nobody else is there.
+    """
+    if not len(pairs.condition):
+        return None
+    batch_size = np.array([record.batch_size for record in run.conditions])[pairs.condition]
+    smallest = np.flatnonzero(batch_size == batch_size.min())
+    order = np.lexsort((pairs.first_row[smallest], -pairs.count[smallest]))
+    return int(pairs.variant[smallest[order[0]]])
+
+
+def rank(pairs: Tally) -> tuple[IntArray, IntArray]:
+    """(variants, counts) over all the pairs: most common first, then first seen first."""
+    variants, inverse = np.unique(pairs.variant, return_inverse=True)
+    counts = np.bincount(inverse, weights=pairs.count, minlength=len(variants)).astype(np.int64)
+    first = np.full(len(variants), np.iinfo(np.int64).max)
+    np.minimum.at(first, inverse, pairs.first_row)
+    order = np.lexsort((first, -counts))
+    return variants[order], counts[order]
+
+
+def variant_counts(
+    run: Run,
+    pairs: Tally,
+    reference: int,
+    first_divergence: dict[int, int | None],
+) -> tuple[VariantCount, ...]:
+    """The variants of a group, most common first; `first_divergence` is by variant index."""
+    variants, counts = rank(pairs)
+    seen = _batch_sizes(run, pairs)
+    total = int(counts.sum())
+    return tuple(
+        VariantCount(
+            rank=position,
+            variant=run.variants[index],
+            count=count,
+            share=count / total,
+            is_reference=index == reference,
+            first_divergence=first_divergence[index],
+            batch_sizes=seen[index],
+        )
+        for position, (index, count) in enumerate(
+            zip(variants.tolist(), counts.tolist(), strict=True), start=1
+        )
+    )
+
+
+def _batch_sizes(run: Run, pairs: Tally) -> dict[int, tuple[int, ...]]:
+    """Batch sizes under which each variant was seen, smallest first."""
+    seen: defaultdict[int, set[int]] = defaultdict(set)
+    for condition, variant in zip(pairs.condition.tolist(), pairs.variant.tolist(), strict=True):
+        seen[variant].add(run.conditions[condition].batch_size)
+    return {variant: tuple(sorted(sizes)) for variant, sizes in seen.items()}

@@ -1,0 +1,260 @@
+"""Write a run directory, a trial at a time, so that `kill -9` loses at most the trial in flight."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detcheck.completion import Completion
+from detcheck.errors import RunDirectoryError, StorageError
+from detcheck.experiment import Condition, Experiment
+from detcheck.rundir.files import (
+    Seal,
+    dump_sealed,
+    parse,
+    replace_file,
+    sealed_blocks,
+)
+from detcheck.rundir.reader import load, read_run_file
+from detcheck.rundir.records import (
+    COMPLETIONS_FILE,
+    RUN_FILE,
+    SCHEMA_VERSION,
+    VARIANTS_FILE,
+    ConditionRecord,
+    KernelsProof,
+    Run,
+)
+from detcheck.rundir.trial import REFERENCE_GAPS, ReferenceTrace, TrialLines
+
+
+class RunWriter:
+    """Writes one run directory, a trial at a time. Use `create` or `resume`, then `close`."""
+
+    def __init__(self, path: Path, document: dict[str, Any], records: list[ConditionRecord]):
+        self.path = path
+        self.records = records
+        self._document = document
+        self._known: dict[int, set[str]] = {}
+        self._seals = {VARIANTS_FILE: Seal(), COMPLETIONS_FILE: Seal()}
+        self._references: dict[tuple[int, str], ReferenceTrace] = {}
+        self._files: dict[str, FileIO] = {}
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        experiment: Experiment,
+        environment: Mapping[str, Any],
+        *,
+        run_id: str,
+        version: str,
+        created: str,
+    ) -> RunWriter:
+        """Start a new run in `path`, which must not exist or be an empty folder."""
+        _prepare_folder(path)
+        records = [_record(condition) for condition in experiment.conditions()]
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "detcheck_version": version,
+            "run_id": run_id,
+            "created": created,
+            "finished": None,
+            "experiment": experiment.to_dict(),
+            "environment": dict(environment),
+            "proofs": {},
+            "summary": [],
+        }
+        writer = cls(path, document, records)
+        try:
+            writer._open("xb")
+            writer._replace_run_file(records, writer._seals)
+        except OSError as error:
+            writer.close()
+            raise _storage_error(path, error) from error
+        return writer
+
+    @classmethod
+    def resume(cls, path: Path) -> tuple[RunWriter, Run]:
+        """Go on with the run in `path`: verify it, cut off what was not committed, append after."""
+        run = load(path)
+        document = read_run_file(path)
+        writer = cls(path, document, list(run.conditions))
+        document["finished"] = None
+        for variant in run.variants:
+            writer._known.setdefault(variant.prompt_index, set()).add(variant.fingerprint)
+        writer._restore(run)
+        try:
+            writer._open("r+b")
+            for name in writer._files:
+                writer._cut(name)
+        except OSError as error:
+            writer.close()
+            raise _storage_error(path, error) from error
+        return writer, run
+
+    def append_trial(
+        self,
+        condition_index: int,
+        trial: int,
+        completions: Iterable[tuple[int, Completion]],
+        *,
+        elapsed_s: float,
+        generated_tokens: int,
+    ) -> None:
+        """Commit one trial: `completions` are (position in the trial, completion) pairs.
+
+        Raises StorageError where the disk is full or gone; trials before this one are safe, and
+        nothing of this one is kept.
+        """
+        record = replace(self.records[condition_index])
+        lines = TrialLines(
+            condition_index,
+            trial,
+            record,
+            known=self._known.setdefault(record.prompt_index, set()),
+            reference=self._references.get((record.prompt_index, record.kernels)),
+        )
+        for request, completion in completions:
+            lines.add(request, completion)
+        record.trials += 1
+        record.elapsed_s += elapsed_s
+        record.generated_tokens += generated_tokens
+        try:
+            self._commit(lines)
+        except OSError as error:
+            raise _storage_error(self.path, error) from error
+
+    def set_status(self, condition_index: int, status: str, error: str | None = None) -> None:
+        """Record where a condition stands; on disk with the next `save` or trial."""
+        self.records[condition_index].status = status
+        self.records[condition_index].error = error
+
+    def set_proof(self, proof: KernelsProof) -> None:
+        """Record what was seen of a kernels setting; on disk with the next `save` or trial."""
+        self._document["proofs"][proof.kernels] = asdict(proof)
+
+    def save(self) -> None:
+        """Replace `run.json` with the state now."""
+        try:
+            self._replace_run_file(self.records, self._seals)
+        except OSError as error:
+            raise _storage_error(self.path, error) from error
+
+    def finish(self, summary: Sequence[Mapping[str, Any]], finished: str | None) -> None:
+        """Write the summary and the time of the end (None: interrupted)."""
+        self._document["summary"] = list(summary)
+        self._document["finished"] = finished
+        self.save()
+
+    def close(self) -> None:
+        """Close the files; safe to call twice."""
+        for file in self._files.values():
+            file.close()
+
+    def distinct(self, prompt_index: int) -> int:
+        """Variants of one prompt so far, whatever the kernels."""
+        return len(self._known.get(prompt_index, ()))
+
+    def _commit(self, trial: TrialLines) -> None:
+        """Put a trial on disk, and only then into the state that later trials build on."""
+        seals = dict(self._seals)
+        for name, lines in ((VARIANTS_FILE, trial.variants), (COMPLETIONS_FILE, trial.completions)):
+            if lines:
+                data = b"".join(lines)
+                self._append(name, data)
+                seals[name] = seals[name].extended(data)
+        records = list(self.records)
+        records[trial.condition] = trial.record
+        self._replace_run_file(records, seals)
+        self._seals = seals
+        self.records[trial.condition] = trial.record
+        self._known[trial.record.prompt_index].update(trial.fingerprints)
+        if trial.reference is not None:
+            self._references[trial.record.prompt_index, trial.record.kernels] = trial.reference
+
+    def _append(self, name: str, data: bytes) -> None:
+        """Write after the seal: whatever a trial that failed has left there is cut off first."""
+        self._cut(name)
+        left = memoryview(data)
+        while left:
+            left = left[self._files[name].write(left) :]
+        os.fsync(self._files[name].fileno())
+
+    def _cut(self, name: str) -> None:
+        self._files[name].truncate(self._seals[name].size)
+        self._files[name].seek(self._seals[name].size)
+
+    def _open(self, mode: str) -> None:
+        for name in self._seals:
+            # Unbuffered, so that nothing is left to be written when the disk is full.
+            self._files[name] = FileIO(self.path / name, mode)
+
+    def _replace_run_file(
+        self, records: Sequence[ConditionRecord], seals: Mapping[str, Seal]
+    ) -> None:
+        document = self._document | {
+            "conditions": [asdict(record) for record in records],
+            "files": {name: seal.to_dict() for name, seal in seals.items()},
+        }
+        replace_file(self.path / RUN_FILE, dump_sealed(document))
+
+    def _restore(self, run: Run) -> None:
+        """Take up the seals, and the trace that noise is measured against, where they were left."""
+        for name in self._seals:
+            for lines in sealed_blocks(self.path / name, self._document["files"][name]):
+                data = b"".join(line + b"\n" for line in lines)
+                self._seals[name] = self._seals[name].extended(data)
+                if name == COMPLETIONS_FILE and REFERENCE_GAPS.encode() in data:
+                    self._restore_references(run, lines)
+
+    def _restore_references(self, run: Run, lines: Iterable[bytes]) -> None:
+        variants = {(v.prompt_index, v.fingerprint): v for v in run.variants}
+        for line in lines:
+            if REFERENCE_GAPS.encode() not in line:
+                continue
+            data = parse(line)
+            record = run.conditions[data["condition"]]
+            token_ids = variants[record.prompt_index, data["fingerprint"]].token_ids
+            if token_ids is not None and REFERENCE_GAPS in data:
+                gaps = np.asarray(data[REFERENCE_GAPS], dtype=np.float64)
+                key = (record.prompt_index, record.kernels)
+                self._references[key] = ReferenceTrace(token_ids, gaps)
+
+
+def _record(condition: Condition) -> ConditionRecord:
+    return ConditionRecord(
+        condition_id=condition.condition_id,
+        prompt_index=condition.prompt_index,
+        kernels=condition.kernels,
+        batch_size=condition.batch_size,
+        asked=condition.completions,
+    )
+
+
+def _prepare_folder(path: Path) -> None:
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunDirectoryError(
+                f"{path} is not empty: choose another --out, or go on with it by --resume {path}."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunDirectoryError(
+            f"{path} cannot be written ({reason}): choose another --out."
+        ) from error
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    reason = (error.strerror or str(error)).lower()
+    return StorageError(
+        f"Writing to {path} failed ({reason}); the trials before are kept: make room, then go on "
+        f"with --resume {path}."
+    )

@@ -1,0 +1,255 @@
+"""What is planted is what is reported, and nothing is reported where nothing is planted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from recorded import record, small_experiment
+
+from detcheck.analysis import analyse
+from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, UNKNOWN
+from detcheck.completion import Completion
+from detcheck.engines.base import OnTokens, TrialResult
+from detcheck.engines.scripted import WORDS, Planted, ScriptedEngine
+from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.rundir import Run
+from detcheck.traffic import Trial
+
+from .answers import AnsweringEngine, answer
+
+
+class Remembering(ScriptedEngine):
+    """Remembers what it answered, so that a test can count for itself."""
+
+    def __init__(self, *planted: Planted, noise: float = 0.0):
+        super().__init__(planted, noise=noise)
+        self.answers: Counter[tuple[str, int, str]] = Counter()
+
+    def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
+        result = super().run_trial(trial, on_tokens)
+        condition = trial.condition
+        self.answers.update(
+            (condition.kernels, condition.batch_size, completion.fingerprint)
+            for _, completion in result.completions
+        )
+        return result
+
+
+def test_without_a_plant_there_is_one_answer(planted_run: Callable[..., Run]) -> None:
+    analysis = analyse(planted_run())
+    assert [group.kernels for group in analysis.groups] == [STOCK, BATCH_INVARIANT]
+    for group in analysis.groups:
+        assert (group.distinct, group.most_common, group.completions) == (1, 64, 64)
+        assert (group.divergences, group.first_divergence) == ((), None)
+        assert group.flips == {TIE: 0, NEAR_TIE: 0, CONFIDENT: 0, UNKNOWN: 0}
+        assert (group.noise, group.logprobs_differ) == (0.0, 0)
+        assert group.tree is not None
+        assert not group.tree.children
+    assert analysis.total_agreement_rate == {STOCK: 1.0, BATCH_INVARIANT: 1.0}
+
+
+def test_a_planted_divergence_is_found_where_it_was_planted(
+    planted_run: Callable[..., Run],
+) -> None:
+    group = analyse(planted_run(Planted(9, 2, min_batch_size=4))).group(0, STOCK)
+    [divergence] = group.divergences
+    assert divergence.position == group.first_divergence == 9
+    assert divergence.piece.startswith(WORDS[2] + " ")
+    assert not divergence.reference_piece.startswith(WORDS[2] + " ")
+    assert divergence.flip.runner_up_won is True
+    assert group.tree is not None
+    assert group.tree.stop == 9
+    assert [child.count for child in group.tree.children] == [
+        count.count for count in group.variants
+    ]
+
+
+def test_counts_are_those_of_the_engine(tmp_path: Path) -> None:
+    engine = Remembering(Planted(5, 3, rate=0.3), Planted(11, 1, rate=0.2, min_batch_size=8))
+    analysis = analyse(record(tmp_path / "run", engine, small_experiment(completions=200)))
+    for group in analysis.groups:
+        expected: Counter[str] = Counter()
+        sizes: dict[str, set[int]] = {}
+        for (kernels, batch_size, fingerprint), count in engine.answers.items():
+            if kernels == group.kernels:
+                expected[fingerprint] += count
+                sizes.setdefault(fingerprint, set()).add(batch_size)
+        assert {v.variant.fingerprint: v.count for v in group.variants} == expected
+        assert {v.variant.fingerprint: set(v.batch_sizes) for v in group.variants} == sizes
+        assert [v.rank for v in group.variants] == list(range(1, group.distinct + 1))
+        counts = [v.count for v in group.variants]
+        assert counts == sorted(counts, reverse=True)
+        assert sum(v.share for v in group.variants) == pytest.approx(1.0)
+    assert analysis.group(0, STOCK).distinct == 4
+    assert analysis.group(0, BATCH_INVARIANT).distinct == 1
+
+
+@pytest.mark.parametrize(
+    ("gap", "noise", "kind"),
+    [(0.0, 0.0, TIE), (0.05, 0.1, NEAR_TIE), (1.5, 0.1, CONFIDENT), (0.05, 0.0, CONFIDENT)],
+)
+def test_the_kind_of_a_flip_is_judged_by_the_noise_of_the_run(
+    planted_run: Callable[..., Run], gap: float, noise: float, kind: str
+) -> None:
+    run = planted_run(Planted(9, 2, rate=0.5, gap=gap), engine={"noise": noise})
+    group = analyse(run).group(0, STOCK)
+    assert {name: count for name, count in group.flips.items() if count} == {kind: 1}
+    assert group.noise is not None
+    # Two gaps within ±noise of each other: at most 2 noise apart, and SAFETY times that.
+    assert noise <= group.noise <= 4 * noise
+    assert group.divergences[0].flip.reference_gap == pytest.approx(gap)
+
+
+def test_a_rare_fault_is_told_from_rounding(tmp_path: Path) -> None:
+    """Rounding by 0.1 everywhere; near ties in a third; 3 % pick a word that was far behind.
+
+    The faulty completions are off by nats well before they flip, which must not excuse them.
+    """
+
+    def respond(trial: Trial, position: int) -> Completion:
+        kind = (trial.index * 7 + position * 3) % 33
+        wobble = 0.1 * ((trial.index + position) % 5) / 5
+        loaded = trial.condition.batch_size > 1
+        faulty, near = loaded and kind == 0, loaded and kind % 3 == 1
+        gaps = [2.0 + wobble + (4.0 if faulty and at > 10 else 0.0) for at in range(40)]
+        token_ids = list(range(40))
+        gaps[30] = 0.04
+        if near:
+            token_ids[30] = 31
+        if faulty:
+            token_ids[20], gaps[20] = 900, 3.0
+        return answer(token_ids, gaps=gaps, rows=8)
+
+    experiment = small_experiment(kernels=(STOCK,), batch_sizes=(1, 8), completions=400)
+    group = analyse(record(tmp_path / "run", AnsweringEngine(respond), experiment)).groups[0]
+    kinds = {divergence.position: divergence.flip.kind for divergence in group.divergences}
+    assert kinds == {20: CONFIDENT, 30: NEAR_TIE}
+    assert {d.position: d.flip.runner_up_won for d in group.divergences} == {20: False, 30: True}
+    faulty = next(d for d in group.divergences if d.position == 20)
+    assert 0 < faulty.count / group.completions < 0.05
+
+
+def test_the_reference_is_the_answer_of_the_smallest_batch(
+    planted_run: Callable[..., Run],
+) -> None:
+    group = analyse(planted_run(Planted(3, 1, min_batch_size=2))).group(0, STOCK)
+    assert group.reference is not None
+    assert group.reference.batch_sizes == (1,)
+    assert group.reference.rank == 2
+    assert group.reference.first_divergence is None
+    assert [v.first_divergence for v in group.variants] == [3, None]
+
+
+def test_of_equally_common_answers_the_first_seen_is_the_reference(tmp_path: Path) -> None:
+    experiment = small_experiment(kernels=(STOCK,), batch_sizes=(4,), completions=8)
+    engine = AnsweringEngine(lambda trial, position: answer([9 - position // 2]))
+    group = analyse(record(tmp_path / "run", engine, experiment)).groups[0]
+    assert [(v.variant.text, v.count, v.is_reference) for v in group.variants] == [
+        ("9 ", 4, True),
+        ("8 ", 4, False),
+    ]
+
+
+def test_where_the_smallest_batch_failed_the_next_gives_the_reference(tmp_path: Path) -> None:
+    def respond(trial: Trial, position: int) -> Completion:
+        if trial.condition.batch_size == 1:
+            return Completion("", "error", error="gone")
+        return answer([1, trial.condition.batch_size])
+
+    experiment = small_experiment(kernels=(STOCK,), batch_sizes=(1, 4, 8))
+    group = analyse(record(tmp_path / "run", AnsweringEngine(respond), experiment)).groups[0]
+    assert group.reference is not None
+    assert group.reference.variant.text == "1 4 "
+    assert group.failed == group.by_batch_size[0].failed == group.by_batch_size[0].asked
+    assert group.by_batch_size[0].distinct == group.by_batch_size[0].most_common == 0
+
+
+def test_failures_are_counted_and_are_no_answers(planted_run: Callable[..., Run]) -> None:
+    group = analyse(planted_run(engine={"fail_rate": 0.25})).group(0, STOCK)
+    assert group.completions + group.failed == group.asked == 64
+    assert group.failed > 0
+    assert group.distinct == 1
+    assert sum(row.failed for row in group.by_batch_size) == group.failed
+
+
+def test_before_anything_came_back_a_group_is_empty(tmp_path: Path) -> None:
+    analysis = analyse(record(tmp_path / "run", limit=0))
+    group = analysis.group(0, STOCK)
+    assert (group.completions, group.distinct, group.most_common) == (0, 0, 0)
+    assert (group.tree, group.statistics, group.noise, group.reference) == (None,) * 4
+    assert (group.logprobs_differ, group.tokens_per_second, group.relative_cost) == (None,) * 3
+    assert not group.evidence.observed
+    assert len(group.by_batch_size) == 4
+    assert analysis.total_agreement_rate == {}
+
+
+def test_log_probabilities_may_differ_where_tokens_agree(tmp_path: Path) -> None:
+    def respond(trial: Trial, position: int) -> Completion:
+        return answer([1, 2], gaps=[2.0, 1.0 + (position == 3) * 1e-9])
+
+    experiment = small_experiment(kernels=(STOCK,), batch_sizes=(4,), completions=12)
+    group = analyse(record(tmp_path / "run", AnsweringEngine(respond), experiment)).groups[0]
+    assert (group.distinct, group.logprobs_differ) == (1, 3)
+
+
+def test_an_answer_without_log_probabilities(tmp_path: Path) -> None:
+    engine = AnsweringEngine(lambda trial, position: answer([1, 2 + (position > 1)]))
+    group = analyse(record(tmp_path / "run", engine)).groups[0]
+    assert (group.noise, group.logprobs_differ) == (None, None)
+    assert group.flips == {TIE: 0, NEAR_TIE: 0, CONFIDENT: 0, UNKNOWN: 1}
+
+
+def test_an_answer_without_token_ids_is_compared_by_character(tmp_path: Path) -> None:
+    def respond(trial: Trial, position: int) -> Completion:
+        return Completion("a coastal town" if position else "a \ud800 town", "stop")
+
+    experiment = small_experiment(kernels=(STOCK,), batch_sizes=(1, 4))
+    group = analyse(record(tmp_path / "run", AnsweringEngine(respond), experiment)).groups[0]
+    [divergence] = group.divergences
+    assert (divergence.position, divergence.context) == (2, "a ")
+    assert (divergence.reference_piece, divergence.piece) == ("\ud800 town", "coastal town")
+
+
+def test_answers_with_and_without_token_ids_are_compared_as_text(tmp_path: Path) -> None:
+    def respond(trial: Trial, position: int) -> Completion:
+        return answer([1, 2]) if position else Completion("1 3 ", "stop")
+
+    experiment = small_experiment(kernels=(STOCK,), batch_sizes=(1, 4))
+    group = analyse(record(tmp_path / "run", AnsweringEngine(respond), experiment)).groups[0]
+    assert [divergence.position for divergence in group.divergences] == [2]
+    assert group.tree is not None
+    assert (group.tree.text, [child.text for child in group.tree.children]) == (
+        "1 ",
+        ["2 ", "3 "],
+    )
+
+
+def test_kernels_that_share_a_variant_count_their_own(planted_run: Callable[..., Run]) -> None:
+    run = planted_run(Planted(5, 3, kernels=BATCH_INVARIANT))
+    stock, invariant = analyse(run).groups
+    assert len(run.variants) == 2
+    assert (stock.distinct, stock.completions) == (1, 64)
+    assert (invariant.distinct, invariant.completions) == (2, 64)
+
+
+def test_prompts_are_kept_apart_and_in_order(planted_run: Callable[..., Run]) -> None:
+    analysis = analyse(
+        planted_run(
+            Planted(5, 3, kernels=BATCH_INVARIANT),
+            prompts=("One?", "Two?"),
+            kernels=(BATCH_INVARIANT, STOCK),
+        )
+    )
+    named = [(group.prompt, group.kernels, group.distinct) for group in analysis.groups]
+    assert named == [
+        ("One?", STOCK, 1),
+        ("One?", BATCH_INVARIANT, 2),
+        ("Two?", STOCK, 1),
+        ("Two?", BATCH_INVARIANT, 2),
+    ]
+    assert analysis.total_agreement_rate == {STOCK: 1.0, BATCH_INVARIANT: 0.0}
+    with pytest.raises(KeyError):
+        analysis.group(2, STOCK)
