@@ -163,12 +163,19 @@ def _release(family: str) -> None:
 
 
 def _install_matmul(calls: Counter[str]) -> Callable[[], None]:
+    stock_linear = F.linear
     library = torch.library.Library("aten", "IMPL")
     for name, kernel in _CPU_MATMUL.items():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*[Oo]verrid.*", category=UserWarning)
             library.impl(name, _counted(f"aten::{name}", kernel, calls), "CPU")
-    return library._destroy
+    F.linear = _counted("aten::mm", cpu_matmul.linear, calls)
+
+    def remove() -> None:
+        F.linear = stock_linear
+        library._destroy()
+
+    return remove
 
 
 def _install_attention(calls: Counter[str]) -> Callable[[], None]:

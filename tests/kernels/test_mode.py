@@ -38,7 +38,7 @@ def test_nested_modes_stay_on_until_the_last_one_ends() -> None:
     with batch_invariant():
         with batch_invariant(["matmul"]) as inner:
             assert invariant()
-        assert inner.proof().overrides["aten::mm"] == 2
+        assert inner.proof().overrides["aten::mm"] >= 2
         assert invariant()
         assert active_families() == ("matmul", "attention")
     assert not invariant()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from detcheck.kernels.cpu.rows import BLOCK_ROWS, CACHE_LINE_BYTES, ProductShape, RowClasses
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-_mm_out = torch.ops.aten.mm.out
-_addmm_out = torch.ops.aten.addmm.out
-_bmm_out = torch.ops.aten.bmm.out
+_settled: set[tuple[Any, ...]] = set()
+"""Calls whose operands run as they are, by all that this may depend on: the common case, fast."""
+
+_settled_linears: dict[tuple[Any, ...], tuple[tuple[int, int], tuple[int, int], torch.Size]] = {}
+"""The same for linear layers: shapes of the left-hand side, the product and the result."""
+
+_stock_mm = torch.mm
+_stock_linear = F.linear
 
 
 def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -20,9 +27,42 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     float32, bfloat16, float16 and float64; other dtypes (integers) run as stock, being exact.
     """
+    if _is_settled(left, right):
+        return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
     if left.dtype not in _FLOATS or left.shape[1] <= 1 or left.shape[0] == 0:
-        return _mm_out(left, right, out=_empty(left, right))
+        return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
     return _by_rows(left, right, None)
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(…, K) by the (N, K) weight of a linear layer to (…, N), without the way round by dispatch.
+
+    A shortcut to `mm` for calls that need neither copies nor padding, in inference. All others
+    take the stock decomposition, which reaches `mm` or `addmm` anyway.
+    """
+    key = (
+        x.shape,
+        weight.shape,
+        weight.stride(),
+        x.dtype,
+        weight.data_ptr() % CACHE_LINE_BYTES,
+        torch.get_num_threads(),
+    )
+    shapes = _settled_linears.get(key)
+    usual = bias is None and x.is_cpu and not torch.is_grad_enabled()
+    if not usual or x.data_ptr() % CACHE_LINE_BYTES or not x.is_contiguous():
+        return _stock_linear(x, weight, bias)
+    if shapes is None:
+        out = _stock_linear(x, weight)
+        rows = (x.numel() // max(1, x.shape[-1]), x.shape[-1])
+        if x.dim() > 1 and _is_settled(x.view(rows), weight.t()):
+            _settled_linears[key] = (rows, (rows[0], weight.shape[0]), out.shape)
+        return out
+    left_shape, product_shape, out_shape = shapes
+    product = x.new_empty(product_shape)
+    return _stock_mm(x.view(left_shape), weight.t(), out=product).view(out_shape)
 
 
 def addmm(
@@ -44,15 +84,34 @@ def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(B, M, K) x (B, K, N) to (B, M, N): each product on its own, so B and M do not matter."""
     if left.dtype not in _FLOATS or left.shape[2] <= 1 or left.shape[0] == 0:
         shape = (left.shape[0], left.shape[1], right.shape[2])
-        return _bmm_out(left, right, out=left.new_empty(shape))
+        return torch.bmm(left, right, out=left.new_empty(shape))
     return torch.stack([mm(one, other) for one, other in zip(left, right, strict=True)])
 
 
+def _is_settled(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether such a call was found to need neither copies nor padding."""
+    return (
+        _call_key(left, right) in _settled
+        and left.is_contiguous()
+        and not left.data_ptr() % CACHE_LINE_BYTES
+    )
+
+
+def _call_key(left: torch.Tensor, right: torch.Tensor) -> tuple[Any, ...]:
+    return (
+        left.shape[0],
+        right.shape,
+        right.stride(),
+        left.dtype,
+        right.data_ptr() % CACHE_LINE_BYTES,
+        torch.get_num_threads(),
+    )
+
+
 def _by_rows(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    right, transposed = _layout(right)
+    laid_out, transposed = _layout(right)
     if not left.is_contiguous() or left.data_ptr() % CACHE_LINE_BYTES:
         left = left.clone(memory_format=torch.contiguous_format)
-    rows = left.shape[0]
     classes = _row_classes(
         ProductShape(
             left.shape[1],
@@ -60,14 +119,17 @@ def _by_rows(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
             left.dtype,
             transposed,
             bias is not None,
-            right.data_ptr() % CACHE_LINE_BYTES,
+            laid_out.data_ptr() % CACHE_LINE_BYTES,
         ),
         torch.get_num_threads(),
     )
+    rows = left.shape[0]
     if rows > BLOCK_ROWS:
         blocks = left.split(BLOCK_ROWS)
-        return torch.cat([_padded(classes, block, right, bias) for block in blocks])
-    return _padded(classes, left, right, bias)
+        return torch.cat([_padded(classes, block, laid_out, bias) for block in blocks])
+    if bias is None and laid_out is right and classes.padded_rows(rows) == rows:
+        _settled.add(_call_key(left, right))
+    return _padded(classes, left, laid_out, bias)
 
 
 def _padded(
@@ -84,13 +146,10 @@ def _padded(
 
 def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """The stock kernel, reached by its `out=` overload, which the mode leaves alone."""
+    out = left.new_empty((left.shape[0], right.shape[1]))
     if bias is None:
-        return _mm_out(left, right, out=_empty(left, right))
-    return _addmm_out(bias, left, right, out=_empty(left, right))
-
-
-def _empty(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return left.new_empty((left.shape[0], right.shape[1]))
+        return _stock_mm(left, right, out=out)
+    return torch.addmm(bias, left, right, out=out)
 
 
 def _layout(right: torch.Tensor) -> tuple[torch.Tensor, bool]:

@@ -1,0 +1,94 @@
+"""What batch-invariant kernels cost: the same trials under each kernels setting, in turn.
+
+    python experiments/bench_kernels.py [MODEL] [--batch-sizes 1,4,16] [--rounds 5] [--json]
+
+One engine answers the same trial under stock and batch-invariant kernels and under each op family
+alone, the order turning from round to round, so that drift of the machine's speed falls on all.
+Ratios are of time a generated token, against stock in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+
+from detcheck import environment, models
+from detcheck.engines.continuous import ContinuousEngine
+from detcheck.experiment import BATCH_INVARIANT, OP_FAMILIES, STOCK, Experiment
+from detcheck.traffic import plan_trials
+
+SETTINGS = (STOCK, BATCH_INVARIANT, *(f"{BATCH_INVARIANT}:{family}" for family in OP_FAMILIES))
+
+
+def main() -> None:
+    options = arguments()
+    sizes = tuple(int(size) for size in options.batch_sizes.split(","))
+    experiment = Experiment(
+        model=options.model,
+        kernels=SETTINGS,
+        batch_sizes=sizes,
+        completions=sum(sizes),
+        max_new_tokens=options.tokens,
+        dtype=options.dtype,
+        device=options.device,
+        traffic=options.traffic,
+    )
+    loaded = models.load(options.model, dtype=options.dtype, device=options.device)
+    engine = ContinuousEngine(loaded, experiment)
+    rows = [measure(engine, experiment, size, options.rounds) for size in sizes]
+    show(rows, as_json=options.json)
+
+
+def measure(
+    engine: ContinuousEngine, experiment: Experiment, batch_size: int, rounds: int
+) -> dict[str, float]:
+    """Median ratio to stock of each setting at one batch size, and stock's tokens a second."""
+    trials = {
+        condition.kernels: plan_trials(experiment, condition)[0]
+        for condition in experiment.conditions()
+        if condition.batch_size == batch_size
+    }
+    seconds = defaultdict(list)
+    for number in range(rounds):
+        turn = number % len(SETTINGS)
+        for kernels in (*SETTINGS[turn:], *SETTINGS[:turn]):
+            result = engine.run_trial(trials[kernels])
+            seconds[kernels].append(result.elapsed_s / result.generated_tokens)
+    ratios = {
+        kernels: statistics.median(
+            time / stock for time, stock in zip(seconds[kernels], seconds[STOCK], strict=True)
+        )
+        for kernels in SETTINGS[1:]
+    }
+    stock = statistics.median(seconds[STOCK])
+    return {"batch_size": batch_size, "stock_tokens_per_second": 1 / stock, **ratios}
+
+
+def show(rows: list[dict[str, float]], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"rows": rows, "environment": environment.collect("auto")}, indent=2))
+        return
+    print("time a token against stock (1 = as fast)")
+    print("batch size  stock tokens/s  " + "  ".join(SETTINGS[1:]))
+    for row in rows:
+        cells = "  ".join(f"{row[kernels]:{len(kernels)}.3f}" for kernels in SETTINGS[1:])
+        print(f"{row['batch_size']:10.0f} {row['stock_tokens_per_second']:15.1f}  {cells}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", help="hub id or folder (default: embedded)")
+    parser.add_argument("--batch-sizes", default="1,4,16")
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--traffic", default="alone")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
