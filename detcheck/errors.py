@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
 
 
 class DetcheckError(Exception):
-    """Base of every error detcheck raises on purpose; `exit_code` is what the command line returns."""
+    """Base of every error raised on purpose; `exit_code` is what the command line returns."""
 
     exit_code: ExitCode = ExitCode.USAGE
 
@@ -38,7 +38,7 @@ class MeasurementError(DetcheckError):
     exit_code = ExitCode.INCONCLUSIVE
 
 
-class OutOfMemory(MeasurementError):
+class OutOfMemory(MeasurementError):  # noqa: N818  (as PyTorch and CUDA name it)
     """The device or host ran out of memory at a batch size."""
 
 

@@ -88,6 +88,7 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in ("prompts", "kernels", "batch_sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_types()
         self._check_choices()
         self._check_numbers()
         self._check_prompts()
@@ -104,6 +105,21 @@ class Experiment:
             value = getattr(self, name)
             if value not in allowed:
                 raise UsageError(f"Unknown {name} {value!r}: choose one of {', '.join(allowed)}.")
+
+    def _check_types(self) -> None:
+        """Values may come from JSON or a caller without a type checker."""
+        integers = ("completions", "max_new_tokens", "seed")
+        numbers = [(name, getattr(self, name)) for name in integers]
+        numbers += [("batch size", size) for size in self.batch_sizes]
+        for name, value in numbers:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise UsageError(f"{name.replace('_', ' ')} must be a whole number, not {value!r}.")
+        if not isinstance(self.temperature, int | float) or isinstance(self.temperature, bool):
+            raise UsageError(f"temperature must be a number, not {self.temperature!r}.")
+        for name, values in (("prompt", self.prompts), ("kernels", self.kernels)):
+            for text in values:
+                if not isinstance(text, str):
+                    raise UsageError(f"Each {name} must be text, not {text!r}.")
 
     def _check_numbers(self) -> None:
         if self.completions < 1:
@@ -164,7 +180,7 @@ class Experiment:
         """Inverse of `to_dict`; raises UsageError where a field is unknown or has a wrong type."""
         unknown = set(data) - {field.name for field in fields(cls)}
         if unknown:
-            raise UsageError(f"Unknown experiment field {sorted(unknown)[0]!r}.")
+            raise UsageError(f"Unknown experiment field {min(unknown)!r}.")
         try:
             return cls(**data)
         except (TypeError, ValueError) as error:

@@ -90,7 +90,7 @@ def resolve_device(device: str) -> torch.device:
 def _torch_dtype(dtype: str, *, embedded: bool) -> torch.dtype | str:
     if dtype == "auto":
         return _EMBEDDED_DTYPE if embedded else "auto"
-    return getattr(torch, dtype)  # type: ignore[no-any-return]
+    return getattr(torch, dtype)
 
 
 def _tokenizer(source: str, options: dict[str, Any]) -> Any:

@@ -146,9 +146,11 @@ def test_an_experiment_survives_json() -> None:
     ("data", "said"),
     [
         ({"colour": "blue"}, "Unknown experiment field 'colour'"),
-        ({"completions": "many"}, "malformed"),
+        ({"completions": "many"}, "completions must be a whole number"),
         ({"batch_sizes": 5}, "malformed"),
-        ({"temperature": None}, "malformed"),
+        ({"temperature": None}, "temperature must be a number"),
+        ({"batch_sizes": [1.5]}, "batch size must be a whole number"),
+        ({"prompts": [3]}, "Each prompt must be text"),
     ],
 )
 def test_malformed_data_is_refused(data: dict[str, Any], said: str) -> None:

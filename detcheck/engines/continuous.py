@@ -164,17 +164,18 @@ def batching_config(engine: ContinuousEngine) -> Any:
     longest, budget = _sizes(engine)
     batch = max(engine.experiment.batch_sizes)
     known = {field.name for field in fields(ContinuousBatchingConfig)}
-    page = "page_size" if "page_size" in known else "block_size"
-    return ContinuousBatchingConfig(
-        **{page: PAGE_TOKENS},
-        num_blocks=batch * -(-longest // PAGE_TOKENS) + SPARE_PAGES,
-        max_batch_tokens=budget,
-        max_requests_per_batch=batch,
-        allow_block_sharing=False,
-        use_async_batching=False,
-        use_cuda_graph=False,
-        **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in known else {}),
-    )
+    options: dict[str, Any] = {
+        "page_size" if "page_size" in known else "block_size": PAGE_TOKENS,
+        "num_blocks": batch * -(-longest // PAGE_TOKENS) + SPARE_PAGES,
+        "max_batch_tokens": budget,
+        "max_requests_per_batch": batch,
+        "allow_block_sharing": False,
+        "use_async_batching": False,
+        "use_cuda_graph": False,
+    }
+    if "auto_switch_to_flash" in known:  # newer than 5.17, where nothing switches by itself
+        options["auto_switch_to_flash"] = False
+    return ContinuousBatchingConfig(**options)
 
 
 def _sizes(engine: ContinuousEngine) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from detcheck.experiment import STOCK
 from detcheck.rundir import KernelsProof
 from detcheck.traffic import PlannedRequest, Trial
 
-WORDS = tuple(
-    "the old keeper lit a lamp and the sea went quiet under grey and patient stars".split()
+WORDS = (
+    *("the", "old", "keeper", "lit", "a", "lamp", "and", "then"),
+    *("sea", "went", "quiet", "under", "grey", "patient", "slow", "stars"),
 )
 
 

@@ -8,29 +8,15 @@ when the last one leaves, in whatever order and through exceptions.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch.nn import functional as F
 
 from detcheck.errors import UsageError
 from detcheck.experiment import OP_FAMILIES
-from detcheck.kernels import attention as attention_kernel
-from detcheck.kernels.cpu import matmul as cpu_matmul
-
-ATTENTION_NAME = "sdpa"
-"""Entry of transformers' attention table that both static and continuous batching use."""
-
-_CPU_MATMUL: dict[str, Callable[..., torch.Tensor]] = {
-    "mm": cpu_matmul.mm,
-    "addmm": cpu_matmul.addmm,
-    "bmm": cpu_matmul.bmm,
-}
+from detcheck.kernels.overrides import install, op_names
+from detcheck.kernels.self_check import self_check
 
 
 @dataclass(slots=True)
@@ -62,7 +48,7 @@ class Proof:
         return tuple(
             family
             for family in self.families
-            if not any(n for op, n in self.overrides.items() if op in _op_names(family))
+            if not any(n for op, n in self.overrides.items() if op in op_names(family))
         )
 
 
@@ -82,14 +68,14 @@ class BatchInvariantMode:
         The self-check's own calls do not count.
         """
         served = self._served + self._running() if self._active else self._served
-        names = [name for family in self.families for name in _op_names(family)]
+        names = [name for family in self.families for name in op_names(family)]
         return Proof(self.families, {name: served[name] for name in names}, self._self_check)
 
     def _enter(self) -> None:
         with _lock:
             for family in self.families:
                 _hold(family)
-        self._self_check = self_check(self.families)
+        self._self_check = self_check({family: _families[family].calls for family in self.families})
         self._before = {family: Counter(_families[family].calls) for family in self.families}
         self._active = True
 
@@ -138,17 +124,10 @@ def active_families() -> tuple[str, ...]:
     return tuple(family for family, state in _families.items() if state.holders)
 
 
-def _op_names(family: str) -> tuple[str, ...]:
-    if family == "attention":
-        return ("transformers::sdpa",)
-    return tuple(f"aten::{name}" for name in _CPU_MATMUL)
-
-
 def _hold(family: str) -> None:
     state = _families[family]
     if state.holders == 0:
-        install = _install_attention if family == "attention" else _install_matmul
-        state.remove = install(state.calls)
+        state.remove = install(family, state.calls)
     state.holders += 1
 
 
@@ -160,85 +139,3 @@ def _release(family: str) -> None:
     if state.holders == 0 and state.remove is not None:
         state.remove()
         state.remove = None
-
-
-def _install_matmul(calls: Counter[str]) -> Callable[[], None]:
-    stock_linear = F.linear
-    library = torch.library.Library("aten", "IMPL")
-    for name, kernel in _CPU_MATMUL.items():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*[Oo]verrid.*", category=UserWarning)
-            library.impl(name, _counted(f"aten::{name}", kernel, calls), "CPU")
-    F.linear = _counted("aten::mm", cpu_matmul.linear, calls)
-
-    def remove() -> None:
-        F.linear = stock_linear
-        library._destroy()
-
-    return remove
-
-
-def _install_attention(calls: Counter[str]) -> Callable[[], None]:
-    from transformers import AttentionInterface
-
-    table: dict[str, Any] = AttentionInterface._global_mapping
-    stock = table[ATTENTION_NAME]
-    table[ATTENTION_NAME] = _counted("transformers::sdpa", attention_kernel.attention, calls)
-
-    def remove() -> None:
-        table[ATTENTION_NAME] = stock
-
-    return remove
-
-
-def _counted(name: str, kernel: Callable[..., Any], calls: Counter[str]) -> Callable[..., Any]:
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls[name] += 1
-        return kernel(*args, **kwargs)
-
-    return counted
-
-
-def self_check(families: Iterable[str]) -> str:
-    """Compare a row alone with the same row in a batch through the public ops.
-
-    Returns `passed`, or a sentence that says what differed or which override was not reached.
-    """
-    checks = {"matmul": _check_matmul, "attention": _check_attention}
-    for family in families:
-        problem = checks[family]()
-        if problem:
-            return problem
-    return "passed"
-
-
-def _check_matmul() -> str | None:
-    generator = torch.Generator().manual_seed(1)
-    before = _families["matmul"].calls["aten::mm"]
-    for dtype in (torch.float32, torch.bfloat16):
-        rows = torch.randn(5, 1536, generator=generator).to(dtype)
-        weight = torch.randn(64, 1536, generator=generator).to(dtype)
-        if not torch.equal(F.linear(rows, weight)[:1], F.linear(rows[:1], weight)):
-            return f"matmul in {dtype} gives a row alone another result than in a batch of 5"
-    if _families["matmul"].calls["aten::mm"] == before:
-        return "the matmul override was installed but F.linear does not reach it"
-    return None
-
-
-def _check_attention() -> str | None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    function = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
-    before = _families["attention"].calls["transformers::sdpa"]
-    generator = torch.Generator().manual_seed(2)
-    module = torch.nn.Module()
-    module.num_key_value_groups = 3
-    query = torch.randn(4, 6, 1, 32, generator=generator)
-    key, value = torch.randn(2, 4, 2, 40, 32, generator=generator)
-    batch, _ = function(module, query, key, value, None)
-    alone, _ = function(module, query[2:3], key[2:3], value[2:3], None)
-    if not torch.equal(batch[2:3], alone):
-        return "attention gives a request alone another result than in a batch of 4"
-    if _families["attention"].calls["transformers::sdpa"] == before:
-        return "the attention override was installed but transformers does not reach it"
-    return None

@@ -34,9 +34,7 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return _by_rows(left, right, None)
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """(…, K) by the (N, K) weight of a linear layer to (…, N), without the way round by dispatch.
 
     A shortcut to `mm` for calls that need neither copies nor padding, in inference. All others

@@ -99,7 +99,7 @@ class RowClasses:
         return left.to(self.shape.dtype)
 
     def _probe_right(self) -> torch.Tensor:
-        """Seeded (K, N) in the shape's layout: the second of each pair of rows is minus the first."""
+        """Seeded (K, N), in the shape's layout: each second row of a pair is minus the first."""
         if self._right is not None:
             return self._right
         shape = self.shape

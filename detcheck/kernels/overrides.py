@@ -1,0 +1,83 @@
+"""Every stock op that has a batch-invariant kernel, by op family; and how one is put in place.
+
+A new kernel is one line here: an aten op goes into `ATEN` under its family and dispatch key, the
+attention interface has an entry of its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from detcheck.kernels import attention
+from detcheck.kernels.cpu import matmul as cpu_matmul
+
+Kernel = Callable[..., Any]
+
+ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
+    "matmul": {
+        "CPU": {"mm": cpu_matmul.mm, "addmm": cpu_matmul.addmm, "bmm": cpu_matmul.bmm},
+    },
+}
+"""Op family, then dispatch key, then aten op."""
+
+ATTENTION_NAME = "sdpa"
+"""Entry of transformers' attention table that both static and continuous batching use."""
+ATTENTION_OP = f"transformers::{ATTENTION_NAME}"
+LINEAR_OP = "aten::linear"
+
+
+def op_names(family: str) -> tuple[str, ...]:
+    """The ops that a family overrides, on any device, such as `aten::mm`."""
+    if family == "attention":
+        return (ATTENTION_OP,)
+    names = dict.fromkeys(f"aten::{op}" for table in ATEN[family].values() for op in table)
+    return (LINEAR_OP, *names) if family == "matmul" else tuple(names)
+
+
+def install(family: str, calls: Counter[str]) -> Callable[[], None]:
+    """Override a family's ops, counting their calls; returns what restores the stock ops."""
+    if family == "attention":
+        return _install_attention(calls)
+    library = torch.library.Library("aten", "IMPL")
+    for key, table in ATEN[family].items():
+        for op, kernel in table.items():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*[Oo]verrid.*", category=UserWarning)
+                library.impl(op, _counted(f"aten::{op}", kernel, calls), key)
+    if family != "matmul":
+        return library._destroy
+    stock_linear = F.linear
+    F.linear = _counted(LINEAR_OP, cpu_matmul.linear, calls)
+
+    def remove() -> None:
+        F.linear = stock_linear
+        library._destroy()
+
+    return remove
+
+
+def _install_attention(calls: Counter[str]) -> Callable[[], None]:
+    from transformers import AttentionInterface
+
+    table: dict[str, Any] = AttentionInterface._global_mapping
+    stock = table[ATTENTION_NAME]
+    table[ATTENTION_NAME] = _counted(ATTENTION_OP, attention.attention, calls)
+
+    def remove() -> None:
+        table[ATTENTION_NAME] = stock
+
+    return remove
+
+
+def _counted(name: str, kernel: Kernel, calls: Counter[str]) -> Kernel:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[name] += 1
+        return kernel(*args, **kwargs)
+
+    return counted

@@ -1,0 +1,60 @@
+"""What a mode asks of itself when it is entered: is a row alone what it is in a batch, just now?
+
+Through the public ops, so that an override that is installed but not reached is found too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.nn import functional as F
+
+from detcheck.kernels.overrides import ATTENTION_NAME
+
+PASSED = "passed"
+
+
+def self_check(calls: Mapping[str, Counter[str]]) -> str:
+    """Check the op families in `calls` (family to its live call counts).
+
+    Returns `passed`, or a sentence that says what differed or which override was not reached.
+    """
+    for family, counter in calls.items():
+        before = counter.total()
+        problem = CHECKS[family]()
+        if problem is None and counter.total() == before:
+            problem = f"the {family} override was installed but calls do not reach it"
+        if problem is not None:
+            return problem
+    return PASSED
+
+
+def _matmul() -> str | None:
+    generator = torch.Generator().manual_seed(1)
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = torch.randn(5, 1536, generator=generator).to(dtype)
+        weight = torch.randn(64, 1536, generator=generator).to(dtype)
+        if not torch.equal(F.linear(rows, weight)[:1], F.linear(rows[:1], weight)):
+            return f"matmul in {dtype} gives a row alone another result than in a batch of 5"
+    return None
+
+
+def _attention() -> str | None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    function = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
+    generator = torch.Generator().manual_seed(2)
+    module = torch.nn.Module()
+    setattr(module, "num_key_value_groups", 3)  # noqa: B010  (a plain attribute to its type)
+    query = torch.randn(4, 6, 1, 32, generator=generator)
+    key, value = torch.randn(2, 4, 2, 40, 32, generator=generator)
+    batch, _ = function(module, query, key, value, None)
+    alone, _ = function(module, query[2:3], key[2:3], value[2:3], None)
+    if not torch.equal(batch[2:3], alone):
+        return "attention gives a request alone another result than in a batch of 4"
+    return None
+
+
+CHECKS: dict[str, Callable[[], str | None]] = {"matmul": _matmul, "attention": _attention}
