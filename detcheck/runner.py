@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import secrets
+import signal
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from detcheck import __version__, environment, rundir
 from detcheck.analysis import analyse
 from detcheck.analysis.summary import summary_rows
 from detcheck.engines import Engine, TrialResult, create
 from detcheck.errors import MeasurementError, OutOfMemory, RunDirectoryError, StorageError
-from detcheck.experiment import STOCK, Condition, Experiment
-from detcheck.rundir import ConditionRecord, Run, RunWriter
+from detcheck.experiment import Condition, Experiment
+from detcheck.rundir import ConditionRecord, KernelsProof, Run, RunWriter
+from detcheck.rundir.folder import check_vacant
+from detcheck.text import one_line
 from detcheck.traffic import Trial, plan_trials
 
 RUNS_FOLDER = Path("results/runs")
@@ -62,18 +67,22 @@ def run(
     the one that the experiment names. Ctrl-C and faults of single conditions end early with what
     is there: see `Run.complete`. Raises DetcheckError where nothing can be measured or written.
     """
-    engine = engine or create(experiment)
     run_id = new_run_id()
     path = Path(out) if out is not None else RUNS_FOLDER / run_id
-    writer = RunWriter.create(
-        path,
-        experiment,
-        environment.collect(experiment.device),
-        run_id=run_id,
-        version=__version__,
-        created=_now(),
-    )
-    return _Execution(experiment, engine, writer, listener or Listener()).go()
+    check_vacant(path)  # before a model is loaded in vain
+    with ExitStack() as held:
+        engine = engine or create(experiment)
+        held.callback(engine.close)
+        writer = RunWriter.create(
+            path,
+            experiment,
+            environment.collect(experiment.device),
+            run_id=run_id,
+            version=__version__,
+            created=_now(),
+        )
+        held.callback(writer.close)
+        return _Execution(experiment, engine, writer, listener or Listener()).go()
 
 
 def resume(
@@ -91,24 +100,28 @@ def resume(
     folder = Path(path)
     stored = rundir.load(folder)
     if experiment is not None and experiment != stored.experiment:
-        changed = _changed_field(experiment, stored.experiment)
         raise RunDirectoryError(
-            f"{folder} was run with another {changed}: resume it without that option, or start a "
-            "new run."
+            f"{folder} was run with {_difference(stored.experiment, experiment)}: resume it "
+            "without that option, or start a new run."
         )
-    engine = engine or create(stored.experiment)
-    changes = environment.differences(
-        stored.environment, environment.collect(stored.experiment.device)
-    )
+    with ExitStack() as held:
+        engine = engine or create(stored.experiment)
+        held.callback(engine.close)
+        _check_environment(stored)
+        writer, loaded = RunWriter.resume(folder)
+        held.callback(writer.close)
+        execution = _Execution(stored.experiment, engine, writer, listener or Listener())
+        execution.remember(loaded)
+        return execution.go()
+
+
+def _check_environment(run: Run) -> None:
+    changes = environment.differences(run.environment, environment.collect(run.experiment.device))
     if changes:
         raise RunDirectoryError(
-            f"{folder} cannot be resumed, its environment has changed ({changes[0]}): start a new "
-            "run."
+            f"{run.path} cannot be resumed, its environment has changed ({changes[0]}): start a "
+            "new run."
         )
-    writer, loaded = RunWriter.resume(folder)
-    execution = _Execution(stored.experiment, engine, writer, listener or Listener())
-    execution.remember(loaded)
-    return execution.go()
 
 
 class _Execution:
@@ -123,9 +136,11 @@ class _Execution:
         self.listener = listener
         self._seen: defaultdict[tuple[int, str], set[str]] = defaultdict(set)
         self._out_of_memory_at: dict[str, int] = {}
+        self._proofs_before: dict[str, KernelsProof] = {}
 
     def remember(self, run: Run) -> None:
-        """Take over which variants a resumed run has seen already."""
+        """Take over what a resumed run has seen already: variants, and proof of its kernels."""
+        self._proofs_before = dict(run.proofs)
         table = run.completions
         for condition, variant in set(zip(table.condition, table.variant, strict=True)):
             if variant >= 0:
@@ -136,28 +151,19 @@ class _Execution:
     def go(self) -> Run:
         """Measure, summarise and load the result back from disk, verified."""
         finished = False
-        with self._closing():
-            try:
-                self.listener.run_started(self.writer.path, self.writer.records)
-                for index, condition in enumerate(self.experiment.conditions()):
-                    self._measure(index, condition)
-                finished = True
-            except KeyboardInterrupt:
-                self.writer.save()
-                self.listener.interrupted()
+        try:
+            self.listener.run_started(self.writer.path, self.writer.records)
+            for index, condition in enumerate(self.experiment.conditions()):
+                self._measure(index, condition)
+            finished = True
+        except KeyboardInterrupt:
+            self.writer.save()
+            self.listener.interrupted()
         run = rundir.load(self.writer.path)
         summary = summary_rows(analyse(run))
         ended = _now() if finished else None
         self.writer.finish(summary, ended)
         return replace(run, summary=tuple(summary), finished=ended)
-
-    @contextmanager
-    def _closing(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self.engine.close()
-            self.writer.close()
 
     def _measure(self, index: int, condition: Condition) -> None:
         """Run the trials of one condition that are not committed yet."""
@@ -181,7 +187,6 @@ class _Execution:
             self._fail(index, str(error))
             return
         self.writer.set_status(index, "done")
-        self.writer.set_proof(self.engine.proof(condition.kernels))
         self.writer.save()
         self.listener.condition_finished(index, self.writer.records[index])
 
@@ -190,18 +195,23 @@ class _Execution:
             trial, lambda tokens: self.listener.tokens_generated(index, tokens)
         )
         condition = trial.condition
-        if condition.kernels != STOCK:
-            self.writer.set_proof(self.engine.proof(condition.kernels))
-        self.writer.append_trial(
-            index,
-            trial.index,
-            result.completions,
-            elapsed_s=result.elapsed_s,
-            generated_tokens=result.generated_tokens,
-        )
+        with _uninterrupted():
+            self.writer.set_proof(self._proof(condition.kernels))
+            self.writer.append_trial(
+                index,
+                trial.index,
+                result.completions,
+                elapsed_s=result.elapsed_s,
+                generated_tokens=result.generated_tokens,
+            )
         self.listener.trial_finished(
             index, self.writer.records[index], self._distinct(condition, result)
         )
+
+    def _proof(self, kernels: str) -> KernelsProof:
+        """What this pass has seen of `kernels`, with what the run had seen before it."""
+        now, before = self.engine.proof(kernels), self._proofs_before.get(kernels)
+        return now if before is None else _joined(before, now)
 
     def _distinct(self, condition: Condition, result: TrialResult) -> int:
         """Variants of the condition's prompt and kernels, this trial included."""
@@ -217,9 +227,50 @@ class _Execution:
         self.listener.condition_finished(index, self.writer.records[index])
 
 
-def _changed_field(a: Experiment, b: Experiment) -> str:
-    left, right = a.to_dict(), b.to_dict()
-    return next(name.replace("_", " ") for name in left if left[name] != right[name])
+def _joined(before: KernelsProof, now: KernelsProof) -> KernelsProof:
+    """The proof of a resumed run: a problem of either part is a problem of the whole."""
+    calls = {
+        name: before.overrides.get(name, 0) + now.overrides.get(name, 0)
+        for name in {**before.overrides, **now.overrides}
+    }
+    checks = (before.self_check, now.self_check)
+    problems = [check for check in checks if check not in (None, "passed")]
+    return KernelsProof(
+        now.kernels,
+        calls,
+        tuple(sorted({*before.missing, *now.missing})),
+        problems[0] if problems else now.self_check,
+    )
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C wait for the end of the block, so that it cannot halve a commit."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(*came[0])
+
+
+def _difference(stored: Experiment, asked: Experiment) -> str:
+    """The first field that differs, such as `completions 48, not 64`."""
+    left, right = stored.to_dict(), asked.to_dict()
+    name = next(name for name in left if left[name] != right[name])
+    return f"{name.replace('_', ' ')} {_shown(left[name])}, not {_shown(right[name])}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return one_line(", ".join(map(str, value)))[:80]
+    return "unset" if value is None else one_line(str(value))[:80]
 
 
 def _now() -> str:

@@ -27,11 +27,12 @@ class ProgressListener(Listener):
         self._status: Any = None
         self._tasks: dict[int, TaskID] = {}
         self._distinct: dict[int, int] = {}
+        self._several_prompts = False
         self._progress = Progress(
-            TextColumn("{task.fields[name]}"),
+            TextColumn("{task.fields[name]}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[known]}"),
+            TextColumn("{task.fields[known]}", markup=False),
             TimeElapsedColumn(),
             console=stderr,
             disable=not stderr.is_terminal,
@@ -52,12 +53,14 @@ class ProgressListener(Listener):
     def run_started(self, path: Path, conditions: list[ConditionRecord]) -> None:
         """The model is loaded: from now on there are bars."""
         self._stop_status()
+        self._several_prompts = any(record.prompt_index for record in conditions)
         print_line(f"run directory: {path}", "dim", console=stderr)
         self._progress.start()
 
     def condition_started(self, index: int, record: ConditionRecord) -> None:
         """A new bar, at what a resumed run has already."""
-        name = untrusted(f"{record.kernels}, batch size {record.batch_size}")
+        prompt = f"prompt {record.prompt_index + 1}, " if self._several_prompts else ""
+        name = untrusted(f"{prompt}{record.kernels}, batch size {record.batch_size}")
         self._tasks[index] = self._progress.add_task(
             "", total=record.asked, completed=record.completed, name=name, known=""
         )

@@ -188,11 +188,10 @@ def _show(run: Run, *, as_json: bool) -> None:
 
 
 def _prompts(texts: list[str] | None, file: Path | None) -> tuple[str, ...] | None:
-    if file is None:
-        return tuple(texts) if texts else None
-    from detcheck.prompts import read_prompts
+    from detcheck.prompts import check_text, read_prompts
 
-    return (*(texts or ()), *read_prompts(file))
+    given = tuple(check_text(text, f"Prompt {n}") for n, text in enumerate(texts or (), start=1))
+    return (*given, *(read_prompts(file) if file is not None else ())) or None
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

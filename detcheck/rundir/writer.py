@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from io import FileIO
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from detcheck.completion import Completion
-from detcheck.errors import RunDirectoryError, StorageError
 from detcheck.experiment import Condition, Experiment
+from detcheck.rundir import folder
 from detcheck.rundir.files import (
     Seal,
     dump_sealed,
@@ -35,7 +36,10 @@ from detcheck.rundir.trial import REFERENCE_GAPS, ReferenceTrace, TrialLines
 
 
 class RunWriter:
-    """Writes one run directory, a trial at a time. Use `create` or `resume`, then `close`."""
+    """Writes one run directory, a trial at a time. Use `create` or `resume`, then `close`.
+
+    Until it is closed no other process can write to the directory; anyone may read.
+    """
 
     def __init__(self, path: Path, document: dict[str, Any], records: list[ConditionRecord]):
         self.path = path
@@ -58,7 +62,7 @@ class RunWriter:
         created: str,
     ) -> RunWriter:
         """Start a new run in `path`, which must not exist or be an empty folder."""
-        _prepare_folder(path)
+        folder.prepare(path)
         records = [_record(condition) for condition in experiment.conditions()]
         document = {
             "schema_version": SCHEMA_VERSION,
@@ -72,31 +76,32 @@ class RunWriter:
             "summary": [],
         }
         writer = cls(path, document, records)
-        try:
+        with writer._starting():
             writer._open("xb")
+            folder.lock(path, writer._files[COMPLETIONS_FILE])
             writer._replace_run_file(records, writer._seals)
-        except OSError as error:
-            writer.close()
-            raise _storage_error(path, error) from error
         return writer
 
     @classmethod
     def resume(cls, path: Path) -> tuple[RunWriter, Run]:
-        """Go on with the run in `path`: verify it, cut off what was not committed, append after."""
-        run = load(path)
+        """Go on with the run in `path`: verify it, cut off what was not committed, append after.
+
+        Raises RunDirectoryError also where another process is writing to it.
+        """
         document = read_run_file(path)
+        run = load(path)
         writer = cls(path, document, list(run.conditions))
-        document["finished"] = None
-        for variant in run.variants:
-            writer._known.setdefault(variant.prompt_index, set()).add(variant.fingerprint)
-        writer._restore(run)
-        try:
+        with writer._starting():
             writer._open("r+b")
+            folder.lock(path, writer._files[COMPLETIONS_FILE])
+            if read_run_file(path) != document:  # somebody has written since it was verified
+                raise folder.in_use(path)
+            document["finished"] = None
+            for variant in run.variants:
+                writer._known.setdefault(variant.prompt_index, set()).add(variant.fingerprint)
+            writer._restore(run)
             for name in writer._files:
                 writer._cut(name)
-        except OSError as error:
-            writer.close()
-            raise _storage_error(path, error) from error
         return writer, run
 
     def append_trial(
@@ -129,7 +134,7 @@ class RunWriter:
         try:
             self._commit(lines)
         except OSError as error:
-            raise _storage_error(self.path, error) from error
+            raise folder.storage_error(self.path, error) from error
 
     def set_status(self, condition_index: int, status: str, error: str | None = None) -> None:
         """Record where a condition stands; on disk with the next `save` or trial."""
@@ -145,7 +150,7 @@ class RunWriter:
         try:
             self._replace_run_file(self.records, self._seals)
         except OSError as error:
-            raise _storage_error(self.path, error) from error
+            raise folder.storage_error(self.path, error) from error
 
     def finish(self, summary: Sequence[Mapping[str, Any]], finished: str | None) -> None:
         """Write the summary and the time of the end (None: interrupted)."""
@@ -196,6 +201,21 @@ class RunWriter:
             # Unbuffered, so that nothing is left to be written when the disk is full.
             self._files[name] = FileIO(self.path / name, mode)
 
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Close the files again where the start fails."""
+        try:
+            yield
+        except FileExistsError as error:  # another process has started here at the same time
+            self.close()
+            raise folder.not_empty(self.path) from error
+        except OSError as error:
+            self.close()
+            raise folder.storage_error(self.path, error) from error
+        except BaseException:
+            self.close()
+            raise
+
     def _replace_run_file(
         self, records: Sequence[ConditionRecord], seals: Mapping[str, Seal]
     ) -> None:
@@ -235,26 +255,4 @@ def _record(condition: Condition) -> ConditionRecord:
         kernels=condition.kernels,
         batch_size=condition.batch_size,
         asked=condition.completions,
-    )
-
-
-def _prepare_folder(path: Path) -> None:
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunDirectoryError(
-                f"{path} is not empty: choose another --out, or go on with it by --resume {path}."
-            )
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunDirectoryError(
-            f"{path} cannot be written ({reason}): choose another --out."
-        ) from error
-
-
-def _storage_error(path: Path, error: OSError) -> StorageError:
-    reason = (error.strerror or str(error)).lower()
-    return StorageError(
-        f"Writing to {path} failed ({reason}); the trials before are kept: make room, then go on "
-        f"with --resume {path}."
     )
