@@ -213,8 +213,8 @@ def share_completions(
         sharing = others + 1 - (1 if single else 0)
         even = (left - single) / sharing
         trials = max(1, round(even / probes))
-        if trials > 1 and trials * probes > left - others - single:
-            trials -= 1
+        if trials > 1 and trials * probes > left - others - (1 if single else 0):
+            trials -= 1  # a batch of one keeps two at the least: one exact repeat
         shares[batch_size] = max(1, min(trials * probes, left - others))
         left -= shares[batch_size]
     return shares

@@ -142,6 +142,8 @@ def test_words_of_others_cannot_steer_the_terminal(detcheck, raising):
 
 def test_ctrl_c_through_the_real_program(tmp_path):
     code = (
+        # Started in the background, a process may inherit SIGINT ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import time, detcheck.cli.env as env\n"
         "def command():\n    print('started', flush=True)\n    time.sleep(30)\n"
         "env.env_command = command\n"
