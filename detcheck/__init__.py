@@ -1,6 +1,6 @@
 """detcheck: does an LLM give the same answer when only the load around the request changes?
 
-    from detcheck import Experiment, run, load, batch_invariant
+    from detcheck import Experiment, run, load, batch_invariant, assert_batch_invariant
     from detcheck.analysis import analyse
 
 Names are imported when they are first used, so that `import detcheck` loads no torch.
@@ -17,15 +17,26 @@ if TYPE_CHECKING:
     from detcheck.analysis import analyse
     from detcheck.experiment import Experiment
     from detcheck.kernels.mode import batch_invariant
+    from detcheck.probes.asserts import assert_batch_invariant
     from detcheck.rundir import Run, load
     from detcheck.runner import resume, run
 
-__all__ = ["Experiment", "Run", "analyse", "batch_invariant", "load", "resume", "run"]
+__all__ = [
+    "Experiment",
+    "Run",
+    "analyse",
+    "assert_batch_invariant",
+    "batch_invariant",
+    "load",
+    "resume",
+    "run",
+]
 
 _HOMES = {
     "Experiment": "detcheck.experiment",
     "Run": "detcheck.rundir",
     "analyse": "detcheck.analysis",
+    "assert_batch_invariant": "detcheck.probes.asserts",
     "batch_invariant": "detcheck.kernels.mode",
     "load": "detcheck.rundir",
     "resume": "detcheck.runner",
