@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,15 @@ def collect(device: str | None = None) -> dict[str, Any]:
         automatic = "cuda" if "gpu" in environment else "cpu"
         environment["device"] = automatic if device == "auto" else device
     return environment
+
+
+def settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of every setting of an environment, sections joined to names by dots."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

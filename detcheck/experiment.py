@@ -15,8 +15,10 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 STOCK = "stock"
 BATCH_INVARIANT = "batch-invariant"
-OP_FAMILIES = ("matmul", "attention")
+OP_FAMILIES = ("matmul", "attention", "norm", "softmax", "reduce", "pointwise")
 """Families of ops that have batch-invariant kernels; `batch-invariant:matmul` switches on one."""
+CORE_FAMILIES = ("matmul", "attention")
+"""Families that every transformer uses; of the others a model may have none to override."""
 
 
 def kernel_families(kernels: str) -> tuple[str, ...]:
@@ -40,6 +42,16 @@ def kernel_families(kernels: str) -> tuple[str, ...]:
                 "joined by '+'."
             )
     return families
+
+
+def required_families(kernels: str) -> tuple[str, ...]:
+    """Families that must be seen to run before a kernels setting is believed to have had effect.
+
+    Those named in a subset, each of them; of the whole set only the core, since a model need not
+    have the ops of the others (softmax, say, is inside attention).
+    """
+    families = kernel_families(kernels)
+    return CORE_FAMILIES if families == OP_FAMILIES else families
 
 
 @dataclass(frozen=True, slots=True)

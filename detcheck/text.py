@@ -1,17 +1,50 @@
-"""Untrusted words (prompts, model output, paths, server messages) made fit to show to a person."""
+"""Untrusted words (prompts, model output, paths, server messages) made fit to show to a person.
+
+A control character, a direction override or a lone surrogate can hide a difference between two
+answers, reorder a table, drive a terminal or break an encoder, so each is shown by name.
+"""
 
 from __future__ import annotations
 
+import re
 import string
-import unicodedata
 
-JOINERS = "\u200c\u200d"
-"""Format characters that build letters and emoji; the others can hide or reorder text."""
+HIDDEN = re.compile(
+    "["
+    "\x00-\x1f\x7f-\x9f\xad"
+    "\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180e"
+    "\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    "\ud800-\udfff\ue000-\uf8ff\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff\U000f0000-\U0010ffff"
+    "]"
+    # A joiner is part of emoji and of several scripts; beside ASCII it only hides something.
+    "|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+)
+"""Characters that show nothing by themselves, or that change how others are shown."""
+MARKS = {"\n": "↵", "\t": "⇥"}
+"""Stand-ins of those that answers are full of."""
 
 
-def one_line(text: str) -> str:
-    """`text` on one line: breaks, control, direction and unpaired characters become escapes."""
-    return "".join(_visible(character) for character in text)
+def stand_in(character: str) -> str:
+    """What a hidden character is shown as: `↵`, `\\x1b`, `\\u202e`."""
+    return MARKS.get(character) or character.encode("unicode_escape").decode("ascii")
+
+
+def cap(text: str, limit: int | None) -> tuple[str, str]:
+    """The first `limit` characters, and a note on how many were left out (empty if none)."""
+    if limit is None or len(text) <= limit:
+        return text, ""
+    return text[:limit], f"… ({count(len(text) - limit, 'more character')})"
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """`text` on one line with every hidden character shown, capped at `limit` characters.
+
+    What is cut off is counted: `… (98,304 more characters)`.
+    """
+    shown, more = cap(text, limit)
+    return HIDDEN.sub(lambda match: stand_in(match.group()), shown) + more
 
 
 def quoted(text: str, width: int = 40) -> str:
@@ -32,8 +65,7 @@ def escape_markdown(text: str) -> str:
     )
 
 
-def _visible(character: str) -> str:
-    if character in JOINERS:
-        return character
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return character.encode("unicode_escape").decode("ascii") if hidden else character
+def count(number: int, noun: str) -> str:
+    """`1 answer`, `1,000 answers`."""
+    plural = noun if number == 1 else noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {plural}"

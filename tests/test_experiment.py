@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from detcheck.errors import ExitCode, UsageError
 from detcheck.experiment import (
     BATCH_INVARIANT,
+    CORE_FAMILIES,
     OP_FAMILIES,
     STOCK,
     Experiment,
     kernel_families,
     probes_per_trial,
+    required_families,
     share_completions,
 )
 
@@ -79,7 +81,22 @@ def test_kernel_families(kernels: str, families: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "kernels", ["", "stock:matmul", "batch-invariant:", "batch-invariant:softmax", "invariant"]
+    ("kernels", "families"),
+    [
+        (STOCK, ()),
+        (BATCH_INVARIANT, CORE_FAMILIES),
+        (f"{BATCH_INVARIANT}:softmax", ("softmax",)),
+        (f"{BATCH_INVARIANT}:norm+matmul", ("norm", "matmul")),
+    ],
+)
+def test_of_all_families_only_the_core_must_be_seen_to_run(
+    kernels: str, families: tuple[str, ...]
+) -> None:
+    assert required_families(kernels) == families
+
+
+@pytest.mark.parametrize(
+    "kernels", ["", "stock:matmul", "batch-invariant:", "batch-invariant:magic", "invariant"]
 )
 def test_unknown_kernels_are_refused(kernels: str) -> None:
     with pytest.raises(UsageError, match="Unknown"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detcheck.analysis.divergence import two_ways
 from detcheck.analysis.results import Analysis, Group
 from detcheck.completion import first_divergence
 from detcheck.environment import differences
@@ -50,11 +51,8 @@ class Parting:
     @property
     def sentence(self) -> str:
         """`they part at token 32, after "…": "coastal town" / ", coastal town"`."""
-        after = f", after {quoted(self.context)}" if self.context else ""
-        return (
-            f"they part at {self.unit} {self.position}{after}: "
-            f"{_words(self.left)} / {_words(self.right)}"
-        )
+        ways = two_ways(self.context, self.left, self.right)
+        return f"they part at {self.unit} {self.position}{ways}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +143,21 @@ def compare(left: Analysis, right: Analysis) -> Comparison:
 
 def experiment_differences(left: Experiment, right: Experiment) -> list[str]:
     """Settings of two experiments that can change an answer and differ, a phrase each."""
-    phrases = []
-    for name in DECISIVE:
-        ours, theirs = getattr(left, name), getattr(right, name)
-        if ours != theirs:
-            label = name.replace("_", " ")
-            phrases.append(f"{label} {_setting(ours)} → {_setting(theirs)}")
-    return phrases
+    pairs = ((name, getattr(left, name), getattr(right, name)) for name in DECISIVE)
+    return [
+        f"{name.replace('_', ' ')} {in_words(ours)} → {in_words(theirs)}"
+        for name, ours, theirs in pairs
+        if ours != theirs
+    ]
+
+
+def in_words(setting: object) -> str:
+    """The value of a setting of an experiment as a person reads it."""
+    if isinstance(setting, str):
+        return quoted(setting)
+    if isinstance(setting, bool):
+        return "on" if setting else "off"
+    return "the embedded model" if setting is None else str(setting)
 
 
 def groups_of(analysis: Analysis, prompt: str) -> dict[str, Group]:
@@ -222,15 +228,3 @@ def _parting_of_text(left: str, right: str) -> Parting | None:
     return Parting(
         position, "character", left[before:position], left[position:stop], right[position:stop]
     )
-
-
-def _words(piece: str) -> str:
-    return quoted(piece) if piece else "the end"
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "the embedded model" if value is None else str(value)

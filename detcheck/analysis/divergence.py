@@ -11,6 +11,7 @@ import numpy.typing as npt
 from detcheck.analysis.flips import judge
 from detcheck.analysis.results import Divergence
 from detcheck.rundir import StoredVariant
+from detcheck.text import quoted
 
 CONTEXT_TOKENS = 8
 PIECE_TOKENS = 6
@@ -50,20 +51,6 @@ def first_difference(a: Units, b: Units) -> int | None:
     return None if len(a) == len(b) else shared
 
 
-def pairwise_divergence(variants: Sequence[StoredVariant]) -> npt.NDArray[np.int32]:
-    """(variants, variants) int32: first divergence of each two, -1 where they are equal."""
-    rows = [units(variant) for variant in comparable(variants)]
-    width = max((len(row) for row in rows), default=0) + 1
-    padded = np.full((len(rows), width), -1, dtype=np.int32)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    matrix = np.full((len(rows), len(rows)), -1, dtype=np.int32)
-    for index in range(len(rows)):
-        differ = padded != padded[index]
-        matrix[index] = np.where(differ.any(axis=1), differ.argmax(axis=1), -1)
-    return matrix
-
-
 def describe(
     reference: StoredVariant,
     variant: StoredVariant,
@@ -85,3 +72,10 @@ def describe(
         piece=variant.piece(position, stop),
         flip=judge(reference, variant, position, noise),
     )
+
+
+def two_ways(context: str, left: str, right: str) -> str:
+    """How two answers go on: `, after "a small": "coastal town" / ", coastal town"`."""
+    after = f", after {quoted(context)}" if context else ""
+    ways = (quoted(piece) if piece else "the end" for piece in (left, right))
+    return f"{after}: {' / '.join(ways)}"

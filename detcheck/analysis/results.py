@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detcheck.rundir import Run, StoredVariant
+from detcheck.text import quoted
 
 TIE = "tie"
 NEAR_TIE = "near tie"
@@ -166,6 +167,17 @@ class Group:
     """Time a token against stock on the same loads (total); None for stock or without it."""
 
     @property
+    def name(self) -> str:
+        """`prompt 1 "Tell me about…" [batch-invariant]`."""
+        return f"prompt {self.prompt_index + 1} {quoted(self.prompt)} [{self.kernels}]"
+
+    @property
+    def unit(self) -> str:
+        """What positions count: `token`, or `character` where a server gave no token ids."""
+        characters = any(counted.variant.token_ids is None for counted in self.variants)
+        return "character" if characters else "token"
+
+    @property
     def distinct(self) -> int:
         """How many different answers came back."""
         return len(self.variants)
@@ -184,6 +196,13 @@ class Group:
     def first_divergence(self) -> int | None:
         """Earliest position at which any variant leaves the reference."""
         return min((divergence.position for divergence in self.divergences), default=None)
+
+    @property
+    def exact_repeats_differ(self) -> int | None:
+        """Completions that differ in an exact repeat, over all batch sizes; None if not run."""
+        rows = (row.exact_repeats_differ for row in self.by_batch_size)
+        known = [differ for differ in rows if differ is not None]
+        return sum(known) if known else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,16 @@ COMMANDS = {
         "report_command",
         "Write what each run found as HTML, Markdown, CSV and figures.",
     ),
+    "ops": LazyCommand(
+        "detcheck.cli.ops",
+        "ops_command",
+        "Show which op breaks which relation here, stock beside batch-invariant.",
+    ),
+    "trace": LazyCommand(
+        "detcheck.cli.trace",
+        "trace_command",
+        "Name the op that gave a request other bits in a batch than alone.",
+    ),
     "env": LazyCommand(
         "detcheck.cli.env", "env_command", "Show the machine and settings that change numerics."
     ),

@@ -88,6 +88,7 @@ def _table(*columns: str, title: str) -> Any:
 
 def _pairs_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any:
     from detcheck.cli.console import untrusted
+    from detcheck.report.text import number, percent
 
     table = _table(
         *("distinct", "shared", "agree", "references", "tok/s"),
@@ -100,9 +101,9 @@ def _pairs_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any:
             _kernels(pair),
             f"{left.distinct} / {right.distinct}",
             str(pair.shared),
-            _percent(pair.agreement),
+            percent(pair.agreement),
             _references(pair),
-            f"{_rate(left.tokens_per_second)} / {_rate(right.tokens_per_second)}",
+            f"{number(left.tokens_per_second)} / {number(right.tokens_per_second)}",
         )
         table.add_row(*map(untrusted, cells))
     return table
@@ -111,6 +112,7 @@ def _pairs_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any:
 def _conditions_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any:
     """Agreement by batch size: a row a prompt and kernels setting."""
     from detcheck.cli.console import untrusted
+    from detcheck.report.text import percent
 
     sizes = sorted({pair.batch_size for pair in comparison.conditions})
     table = _table(*map(str, sizes), title="agree, by batch size")
@@ -119,7 +121,7 @@ def _conditions_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any
         key = (numbers[pair.prompt], pair.kernels)
         rows.setdefault(key, {})[pair.batch_size] = pair.agreement
     for names, by_size in rows.items():
-        cells = (*names, *(_percent(by_size.get(size)) for size in sizes))
+        cells = (*names, *(percent(by_size.get(size)) for size in sizes))
         table.add_row(*map(untrusted, cells))
     return table
 
@@ -128,19 +130,6 @@ def _references(pair: GroupPair) -> str:
     if pair.parting is not None:
         return f"part at {pair.parting.position}"
     return "equal" if pair.references_equal else "none"
-
-
-def _percent(share: float | None) -> str:
-    """A share in per cent that is never rounded to nothing or to all."""
-    if share is None:
-        return "–"
-    if 0 < share < 0.01:
-        return "< 1 %"
-    return "> 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
-
-
-def _rate(tokens_per_second: float | None) -> str:
-    return "–" if tokens_per_second is None else f"{tokens_per_second:.0f}"
 
 
 def _print_json(comparison: Comparison) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -36,22 +36,14 @@ def _print(environment: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from detcheck.cli.console import stdout, untrusted
+    from detcheck.environment import settings
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _rows(environment):
-        table.add_row(untrusted(name), untrusted(value))
+    for name, value in settings(environment):
+        table.add_row(untrusted(name), untrusted(_shown(value)))
     stdout.print(table)
-
-
-def _rows(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(name, value) of every setting, sections as prefixes."""
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _rows(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, _shown(value)
 
 
 def _shown(value: Any) -> str:

@@ -16,8 +16,9 @@ from detcheck.completion import Completion, ObservedBatch, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.decoding import Detokenizer, RankedTokens, Sampler
 from detcheck.errors import MeasurementError, OutOfMemory, UsageError
-from detcheck.experiment import STOCK, Experiment, kernel_families
+from detcheck.experiment import STOCK, Experiment, kernel_families, required_families
 from detcheck.kernels.mode import Proof, batch_invariant
+from detcheck.kernels.triton import why_unavailable
 from detcheck.models import LoadedModel
 from detcheck.rundir import KernelsProof
 from detcheck.traffic import FILLER_PROMPTS, Trial
@@ -124,8 +125,9 @@ class InProcessEngine:
         calls: Counter[str] = Counter()
         for proof in proofs:
             calls.update(proof.overrides)
-        idle = sorted({family for proof in proofs for family in proof.idle_families})
-        missing = tuple(idle) if proofs else kernel_families(kernels)
+        idle = {family for proof in proofs for family in proof.idle_families}
+        required = required_families(kernels)
+        missing = tuple(family for family in required if family in idle or not proofs)
         problems = [proof.self_check for proof in proofs if proof.self_check != "passed"]
         return KernelsProof(kernels, dict(calls), missing, problems[0] if problems else "passed")
 
@@ -178,11 +180,19 @@ class InProcessEngine:
 
     def _check_kernels(self) -> None:
         wanted = [kernels for kernels in self.experiment.kernels if kernels != STOCK]
-        if wanted and self.loaded.device.type != "cpu":
-            raise UsageError(
-                f"There are no batch-invariant kernels for {self.loaded.device.type} yet: use "
-                "--device cpu or --kernels stock."
+        device = self.loaded.device.type
+        if not wanted or device == "cpu":
+            return
+        problem = (
+            why_unavailable()
+            if device == "cuda"
+            else (
+                f"There are no batch-invariant kernels for {device}: use --device cpu or "
+                "--kernels stock."
             )
+        )
+        if problem is not None:
+            raise UsageError(problem)
 
     def _completion(self, answer: Answer) -> Completion:
         if answer.error is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from detcheck.analysis.compare import Parting, experiment_differences, groups_of, parting
+from detcheck.analysis.compare import experiment_differences, groups_of, in_words, parting
+from detcheck.analysis.evidence import LOAD_VARIED, lacking
 from detcheck.analysis.results import Analysis, Group, VariantCount
 from detcheck.environment import differences
 from detcheck.errors import UsageError
 from detcheck.experiment import Experiment
-from detcheck.gate.evidence import OF_ITSELF
-from detcheck.gate.verdict import FAIL, INCONCLUSIVE, NOTE, Finding
+from detcheck.gate.verdict import FAIL, NOTE, Finding
+from detcheck.text import count
 
 SAME_QUESTION = ("model", "max_new_tokens", "temperature", "chat_template")
 """Fields of an experiment that must agree for answers to be comparable at all."""
@@ -58,8 +59,8 @@ def _check_same_question(baseline: Experiment, experiment: Experiment) -> None:
         theirs, ours = getattr(baseline, name), getattr(experiment, name)
         if theirs != ours:
             raise UsageError(
-                f"The baseline has another {name.replace('_', ' ')} ({_setting(theirs)}) than the "
-                f"run ({_setting(ours)}): their answers cannot be compared."
+                f"The baseline has another {name.replace('_', ' ')} ({in_words(theirs)}) than the "
+                f"run ({in_words(ours)}): their answers cannot be compared."
             )
     if experiment.temperature > 0 and baseline.seed != experiment.seed:
         raise UsageError(
@@ -72,20 +73,17 @@ def _check_same_question(baseline: Experiment, experiment: Experiment) -> None:
 
 def _check_evidence(baseline: Analysis, kernels: Sequence[str]) -> None:
     groups = [group for group in baseline.groups if group.kernels in kernels]
-    for rule in OF_ITSELF:
-        for finding in rule.findings(baseline, groups):
-            if finding.effect == INCONCLUSIVE:
-                raise UsageError(
-                    f"The baseline is no evidence to hold a run against: {finding.sentence}"
-                )
+    for lack in lacking(baseline, groups):
+        if lack.rule != LOAD_VARIED:  # what one load gave is still what was given
+            raise UsageError(f"The baseline is no evidence to hold a run against: {lack.sentence}")
 
 
 def _against(group: Group, baseline: Group) -> Iterator[Finding]:
     """Findings on one group; it gave nothing to compare where another rule says so already."""
     if group.reference is None or baseline.reference is None:
         return
-    known = {count.variant.fingerprint for count in baseline.variants}
-    new = [count for count in group.variants if count.variant.fingerprint not in known]
+    known = {counted.variant.fingerprint for counted in baseline.variants}
+    new = [counted for counted in group.variants if counted.variant.fingerprint not in known]
     if new:
         yield Finding("baseline", FAIL, _new_answers(group, baseline.reference, new), group)
     elif apart := parting(baseline.reference.variant, group.reference.variant):
@@ -96,18 +94,13 @@ def _against(group: Group, baseline: Group) -> Iterator[Finding]:
 
 
 def _new_answers(group: Group, reference: VariantCount, new: Sequence[VariantCount]) -> str:
-    partings = [parting(reference.variant, count.variant) for count in new]
-    first: Parting | None = min(
-        (apart for apart in partings if apart is not None),
-        key=lambda apart: apart.position,
-        default=None,
-    )
-    completions = sum(count.count for count in new)
-    noun = "answer" if len(new) == 1 else "answers"
-    where = f": {first.sentence}" if first else ""
+    partings = [parting(reference.variant, counted.variant) for counted in new]
+    known = [apart for apart in partings if apart is not None]
+    where = f": {min(known, key=lambda apart: apart.position).sentence}" if known else ""
+    completions = sum(counted.count for counted in new)
     return (
-        f"{len(new)} {noun} ({completions} of {group.completions} completions) the baseline did "
-        f"not give{where}."
+        f"{count(len(new), 'answer')} ({completions} of {group.completions} completions) the "
+        f"baseline did not give{where}."
     )
 
 
@@ -115,7 +108,3 @@ def _same_answers(group: Group, baseline: Group) -> str:
     gone = baseline.distinct - group.distinct
     unseen = f"; {gone} of the baseline's {baseline.distinct} did not come back" if gone > 0 else ""
     return f"Every answer is one that the baseline gave{unseen}."
-
-
-def _setting(value: object) -> str:
-    return "the embedded one" if value is None else str(value)

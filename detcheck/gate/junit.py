@@ -44,9 +44,8 @@ def write_junit(verdict: Verdict, path: Path) -> None:
 
 
 def _add_case(suite: ElementTree.Element, case: Case) -> None:
-    element = ElementTree.SubElement(
-        suite, "testcase", {"classname": "detcheck.gate", "name": _valid(case.name), "time": "0"}
-    )
+    attributes = {"classname": "detcheck.gate", "name": _valid(case.group.name), "time": "0"}
+    element = ElementTree.SubElement(suite, "testcase", attributes)
     kind = ELEMENTS.get(case.verdict)
     if kind is not None:
         attributes = {"type": case.verdict, "message": _valid(case.reasons[0])}

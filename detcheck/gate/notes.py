@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import Analysis, Group
 from detcheck.experiment import STOCK
 from detcheck.gate.verdict import NOTE, Finding
+from detcheck.text import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,7 @@ class StockControl:
         for group in groups:
             if group.kernels == STOCK:
                 continue
-            stock = control.get(group.prompt_index)
-            sentence = _control_sentence(stock)
+            sentence = _control_sentence(control.get(group.prompt_index))
             yield Finding("stock-control", NOTE, sentence, group)
 
 
@@ -43,15 +44,14 @@ class Bits:
         for group in groups:
             if group.kernels != STOCK and group.logprobs_differ:
                 sentence = (
-                    f"The log-probabilities of {group.logprobs_differ} completions differ in some "
-                    "bit from the reference's, though the answer is the same."
+                    f"The log-probabilities of {count(group.logprobs_differ, 'completion')} differ "
+                    "in some bit from the reference's, though the answer is the same."
                 )
                 yield Finding("bits", NOTE, sentence, group)
-            repeats = sum(row.exact_repeats_differ or 0 for row in group.by_batch_size)
-            if repeats:
+            if group.exact_repeats_differ:
                 sentence = (
-                    f"{repeats} completions differ in an exact repeat of their load: the load is "
-                    "not all that changes the answer."
+                    f"{count(group.exact_repeats_differ, 'completion')} differ in an exact repeat "
+                    "of their load: the load is not all that changes the answer."
                 )
                 yield Finding("bits", NOTE, sentence, group)
 
@@ -62,14 +62,8 @@ def _control_sentence(stock: Group | None) -> str:
     if not stock.completions:
         return "The stock control gave no answer: nothing shows that this load makes a difference."
     if stock.distinct == 1:
-        return (
-            "The control did not diverge: this prompt, model and load cannot show a difference "
-            f"(stock gave 1 distinct answer in {stock.completions} completions)."
-        )
-    return (
-        f"The stock control gave {stock.distinct} distinct answers in {stock.completions} "
-        "completions of the same load."
-    )
+        return f"{CONTROL_DID_NOT_DIVERGE.capitalize()} (stock gave {counted(stock)})."
+    return f"The stock control gave {counted(stock)} of the same load."
 
 
 def _count_sentence(group: Group) -> str | None:
@@ -90,5 +84,5 @@ def _count_sentence(group: Group) -> str | None:
 
 def counted(group: Group) -> str:
     """`2 distinct answers in 48 completions`."""
-    noun = "answer" if group.distinct == 1 else "answers"
-    return f"{group.distinct} distinct {noun} in {group.completions} completions"
+    answers = count(group.distinct, "distinct answer")
+    return f"{answers} in {count(group.completions, 'completion')}"

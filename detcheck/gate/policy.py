@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from detcheck.analysis.results import Analysis, Divergence, Group
-from detcheck.gate.evidence import OF_ITSELF, LoadVaried
+from detcheck.analysis.divergence import two_ways
+from detcheck.analysis.evidence import lacking
+from detcheck.analysis.results import UNKNOWN, Analysis, Group
 from detcheck.gate.notes import Bits, StockControl, WhatTheCountSays, counted
 from detcheck.gate.verdict import FAIL, INCONCLUSIVE, Finding, Rule
-from detcheck.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +31,24 @@ class MaxDistinct:
                 yield Finding("max-distinct", INCONCLUSIVE, sentence, group)
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """No pass where the run lacks what a pass needs."""
+
+    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+        for lack in lacking(analysis, groups):
+            yield Finding(lack.rule, INCONCLUSIVE, lack.sentence, lack.group)
+
+
 def rules_for(max_distinct: int | None, *baseline: Rule) -> tuple[Rule, ...]:
     """The rules of a gate; `max_distinct` None sets no limit, `baseline` holds other rules."""
     limit: tuple[Rule, ...] = () if max_distinct is None else (MaxDistinct(max_distinct),)
-    evidence = (*OF_ITSELF, LoadVaried())
-    return (*limit, *baseline, *evidence, WhatTheCountSays(), StockControl(), Bits())
+    return (*limit, *baseline, Evidence(), WhatTheCountSays(), StockControl(), Bits())
 
 
 def _first_parting(group: Group) -> str:
-    first: Divergence = min(group.divergences, key=lambda divergence: divergence.position)
-    after = f", after {quoted(first.context)}" if first.context else ""
-    return (
-        f"the first to part does so at position {first.position}{after}: "
-        f"{_piece(first.reference_piece)} / {_piece(first.piece)} ({_kind(first)})."
-    )
-
-
-def _kind(divergence: Divergence) -> str:
-    kind = divergence.flip.kind
-    return kind if kind != "unknown" else "no log-probabilities to tell why"
-
-
-def _piece(piece: str) -> str:
-    return quoted(piece) if piece else "the end"
+    first = min(group.divergences, key=lambda divergence: divergence.position)
+    ways = two_ways(first.context, first.reference_piece, first.piece)
+    kind = first.flip.kind
+    why = "no log-probabilities to tell why" if kind == UNKNOWN else kind
+    return f"the first to part does so at position {first.position}{ways} ({why})."

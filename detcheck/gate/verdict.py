@@ -12,7 +12,6 @@ from typing import Protocol
 
 from detcheck.analysis.results import Analysis, Group
 from detcheck.errors import ExitCode
-from detcheck.text import quoted
 
 PASS = "pass"
 FAIL = "fail"
@@ -57,14 +56,6 @@ class Case:
     """Of this group and of the whole run, worst first."""
 
     @property
-    def name(self) -> str:
-        """`prompt 1 "Tell me about…" [batch-invariant]`."""
-        return (
-            f"prompt {self.group.prompt_index + 1} {quoted(self.group.prompt)} "
-            f"[{self.group.kernels}]"
-        )
-
-    @property
     def reasons(self) -> tuple[str, ...]:
         """The sentences of its findings."""
         return tuple(finding.sentence for finding in self.findings)
@@ -95,7 +86,7 @@ class Verdict:
         case = next((case for case in self.cases if case.group is finding.group), None)
         if case is None or len(self.cases) == 1:
             return finding.sentence
-        return f"{case.name}: {finding.sentence}"
+        return f"{case.group.name}: {finding.sentence}"
 
 
 def judge(analysis: Analysis, kernels: Sequence[str], rules: Iterable[Rule]) -> Verdict:

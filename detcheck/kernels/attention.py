@@ -7,14 +7,19 @@ gives each thread a scratch buffer, the buffers differ in alignment, and MKL's s
 differently for it, so an entry's result depends on its position in the batch. For the same reason
 operands that do not start and step on cache lines are copied to where they do.
 
-Invariant to batch size, position, neighbours and padding. Under `chunking` and `prefill-decode`
-the number of queries of a call changes, and with it the kernel's blocks.
+On a GPU a kernel of our own does it (`triton/attention.py`), for all requests in one call and
+under all seven relations. On the CPU it is invariant to batch size, position, neighbours and
+padding; under `chunking` and `prefill-decode` the number of queries of a call changes, and with it
+the stock kernel's blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -57,9 +62,11 @@ def attention(
     _refuse_unsupported(module, dropout, kwargs)
     if cache is None:
         return _padded_batch(module, query, key, value, attention_mask, scaling, is_causal), None
-    key, value = cache.update(
-        key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs
-    )
+    key, value = _cached(cache, key, value, module.layer_idx, kwargs)
+    if query.is_cuda:
+        from detcheck.kernels.triton.attention import packed_attention
+
+        return packed_attention(query, key, value, scaling, kwargs), None
     out = query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3]))
     for part in _packed_segments(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]):
         queries = slice(part.q, part.q + part.q_len)
@@ -86,6 +93,28 @@ def _refuse_unsupported(module: torch.nn.Module, dropout: float, kwargs: dict[st
             f"Batch-invariant attention does not cover {found[0]}, which this model uses: "
             "run it with --kernels stock or batch-invariant:matmul."
         )
+
+
+def _cached(
+    cache: Any, key: torch.Tensor, value: torch.Tensor, layer: Any, kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write new keys and values into the paged cache; returns those of all requests, packed.
+
+    Both (1, kv_heads, k, dim). Leaves this layer's `cu_seq_lens_k` in `kwargs`.
+    """
+    if "read_index" not in signature(cache.update).parameters:
+        updated: tuple[torch.Tensor, torch.Tensor] = cache.update(
+            key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs
+        )
+        return updated
+    # transformers before 5.18; windows, whose lengths would differ by layer, were refused before.
+    for name in ("cu_seq_lens_k", "max_seqlen_k"):
+        if isinstance(kwargs.get(name), dict):
+            kwargs[name] = kwargs[name]["full_attention"]
+    indices = {name: kwargs[name] for name in ("read_index", "write_index")}
+    parts = cache.update(key_states=key, value_states=value, layer_idx=layer, **indices)
+    key, value = (part.transpose(0, 1).unsqueeze(0) for part in parts)
+    return key, value
 
 
 def _packed_segments(cu_q: torch.Tensor, cu_k: torch.Tensor) -> Iterator[Segment]:
@@ -155,7 +184,13 @@ def _padded_batch(
     if not causal:
         raise UsageError("Batch-invariant attention covers causal attention only.")
     q_len, k_len = query.shape[2], key.shape[2]
-    starts = _padding(attention_mask, query.shape[0], k_len)
+    if query.is_cuda:
+        from detcheck.kernels.triton.attention import padded_attention
+
+        padding = _known_padding(attention_mask, query.shape[0], k_len)
+        return padded_attention(query, key, value, padding, scaling, attention_mask)
+    padding = _padding(attention_mask, query.shape[0], k_len)
+    starts = [0] * query.shape[0] if padding is None else padding.tolist()
     out = query.new_zeros((query.shape[0], q_len, query.shape[1], value.shape[3]))
     for row, start in enumerate(starts):
         # Queries that are padding themselves stay zero: nobody reads them.
@@ -167,13 +202,13 @@ def _padded_batch(
     return out
 
 
-def _padding(mask: torch.Tensor | None, rows: int, k_len: int) -> list[int]:
-    """Keys of left padding in each row, from the mask of the last query.
+def _padding(mask: torch.Tensor | None, rows: int, k_len: int) -> torch.Tensor | None:
+    """Keys of left padding in each row (rows,), from the mask of the last query; None without mask.
 
     Raises UsageError for masks that are not causal with left padding.
     """
     if mask is None:
-        return [0] * rows
+        return None
     last = mask[:, 0, -1, :k_len]
     visible = last if last.dtype == torch.bool else last == 0
     lengths = visible.sum(-1)
@@ -181,4 +216,35 @@ def _padding(mask: torch.Tensor | None, rows: int, k_len: int) -> list[int]:
     columns = torch.arange(k_len, device=mask.device)
     if not torch.equal(visible, columns >= starts[:, None]):
         raise UsageError("Batch-invariant attention needs causal masks with padding on the left.")
-    return starts.expand(rows).tolist() if len(starts) == 1 else starts.tolist()
+    return starts.expand(rows)
+
+
+class _LastMask:
+    """The mask that was read last, and its padding: the layers of a model share one mask."""
+
+    def __init__(self) -> None:
+        self._mask: Callable[[], torch.Tensor | None] = lambda: None
+        self._key: tuple[int, int, int] | None = None
+        self._padding: torch.Tensor | None = None
+
+    def padding(self, mask: torch.Tensor, rows: int, k_len: int) -> torch.Tensor | None:
+        # An inference tensor keeps no count of its changes; transformers makes a mask a forward.
+        version = 0 if mask.is_inference() else mask._version
+        key = (rows, k_len, version)
+        if self._mask() is not mask or self._key != key:
+            self._padding = _padding(mask, rows, k_len)
+            self._mask, self._key = weakref.ref(mask), key
+        return self._padding
+
+
+_last_mask = threading.local()
+
+
+def _known_padding(mask: torch.Tensor | None, rows: int, k_len: int) -> torch.Tensor | None:
+    """As `_padding`, asking the GPU once a forward pass instead of once a layer."""
+    if mask is None:
+        return None
+    if not hasattr(_last_mask, "value"):
+        _last_mask.value = _LastMask()
+    known: torch.Tensor | None = _last_mask.value.padding(mask, rows, k_len)
+    return known

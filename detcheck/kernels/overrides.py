@@ -16,6 +16,11 @@ from torch.nn import functional as F
 
 from detcheck.kernels import attention
 from detcheck.kernels.cpu import matmul as cpu_matmul
+from detcheck.kernels.cpu import norm as cpu_norm
+from detcheck.kernels.cpu import pointwise as cpu_pointwise
+from detcheck.kernels.cpu import reduce as cpu_reduce
+from detcheck.kernels.cpu import softmax as cpu_softmax
+from detcheck.kernels.triton import why_unavailable
 
 Kernel = Callable[..., Any]
 
@@ -23,20 +28,36 @@ ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
     "matmul": {
         "CPU": {"mm": cpu_matmul.mm, "addmm": cpu_matmul.addmm, "bmm": cpu_matmul.bmm},
     },
+    "norm": {"CPU": cpu_norm.KERNELS},
+    "softmax": {"CPU": cpu_softmax.KERNELS},
+    "reduce": {"CPU": cpu_reduce.KERNELS},
+    "pointwise": {"CPU": cpu_pointwise.KERNELS},
 }
-"""Op family, then dispatch key, then aten op."""
+"""Op family, then dispatch key, then aten op; `kernels_of` adds those for CUDA."""
 
 ATTENTION_NAME = "sdpa"
 """Entry of transformers' attention table that both static and continuous batching use."""
 ATTENTION_OP = f"transformers::{ATTENTION_NAME}"
+PAGED_ATTENTION_NAME = "paged|sdpa"
+"""What continuous batching uses instead in transformers before 5.18."""
 LINEAR_OP = "aten::linear"
+
+
+def kernels_of(family: str) -> dict[str, dict[str, Kernel]]:
+    """Dispatch key, then aten op; Triton is imported only where it can run."""
+    tables = ATEN[family]
+    if why_unavailable() is not None:
+        return tables
+    from detcheck.kernels.triton.ops import KERNELS
+
+    return {**tables, "CUDA": KERNELS.get(family, {})}
 
 
 def op_names(family: str) -> tuple[str, ...]:
     """The ops that a family overrides, on any device, such as `aten::mm`."""
     if family == "attention":
         return (ATTENTION_OP,)
-    names = dict.fromkeys(f"aten::{op}" for table in ATEN[family].values() for op in table)
+    names = dict.fromkeys(f"aten::{op}" for table in kernels_of(family).values() for op in table)
     return (LINEAR_OP, *names) if family == "matmul" else tuple(names)
 
 
@@ -45,7 +66,7 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
     if family == "attention":
         return _install_attention(calls)
     library = torch.library.Library("aten", "IMPL")
-    for key, table in ATEN[family].items():
+    for key, table in kernels_of(family).items():
         for op, kernel in table.items():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*[Oo]verrid.*", category=UserWarning)
@@ -53,7 +74,7 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
     if family != "matmul":
         return library._destroy
     stock_linear = F.linear
-    F.linear = _counted(LINEAR_OP, cpu_matmul.linear, calls)
+    F.linear = _counted(LINEAR_OP, _linear(), calls)
 
     def remove() -> None:
         F.linear = stock_linear
@@ -66,13 +87,28 @@ def _install_attention(calls: Counter[str]) -> Callable[[], None]:
     from transformers import AttentionInterface
 
     table: dict[str, Any] = AttentionInterface._global_mapping
-    stock = table[ATTENTION_NAME]
-    table[ATTENTION_NAME] = _counted(ATTENTION_OP, attention.attention, calls)
+    names = [name for name in (ATTENTION_NAME, PAGED_ATTENTION_NAME) if name in table]
+    stock = {name: table[name] for name in names}
+    table.update(dict.fromkeys(names, _counted(ATTENTION_OP, attention.attention, calls)))
 
     def remove() -> None:
-        table[ATTENTION_NAME] = stock
+        table.update(stock)
 
     return remove
+
+
+def _linear() -> Kernel:
+    """The shortcut for linear layers, on whichever device the input is."""
+    if why_unavailable() is not None:
+        return cpu_matmul.linear
+    from detcheck.kernels.triton.matmul import linear as cuda_linear
+
+    def linear(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return (cuda_linear if x.is_cuda else cpu_matmul.linear)(x, weight, bias)
+
+    return linear
 
 
 def _counted(name: str, kernel: Kernel, calls: Counter[str]) -> Kernel:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from detcheck.kernels.overrides import ATTENTION_NAME
+from detcheck.kernels.triton import why_unavailable
 
 PASSED = "passed"
 
@@ -22,13 +23,23 @@ def self_check(calls: Mapping[str, Counter[str]]) -> str:
     Returns `passed`, or a sentence that says what differed or which override was not reached.
     """
     for family, counter in calls.items():
-        before = counter.total()
-        problem = CHECKS[family]()
-        if problem is None and counter.total() == before:
-            problem = f"the {family} override was installed but calls do not reach it"
-        if problem is not None:
-            return problem
+        for check in _checks(family):
+            before = counter.total()
+            problem = check()
+            if problem is None and counter.total() == before:
+                problem = f"the {family} override was installed but calls do not reach it"
+            if problem is not None:
+                return problem
     return PASSED
+
+
+def _checks(family: str) -> list[Callable[[], str | None]]:
+    """The family's check on the CPU, and on the GPU where there are kernels for it."""
+    if why_unavailable() is not None:
+        return [CHECKS[family]]
+    from detcheck.kernels.triton import self_check as cuda
+
+    return [checks[family] for checks in (CHECKS, cuda.CHECKS) if family in checks]
 
 
 def _matmul() -> str | None:
@@ -57,4 +68,45 @@ def _attention() -> str | None:
     return None
 
 
-CHECKS: dict[str, Callable[[], str | None]] = {"matmul": _matmul, "attention": _attention}
+def _norm() -> str | None:
+    return _row_alone("rsqrt", torch.rsqrt, torch.rand(70, 1, generator=_seeded(3)).bfloat16())
+
+
+def _softmax() -> str | None:
+    x = torch.randn(5, 64, 33, generator=_seeded(4))
+    return _row_alone("softmax", lambda rows: rows.softmax(1), x)
+
+
+def _reduce() -> str | None:
+    x = torch.randn(3, 49152, generator=_seeded(5)) * 100
+    return _row_alone("sum", lambda rows: rows.sum(-1), x)
+
+
+def _pointwise() -> str | None:
+    x = torch.randn(5, 1000, generator=_seeded(6))
+    return _row_alone("silu", F.silu, x)
+
+
+def _row_alone(
+    name: str, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> str | None:
+    """A sentence where a row of `x` (rows, …) alone is not what it is among the others."""
+    whole = function(x)
+    for row in range(len(x)):
+        if not torch.equal(function(x[row : row + 1].clone())[0], whole[row]):
+            return f"{name} gives a row alone another result than in a batch of {len(x)}"
+    return None
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+CHECKS: dict[str, Callable[[], str | None]] = {
+    "matmul": _matmul,
+    "attention": _attention,
+    "norm": _norm,
+    "softmax": _softmax,
+    "reduce": _reduce,
+    "pointwise": _pointwise,
+}

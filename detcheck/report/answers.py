@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, Lack, lacking
 from detcheck.analysis.results import (
     CONFIDENT,
     FLIP_KINDS,
@@ -15,8 +16,9 @@ from detcheck.analysis.results import (
     Group,
 )
 from detcheck.experiment import BATCH_INVARIANT, STOCK
-from detcheck.report.checks import CONTROL_DID_NOT_DIVERGE, Check, evidence, unsound
-from detcheck.report.text import count, number, visible
+from detcheck.report.checks import batches, checks
+from detcheck.report.text import factor, number
+from detcheck.text import count, one_line
 
 GOOD = "good"
 BAD = "bad"
@@ -38,7 +40,7 @@ def six_answers(analysis: Analysis) -> tuple[Answer, ...]:
     """How many, where, why, does the cure work, what it costs, and whether to trust it."""
     control = control_groups(analysis)
     cure = cure_groups(analysis)
-    doubt = unsound(analysis)
+    doubt = next(iter(lacking(analysis, analysis.groups)), None)
     one = GOOD if doubt is None else OPEN
     return (
         _how_many(control, one),
@@ -46,7 +48,7 @@ def six_answers(analysis: Analysis) -> tuple[Answer, ...]:
         _why(analysis.groups, one),
         _cure(control, cure, doubt),
         _cost(control, cure),
-        _trust(evidence(analysis)),
+        _trust(analysis),
     )
 
 
@@ -64,11 +66,23 @@ def cure_groups(analysis: Analysis) -> tuple[Group, ...]:
     return tuple(group for group in analysis.groups if group.kernels == chosen)
 
 
-def unit(group: Group) -> str:
-    """What positions count: tokens, or characters where the server gave no token ids."""
-    reference = group.reference
-    characters = reference is not None and reference.variant.token_ids is None
-    return "character" if characters else "token"
+def beside_stock(stock: Group, group: Group) -> str:
+    """Whether the answers of a group are among stock's: `its answer is one of stock's 12`.
+
+    Empty where one of them gave none.
+    """
+    if not stock.variants or not group.variants:
+        return ""
+    shared = len(_fingerprints(stock) & _fingerprints(group))
+    if group.distinct > 1:
+        return f"{shared or 'none'} of its {group.distinct:,} answers came from stock too"
+    if stock.distinct == 1:
+        return "its answer is stock's too" if shared else "its answer is not stock's"
+    return f"its answer is {'one' if shared else 'none'} of stock's {stock.distinct:,}"
+
+
+def _fingerprints(group: Group) -> set[str]:
+    return {counted.variant.fingerprint for counted in group.variants}
 
 
 def _how_many(groups: Sequence[Group], one: str) -> Answer:
@@ -96,7 +110,7 @@ def _where(groups: Sequence[Group], one: str) -> Answer:
         return Answer(question, "Nowhere", "every completion is the same", one)
     group = min(parted, key=lambda group: group.first_divergence or 0)
     first = _first(group)
-    answer = f"from {unit(group)} {first.position:,} on"
+    answer = f"from {group.unit} {first.position:,} on"
     detail = f"{_quoted(first.reference_piece)} or {_quoted(first.piece)}"
     return Answer(question, answer, detail, BAD)
 
@@ -107,7 +121,7 @@ def _first(group: Group) -> Divergence:
 
 
 def _quoted(piece: str) -> str:
-    words = visible(piece.strip(), 80).split(" ")
+    words = one_line(piece.strip(), 80).split(" ")
     return f"“{' '.join(words[:3])[:28]}”" if piece.strip() else "the end"
 
 
@@ -122,12 +136,9 @@ def _why(groups: Sequence[Group], one: str) -> Answer:
     if flips[CONFIDENT]:
         return Answer(question, f"A bug: {flips[CONFIDENT]} confident", _gaps(groups), BAD)
     if flips[UNKNOWN]:
-        known = sum(flips.values()) - flips[UNKNOWN]
-        detail = (
-            f"{said}; without log-probabilities it cannot be told"
-            if known
-            else ("the engine gave no log-probabilities")
-        )
+        detail = "the engine gave no log-probabilities"
+        if sum(flips.values()) > flips[UNKNOWN]:
+            detail = f"{said}; without log-probabilities it cannot be told"
         return Answer(question, "Unknown", detail, OPEN)
     return Answer(question, f"Rounding: {said}", _gaps(groups), OPEN)
 
@@ -150,7 +161,7 @@ def _gaps(groups: Sequence[Group]) -> str:
     return said + (f", measured noise {number(max(noises))}" if noises else ", noise not measured")
 
 
-def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Check | None) -> Answer:
+def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Lack | None) -> Answer:
     question = "Does the cure work?"
     if not cure:
         return Answer(question, "Not tried", "add -k stock,batch-invariant", OPEN)
@@ -161,22 +172,37 @@ def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Check | None) 
     found = f"{worst.distinct:,} distinct of {total:,}"
     if len(cure) > 1:
         found = f"{'' if worst.distinct == 1 else 'up to '}{worst.distinct:,} distinct each"
-    if worst.distinct > 1:
-        return Answer(question, f"No: {found}", f"{worst.kernels} kernels", BAD)
-    return Answer(question, *_cured(control, worst, found, doubt))
+    answer, detail, mark = _cured(control, worst, found, doubt)
+    return Answer(question, answer, "; ".join(filter(None, (detail, _shared(control, cure)))), mark)
 
 
 def _cured(
-    control: Sequence[Group], worst: Group, found: str, doubt: Check | None
+    control: Sequence[Group], worst: Group, found: str, doubt: Lack | None
 ) -> tuple[str, str, str]:
-    """What a single answer under the cure proves: answer, detail and mark."""
+    """What the count under the cure proves beside a control: answer, detail and mark."""
+    if worst.distinct > 1:
+        return f"No: {found}", f"{worst.kernels} kernels", BAD
     if control[0].kernels != STOCK:
         return found, "there is no stock control beside it", OPEN
     if not any(group.distinct > 1 for group in control):
         return "Cannot be shown", CONTROL_DID_NOT_DIVERGE, OPEN
     if doubt is not None:
-        return f"Not shown yet: {found}", doubt.sentence, OPEN
+        return f"Not shown yet: {found}", doubt.sentence.rstrip("."), OPEN
     return f"Yes: {found}", _bound(worst), GOOD
+
+
+def _shared(control: Sequence[Group], cure: Sequence[Group]) -> str:
+    """Whether the cure answers as stock does, over all prompts; empty without stock."""
+    if control[0].kernels != STOCK:
+        return ""
+    pairs = list(zip(control, cure, strict=True))
+    if len(pairs) == 1:
+        return beside_stock(*pairs[0])
+    within = sum(
+        bool(group.variants) and _fingerprints(group) <= _fingerprints(stock)
+        for stock, group in pairs
+    )
+    return f"every answer is one of stock's on {within} of {len(pairs)} prompts"
 
 
 def _bound(group: Group) -> str:
@@ -196,7 +222,7 @@ def _cost(control: Sequence[Group], cure: Sequence[Group]) -> Answer:
     if not costs:
         detail = "it needs stock and batch-invariant kernels in one run"
         return Answer(question, "Not measured", detail, OPEN)
-    low, high = f"{min(costs):.2f}×", f"{max(costs):.2f}×"
+    low, high = factor(min(costs)), factor(max(costs))
     answer = f"{low} the time a token" if low == high else f"{low} to {high} a token"
     speeds = [_speed(control), _speed(cure)]
     detail = f"{number(speeds[0])} → {number(speeds[1])} tokens a second"
@@ -208,11 +234,12 @@ def _speed(groups: Sequence[Group]) -> float | None:
     return sum(speeds) / len(speeds) if speeds else None
 
 
-def _trust(checks: Sequence[Check]) -> Answer:
+def _trust(analysis: Analysis) -> Answer:
+    """Good only where the gate would find all the evidence, and nothing limits what it shows."""
     question = "Can I trust this?"
-    failed = [check for check in checks if check.passed is False]
-    if failed:
-        detail = failed[0].sentence
-        return Answer(question, f"Not yet: {failed[0].title}", detail, BAD)
-    passed = sum(check.passed is True for check in checks)
-    return Answer(question, f"Yes: {passed} of {passed} checks", checks[0].sentence, GOOD)
+    found = checks(analysis)
+    for passed, verdict, mark in ((False, "Not yet", BAD), (None, "With a reservation", OPEN)):
+        for check in found:
+            if check.passed is passed:
+                return Answer(question, f"{verdict}: {check.title}", check.sentence, mark)
+    return Answer(question, f"Yes: {len(found)} of {len(found)} checks", batches(analysis), GOOD)

@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from detcheck.analysis.evidence import (
+    BATCHES_OBSERVED,
+    CONTROL_DID_NOT_DIVERGE,
+    EVERY_COMPLETION,
+    KERNELS_PROVEN,
+    LOAD_VARIED,
+    RUN_COMPLETE,
+    Lack,
+    lacking,
+)
 from detcheck.analysis.results import Analysis, Group
 from detcheck.experiment import STOCK
-from detcheck.report.text import count, number, percent
-from detcheck.rundir import KernelsProof
+from detcheck.report.text import number, percent
+from detcheck.text import count
 
-CONTROL_DID_NOT_DIVERGE = (
-    "the control did not diverge: this prompt, model and load cannot show a difference"
-)
+TITLES = {
+    RUN_COMPLETE: ("run finished", "run unfinished"),
+    EVERY_COMPLETION: ("all came back", "answers missing"),
+    BATCHES_OBSERVED: ("batches seen", "batches not seen"),
+    KERNELS_PROVEN: ("kernels proven", "kernels unproven"),
+    LOAD_VARIED: ("load varied", "load never varied"),
+}
+"""What a check is called where it holds, and where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,128 +37,23 @@ class Check:
     title: str
     """Two or three words."""
     passed: bool | None
-    """None where it only informs."""
+    """None where it is a reservation: it takes nothing back, and limits what is shown."""
     sentence: str
 
 
-def evidence(analysis: Analysis) -> tuple[Check, ...]:
-    """Every check of a run, those that decide first."""
+def checks(analysis: Analysis) -> tuple[Check, ...]:
+    """Every check of a run: first those that the gate asks for too."""
     return (
-        _batches(analysis.groups),
-        _came_back(analysis.groups),
-        _finished(analysis),
-        *_proofs(analysis),
+        *_evidence(analysis),
         *_control(analysis.groups),
         *_repeats(analysis.groups),
         *_log_probabilities(analysis.groups),
-        *_statistics(analysis.groups),
     )
 
 
-def unsound(analysis: Analysis) -> Check | None:
-    """The first check that failed of those without which one answer proves nothing."""
-    needed = (
-        _batches(analysis.groups),
-        _came_back(analysis.groups),
-        _finished(analysis),
-        *_proofs(analysis),
-    )
-    return next((check for check in needed if check.passed is False), None)
-
-
-def _batches(groups: Sequence[Group]) -> Check:
-    unseen = [group for group in groups if not group.evidence.observed]
-    if unseen:
-        return Check("batches not seen", False, unseen[0].evidence.sentence)
-    sentences = dict.fromkeys(group.evidence.sentence for group in groups)
-    return Check("batches seen", bool(groups), "; ".join(sentences) or "nothing was measured")
-
-
-def _came_back(groups: Sequence[Group]) -> Check:
-    came, asked = (sum(getattr(g, name) for g in groups) for name in ("completions", "asked"))
-    failed = sum(group.failed for group in groups)
-    sentence = f"{came:,} of {count(asked, 'completion')} came back"
-    if failed:
-        sentence += f"; {count(failed, 'request')} failed"
-    complete = came == asked and failed == 0
-    return Check("all came back" if complete else "answers missing", complete, sentence)
-
-
-def _finished(analysis: Analysis) -> Check:
-    run = analysis.run
-    if run.finished is not None and run.complete:
-        return Check("run finished", True, "every condition was measured to its end")
-    open_conditions = [record for record in run.conditions if record.status != "done"]
-    first = open_conditions[0] if open_conditions else None
-    why = f": {first.condition_id} is {first.status}" if first else ""
-    why += f" ({first.error})" if first and first.error else ""
-    return Check("run unfinished", False, f"the run was not measured to its end{why}")
-
-
-def _proofs(analysis: Analysis) -> Iterator[Check]:
-    for kernels in dict.fromkeys(group.kernels for group in analysis.groups):
-        if kernels != STOCK:
-            yield _proof(kernels, analysis.run.proofs.get(kernels))
-
-
-def _proof(kernels: str, proof: KernelsProof | None) -> Check:
-    if proof is None:
-        return Check("kernels unproven", False, f"no proof that {kernels} kernels were in force")
-    if proof.complete:
-        calls = ", ".join(f"{op} {calls:,}" for op, calls in proof.overrides.items() if calls)
-        ran = f" ({calls} calls)" if calls else ""
-        return Check("kernels proven", True, f"{kernels}: every override ran{ran}")
-    missing = f"{', '.join(proof.missing)} never ran" if proof.missing else "its self-check failed"
-    if proof.self_check not in (None, "passed"):
-        missing += f" (self-check: {proof.self_check})"
-    return Check("kernels unproven", False, f"{kernels}: {missing}")
-
-
-def _control(groups: Sequence[Group]) -> Iterator[Check]:
-    control = [group for group in groups if group.kernels == STOCK]
-    if not control or len(control) == len(groups):
-        return
-    quiet = [group for group in control if group.distinct <= 1]
-    if not quiet:
-        yield Check("control diverged", True, "the stock control diverged: the load can show it")
-    elif len(quiet) == len(control):
-        yield Check("control is silent", False, CONTROL_DID_NOT_DIVERGE)
-    else:
-        where = f"on {len(quiet)} of {len(control)} prompts "
-        yield Check("control diverged in part", None, where + CONTROL_DID_NOT_DIVERGE)
-
-
-def _repeats(groups: Sequence[Group]) -> Iterator[Check]:
-    rows = [row for group in groups for row in group.by_batch_size]
-    repeats = [row.exact_repeats_differ for row in rows if row.exact_repeats_differ is not None]
-    if not repeats:
-        return
-    differ = sum(repeats)
-    if differ:
-        sentence = f"{count(differ, 'completion')} differ in an exact repeat: not the load alone"
-        yield Check("repeats differ", False, sentence)
-    else:
-        sentence = f"exact repeats gave the same answers in {count(len(repeats), 'condition')}"
-        yield Check("repeats hold", True, sentence)
-
-
-def _log_probabilities(groups: Sequence[Group]) -> Iterator[Check]:
-    """Equal answers with other log-probabilities: invariance that holds only for now."""
-    for group in groups:
-        if group.kernels != STOCK and group.logprobs_differ is not None and group.distinct == 1:
-            if group.logprobs_differ:
-                sentence = (
-                    f"{group.kernels}: answers agree, but the log-probabilities of "
-                    f"{count(group.logprobs_differ, 'completion')} differ in some bit"
-                )
-                yield Check("log-probabilities differ", None, sentence)
-            else:
-                sentence = f"{group.kernels}: log-probabilities agree bit for bit"
-                yield Check("bitwise equal", True, sentence)
-
-
-def _statistics(groups: Sequence[Group]) -> Iterator[Check]:
-    for group in groups:
+def bounds(analysis: Analysis) -> Iterator[tuple[str, str]]:
+    """(title, sentence) of what the counts can and cannot say of each group."""
+    for group in analysis.groups:
         statistics = group.statistics
         if statistics is None:
             continue
@@ -158,4 +68,96 @@ def _statistics(groups: Sequence[Group]) -> Iterator[Check]:
                 f"the variants seen cover {percent(statistics.coverage)} of answers; there are at "
                 f"least {statistics.chao1:,.0f} variants, unseen ones included ({trials})"
             )
-        yield Check(f"{group.kernels}, prompt {group.prompt_index + 1}", None, sentence)
+        yield _label(group), sentence
+
+
+def batches(analysis: Analysis, between: str = "; ") -> str:
+    """What was observed of the batches, each thing said once."""
+    return between.join(dict.fromkeys(group.evidence.sentence for group in analysis.groups))
+
+
+def _evidence(analysis: Analysis) -> Iterator[Check]:
+    lacks = lacking(analysis, analysis.groups)
+    for rule, sentence in _held(analysis).items():
+        found = [lack for lack in lacks if lack.rule == rule]
+        good, bad = TITLES[rule]
+        yield Check(bad, False, _told(found)) if found else Check(good, True, sentence)
+
+
+def _told(lacks: Sequence[Lack]) -> str:
+    """The first of what one rule found, whose it is, and how many more there are."""
+    first = lacks[0]
+    whose = f"{_label(first.group)}: " if first.group is not None else ""
+    more = f" (and {len(lacks) - 1} more)" if len(lacks) > 1 else ""
+    return f"{whose}{first.sentence}{more}"
+
+
+def _label(group: Group) -> str:
+    return f"{group.kernels}, prompt {group.prompt_index + 1}"
+
+
+def _held(analysis: Analysis) -> dict[str, str]:
+    """What each rule says where it holds; kernels are proven only where some need it."""
+    asked = sum(group.asked for group in analysis.groups)
+    sizes = ", ".join(map(str, analysis.run.experiment.batch_sizes))
+    held = {
+        RUN_COMPLETE: "every condition was measured to its end",
+        EVERY_COMPLETION: f"{asked:,} of {count(asked, 'completion')} came back",
+        BATCHES_OBSERVED: batches(analysis),
+        KERNELS_PROVEN: "; ".join(_calls(analysis)),
+        LOAD_VARIED: f"batch sizes {sizes}, {analysis.run.experiment.traffic} traffic",
+    }
+    return {
+        rule: sentence
+        for rule, sentence in held.items()
+        if rule != KERNELS_PROVEN or any(group.kernels != STOCK for group in analysis.groups)
+    }
+
+
+def _calls(analysis: Analysis) -> Iterator[str]:
+    """How often each override ran, by kernels setting."""
+    for kernels, proof in analysis.run.proofs.items():
+        if kernels != STOCK:
+            ran = ", ".join(f"{op} {calls:,}" for op, calls in proof.overrides.items() if calls)
+            yield f"{kernels}: every op family ran ({ran} calls)"
+
+
+def _control(groups: Sequence[Group]) -> Iterator[Check]:
+    control = [group for group in groups if group.kernels == STOCK]
+    if len(control) == len(groups):
+        return
+    quiet = [group for group in control if group.distinct <= 1]
+    if not control:
+        yield Check("no control", None, "no stock control shows that this load makes a difference")
+    elif not quiet:
+        yield Check("control diverged", True, "the stock control diverged: the load can show it")
+    elif len(quiet) == len(control):
+        yield Check("control is silent", None, CONTROL_DID_NOT_DIVERGE)
+    else:
+        where = f"on {len(quiet)} of {len(control)} prompts "
+        yield Check("control diverged in part", None, where + CONTROL_DID_NOT_DIVERGE)
+
+
+def _repeats(groups: Sequence[Group]) -> Iterator[Check]:
+    repeats = [differ for group in groups if (differ := group.exact_repeats_differ) is not None]
+    if sum(repeats):
+        sentence = f"{count(sum(repeats), 'completion')} differ in an exact repeat"
+        yield Check("repeats differ", False, f"{sentence}: not the load alone")
+    elif repeats:
+        yield Check("repeats hold", True, "exact repeats of a load gave the same answers")
+
+
+def _log_probabilities(groups: Sequence[Group]) -> Iterator[Check]:
+    """Equal answers with other log-probabilities: invariance that holds only for now."""
+    for group in groups:
+        if group.kernels == STOCK or group.logprobs_differ is None or group.distinct != 1:
+            continue
+        if group.logprobs_differ:
+            sentence = (
+                f"{group.kernels}: answers agree, but the log-probabilities of "
+                f"{count(group.logprobs_differ, 'completion')} differ in some bit"
+            )
+            yield Check("log-probabilities differ", None, sentence)
+        else:
+            sentence = f"{group.kernels}: log-probabilities agree bit for bit"
+            yield Check("bitwise equal", True, sentence)

@@ -7,22 +7,21 @@ apostrophe (OWASP's advice on CSV injection).
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from io import StringIO
 from typing import Any
 
-from detcheck.analysis.results import Analysis, Group
-from detcheck.report.text import INVISIBLE, cap, char_name
+from detcheck.analysis.results import Analysis, BatchSizeRow, Group
+from detcheck.text import HIDDEN, cap, stand_in
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 CELL_LIMIT = 32_000
 """Spreadsheets cut cells at 32,767 characters without a word."""
 
-CONDITION_COLUMNS = (
-    "condition", "prompt", "kernels", "batch_size", "asked", "completions", "failed", "distinct",
-    "most_common", "differ_from_reference", "observed_rows_max", "observed_rows_mean",
-    "tokens_per_second", "relative_cost", "exact_repeats_differ",
-)  # fmt: skip
+ROW_COLUMNS = tuple(field.name for field in fields(BatchSizeRow))
+CONDITION_COLUMNS = ("condition", "prompt", "kernels", *ROW_COLUMNS)
 VARIANT_COLUMNS = (
     "prompt", "kernels", "rank", "count", "share", "is_reference", "first_divergence",
     "batch_sizes", "flip", "reference_gap", "noise", "fingerprint", "text",
@@ -47,35 +46,21 @@ def cell(value: Any) -> Any:
     if not isinstance(value, str):
         return "" if value is None else value
     shown, more = cap(value, CELL_LIMIT)
-    shown = INVISIBLE.sub(_shown_in_cell, shown) + more
+    shown = HIDDEN.sub(_shown_in_cell, shown) + more
     return "'" + shown if shown.lstrip(" ").startswith(FORMULA_STARTS) else shown
 
 
-def _shown_in_cell(match: Any) -> str:
-    char = match.group()
-    return char if char == "\n" else char_name(char)
+def _shown_in_cell(match: re.Match[str]) -> str:
+    character = match.group()
+    return character if character == "\n" else stand_in(character)
 
 
 def _condition_rows(groups: Sequence[Group]) -> Iterator[tuple[Any, ...]]:
     for group in groups:
         for row in group.by_batch_size:
-            yield (
-                f"p{group.prompt_index}/{group.kernels}/b{row.batch_size}",
-                group.prompt,
-                group.kernels,
-                row.batch_size,
-                row.asked,
-                row.completions,
-                row.failed,
-                row.distinct,
-                row.most_common,
-                row.differ_from_reference,
-                row.observed_rows_max,
-                row.observed_rows_mean,
-                row.tokens_per_second,
-                row.relative_cost,
-                row.exact_repeats_differ,
-            )
+            condition = f"p{group.prompt_index}/{group.kernels}/b{row.batch_size}"
+            values = (getattr(row, name) for name in ROW_COLUMNS)
+            yield (condition, group.prompt, group.kernels, *values)
 
 
 def _variant_rows(group: Group) -> Iterator[tuple[Any, ...]]:

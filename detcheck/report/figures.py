@@ -14,11 +14,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from detcheck.analysis.results import FLIP_KINDS, Analysis, Divergence, Group
 from detcheck.experiment import STOCK
 from detcheck.report import figure_style as look
-from detcheck.report.answers import unit
 from detcheck.report.cost_figure import cost_beside_benefit
 from detcheck.report.figure_style import Drawing
-from detcheck.report.text import clip, count
+from detcheck.report.text import clip
 from detcheck.report.tree_figure import prefix_tree
+from detcheck.text import count
 
 LOG_SPAN = 30
 """Counts that span more than this factor are shown on a logarithmic scale."""
@@ -33,15 +33,14 @@ def draw_all(analysis: Analysis) -> dict[int, list[Drawing]]:
     prompts = list(dict.fromkeys(group.prompt_index for group in analysis.groups))
     with look.style():
         return {
-            prompt_index: _draw_prompt(analysis, prompt_index, prefix=f"prompt{rank + 1}_")
-            for rank, prompt_index in enumerate(prompts[:MAX_PROMPTS])
+            # Names stay short and stable for the first prompt, which is often the only one.
+            prompt_index: _draw_prompt(analysis, prompt_index, f"prompt{rank}_" if rank > 1 else "")
+            for rank, prompt_index in enumerate(prompts[:MAX_PROMPTS], start=1)
         }
 
 
 def _draw_prompt(analysis: Analysis, prompt_index: int, prefix: str) -> list[Drawing]:
     groups = [group for group in analysis.groups if group.prompt_index == prompt_index]
-    # Names stay short and stable for the first prompt, which is often the only one.
-    prefix = "" if prefix == "prompt1_" else prefix
     drawings = [
         prefix_tree(most_varied(groups), analysis.run.experiment.temperature, prefix),
         variants_by_rank(groups, prefix),
@@ -112,7 +111,7 @@ def divergences(groups: Sequence[Group], prefix: str = "") -> Drawing | None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.set_ylabel("gap of the two best tokens (nats)")
     alt = f"{title}: " + ", ".join(
-        f"{unit(groups[0])} {position} ({count(total, 'completion')})"
+        f"{groups[0].unit} {position} ({count(total, 'completion')})"
         for position, total in _by_position(groups).most_common(8)
     )
     return look.finish(figure, f"{prefix}divergences", alt)
@@ -223,7 +222,7 @@ def _bars(axes: Axes, group: Group, sizes: Sequence[int], offset: float, width: 
 def _position_axis(axes: Axes, groups: Sequence[Group], last: int) -> None:
     axes.set_xlim(-0.04 * max(last, 5), 1.08 * max(last, 5))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlabel(f"{unit(groups[0])} at which they leave the reference")
+    axes.set_xlabel(f"{groups[0].unit} at which they leave the reference")
 
 
 def _counted(group: Group) -> str:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from detcheck.analysis.results import Analysis, BatchSizeRow
+from detcheck.analysis.results import Analysis
 from detcheck.report.answers import six_answers
-from detcheck.report.checks import evidence
+from detcheck.report.checks import bounds, checks
 from detcheck.report.figure_style import Drawing, adaptive_css
 from detcheck.report.glossary import GLOSSARY
 from detcheck.report.reproduce import command
-from detcheck.report.text import INVISIBLE, cap, char_name, count, number, percent
+from detcheck.report.text import came_back, factor, number, percent
 from detcheck.report.view import (
-    GroupView,
     Limits,
     about,
     environment_rows,
@@ -26,29 +24,17 @@ from detcheck.report.view import (
     headline,
     prompt_views,
 )
+from detcheck.text import HIDDEN, cap, count, stand_in
 
 LIMITS = Limits(leaves=48, depth=24, children=10, variants=25, partings=12)
 TREE = "prefix_tree"
-
-
-@dataclass(frozen=True, slots=True)
-class _BatchLine:
-    """A row of the table by batch size."""
-
-    kernels: str
-    row: BatchSizeRow
-    again: bool
-    """Whether the row before has the same batch size."""
 
 
 def render(analysis: Analysis, drawings: Mapping[int, Sequence[Drawing]]) -> str:
     """The whole page; `drawings` by prompt index."""
     sections = [
         {
-            "prompt": view.prompt,
-            "sentence": view.sentence,
-            "groups": view.groups,
-            "listed": view.listed,
+            "view": view,
             "wide": _svgs(drawings.get(view.prompt_index, ()), wide=True),
             "figures": _svgs(drawings.get(view.prompt_index, ()), wide=False),
         }
@@ -62,7 +48,8 @@ def render(analysis: Analysis, drawings: Mapping[int, Sequence[Drawing]]) -> str
             headline=headline(analysis),
             about=about(analysis),
             answers=six_answers(analysis),
-            checks=evidence(analysis),
+            checks=checks(analysis),
+            bounds=bounds(analysis),
             prompts=sections,
             command=command(analysis.run.experiment),
             environment=environment_rows(analysis.run.environment),
@@ -80,7 +67,7 @@ def words(text: str, limit: int | None = None, lines: bool = False) -> Markup:
     shown, more = cap(str(text), limit)
     parts: list[Markup] = []
     end = 0
-    for match in INVISIBLE.finditer(shown):
+    for match in HIDDEN.finditer(shown):
         parts.append(escape(shown[end : match.start()]))
         parts.append(_mark(match.group(), lines))
         end = match.end()
@@ -92,7 +79,7 @@ def words(text: str, limit: int | None = None, lines: bool = False) -> Markup:
 def _mark(char: str, lines: bool) -> Markup:
     if lines and char == "\n":
         return Markup("\n")
-    return Markup('<span class="ctl">{}</span>').format(char_name(char))
+    return Markup('<span class="ctl">{}</span>').format(stand_in(char))
 
 
 def quote(text: str, limit: int) -> Markup:
@@ -112,17 +99,6 @@ def first_words(text: str) -> tuple[str, str]:
     return text[:end].lstrip(" "), text[end:]
 
 
-def by_batch_size(groups: Sequence[GroupView]) -> list[_BatchLine]:
-    """Rows of all kernels settings, one batch size after the other."""
-    rows = [(row, view.kernels) for view in groups for row in view.by_batch_size]
-    rows.sort(key=lambda pair: pair[0].batch_size)
-    sizes = [row.batch_size for row, _ in rows]
-    return [
-        _BatchLine(kernels, row, again=index > 0 and sizes[index - 1] == row.batch_size)
-        for index, (row, kernels) in enumerate(rows)
-    ]
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("detcheck.report"),
@@ -134,9 +110,10 @@ def _environment() -> Environment:
         quote=quote,
         piece=piece,
         first_words=first_words,
-        by_batch_size=by_batch_size,
+        came_back=came_back,
         why=flip_reason,
         count=count,
+        factor=factor,
         number=number,
         percent=percent,
     )

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from detcheck.analysis.results import Analysis, BatchSizeRow
-from detcheck.report.answers import BAD, GOOD, six_answers
-from detcheck.report.checks import evidence
+from detcheck.analysis.results import Analysis
+from detcheck.report.answers import BAD, GOOD, OPEN, six_answers
+from detcheck.report.checks import bounds, checks
 from detcheck.report.glossary import GLOSSARY
 from detcheck.report.prefix_tree import BRANCH, Branch
 from detcheck.report.reproduce import command
-from detcheck.report.text import clip, count, number, percent, tail, visible
+from detcheck.report.text import came_back, clip, factor, number, percent, tail
 from detcheck.report.view import (
+    BatchLine,
     GroupView,
     Limits,
     PromptView,
@@ -26,10 +27,10 @@ from detcheck.report.view import (
     headline,
     prompt_views,
 )
-from detcheck.text import escape_markdown
+from detcheck.text import count, escape_markdown, one_line
 
 LIMITS = Limits(leaves=20, depth=8, children=8, variants=12, partings=8)
-MARKS = {GOOD: "✅", BAD: "❌"}
+MARKS = {GOOD: "✅", BAD: "❌", OPEN: "▫️"}
 MOST_INSTEAD = 10
 CELLS = 64
 """Width of the words in the prefix tree."""
@@ -51,12 +52,12 @@ def render(analysis: Analysis, figures: Mapping[int, Sequence[str]]) -> str:
 
 def code(text: str, limit: int = 200) -> str:
     """Untrusted text on one line as inline code, in which nothing is markup."""
-    return f"<code>{escape_markdown(visible(text, limit))}</code>"
+    return f"<code>{escape_markdown(one_line(text, limit))}</code>"
 
 
 def fenced(text: str, language: str = "") -> str:
     """`text` in a fence longer than any run of backticks in it, hidden characters shown."""
-    lines = "\n".join(visible(line) for line in text.split("\n"))
+    lines = "\n".join(one_line(line) for line in text.split("\n"))
     longest = max((len(run) for run in re.findall("`+", lines)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{lines}\n{fence}"
@@ -65,10 +66,10 @@ def fenced(text: str, language: str = "") -> str:
 def _answers(analysis: Analysis) -> str:
     rows = [
         (
-            MARKS.get(one.mark, "▫️"),
+            MARKS[one.mark],
             one.question,
             f"**{one.answer}**",
-            escape_markdown(visible(one.detail, 240)),
+            escape_markdown(one_line(one.detail, 240)),
         )
         for one in six_answers(analysis)
     ]
@@ -80,16 +81,16 @@ def _prompt(view: PromptView, figures: Sequence[str]) -> Iterator[str]:
     yield view.sentence
     for group in view.groups:
         if group.root is not None and group.distinct > 1:
-            yield f"### Where the answers part, {_kernels(group.kernels)}"
+            yield f"### Where the answers part, {group.kernels}"
             yield fenced("\n".join(tree_lines(group)), "text")
     if figures:
         yield "Figures: " + ", ".join(f"[{_title(name)}]({name})" for name in figures)
     yield "### By batch size"
-    yield _batch_table(view.groups)
+    yield _batch_table(view.by_batch_size)
     for group in view.groups:
         if group.distinct > 1:
-            yield _folded(f"Variants, {_kernels(group.kernels)}", _variants(group))
-            yield _folded(f"Divergences, {_kernels(group.kernels)}", _divergences(group))
+            yield _folded(f"Variants, {group.kernels}", _variants(group))
+            yield _folded(f"Divergences, {group.kernels}", _divergences(group))
 
 
 def tree_lines(group: GroupView) -> Iterator[str]:
@@ -110,36 +111,34 @@ def _branch_lines(parent: Branch, indent: str, width: int) -> Iterator[str]:
         yield from _branch_lines(branch, indent + ("   " if last else "│  "), width)
 
 
-def _batch_table(groups: Sequence[GroupView]) -> str:
+def _batch_table(lines: Sequence[BatchLine]) -> str:
     headings = ("batch size", "kernels", "came back", "distinct", "most common", "observed batch",
                 "tokens/s", "time a token")  # fmt: skip
-    pairs = [(row, group.kernels) for group in groups for row in group.by_batch_size]
-    pairs.sort(key=lambda pair: pair[0].batch_size)
-    return _table(headings, [_batch_row(row, kernels) for row, kernels in pairs], numeric=True)
+    return _table(headings, map(_batch_row, lines), numeric=True)
 
 
-def _batch_row(row: BatchSizeRow, kernels: str) -> tuple[str, ...]:
-    came = f"{row.completions:,}" + ("" if row.completions == row.asked else f" of {row.asked:,}")
-    cost = "–" if row.relative_cost is None else f"{row.relative_cost:.2f}×"
+def _batch_row(line: BatchLine) -> tuple[str, ...]:
+    row = line.row
     return (
         str(row.batch_size),
-        _kernels(kernels),
-        came,
+        line.kernels,
+        came_back(row.completions, row.asked),
         f"**{row.distinct:,}**",
         f"{row.most_common:,}",
         str(row.observed_rows_max or "–"),
         number(row.tokens_per_second),
-        cost,
+        factor(row.relative_cost),
     )
 
 
 def _variants(group: GroupView) -> str:
     rows = []
     for line in group.variants:
-        place = "–" if line.first_divergence is None else f"{line.first_divergence:,}"
+        counted = line.counted
+        place = "–" if counted.first_divergence is None else f"{counted.first_divergence:,}"
         words = code((line.before + " " + line.excerpt).strip(), 140)
-        share = percent(line.share)
-        rows.append((str(line.rank), f"{line.count:,}", share, place, words))
+        share = percent(counted.share)
+        rows.append((str(counted.rank), f"{counted.count:,}", share, place, words))
     table = _table(("rank", "count", "share", f"parts at {group.unit}", "answer"), rows)
     if group.hidden_variants:
         hidden = count(group.hidden_variants, "more variant")
@@ -164,16 +163,18 @@ def _divergences(group: GroupView) -> str:
 
 
 def _checks(analysis: Analysis) -> str:
-    marks = {True: MARKS[GOOD], False: MARKS[BAD], None: "▫️"}
+    marks = {True: MARKS[GOOD], False: MARKS[BAD], None: MARKS[OPEN]}
+    lines = [(marks[check.passed], check.title, check.sentence) for check in checks(analysis)]
+    lines += [(MARKS[OPEN], title, sentence) for title, sentence in bounds(analysis)]
     return "\n".join(
-        f"- {marks[check.passed]} {check.title}: {escape_markdown(visible(check.sentence, 600))}"
-        for check in evidence(analysis)
+        f"- {mark} {title}: {escape_markdown(one_line(sentence, 600))}"
+        for mark, title, sentence in lines
     )
 
 
 def _environment(analysis: Analysis) -> str:
     rows = [
-        (escape_markdown(visible(name, 80)), code(value, 200))
+        (escape_markdown(one_line(name, 80)), code(value, 200))
         for name, value in environment_rows(analysis.run.environment)
     ]
     return _folded("Environment", _table(("", ""), rows))
@@ -187,11 +188,6 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: bool
 
 def _folded(title: str, body: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
-
-
-def _kernels(kernels: str) -> str:
-    """Kernels settings are validated names, such as `batch-invariant:matmul+attention`."""
-    return kernels
 
 
 def _title(name: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from detcheck.analysis.results import Group, TreeNode
-from detcheck.report.text import count, same_start
+from detcheck.report.text import same_start
+from detcheck.text import count
 
 BRANCH = "branch"
 END = "end"

@@ -1,4 +1,4 @@
-"""The summary for a terminal: what `detcheck run` ends with and `detcheck report` begins with."""
+"""The summary for a terminal, with which `detcheck run` ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from detcheck.analysis.results import CONFIDENT, FLIP_KINDS, Analysis, Group
-from detcheck.report.text import clip, number
+from detcheck.report.checks import batches
+from detcheck.report.text import came_back, clip, factor, number
 
 PROMPT_CELLS = 22
 TITLE_CELLS = 60
@@ -19,7 +20,7 @@ def summary_table(analysis: Analysis) -> Table:
     With several prompts, each has a line of its own above its rows.
     """
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = _caption(analysis)
+    table.caption = Text(batches(analysis, "\n"), style="dim")
     table.add_column("kernels", max_width=PROMPT_CELLS, no_wrap=True)
     for heading in ("came\nback", "distinct", "most\ncommon", "parts at\ntoken"):
         table.add_column(heading, justify="right")
@@ -42,32 +43,19 @@ def _prompt(group: Group, cells: int) -> Text:
     return Text(f"“{clip(group.prompt, cells - 2)}”", style="bold")
 
 
-def _caption(analysis: Analysis) -> Text:
-    """The batch evidence, once where all groups have the same."""
-    sentences = dict.fromkeys(group.evidence.sentence for group in analysis.groups)
-    return Text("\n".join(sentences), style="dim")
-
-
 def _cells(group: Group) -> list[Text]:
     distinct_style = "bold green" if group.distinct == 1 else "bold yellow"
     position = group.first_divergence
     return [
         Text(group.kernels),
-        Text(_completions(group)),
+        Text(came_back(group.completions, group.asked)),
         Text(f"{group.distinct:,}", style=distinct_style),
         Text(f"{group.most_common:,}"),
         Text("–" if position is None else f"{position:,}"),
         _flips(group),
         Text(number(group.tokens_per_second)),
-        Text("–" if group.relative_cost is None else f"{group.relative_cost:.2f}×"),
+        Text(factor(group.relative_cost)),
     ]
-
-
-def _completions(group: Group) -> str:
-    """How many came back, with how many were asked for where that is more."""
-    if group.completions == group.asked:
-        return f"{group.completions:,}"
-    return f"{group.completions:,} of {group.asked:,}"
 
 
 def _flips(group: Group) -> Text:

@@ -14,7 +14,8 @@ from detcheck.analysis.results import Group
 from detcheck.report import figure_style as look
 from detcheck.report.figure_style import Drawing
 from detcheck.report.prefix_tree import BRANCH, Branch, prune
-from detcheck.report.text import cell_width, clip, count, tail, visible
+from detcheck.report.text import cell_width, clip, tail
+from detcheck.text import count, one_line
 
 WIDTH = 960.0
 MARGIN = 20.0
@@ -189,7 +190,7 @@ class _Painter:
         label = branch.label.strip()
         if thickness < 2 * INSIDE or cell_width(label) + len(more) <= cells:
             return [clip(label, max(4, cells - len(more))) + more]
-        first, *rest = textwrap.wrap(visible(label[:400]), cells) or [""]
+        first, *rest = textwrap.wrap(one_line(label[:400]), cells) or [""]
         return [first, *([clip(" ".join(rest), cells)] if rest else [])]
 
     def _text(

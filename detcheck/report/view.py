@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detcheck.analysis.results import Analysis, BatchSizeRow, Group, VariantCount
+from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, lacking
+from detcheck.analysis.results import Analysis, BatchSizeRow, Flip, Group, VariantCount
+from detcheck.environment import settings
 from detcheck.experiment import STOCK
-from detcheck.report.answers import control_groups, cure_groups, unit
-from detcheck.report.checks import CONTROL_DID_NOT_DIVERGE, unsound
+from detcheck.report.answers import beside_stock, control_groups, cure_groups
 from detcheck.report.partings import Parting, partings
 from detcheck.report.prefix_tree import Branch, prune
-from detcheck.report.text import clip, count, number, tail
+from detcheck.report.text import clip, number, tail
+from detcheck.text import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +32,26 @@ class Limits:
 class VariantLine:
     """One variant, with the words that tell it from the reference."""
 
-    rank: int
-    count: int
-    share: float
-    is_reference: bool
-    first_divergence: int | None
-    batch_sizes: tuple[int, ...]
+    counted: VariantCount
     before: str
     """The last words it shares with the reference; empty for the reference."""
     excerpt: str
-    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """A row of the table by batch size."""
+
+    kernels: str
+    row: BatchSizeRow
+    again: bool
+    """Whether the row before has the same batch size."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
     """One prompt under one kernels setting."""
 
-    group: Group
     kernels: str
     distinct: int
     unit: str
@@ -58,7 +63,6 @@ class GroupView:
     hidden_variants: int
     partings: tuple[Parting, ...]
     hidden_partings: int
-    by_batch_size: tuple[BatchSizeRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class PromptView:
     prompt: str
     sentence: str
     groups: tuple[GroupView, ...]
+    by_batch_size: tuple[BatchLine, ...]
     listed: tuple[GroupView, ...]
     """Groups whose variants are worth a table: those that differ, or one where none does."""
 
@@ -89,6 +94,7 @@ def _prompt_view(groups: Sequence[Group], limits: Limits) -> PromptView:
         prompt=groups[0].prompt,
         sentence=_sentence(groups),
         groups=views,
+        by_batch_size=_by_batch_size(groups),
         listed=tuple(view for view in some if view.distinct > 1) or some[:1],
     )
 
@@ -107,7 +113,8 @@ def headline(analysis: Analysis) -> str:
         said = "One answer" + (" to each question" if several else "")
         # "Whatever the load" is a claim: it needs the load to have been there.
         came = sum(group.completions for group in control)
-        said += ", whatever the load" if unsound(analysis) is None else f" in {came:,} completions"
+        lacks = lacking(analysis, analysis.groups)
+        said += f" in {came:,} completions" if lacks else ", whatever the load"
     cured = [group for group in cure if group.kernels != worst.kernels and group.completions]
     if not cured:
         return said
@@ -132,21 +139,16 @@ def about(analysis: Analysis) -> str:
     return " · ".join(fact for fact in facts if fact)
 
 
-def environment_rows(environment: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(name, value) pairs of a nested mapping, names joined by dots; empty values left out."""
-    rows: list[tuple[str, str]] = []
-    for key, value in environment.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            rows += environment_rows(value, f"{name}.")
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            rows.append((name, ", ".join(map(str, value))))
-        elif value is not None and value != "":
-            rows.append((name, str(value)))
-    return rows
+def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of every setting that was recorded; empty values left out."""
+    return [
+        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for name, value in settings(environment)
+        if value not in (None, "")
+    ]
 
 
-def flip_reason(flip: Any) -> str:
+def flip_reason(flip: Flip) -> str:
     """What speaks for the kind of a flip: its gap, the noise, and who won."""
     parts = []
     if flip.reference_gap is not None:
@@ -162,10 +164,9 @@ def _group_view(group: Group, limits: Limits) -> GroupView:
     places = partings(group)
     tree = group.tree
     return GroupView(
-        group=group,
         kernels=group.kernels,
         distinct=group.distinct,
-        unit=unit(group),
+        unit=group.unit,
         root=prune(
             group,
             max_leaves=limits.leaves,
@@ -178,7 +179,17 @@ def _group_view(group: Group, limits: Limits) -> GroupView:
         hidden_variants=max(0, group.distinct - limits.variants),
         partings=places[: limits.partings],
         hidden_partings=max(0, len(places) - limits.partings),
-        by_batch_size=group.by_batch_size,
+    )
+
+
+def _by_batch_size(groups: Sequence[Group]) -> tuple[BatchLine, ...]:
+    """Rows of all kernels settings, one batch size after the other."""
+    rows = [(row, group.kernels) for group in groups for row in group.by_batch_size]
+    rows.sort(key=lambda pair: pair[0].batch_size)
+    sizes = [None, *(row.batch_size for row, _ in rows)]
+    return tuple(
+        BatchLine(kernels, row, again=row.batch_size == before)
+        for before, (row, kernels) in zip(sizes, rows, strict=False)
     )
 
 
@@ -187,33 +198,23 @@ def _variant_lines(group: Group, most: int) -> tuple[VariantLine, ...]:
         found.variant.fingerprint: (found.context, found.variant.piece(found.position, 1 << 30))
         for found in group.divergences
     }
-    return tuple(
-        _variant_line(variant, *words.get(variant.variant.fingerprint, ("", variant.variant.text)))
-        for variant in group.variants[:most]
-    )
-
-
-def _variant_line(variant: VariantCount, before: str, excerpt: str) -> VariantLine:
-    return VariantLine(
-        rank=variant.rank,
-        count=variant.count,
-        share=variant.share,
-        is_reference=variant.is_reference,
-        first_divergence=variant.first_divergence,
-        batch_sizes=variant.batch_sizes,
-        before=tail(before, 36) if before else "",
-        excerpt=excerpt or "(ends here)",
-        text=variant.variant.text,
-    )
+    lines = []
+    for counted in group.variants[:most]:
+        variant = counted.variant
+        before, excerpt = words.get(variant.fingerprint, ("", variant.text))
+        lines.append(VariantLine(counted, tail(before, 36), excerpt or "(ends here)"))
+    return tuple(lines)
 
 
 def _sentence(groups: Sequence[Group]) -> str:
     """Each kernels setting in a clause, and what a silent control means."""
-    said = "; ".join(
-        f"{group.kernels}: {group.distinct:,} distinct of {count(group.completions, 'completion')}"
-        for group in groups
-    )
-    stock = [group for group in groups if group.kernels == STOCK and group.completions]
-    if len(groups) > 1 and stock and stock[0].distinct == 1:
-        said += f"; {CONTROL_DID_NOT_DIVERGE}"
-    return said + "."
+    stock = next((group for group in groups if group.kernels == STOCK), None)
+    clauses = []
+    for group in groups:
+        completions = count(group.completions, "completion")
+        clause = f"{group.kernels}: {group.distinct:,} distinct of {completions}"
+        shared = beside_stock(stock, group) if stock is not None and group is not stock else ""
+        clauses.append(f"{clause}, {shared}" if shared else clause)
+    if len(groups) > 1 and stock is not None and stock.distinct == 1:
+        clauses.append(CONTROL_DID_NOT_DIVERGE)
+    return "; ".join(clauses) + "."

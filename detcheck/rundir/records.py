@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.experiment import Experiment
+from detcheck.experiment import STOCK, Experiment
+from detcheck.text import quoted
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
@@ -64,9 +65,20 @@ class KernelsProof:
     """`passed`, or what the mode's own check found wrong; None where there is none (stock)."""
 
     @property
+    def fault(self) -> str | None:
+        """What it lacks as a proof, for a person; None where it is whole. Stock needs none."""
+        if self.kernels == STOCK:
+            return None
+        if self.missing:
+            return f"overrides not seen to run: {', '.join(self.missing)}"
+        if self.self_check != "passed":
+            return f"its self-check says {quoted(self.self_check or 'nothing', 100)}"
+        return None if any(self.overrides.values()) else "no override served a call"
+
+    @property
     def complete(self) -> bool:
         """Whether every op family asked for was seen to run and the self-check passed."""
-        return not self.missing and self.self_check in (None, "passed")
+        return self.fault is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ def test_an_interrupt_is_130_and_a_sentence(detcheck, raising):
 
 def test_words_of_others_cannot_steer_the_terminal(detcheck, raising):
     raising(UsageError("bad \x1b[2J name\nnext\u202e"))
-    assert detcheck("env").only_sentence == "error: bad \\x1b[2J name\\nnext\\u202e\n"
+    assert detcheck("env").only_sentence == "error: bad \\x1b[2J name↵next\\u202e\n"
 
 
 def test_ctrl_c_through_the_real_program(tmp_path):

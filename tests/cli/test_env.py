@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 
-def test_the_table_names_what_matters(program):
-    result = program("env")
+def test_the_table_names_what_matters(detcheck):
+    result = detcheck("env", "--device", "cpu")
     assert (result.code, result.err) == (0, "")
     for name in ("machine.cpu", "packages.numpy", "device"):
         assert name in result.out

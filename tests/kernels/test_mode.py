@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 
 import detcheck
 from detcheck.errors import UsageError
+from detcheck.experiment import OP_FAMILIES
 from detcheck.kernels import mode as mode_module
 from detcheck.kernels.mode import active_families, batch_invariant
 from detcheck.kernels.self_check import self_check
@@ -42,7 +43,7 @@ def test_nested_modes_stay_on_until_the_last_one_ends() -> None:
             assert invariant()
         assert inner.proof().overrides["aten::linear"] == 2
         assert invariant()
-        assert active_families() == ("matmul", "attention")
+        assert active_families() == OP_FAMILIES
     assert not invariant()
 
 
@@ -80,15 +81,10 @@ def test_proof_counts_only_what_ran_inside() -> None:
         assert mode.proof().overrides["aten::mm"] == 1
     F.linear(LEFT, WEIGHT)
     proof = mode.proof()
-    assert proof.overrides == {
-        "aten::linear": 0,
-        "aten::mm": 1,
-        "aten::addmm": 0,
-        "aten::bmm": 0,
-        "transformers::sdpa": 0,
-    }
+    assert {op: calls for op, calls in proof.overrides.items() if calls} == {"aten::mm": 1}
+    assert {"aten::linear", "aten::bmm", "transformers::sdpa"} < set(proof.overrides)
     assert proof.self_check == "passed"
-    assert proof.idle_families == ("attention",)
+    assert proof.idle_families == OP_FAMILIES[1:]
 
 
 def test_a_subset_leaves_the_rest_stock() -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
+from detcheck.analysis import Analysis
 from detcheck.completion import Completion, ObservedBatch, TopTwo
 from detcheck.experiment import STOCK, Experiment
+from detcheck.report.figure_style import Drawing
+from detcheck.report.figures import draw_all
 from detcheck.rundir import KernelsProof, Run, RunWriter, load
 from detcheck.traffic import Trial, plan_trials
 
@@ -39,6 +44,14 @@ LIGHTHOUSE = (
 )
 
 RARE_WORDS = ("silver", "old", "quiet", "distant", "broken", "salt", "winter", "northern", "lost")
+_DRAWN: dict[int, dict[int, list[Drawing]]] = {}
+
+
+def drawn(analysis: Analysis) -> dict[int, list[Drawing]]:
+    """The figures of one of the shared analyses, drawn once: drawing is what takes time."""
+    if id(analysis) not in _DRAWN:
+        _DRAWN[id(analysis)] = draw_all(analysis)
+    return _DRAWN[id(analysis)]
 
 
 class Script:
@@ -58,13 +71,12 @@ class Script:
         if not self.tokens:
             return Completion(text, "stop", observed_batch=observed)
         pieces = self._pieces[index]
-        ends = [sum(map(len, pieces[: i + 1])) for i in range(len(pieces))]
         runners, gaps = self._top_two(index, rng)
         return Completion(
             text=text,
             finish_reason="length",
             token_ids=tuple(map(self._id, pieces)),
-            token_ends=tuple(ends),
+            token_ends=tuple(accumulate(map(len, pieces))),
             top_two=TopTwo(tuple(runners), tuple(gaps), tuple(-0.1 for _ in gaps)),
             observed_batch=observed,
         )
@@ -78,19 +90,25 @@ class Script:
         return self._ids.setdefault(piece, len(self._ids))
 
     def _top_two(self, index: int, rng: random.Random) -> tuple[list[int], list[float]]:
-        pieces = self._pieces[index]
         runners, gaps = [], []
-        for position, piece in enumerate(pieces):
-            rivals = [
-                other[position]
-                for other in self._pieces
-                if other[:position] == pieces[:position]
-                and len(other) > position
-                and other[position] != piece
-            ]
-            runners.append(self._id(rivals[0]) if rivals else self._id(piece) + 100_000)
-            gaps.append(self._rival_gap(position) if rivals else 2 + 0.02 * rng.random())
+        rivals = self._rivals(index)
+        for position, piece in enumerate(self._pieces[index]):
+            rival = rivals[position]
+            runners.append(self._id(piece) + 100_000 if rival is None else self._id(rival))
+            gaps.append(2 + 0.02 * rng.random() if rival is None else self._rival_gap(position))
         return runners, gaps
+
+    @cache  # noqa: B019 (scripts live as long as the tests)
+    def _rivals(self, index: int) -> list[str | None]:
+        """What another answer says at each position, having said the same up to there."""
+        rivals: list[str | None] = []
+        others = self._pieces
+        for position, piece in enumerate(self._pieces[index]):
+            others = [other for other in others if len(other) > position]
+            parted = (other[position] for other in others if other[position] != piece)
+            rivals.append(next(parted, None))
+            others = [other for other in others if other[position] == piece]
+        return rivals
 
     def _rival_gap(self, position: int) -> float:
         return 0.0 if position % 3 == 0 else self.gap * (1 + position % 5)
@@ -156,9 +174,6 @@ def many_answers(number: int) -> list[str]:
     while len(answers) < number:
         words = rng.choice(answers[: 1 + len(answers) // 2]).split()
         cut = rng.randint(len(words) // 2, len(words) - 1)
-        word = rng.choice(
-            ["silver", "old", "quiet", "distant", "broken", "salt", "winter", "northern", "lost"]
-        )
-        answers.append(" ".join([*words[:cut], word, *words[cut + 1 :]]))
+        answers.append(" ".join([*words[:cut], rng.choice(RARE_WORDS), *words[cut + 1 :]]))
         answers = list(dict.fromkeys(answers))
     return answers

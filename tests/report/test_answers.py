@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
-from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, Analysis
-from detcheck.report.answers import BAD, GOOD, OPEN, six_answers
-from detcheck.report.checks import CONTROL_DID_NOT_DIVERGE, evidence
+from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
+from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, Analysis, VariantCount
+from detcheck.report.answers import BAD, GOOD, OPEN, beside_stock, six_answers
+from detcheck.report.checks import checks
 from detcheck.report.view import headline
 from detcheck.rundir import KernelsProof
 
@@ -38,6 +40,7 @@ def test_the_six_answers_of_a_run_that_diverged_and_was_cured(story: Analysis) -
     ties, near = stock.flips[TIE], stock.flips[NEAR_TIE]
     assert why.answer == f"Rounding: {ties} ties, {near} near ties"
     assert (cure.answer, cure.mark) == ("Yes: 1 distinct of 48", GOOD)
+    assert cure.detail.endswith(f"its answer is one of stock's {stock.distinct}")
     assert cost.answer == f"{invariant.relative_cost:.2f}× the time a token"
     assert trust.mark == GOOD
     assert headline(story) == (
@@ -53,9 +56,9 @@ def test_a_silent_control_shows_nothing(silent: Analysis) -> None:
     assert (cure.answer, cure.mark, cure.detail) == (
         "Cannot be shown",
         OPEN,
-        CONTROL_DID_NOT_DIVERGE,
+        f"{CONTROL_DID_NOT_DIVERGE}; its answer is stock's too",
     )
-    assert (trust.mark, trust.detail) == (BAD, CONTROL_DID_NOT_DIVERGE)
+    assert (trust.mark, trust.detail) == (OPEN, CONTROL_DID_NOT_DIVERGE)
 
 
 def test_confident_flips_are_a_bug(several: Analysis) -> None:
@@ -82,12 +85,40 @@ def test_a_cure_that_fails(story: Analysis) -> None:
 def test_a_cure_without_a_control(story: Analysis) -> None:
     cure = six_answers(without_groups(story, "stock"))[3]
     assert (cure.answer, cure.mark) == ("1 distinct of 48", OPEN)
+    assert cure.detail == "there is no stock control beside it"
+
+
+def test_whether_both_kernels_answer_alike_is_said(story: Analysis) -> None:
+    stock, invariant = story.groups
+    first, second, *_ = stock.variants
+
+    def said(of_stock: Sequence[VariantCount], of_invariant: Sequence[VariantCount]) -> str:
+        return beside_stock(
+            dataclasses.replace(stock, variants=tuple(of_stock)),
+            dataclasses.replace(invariant, variants=tuple(of_invariant)),
+        )
+
+    assert said([first], [first]) == "its answer is stock's too"
+    assert said([first], [second]) == "its answer is not stock's"
+    assert said(stock.variants, [second]) == f"its answer is one of stock's {stock.distinct}"
+    assert said(stock.variants[1:], [first]) == (
+        f"its answer is none of stock's {stock.distinct - 1}"
+    )
+    assert said([first], [first, second]) == "1 of its 2 answers came from stock too"
+    assert said([first], stock.variants[1:3]) == "none of its 2 answers came from stock too"
+    assert said([first], []) == said([], [first]) == ""
+
+
+def test_over_several_prompts_it_is_counted(several: Analysis) -> None:
+    assert six_answers(several)[3].detail.endswith(
+        "every answer is one of stock's on 3 of 3 prompts"
+    )
 
 
 def test_equal_answers_with_other_log_probabilities_are_mentioned(story: Analysis) -> None:
     noisy = change_groups(story, "batch-invariant", logprobs_differ=3)
     assert "log-probabilities differ" in six_answers(noisy)[3].detail
-    assert "log-probabilities differ" in {check.title for check in evidence(noisy)}
+    assert "log-probabilities differ" in {check.title for check in checks(noisy)}
 
 
 def test_nothing_came_back(story: Analysis) -> None:
@@ -112,15 +143,19 @@ def test_unobserved_batches_are_not_trusted(story: Analysis) -> None:
     )
     trust = six_answers(change_groups(story, "stock", evidence=unseen))[5]
     assert (trust.mark, trust.answer) == (BAD, "Not yet: batches not seen")
-    assert trust.detail == "batches of up to 4 of 16 asked"
+    assert trust.detail == (
+        "stock, prompt 1: The load was not formed as asked: batches of up to 4 of 16 asked."
+    )
 
 
 @pytest.mark.parametrize(
     ("proofs", "words"),
     [
         ({}, "no proof"),
-        ({"batch-invariant": KernelsProof("batch-invariant", {}, ("aten::mm",))}, "aten::mm never"),
+        ({"batch-invariant": KernelsProof("batch-invariant", {}, ("aten::mm",))}, "aten::mm"),
         ({"batch-invariant": KernelsProof("batch-invariant", {}, (), "row 3 differs")}, "row 3"),
+        ({"batch-invariant": KernelsProof("batch-invariant", {"mm": 4})}, "self-check says"),
+        ({"batch-invariant": KernelsProof("batch-invariant", {"mm": 0}, (), "passed")}, "no over"),
     ],
 )
 def test_unproven_kernels_are_not_trusted(
@@ -139,7 +174,7 @@ def test_an_unfinished_run_is_not_trusted(story: Analysis) -> None:
 def test_missing_completions_are_not_trusted(story: Analysis) -> None:
     trust = six_answers(change_groups(story, "stock", completions=47, failed=1))[5]
     assert trust.answer == "Not yet: answers missing"
-    assert "95 of 96 completions came back; 1 request failed" in trust.detail
+    assert "stock, prompt 1: 47 of 48 completions came back (1 request failed)." in trust.detail
 
 
 def test_repeats_that_differ_are_not_trusted(story: Analysis) -> None:

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import Analysis
 from detcheck.report import html
-from detcheck.report.checks import CONTROL_DID_NOT_DIVERGE
-from detcheck.report.figures import draw_all
 
 from . import hostile
+from .sample import drawn
 
 VOID = {"meta", "br", "link", "img", "input", "base"}
 ALLOWED = {
@@ -58,7 +58,7 @@ class Reader(HTMLParser):
 
 
 def page_of(analysis: Analysis) -> str:
-    return html.render(analysis, draw_all(analysis))
+    return html.render(analysis, drawn(analysis))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_hostile_answers_are_shown_as_they_are(attacked: Analysis) -> None:
     text = Reader(page_of(attacked)).text
     assert hostile.ATTACKS[1] in text
     assert "(99," in text, "what is cut from a long line is counted"
-    assert "U+202E" in text
+    assert "\\u202e" in text
     assert "{{ 7 * 191 }}" in text
 
 
@@ -111,5 +111,5 @@ def test_words_are_capped_and_isolated() -> None:
     assert html.words("a<b\u202e", 3) == (
         '<bdi class="said">a&lt;b</bdi><span class="more">… (1 more character)</span>'
     )
-    assert html.words("\u202e") == '<bdi class="said"><span class="ctl">⟨U+202E⟩</span></bdi>'
+    assert html.words("\u202e") == '<bdi class="said"><span class="ctl">\\u202e</span></bdi>'
     assert "\n" in html.words("a\nb", None, True)

@@ -7,9 +7,9 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
+from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import Analysis
 from detcheck.report import markdown
-from detcheck.report.checks import CONTROL_DID_NOT_DIVERGE
 
 from . import hostile
 from .test_html import Reader

@@ -1,0 +1,128 @@
+"""What a run lacks as evidence: while anything does, the gate passes nothing and no report trusts.
+
+Each fact is stated once, here: how the gate judges and what the report calls trustworthy cannot
+drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from detcheck.analysis.results import Analysis, Group
+from detcheck.experiment import STOCK
+from detcheck.text import count, quoted
+
+RUN_COMPLETE = "run-complete"
+EVERY_COMPLETION = "every-completion"
+BATCHES_OBSERVED = "batches-observed"
+KERNELS_PROVEN = "kernels-proven"
+LOAD_VARIED = "load-varied"
+CONTROL_DID_NOT_DIVERGE = (
+    "the control did not diverge: this prompt, model and load cannot show a difference"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """One thing without which a single answer proves nothing."""
+
+    rule: str
+    """What ought to hold: one of the names above."""
+    sentence: str
+    group: Group | None = None
+    """None where it concerns the whole run."""
+
+
+def lacking(analysis: Analysis, groups: Sequence[Group]) -> tuple[Lack, ...]:
+    """Everything that `groups` of a run lack; empty where they are evidence."""
+    return (
+        *_run_complete(analysis),
+        *_every_completion(analysis, groups),
+        *_batches_observed(groups),
+        *_kernels_proven(analysis, groups),
+        *_load_varied(analysis, groups),
+    )
+
+
+def _run_complete(analysis: Analysis) -> Iterator[Lack]:
+    run = analysis.run
+    if run.complete and run.finished is not None:
+        return
+    left = sum(record.status != "done" for record in run.conditions)
+    error = next((record.error for record in run.conditions if record.error), None)
+    cause = f" ({quoted(error, 100)})" if error else ""
+    sentence = (
+        f"The run is not complete: {left} of {len(run.conditions)} conditions were not measured "
+        f"to their end{cause}; `detcheck run --resume` goes on with it."
+    )
+    if run.complete:
+        sentence = "The run was cut off before its summary; `detcheck run --resume` writes it."
+    yield Lack(RUN_COMPLETE, sentence)
+
+
+def _every_completion(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
+    for group in groups:
+        asked = max(group.asked, analysis.run.experiment.completions)
+        if group.completions < asked:
+            failed = f" ({count(group.failed, 'request')} failed)" if group.failed else ""
+            sentence = f"{group.completions:,} of {count(asked, 'completion')} came back{failed}."
+            yield Lack(EVERY_COMPLETION, sentence, group)
+
+
+def _batches_observed(groups: Sequence[Group]) -> Iterator[Lack]:
+    for group in groups:
+        if not group.evidence.observed:
+            sentence = f"The load was not formed as asked: {group.evidence.sentence}."
+            yield Lack(BATCHES_OBSERVED, sentence, group)
+
+
+def _kernels_proven(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
+    for kernels in dict.fromkeys(group.kernels for group in groups if group.kernels != STOCK):
+        proof = analysis.run.proofs.get(kernels)
+        fault = "the run recorded no proof" if proof is None else proof.fault
+        if fault:
+            yield Lack(KERNELS_PROVEN, f"Nothing proves that {kernels} was in force: {fault}.")
+
+
+def _load_varied(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
+    """Where nothing changed around the request, no answer could have changed."""
+    for group in groups:
+        if group.completions and not _saw_two_loads(analysis, group):
+            sizes = ", ".join(str(row.batch_size) for row in group.by_batch_size)
+            sentence = (
+                f"The load never varied (batch size {sizes} only): this check could not have "
+                "failed; run several batch sizes, such as -b 1,4,8."
+            )
+            yield Lack(LOAD_VARIED, sentence, group)
+
+
+def _saw_two_loads(analysis: Analysis, group: Group) -> bool:
+    """Whether the request of this group was computed under at least two different loads."""
+    sizes = {row.batch_size for row in group.by_batch_size if row.completions}
+    if len(sizes) > 1:
+        return True
+    if sizes == {1} or group.completions < 2:
+        return False
+    return analysis.run.experiment.traffic == "mixed" or _num_observed_loads(analysis, group) > 1
+
+
+def _num_observed_loads(analysis: Analysis, group: Group) -> int:
+    """How many different batches the completions of a group were seen in."""
+    run = analysis.run
+    ours = [
+        index
+        for index, record in enumerate(run.conditions)
+        if (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
+    ]
+    rows = np.isin(run.completions.condition, ours) & (run.completions.rows_max > 0)
+    seen = np.stack(
+        [
+            run.completions.rows_max[rows],
+            run.completions.rows_mean[rows],
+            run.completions.query_tokens_max[rows],
+        ]
+    )
+    return int(np.unique(seen, axis=1).shape[1])

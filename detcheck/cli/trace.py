@@ -1,0 +1,214 @@
+"""`detcheck trace`: the first op that gave a request other bits in a batch than alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detcheck.errors import UsageError
+from detcheck.experiment import Experiment
+
+if TYPE_CHECKING:
+    from detcheck.probes.trace import Subject
+    from detcheck.probes.trace_results import FlipSide, Trace
+
+_LAYERS_SHOWN = 12
+
+
+def trace_command(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN", show_default=False, help="Run directory in which answers part."
+        ),
+    ] = None,
+    *,
+    prompt: Annotated[
+        str | None,
+        typer.Option("-p", "--prompt", metavar="TEXT", help="A prompt, in the place of a run."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="With -p: hub id or folder. [default: the embedded]"),
+    ] = None,
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(
+            "-b", "--batch-sizes", metavar="1,B", help="With -p: the two loads. [default: 1,8]"
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="With -p: tokens at most. [default: 100]")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="continuous|static", help="With -p. [default: continuous]"),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="NAME", help="With -p.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="With -p.")] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            "-k",
+            "--kernels",
+            metavar="NAME",
+            help="Replay under these. [default: the run's where answers part; else stock]",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Name the first op whose rows for a request differ in a batch, its inputs being equal.
+
+    The request is answered again by the engine, alone and in the batch in which its answer came
+    out differently, to the token where the two part; every aten op on the way is compared bit for
+    bit. Then: how far apart each layer is at that token, and the two tokens' gap.
+    """
+    from detcheck.cli.console import print_json
+    from detcheck.probes.trace import subject_of_prompt, subject_of_run, trace
+
+    given = {
+        "model": model,
+        "max_new_tokens": max_new_tokens,
+        "engine": engine,
+        "dtype": dtype,
+        "device": device,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    if kernels is not None:
+        _check_kernels(kernels)
+    subject: Subject
+    if run is not None:
+        if prompt is not None or batch_sizes is not None or options:
+            raise UsageError("A run says what was asked: give RUN, or -p with its options.")
+        from detcheck.rundir import load
+
+        subject = subject_of_run(load(run))
+    else:
+        subject = subject_of_prompt(_experiment(prompt, batch_sizes, kernels, options))
+    found = trace(subject, kernels)
+    print_json(found) if as_json else _print(found)
+
+
+def _check_kernels(kernels: str) -> None:
+    from detcheck.experiment import kernel_families
+
+    if "," in kernels:
+        raise UsageError("Trace under one kernels setting at a time, such as -k stock.")
+    kernel_families(kernels)
+
+
+def _experiment(
+    prompt: str | None, batch_sizes: str | None, kernels: str | None, options: dict[str, Any]
+) -> Experiment:
+    if prompt is None:
+        raise UsageError("Give a RUN in which answers part, or a prompt with -p.")
+    sizes = _sizes(batch_sizes or "1,8")
+    return Experiment(
+        prompts=(prompt,),
+        kernels=(kernels or "stock",),
+        batch_sizes=sizes,
+        completions=sum(sizes),
+        **options,
+    )
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"Batch sizes are whole numbers such as 1,8, not {text!r}.") from error
+    if len(sizes) != 2 or min(sizes) != 1 or max(sizes) < 2:
+        raise UsageError(
+            f"A trace holds a request alone against the same in a batch: give 1 and a larger "
+            f"batch size, such as -b 1,8, not {text}."
+        )
+    return sizes
+
+
+def _print(found: Trace) -> None:
+    from detcheck.cli.console import print_line, stdout
+
+    first = found.first
+    compared = (
+        f"{found.ops_compared:,} ops ({found.tensors_compared:,} tensors) in "
+        f"{found.steps_compared} forward passes"
+    )
+    if first is None:
+        print_line(
+            f"No op differs under {found.kernels} kernels: alone and among {found.batch_size}, "
+            f"{compared} agree bit for bit.",
+            "green",
+        )
+    else:
+        step = "the prefill" if first.step == 0 else f"decode step {first.step}"
+        print_line(f"First op that differs: {first.op} in {first.module}", "bold")
+        print_line(
+            f"  in {step}: {_shape(first.reference_shape)} alone, {_shape(first.shape)} among "
+            f"{found.batch_size}"
+        )
+        if first.rows:
+            print_line(
+                f"  {first.rows_differ} of the request's {first.rows} rows differ, by up to "
+                f"{first.max_ulp} ULPs"
+            )
+        print_line(
+            "  laid out differently alone; a later op shows that its result differs"
+            if first.indirect
+            else f"  its {first.inputs_compared} compared inputs agree bit for bit"
+        )
+        print_line(f"  compared up to there: {compared}", "dim")
+    if found.layers:
+        stdout.print()
+        print_line(f"Layers at token {found.flip.position}:")
+        stdout.print(_layers(found))
+    stdout.print()
+    _print_flip(found)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _layers(found: Trace) -> Any:
+    """A dozen of the layers, the first that differs and the last among them."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("layer", no_wrap=True, max_width=32)
+    for heading in ("elements differ", "up to ULPs", "change / norm"):
+        table.add_column(heading, justify="right")
+    every = max(1, -(-len(found.layers) // _LAYERS_SHOWN))
+    last = len(found.layers) - 1
+    start = next((i for i, layer in enumerate(found.layers) if layer.elements_differ), 0)
+    for index, layer in enumerate(found.layers):
+        if index in (start, last) or index % every == 0:
+            table.add_row(
+                layer.layer,
+                f"{layer.elements_differ} of {layer.elements}",
+                str(layer.max_ulp),
+                f"{layer.relative:.1e}",
+            )
+    return table
+
+
+def _print_flip(found: Trace) -> None:
+    from detcheck.cli.console import print_line
+
+    flip = found.flip
+    if not flip.flipped:
+        print_line(
+            f"The tokens agree up to token {flip.position}; logits there change by up to "
+            f"{flip.max_logit_change:g}."
+        )
+        return
+    print_line(
+        f"Token {flip.position} flips; logits there change by up to {flip.max_logit_change:g}:"
+    )
+    for label, side in (("alone", flip.reference), ("batch", flip.batch)):
+        print_line(f"  {label}: {_side(side)}")
+
+
+def _side(side: FlipSide) -> str:
+    return f"“{side.token}” before “{side.runner_up}” by {side.gap:g}"

@@ -1,0 +1,75 @@
+"""The mode's self-check on the GPU: a row alone is what it is in a batch, through the public ops.
+
+Shapes are the smallest on which stock kernels were seen to differ; `experiments/gpu.py` checks
+real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+def _matmul() -> str | None:
+    for dtype in DTYPES:
+        rows, weight = _random(1, 65, 4096).to(dtype), _random(2, 256, 4096).to(dtype)
+        whole = F.linear(rows, weight)
+        for count in (1, 17, 64):
+            if not torch.equal(F.linear(rows[:count], weight), whole[:count]):
+                return f"matmul in {dtype} on the GPU gives {count} rows other results than 65 rows"
+    return None
+
+
+def _attention() -> str | None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    module = torch.nn.Module()
+    setattr(module, "num_key_value_groups", 3)  # noqa: B010  (a plain attribute to its type)
+    query = _random(3, 4, 6, 1, 64).bfloat16()
+    key, value = _random(4, 2, 4, 2, 700, 64).bfloat16()
+    function: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    batch, _ = function(module, query, key, value, None)
+    alone, _ = function(module, query[2:3], key[2:3], value[2:3], None)
+    if not torch.equal(batch[2:3], alone):
+        return "attention on the GPU gives a request alone another result than in a batch of 4"
+    return None
+
+
+def _norm() -> str | None:
+    weight = _random(5, 4096)
+    return _row_alone("rms_norm", lambda x: F.rms_norm(x, (4096,), weight, 1e-6))
+
+
+def _softmax() -> str | None:
+    return _row_alone("log_softmax", lambda x: x.log_softmax(-1))
+
+
+def _reduce() -> str | None:
+    return _row_alone("mean", lambda x: x.pow(2).mean(-1))
+
+
+def _row_alone(name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> str | None:
+    x = _random(6, 33, 4096)
+    whole = function(x)
+    for row in (0, 16, 32):
+        if not torch.equal(function(x[row : row + 1].clone())[0], whole[row]):
+            return f"{name} on the GPU gives a row alone another result than in a batch of 33"
+    return None
+
+
+def _random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).cuda()
+
+
+CHECKS: dict[str, Callable[[], str | None]] = {
+    "matmul": _matmul,
+    "attention": _attention,
+    "norm": _norm,
+    "softmax": _softmax,
+    "reduce": _reduce,
+}

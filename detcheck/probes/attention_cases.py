@@ -1,0 +1,149 @@
+"""Attention as models call it: through transformers' table, where the invariant kernel also sits.
+
+A batch is (requests, heads, tokens, head_dim); results are (requests, tokens, heads, head_dim).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from detcheck.probes.shapes import LayerShapes
+
+REQUESTS = 17
+"""Requests of the reference batch: one more than a power of two."""
+PADDINGS = (1, 15, 32)
+"""Tokens of padding on the left."""
+CHUNKS = (1, 16, 32, 48)
+"""Tokens of the first of two prefill steps."""
+
+
+class _Cache:
+    """In place of the paged cache: the keys are packed already."""
+
+    def update(self, key_states: Any, value_states: Any, **_: Any) -> Any:
+        return key_states, value_states
+
+
+def requests(shapes: LayerShapes, queries: int, keys: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """Seeded query, key and value of a batch, float32."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = ((shapes.num_heads, queries), (shapes.num_kv_heads, keys), (shapes.num_kv_heads, keys))
+    return tuple(
+        torch.randn(REQUESTS, heads, length, shapes.head_dim, generator=generator) * 2
+        for heads, length in sizes
+    )
+
+
+def decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """One new token of each request against its keys, in one call."""
+    return _attend(query, key, value, None)
+
+
+def prefill(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Whole prompts of one length, causally."""
+    return _attend(query, key, value, None)
+
+
+def packed_decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The same as `decode`, packed as continuous batching packs: one sequence, a block mask."""
+    count, _, keys, _ = key.shape
+    packed = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value)]
+    mask = torch.eye(count, dtype=torch.bool, device=query.device)
+    bounds = torch.arange(count + 1, dtype=torch.int32, device=query.device)
+    out = _attend(
+        *packed,
+        mask.repeat_interleave(keys, 1)[None, None],
+        cache=_Cache(),
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds * keys,
+    )
+    return out.transpose(0, 1)
+
+
+def request_pairs(
+    inputs: tuple[torch.Tensor, ...],
+) -> dict[str, Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]]:
+    """What the relations about requests compare, for a batch as `requests` makes."""
+    tokens = inputs[0].shape[2]
+    pairs = {"padding": lambda: _padded(*inputs)}
+    if tokens > 1:
+        pairs["chunking"] = lambda: _chunked(*inputs)
+        pairs["prefill-decode"] = lambda: _token_by_token(*inputs)
+    return pairs
+
+
+def _padded(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The requests beside a longer one, against the requests without padding."""
+    plain = _attend(query, key, value, _causal(query, key, 0))
+    for padding in PADDINGS:
+        grown = [F.pad(x, (0, 0, padding, 0)) for x in (key, value)]
+        # Queries are padded where there is one for each key; a decode step has a single one.
+        skip = padding if query.shape[2] > 1 else 0
+        padded = F.pad(query, (0, 0, skip, 0))
+        out = _attend(padded, *grown, _causal(padded, grown[0], padding))
+        yield plain.flatten(0, 1), out[:, skip:].flatten(0, 1)
+
+
+def _chunked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A prefill in two steps, against one."""
+    whole = prefill(query, key, value)
+    for size in CHUNKS:
+        if size < query.shape[2]:
+            first = _step(query, key, value, 0, size)
+            rest = _step(query, key, value, size, query.shape[2])
+            yield whole.flatten(0, 1), torch.cat((first, rest), 1).flatten(0, 1)
+
+
+def _token_by_token(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every token decoded on its own, against all in one prefill."""
+    steps = [_step(query, key, value, at, at + 1) for at in range(query.shape[2])]
+    yield prefill(query, key, value).flatten(0, 1), torch.cat(steps, 1).flatten(0, 1)
+
+
+def _step(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, end: int
+) -> torch.Tensor:
+    """Queries [start, end) against the keys up to `end`."""
+    part = [query[:, :, start:end], key[:, :, :end], value[:, :, :end]]
+    mask = None if end - start in (1, end) else _causal(part[0], part[1], 0)
+    return _attend(part[0].contiguous(), part[1].contiguous(), part[2].contiguous(), mask)
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor, padding: int) -> torch.Tensor:
+    """Boolean mask (requests, 1, queries, keys): causal, the first `padding` keys hidden."""
+    queries, keys = query.shape[2], key.shape[2]
+    visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    # As in a real batch, padding still sees itself: a row that sees nothing would be NaN.
+    visible[:, :padding] &= torch.eye(queries, keys, dtype=torch.bool, device=query.device)[
+        :, :padding
+    ] & (queries == keys)
+    return visible.expand(query.shape[0], 1, queries, keys)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    **packed: Any,
+) -> torch.Tensor:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    layer: Any = torch.nn.Module()
+    layer.num_key_value_groups = query.shape[1] // key.shape[1]
+    layer.layer_idx, layer.is_causal = 0, True
+    scaling = query.shape[3] ** -0.5
+    out, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        layer, query, key, value, mask, scaling=scaling, **packed
+    )
+    return out

@@ -1,0 +1,153 @@
+"""The ops that `detcheck ops` probes, at a model's shapes and at boundary values, on seeded data.
+
+Rounding to bfloat16 hides most differences of order, so the data are made to show them: products
+cancel in pairs (partial sums are large, totals small), reductions span magnitudes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+
+from detcheck.probes.attention_cases import (
+    decode,
+    packed_decode,
+    prefill,
+    request_pairs,
+    requests,
+)
+from detcheck.probes.relations import Function, Tensors
+from detcheck.probes.shapes import LayerShapes
+
+ROWS = 129
+"""Rows of the reference batch: one more than the largest tile that is common."""
+HEAD_ROWS = 33
+"""Rows where a row is a vocabulary long."""
+BOUNDARY_INNER = (512, 577, 1024, 1536, 2048, 4096)
+"""Lengths K of sums at which matmul kernels are known to change their ways; 577 is odd."""
+BOUNDARY_COLUMNS = 64
+PREFIXES = (31, 32, 33, 127, 128, 129, 513)
+"""Keys of one request: one block exactly, and one less and more."""
+PREFILL_TOKENS = 65
+
+Pairs = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An op ready to be called: `function(*inputs)` with the batch first."""
+
+    function: Function
+    inputs: Tensors
+    pairs: dict[str, Pairs] = field(default_factory=dict)
+    """By relation about requests: (reference rows, rows that ought to equal them) of each try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One op at one shape; `build` makes its data."""
+
+    op: str
+    shape: str
+    build: Callable[[torch.dtype, int], Call]
+    """(dtype, seed) to the call, on the CPU."""
+
+
+def cases(shapes: LayerShapes) -> tuple[Case, ...]:
+    """Every op, at every shape."""
+    return (*_linears(shapes), *_row_ops(shapes), *_attention(shapes))
+
+
+OPS = (
+    *("linear", "rms_norm", "layer_norm", "softmax", "log_softmax", "logsumexp", "sum", "mean"),
+    *("silu", "gelu", "attention-decode", "attention-packed", "attention-prefill"),
+)
+"""Names of the ops, in the order of `cases`."""
+
+
+def _linears(shapes: LayerShapes) -> Iterator[Case]:
+    boundary = [(inner, BOUNDARY_COLUMNS) for inner in BOUNDARY_INNER]
+    for inner, columns in dict.fromkeys((*shapes.linears, *boundary)):
+        yield Case("linear", f"{inner}→{columns}", _linear(inner, columns, ROWS))
+    yield Case(
+        "linear",
+        f"{shapes.hidden}→{shapes.vocabulary}",
+        _linear(shapes.hidden, shapes.vocabulary, HEAD_ROWS),
+    )
+
+
+def _linear(inner: int, columns: int, rows: int) -> Callable[[torch.dtype, int], Call]:
+    def build(dtype: torch.dtype, seed: int) -> Call:
+        left, weight = cancelling(rows, inner, columns, seed)
+        weight = weight.to(dtype)
+        return Call(lambda x: F.linear(x, weight.to(x.device)), (left.to(dtype),))
+
+    return build
+
+
+def _row_ops(shapes: LayerShapes) -> Iterator[Case]:
+    hidden, vocabulary, inner = shapes.hidden, shapes.vocabulary, shapes.intermediate
+    long, wide = (HEAD_ROWS, vocabulary), (ROWS, hidden)
+    for op, function, (rows, width) in (
+        ("rms_norm", rms_norm, wide),
+        ("layer_norm", lambda x: F.layer_norm(x, x.shape[-1:]), wide),
+        ("softmax", lambda x: x.softmax(-1), long),
+        ("log_softmax", lambda x: x.log_softmax(-1), long),
+        ("logsumexp", lambda x: x.logsumexp(-1), long),
+        ("sum", lambda x: x.sum(-1), long),
+        ("mean", lambda x: x.mean(-1), wide),
+        ("silu", F.silu, (ROWS, inner)),
+        ("silu", F.silu, (ROWS, inner + 1)),
+        ("gelu", F.gelu, (ROWS, inner + 1)),
+    ):
+        yield Case(op, str(width), _rows(function, rows, width))
+
+
+def rms_norm(x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm of (rows, hidden) as Llama writes it out, without its weight."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
+
+
+def _rows(function: Function, rows: int, width: int) -> Callable[[torch.dtype, int], Call]:
+    def build(dtype: torch.dtype, seed: int) -> Call:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, width, generator=generator)
+        return Call(function, ((x * torch.randn(x.shape, generator=generator).exp()).to(dtype),))
+
+    return build
+
+
+def _attention(shapes: LayerShapes) -> Iterator[Case]:
+    for keys in PREFIXES:
+        yield Case("attention-decode", f"keys {keys}", _requests(decode, shapes, 1, keys))
+    for keys in PREFIXES[-2:]:
+        yield Case("attention-packed", f"keys {keys}", _requests(packed_decode, shapes, 1, keys))
+    tokens = PREFILL_TOKENS
+    yield Case("attention-prefill", f"tokens {tokens}", _requests(prefill, shapes, tokens, tokens))
+
+
+def _requests(
+    function: Function, shapes: LayerShapes, queries: int, keys: int
+) -> Callable[[torch.dtype, int], Call]:
+    def build(dtype: torch.dtype, seed: int) -> Call:
+        inputs = tuple(x.to(dtype) for x in requests(shapes, queries, keys, seed))
+        return Call(function, inputs, request_pairs(inputs))
+
+    return build
+
+
+def cancelling(rows: int, inner: int, columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left (rows, inner) and weight (columns, inner) whose products cancel in pairs, float32."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(inner, generator=generator)
+    first, second = order[: inner // 2], order[inner // 2 : inner // 2 * 2]
+    left = torch.randn(rows, inner, generator=generator)
+    pattern = torch.randn(min(columns, 1024), inner, generator=generator)
+    jitter = torch.randn(rows, len(first), generator=generator)
+    left[:, second] = left[:, first] * (1 + jitter / 128)
+    pattern[:, second] = -pattern[:, first]
+    return left, pattern.repeat(-(-columns // len(pattern)), 1)[:columns]

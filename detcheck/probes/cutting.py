@@ -1,0 +1,48 @@
+"""A request's part of a tensor that a whole batch shares."""
+
+from __future__ import annotations
+
+import torch
+
+from detcheck.probes.replay import Extent
+
+Shape = tuple[int, ...]
+
+
+def cut(x: torch.Tensor, alone: Shape, extents: tuple[Extent, ...]) -> torch.Tensor | None:
+    """The request's part of `x`, whose shape alone is `alone`; None where that cannot be told."""
+    if x.dim() == len(alone) and tuple(x.shape) != alone:
+        part: torch.Tensor | None = x
+        for dim, (whole, own) in enumerate(zip(x.shape, alone, strict=True)):
+            if part is not None and whole != own:
+                part = _narrow(part, dim, whole, own, extents)
+        if part is not None:
+            return part
+    return _cut_any(x, alone, extents)
+
+
+def _narrow(
+    x: torch.Tensor, dim: int, whole: int, own: int, extents: tuple[Extent, ...]
+) -> torch.Tensor | None:
+    for extent in extents:
+        if (extent.own, extent.whole) == (own, whole):
+            return x.narrow(dim, extent.start, own)
+    return None
+
+
+def _cut_any(x: torch.Tensor, alone: Shape, extents: tuple[Extent, ...]) -> torch.Tensor | None:
+    """One request alone may be laid out otherwise (heads in the place of queries): by size."""
+    if tuple(x.shape) == alone:
+        return None
+    size = 1
+    for length in alone:
+        size *= length
+    for dim in (*range(x.dim() - 2, -1, -1), x.dim() - 1):
+        for extent in extents:
+            if (
+                0 <= dim < x.dim()
+                and extent.whole == x.shape[dim] != extent.own
+                and x.numel() // extent.whole * extent.own == size
+            ):
+                return x.narrow(dim, extent.start, extent.own)
+    return None

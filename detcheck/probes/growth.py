@@ -1,0 +1,120 @@
+"""Values of two replays, measured: the op that was found, and each layer at the parting token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from detcheck.probes.bits import ulps
+from detcheck.probes.cutting import cut
+from detcheck.probes.recorder import Finding, Keeper
+from detcheck.probes.replay import Step
+from detcheck.probes.trace_results import FirstOp, LayerGrowth
+
+
+class Kept:
+    """An observer that keeps the found op's result, and each layer's at the last step."""
+
+    def __init__(self, model: Any, finding: Finding | None, last_step: int):
+        self._model = model
+        self._last_step = last_step
+        self.keeper = None if finding is None else Keeper(model, finding)
+        self.layers: dict[str, torch.Tensor] = {}
+        """The request's last row of each layer's output, (hidden,)."""
+
+    @contextmanager
+    def watch(self, step: Step) -> Iterator[None]:
+        hooks = self._layer_hooks(step) if step.index == self._last_step else []
+        inner = self.keeper.watch(step) if self.keeper is not None else None
+        try:
+            if inner is None:
+                yield
+            else:
+                with inner:
+                    yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _layer_hooks(self, step: Step) -> list[Any]:
+        return [
+            module.register_forward_hook(self._keep(name, step))
+            for name, module in layer_modules(self._model)
+        ]
+
+    def _keep(self, name: str, step: Step) -> Any:
+        def keep(_module: Any, _args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            self.layers[name] = _last_row(hidden, step).cpu().clone()
+
+        return keep
+
+
+def _last_row(hidden: torch.Tensor, step: Step) -> torch.Tensor:
+    """The request's last token of (1, tokens, hidden) packed or (requests, tokens, hidden)."""
+    packed = len(step.extents) == 3
+    if packed:
+        tokens = step.extents[0]
+        return hidden[0, tokens.start + tokens.own - 1]
+    return hidden[step.extents[0].start, -1]
+
+
+def layer_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """The members of the model's longest list of modules: its layers, in order."""
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList)
+    ]
+    if not lists:
+        return []
+    name, layers = max(lists, key=lambda pair: len(pair[1]))
+    return [(f"{name}.{index}", layer) for index, layer in enumerate(layers)]
+
+
+def first_op(finding: Finding, alone: Kept, batch: Kept) -> FirstOp:
+    module, op, _ = finding.key
+    rows = rows_differ = max_ulp = 0
+    whole, part = _both(alone.keeper, batch.keeper)
+    if whole is not None and part is not None:
+        width = whole.shape[-1]
+        apart = ulps(whole.reshape(-1, width), part.reshape(-1, width)).amax(-1)
+        rows, rows_differ = len(apart), int(apart.count_nonzero())
+        max_ulp = int(apart.max())
+    return FirstOp(
+        op,
+        module,
+        finding.step,
+        finding.reference_shape,
+        finding.shape,
+        rows,
+        rows_differ,
+        max_ulp,
+        finding.inputs_compared,
+        finding.indirect,
+    )
+
+
+def _both(
+    alone: Keeper | None, batch: Keeper | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The op's result alone, and the request's part of it in the batch."""
+    if alone is None or batch is None or alone.output is None or batch.output is None:
+        return None, None
+    return alone.output, cut(batch.output, tuple(alone.output.shape), batch.extents)
+
+
+def growth(name: str, alone: torch.Tensor, batch: torch.Tensor) -> LayerGrowth:
+    apart = ulps(alone, batch)
+    norm = float(alone.float().norm())
+    change = float((alone.float() - batch.float()).norm())
+    return LayerGrowth(
+        name,
+        apart.numel(),
+        int(apart.count_nonzero()),
+        int(apart.max()),
+        change / norm if norm else 0.0,
+    )

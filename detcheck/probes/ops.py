@@ -1,0 +1,205 @@
+"""The invariance matrix: ops × relations × dtypes, under each kernels setting, bit by bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import torch
+
+from detcheck.errors import MeasurementError, UsageError
+from detcheck.experiment import BATCH_INVARIANT, STOCK, kernel_families
+from detcheck.kernels.mode import batch_invariant
+from detcheck.kernels.self_check import PASSED
+from detcheck.models import resolve_device
+from detcheck.probes.bits import row_ulps
+from detcheck.probes.cases import OPS, Call, Case, cases
+from detcheck.probes.relations import RELATIONS, ROW_RELATIONS, Outcome, run, try_relation
+from detcheck.probes.shapes import LayerShapes
+
+DTYPES = ("bfloat16", "float16", "float32")
+PROMISED = ("repeat", "batch-size", "position", "neighbours", "padding")
+"""Relations that batch-invariant kernels promise at their default level."""
+_TIMED_SIZES = (1, 16)
+_TIMED_S = 0.003
+_TIMED_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One op at one shape and dtype under one relation and kernels setting."""
+
+    op: str
+    relation: str
+    dtype: str
+    shape: str
+    kernels: str
+    rows: int
+    """Rows compared, each with what it ought to be."""
+    rows_differ: int
+    max_ulp: int
+    classes: tuple[tuple[int, ...], ...]
+    """Batch sizes that give the same bits, grouped; for `batch-size`."""
+    relative_time: float | None
+    """Time against stock, geometric mean over calls of 1, 16 and all rows; None without stock."""
+
+    @property
+    def promised(self) -> bool:
+        """Whether a difference here breaks what the kernels promise."""
+        return self.kernels != STOCK and self.relation in PROMISED
+
+
+def audit(
+    shapes: LayerShapes,
+    *,
+    ops: Iterable[str] | None = None,
+    relations: Iterable[str] | None = None,
+    dtypes: Iterable[str] = DTYPES,
+    kernels: Sequence[str] = (STOCK, BATCH_INVARIANT),
+    device: str = "auto",
+    seed: int = 0,
+    on_case: Callable[[int, int], None] | None = None,
+) -> list[Cell]:
+    """Probe every op at `shapes` and boundary values; `on_case` is told (done, of all).
+
+    Raises UsageError for names that are not known, MeasurementError where the batch-invariant
+    kernels do not pass their own self-check.
+    """
+    wanted = _known("op", ops, OPS)
+    tried = _known("relation", relations, RELATIONS)
+    floats = _known("dtype", dtypes, DTYPES)
+    for setting in kernels:
+        kernel_families(setting)
+    target = resolve_device(device)
+    grid = [(case, dtype) for case in cases(shapes) if case.op in wanted for dtype in floats]
+    found: list[Cell] = []
+    with torch.inference_mode():
+        for done, (case, dtype) in enumerate(grid, start=1):
+            found += _cells(case, dtype, tried, kernels, target, seed)
+            if on_case is not None:
+                on_case(done, len(grid))
+    return found
+
+
+def _known(what: str, given: Iterable[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = known if given is None else tuple(dict.fromkeys(given))
+    for name in names:
+        if name not in known:
+            raise UsageError(f"Unknown {what} {name!r}: choose among {', '.join(known)}.")
+    if not names:
+        raise UsageError(f"Give at least one {what}: {', '.join(known)}.")
+    return names
+
+
+def _cells(
+    case: Case,
+    dtype: str,
+    relations: tuple[str, ...],
+    kernels: Sequence[str],
+    device: torch.device,
+    seed: int,
+) -> Iterator[Cell]:
+    call = _on(case.build(getattr(torch, dtype), seed), device)
+    times: dict[str, list[float]] = {}
+    for setting in kernels:
+        with _kernels(setting):
+            outcomes = list(_outcomes(call, relations, seed))
+            times[setting] = _times(call)
+        for outcome in outcomes:
+            yield Cell(
+                case.op,
+                outcome.relation,
+                dtype,
+                case.shape,
+                setting,
+                outcome.rows,
+                outcome.rows_differ,
+                outcome.max_ulp,
+                outcome.classes,
+                _relative(times[setting], times.get(STOCK)),
+            )
+
+
+def _on(call: Call, device: torch.device) -> Call:
+    """`call` with its inputs on a device; what compares requests closes over the inputs."""
+    if device.type == "cpu":
+        return call
+    from detcheck.probes.attention_cases import request_pairs
+
+    inputs = tuple(x.to(device) for x in call.inputs)
+    return replace(call, inputs=inputs, pairs=request_pairs(inputs) if call.pairs else {})
+
+
+@contextlib.contextmanager
+def _proved(setting: str) -> Iterator[None]:
+    with batch_invariant(kernel_families(setting)) as mode:
+        if mode.proof().self_check != PASSED:
+            raise MeasurementError(
+                f"{setting} is not in force: {mode.proof().self_check}; nothing was measured."
+            )
+        yield
+
+
+def _kernels(setting: str) -> AbstractContextManager[None]:
+    return contextlib.nullcontext() if setting == STOCK else _proved(setting)
+
+
+def _outcomes(call: Call, relations: tuple[str, ...], seed: int) -> Iterator[Outcome]:
+    """Each relation that applies to the op."""
+    reference = run(call.function, call.inputs)
+    for relation in relations:
+        if relation in ROW_RELATIONS:
+            yield try_relation(relation, call.function, call.inputs, reference=reference, seed=seed)
+        elif relation in call.pairs:
+            yield _of_requests(relation, call)
+
+
+def _of_requests(relation: str, call: Call) -> Outcome:
+    outcome = Outcome(relation)
+    for expected, got in call.pairs[relation]():
+        apart = row_ulps(got, expected)
+        outcome = replace(
+            outcome,
+            rows=outcome.rows + len(apart),
+            rows_differ=outcome.rows_differ + int(apart.count_nonzero()),
+            max_ulp=max(outcome.max_ulp, int(apart.max())),
+        )
+    return outcome
+
+
+def _times(call: Call) -> list[float]:
+    """Seconds of one call of 1, 16 and all rows, the best of a few rounds each."""
+    return [
+        _seconds(call, tuple(x[:size].contiguous() for x in call.inputs))
+        for size in (*_TIMED_SIZES, call.inputs[0].shape[0])
+    ]
+
+
+def _seconds(call: Call, inputs: tuple[torch.Tensor, ...]) -> float:
+    once = _clock(call, inputs, 1)
+    repeats = max(1, min(50, int(_TIMED_S / once)))
+    return min(once, *(_clock(call, inputs, repeats) for _ in range(_TIMED_ROUNDS)))
+
+
+def _clock(call: Call, inputs: tuple[torch.Tensor, ...], repeats: int) -> float:
+    _finish(inputs)
+    started = perf_counter()
+    for _ in range(repeats):
+        call.function(*inputs)
+    _finish(inputs)
+    return (perf_counter() - started) / repeats
+
+
+def _finish(inputs: tuple[torch.Tensor, ...]) -> None:
+    if inputs[0].is_cuda:
+        torch.cuda.synchronize()
+
+
+def _relative(times: list[float], stock: list[float] | None) -> float | None:
+    if stock is None:
+        return None
+    ratios = torch.tensor([a / b for a, b in zip(times, stock, strict=True)], dtype=torch.float64)
+    return round(float(ratios.log().mean().exp()), 3)

@@ -1,0 +1,229 @@
+"""The op that broke an answer: two replays of one request, alone and in a batch, op beside op.
+
+Both are run again by the engine itself, to the token where they part. The first op whose rows for
+the request differ, while what went into it agrees bit for bit, is named; then how far apart every
+layer is at the parting token, and what the logits made of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from detcheck.analysis import analyse
+from detcheck.analysis.results import Divergence, Group
+from detcheck.engines import create
+from detcheck.engines.in_process import InProcessEngine
+from detcheck.errors import MeasurementError, UsageError
+from detcheck.experiment import STOCK, Condition, Experiment
+from detcheck.probes.growth import Kept, first_op, growth
+from detcheck.probes.recorder import Comparison, Finding, Reference
+from detcheck.probes.replay import Observer, Replayed, replay
+from detcheck.probes.trace_results import FirstOp, FlipSide, LayerGrowth, Trace, TraceFlip
+from detcheck.rundir import Run
+from detcheck.traffic import PlannedRequest, Trial, plan_trials
+
+FIRST_PASSES = 4
+"""Forward passes that are recorded before all of them are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One request of one trial, to be held against the same request alone."""
+
+    experiment: Experiment
+    trial: Trial
+    request: int
+    """Its position in the trial."""
+    num_tokens: int
+    """Tokens to go through at most."""
+
+
+def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
+    """The request of a run that left its reference first.
+
+    Raises UsageError where no answer parts, or nothing here can replay the run.
+    """
+    if run.experiment.engine not in ("continuous", "static"):
+        raise UsageError(
+            f"The run was measured by the engine {run.experiment.engine!r}, which has no ops to "
+            "trace: trace a run of the continuous or static engine."
+        )
+    group, divergence = _earliest(run, prompt_index)
+    variant = next(i for i, v in enumerate(run.variants) if v is divergence.variant)
+    table = run.completions
+    for row in range(len(table)):
+        record = run.conditions[int(table.condition[row])]
+        wanted = (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
+        if wanted and int(table.variant[row]) == variant and record.batch_size > 1:
+            condition = _condition(run.experiment, record.condition_id)
+            trial = plan_trials(run.experiment, condition)[int(table.trial[row])]
+            return Subject(run.experiment, trial, int(table.request[row]), divergence.position + 1)
+    raise UsageError(
+        f"The answers of {run.path} part within a batch of one, where load cannot be the cause: "
+        "there is nothing to trace."
+    )
+
+
+def _earliest(run: Run, prompt_index: int | None) -> tuple[Group, Divergence]:
+    parted = [
+        (group, divergence)
+        for group in analyse(run).groups
+        for divergence in group.divergences
+        if prompt_index in (None, group.prompt_index)
+    ]
+    if not parted:
+        raise UsageError(
+            f"No answers part in {run.path}: there is no divergence to trace (trace a prompt with "
+            "-p and -b to compare ops all the same)."
+        )
+    # Stock first: a divergence of invariant kernels has the stock one's cause as a lead.
+    return min(parted, key=lambda pair: (pair[0].kernels != STOCK, pair[1].position))
+
+
+def _condition(experiment: Experiment, condition_id: str) -> Condition:
+    return next(c for c in experiment.conditions() if c.condition_id == condition_id)
+
+
+def subject_of_prompt(experiment: Experiment) -> Subject:
+    """The first probe of the first trial at the largest batch size of `experiment`."""
+    condition = max(experiment.conditions(), key=lambda c: c.batch_size)
+    trial = plan_trials(experiment, condition)[0]
+    request = next(i for i, planned in enumerate(trial.requests) if planned.is_probe)
+    return Subject(experiment, trial, request, experiment.max_new_tokens)
+
+
+def trace(subject: Subject, kernels: str | None = None) -> Trace:
+    """Replay a subject alone and in its batch, and compare op by op.
+
+    `kernels` other than those of the subject's condition replay the same load under those.
+    Raises ModelError where the model is not there, MeasurementError where the request never ran.
+    """
+    started = perf_counter()
+    engine = create(subject.experiment)
+    if not isinstance(engine, InProcessEngine):
+        raise UsageError("Only models run in this process can be traced.")
+    try:
+        return _trace(engine, subject, kernels or subject.trial.condition.kernels, started)
+    finally:
+        engine.close()
+
+
+def _trace(engine: InProcessEngine, subject: Subject, kernels: str, started: float) -> Trace:
+    sides = _Sides(engine, subject, kernels)
+    # Stock kernels part within a few passes or never: the rest need not be recorded at first.
+    windows = (FIRST_PASSES, subject.num_tokens) if kernels == STOCK else (subject.num_tokens,)
+    for window in windows:
+        alone, batch, comparison = _compare(sides, subject.num_tokens, window)
+        if comparison.found is not None or window >= len(batch.tokens):
+            break
+    first, layers = _measure(sides, comparison.found, len(batch.tokens))
+    return Trace(
+        kernels,
+        len(subject.trial.requests),
+        first,
+        layers,
+        _flip(engine, alone, batch, sides),
+        comparison.compared.ops,
+        comparison.compared.tensors,
+        len(comparison.compared.steps),
+        round(perf_counter() - started, 3),
+    )
+
+
+def _compare(sides: _Sides, num_tokens: int, window: int) -> tuple[Replayed, Replayed, Comparison]:
+    """Both replays, the first `window` forward passes of them held against each other."""
+    reference = Reference(sides.model, window)
+    alone = sides.alone(num_tokens, reference)
+    comparison = Comparison(sides.model, reference)
+    batch = sides.batch(len(alone.tokens), comparison, expected=alone.tokens)
+    if not batch.tokens or not alone.tokens:
+        raise MeasurementError("The request produced no token in its replay: nothing to compare.")
+    reference.ops.clear()
+    return alone, batch, comparison
+
+
+class _Sides:
+    """The same request replayed alone and in its batch."""
+
+    def __init__(self, engine: InProcessEngine, subject: Subject, kernels: str):
+        self._engine = engine
+        self._subject = subject
+        self._kernels = kernels
+        self.logits_alone: torch.Tensor | None = None
+
+    def alone(self, num_steps: int, observer: Observer | None = None) -> Replayed:
+        planned = self._subject.trial.requests[self._subject.request]
+        condition = self._subject.trial.condition
+        trial = Trial(
+            Condition(condition.prompt_index, condition.kernels, 1, 1),
+            0,
+            (PlannedRequest(planned.prompt, True, 0, planned.max_new_tokens),),
+        )
+        return replay(self._engine, trial, 0, self._kernels, num_steps, observer)
+
+    def batch(
+        self,
+        num_steps: int,
+        observer: Observer | None = None,
+        expected: list[int] | None = None,
+    ) -> Replayed:
+        subject = self._subject
+        return replay(
+            self._engine,
+            subject.trial,
+            subject.request,
+            self._kernels,
+            num_steps,
+            observer,
+            expected,
+        )
+
+    @property
+    def model(self) -> Any:
+        return self._engine.loaded.model
+
+
+def _measure(
+    sides: _Sides, finding: Finding | None, num_steps: int
+) -> tuple[FirstOp | None, tuple[LayerGrowth, ...]]:
+    """A second replay of both that keeps values: of the op found, and of each layer at the end."""
+    kept = [Kept(sides.model, finding, num_steps - 1) for _ in range(2)]
+    replayed = sides.alone(num_steps, kept[0])
+    sides.logits_alone = replayed.logits
+    if finding is None:
+        return None, ()
+    sides.batch(num_steps, kept[1])
+    layers = tuple(
+        growth(name, alone, kept[1].layers[name])
+        for name, alone in kept[0].layers.items()
+        if name in kept[1].layers
+    )
+    return first_op(finding, *kept), layers
+
+
+def _flip(engine: InProcessEngine, alone: Replayed, batch: Replayed, sides: _Sides) -> TraceFlip:
+    position = len(batch.tokens) - 1
+    change = 0.0
+    if sides.logits_alone is not None and batch.logits is not None:
+        change = float((sides.logits_alone - batch.logits).abs().max())
+    return TraceFlip(
+        position,
+        alone.tokens[position] != batch.tokens[position],
+        _side(engine, alone, position),
+        _side(engine, batch, position),
+        change,
+    )
+
+
+def _side(engine: InProcessEngine, replayed: Replayed, position: int) -> FlipSide:
+    decode = engine.loaded.tokenizer.decode
+    return FlipSide(
+        replayed.tokens[position],
+        decode([replayed.tokens[position]]),
+        decode([replayed.runners_up[position]]),
+        round(replayed.gaps[position], 6),
+    )

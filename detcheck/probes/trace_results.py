@@ -1,0 +1,76 @@
+"""What a trace says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOp:
+    """The first op that gave the request other bits in the batch than alone."""
+
+    op: str
+    module: str
+    step: int
+    """Forward pass of the request: 0 is its prefill, n decodes token n."""
+    reference_shape: tuple[int, ...]
+    """Of its result, the request alone."""
+    shape: tuple[int, ...]
+    """Of its result in the batch."""
+    rows: int
+    rows_differ: int
+    """Rows (last dimension) of the request's part of the result."""
+    max_ulp: int
+    inputs_compared: int
+    """Inputs seen to agree bit for bit; 0 where `indirect`."""
+    indirect: bool
+    """Its own tensors are laid out differently alone; a later op showed that its result differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGrowth:
+    """How far a layer's result is from the reference's at the parting token."""
+
+    layer: str
+    elements: int
+    elements_differ: int
+    max_ulp: int
+    relative: float
+    """Norm of the difference over norm of the reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlipSide:
+    """The best two tokens on one side."""
+
+    token_id: int
+    token: str
+    runner_up: str
+    gap: float
+    """Best minus second-best logit."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFlip:
+    """The token at which the two replays part, or the last one compared."""
+
+    position: int
+    flipped: bool
+    reference: FlipSide
+    batch: FlipSide
+    max_logit_change: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a trace found and what it compared."""
+
+    kernels: str
+    batch_size: int
+    first: FirstOp | None
+    layers: tuple[LayerGrowth, ...]
+    flip: TraceFlip
+    ops_compared: int
+    tensors_compared: int
+    steps_compared: int
+    elapsed_s: float

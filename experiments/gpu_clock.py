@@ -1,0 +1,20 @@
+"""How long a section of `gpu.py` may go on."""
+
+from __future__ import annotations
+
+import time
+
+
+class Clock:
+    """Time that a section has left."""
+
+    def __init__(self, seconds: float):
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds; negative where it is spent."""
+        return self._end - time.monotonic()
+
+    def spent(self) -> bool:
+        """Whether the section ought to stop and return what it has."""
+        return self.left() <= 0

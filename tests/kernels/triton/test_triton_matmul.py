@@ -1,0 +1,151 @@
+"""Triton's matrix products: right, and each row the same bits in every call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from under_test import DEVICE, DOT_DTYPES, classes, configs, matmul, random, rows_differ
+
+TILES = {"hopper": configs.HOPPER, "ampere": configs.AMPERE, "float32": configs.FLOAT32}
+
+
+def weight_of(seed: int, columns: int, inner: int, dtype: torch.dtype, layout: str) -> torch.Tensor:
+    """(K, N), as the transpose of a linear layer's weight or plain."""
+    if layout == "linear":
+        return random(seed, columns, inner, dtype=dtype).t()
+    return random(seed, inner, columns, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DOT_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["linear", "plain"])
+@pytest.mark.parametrize(("inner", "columns"), [(64, 64), (70, 50), (257, 130)])
+def test_a_row_is_the_same_in_every_call(
+    dtype: torch.dtype, layout: str, inner: int, columns: int
+) -> None:
+    weight = weight_of(1, columns, inner, dtype, layout)
+    assert rows_differ(lambda x: matmul.mm(x, weight), random(2, 40, inner, dtype=dtype)) == []
+
+
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33, 65, 129, 513])
+def test_boundaries_of_the_tiles(rows: int) -> None:
+    left, weight = random(3, 520, 96), random(4, 96, 40)
+    assert torch.equal(matmul.mm(left[:rows], weight), matmul.mm(left, weight)[:rows])
+
+
+@pytest.mark.parametrize("dtype", DOT_DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 1, 7), (5, 70, 33), (65, 200, 96)])
+def test_products_are_right(dtype: torch.dtype, rows: int, inner: int, columns: int) -> None:
+    left, right = random(5, rows, inner, dtype=dtype), random(6, inner, columns, dtype=dtype)
+    bias = random(7, columns, dtype=dtype)
+    expected = left.double() @ right.double()
+    tolerance = {"rtol": torch.finfo(dtype).eps * 4, "atol": torch.finfo(dtype).eps * 8}
+    torch.testing.assert_close(matmul.mm(left, right), expected.to(dtype), **tolerance)
+    with_bias = matmul.addmm(bias, left, right)
+    torch.testing.assert_close(with_bias, (expected + bias.double()).to(dtype), **tolerance)
+    scaled = matmul.addmm(bias, left, right, beta=0.5, alpha=2)
+    torch.testing.assert_close(
+        scaled, (2 * expected + bias.double() / 2).to(dtype), rtol=1e-2, atol=1e-2
+    )
+
+
+def test_float32_is_not_tf32() -> None:
+    """TF32 keeps 10 bits of the operands: 1 + 2^-12 would be 1."""
+    left = torch.full((16, 64), 1 + 2**-12, device=DEVICE)
+    assert torch.equal(matmul.mm(left, torch.eye(64, device=DEVICE)), left)
+
+
+def test_batched_products_are_their_parts() -> None:
+    left, right = random(8, 3, 20, 48), random(9, 3, 48, 24)
+    together = matmul.bmm(left, right)
+    for index in range(3):
+        assert torch.equal(together[index], matmul.mm(left[index], right[index]))
+    bias = random(10, 24)
+    torch.testing.assert_close(matmul.baddbmm(bias, left, right), together + bias)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 4), (3, 0, 4), (3, 8, 0)])
+def test_empty_products(shape: tuple[int, int, int]) -> None:
+    rows, inner, columns = shape
+    left, right = random(1, rows, inner), random(2, inner, columns)
+    assert torch.equal(matmul.mm(left, right), left @ right)
+    bias = random(3, columns)
+    assert torch.equal(matmul.addmm(bias, left, right), torch.addmm(bias, left, right))
+
+
+def test_other_dtypes_run_as_stock() -> None:
+    left = torch.arange(6, device="cpu").view(2, 3)
+    assert torch.equal(matmul.mm(left, left.t()), left @ left.t())
+
+
+@pytest.mark.parametrize("shape", [(5, 48), (2, 5, 48), (2, 3, 5, 48)])
+def test_the_linear_shortcut_is_the_op(shape: tuple[int, ...]) -> None:
+    x, weight, bias = random(1, *shape), random(2, 24, 48), random(3, 24)
+    with torch.inference_mode():
+        short = matmul.linear(x, weight, bias)
+    rows = matmul.addmm(bias, x.reshape(-1, 48), weight.t())
+    assert torch.equal(short.view(-1, 24), rows)
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_segments_are_one_class_however_they_are_computed(parts: bool) -> None:
+    """Fixed segments of K: in turn or side by side, one row or many, the bits are the same."""
+    small, large = configs.FLOAT32[0][1], configs.FLOAT32[-1][1]
+    left, right = random(1, 1, 40, 300), random(2, 1, 300, 70)
+    bias = random(3, 70)
+    expected = matmul.product(left, right, bias, large, 64, parallel=False)
+    assert torch.equal(matmul.product(left, right, bias, large, 64, parallel=parts), expected)
+    row = matmul.product(left[:, :1], right, bias, small, 64, parallel=parts)
+    torch.testing.assert_close(row, expected[:, :1])
+    torch.testing.assert_close(expected[0], left[0] @ right[0] + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_segments_must_be_whole_blocks() -> None:
+    with pytest.raises(ValueError, match="whole blocks"):
+        matmul.product(random(1, 1, 4, 64), random(2, 1, 64, 4), None, configs.FLOAT32[0][1], 48)
+
+
+def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
+    """What not to do: cut K where rows are few, to keep the device busy."""
+    tile = configs.FLOAT32[-1][1]
+    kind = classes.Kind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
+    left, right = classes.cancelling_operands(kind)
+
+    def by_rows(x: torch.Tensor) -> torch.Tensor:
+        segment = 64 if len(x) <= 2 else 0
+        return matmul.product(x[None], right, None, tile, segment)[0]
+
+    assert "batch-size 17" in rows_differ(by_rows, left[0])
+    assert rows_differ(lambda x: matmul.product(x[None], right, None, tile)[0], left[0]) == []
+
+
+def test_a_tile_of_another_class_is_replaced() -> None:
+    """A tile whose sums are cut differently is found by experiment and not used."""
+    kind = classes.Kind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
+    odd, good = configs.Tile(16, 64, 32, 4, 2), configs.Tile(32, 64, 32, 4, 2)
+    tiles = ((16, odd), (64, good), (configs.ALL_ROWS, configs.FLOAT32[-1][1]))
+
+    def multiply(left, right, bias, tile, segment):
+        same = configs.FLOAT32[-1][1]
+        return matmul.product(left, right, bias, same, 64 if tile == odd else segment)
+
+    found = classes.TileClass(kind, tiles, multiply)
+    assert not found.agrees(odd)
+    assert found.tile(1) == found.tile(64) == good
+    assert found.tile(65) == tiles[-1][1]
+
+
+@pytest.mark.parametrize("name", TILES)
+def test_each_table_keeps_to_one_depth(name: str) -> None:
+    tiles = TILES[name]
+    assert len({tile.block_k for _, tile in tiles}) == 1
+    assert [limit for limit, _ in tiles] == sorted(limit for limit, _ in tiles)
+    assert tiles[-1][0] == configs.ALL_ROWS
+
+
+@pytest.mark.parametrize("name", TILES)
+def test_every_tile_is_right(name: str) -> None:
+    left, right = random(1, 1, 37, 130), random(2, 1, 130, 75)
+    for _, tile in TILES[name]:
+        torch.testing.assert_close(
+            matmul.product(left, right, None, tile), left @ right, rtol=1e-4, atol=1e-4
+        )

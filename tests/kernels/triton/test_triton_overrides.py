@@ -1,0 +1,126 @@
+"""The Triton kernels behind PyTorch's own ops: signatures, gradients, and who is registered."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn import functional as F
+from under_test import INTERPRETED, matmul, ops, random
+
+from detcheck.errors import UsageError
+from detcheck.kernels import overrides, triton
+from detcheck.kernels.triton import self_check as cuda_self_check
+
+KEY = "CPU" if INTERPRETED else "CUDA"
+NAMES = [op for table in ops.KERNELS.values() for op in table]
+
+
+@pytest.fixture
+def overridden() -> Iterator[Counter[str]]:
+    """Every kernel in place of its op, on the device under test; counts their calls."""
+    calls: Counter[str] = Counter()
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for table in ops.KERNELS.values():
+            for op, kernel in table.items():
+                library.impl(op, overrides._counted(op, kernel, calls), KEY)
+    yield calls
+    library._destroy()
+
+
+def test_ops_reach_the_kernels_and_give_right_gradients(overridden: Counter[str]) -> None:
+    """A trainer's path through every family, against stock in float64."""
+    x, weight, bias = random(1, 2, 5, 24), random(2, 24, 24), random(3, 24)
+
+    def loss(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        hidden = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        hidden = F.linear(hidden, weight, bias) + F.linear(hidden, weight)
+        scores = torch.softmax(hidden @ hidden.transpose(1, 2), -1) @ hidden
+        scores = torch.baddbmm(bias, scores, weight.expand(2, 24, 24))
+        return -torch.log_softmax(scores, -1)[..., 3].sum((0, 1))
+
+    got = gradients(loss, x, weight, bias)
+    served = {name for name in NAMES if overridden[name]}
+    assert served == {*NAMES} - {"_fused_rms_norm"}
+    stock = gradients(loss, x.double(), weight.double(), bias.double())
+    for one, expected in zip(got, stock, strict=True):
+        torch.testing.assert_close(one, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = function(*leaves)
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+def test_the_linear_shortcut_steps_aside_where_it_is_watched() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    x, weight = random(1, 3, 16), random(2, 8, 16)
+    with torch.inference_mode(), Watch():
+        matmul.linear(x, weight)
+    assert any("mm" in name or "linear" in name for name in seen)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the mode's own tests cover it where there is a GPU")
+def test_they_are_registered_for_cuda_only_where_they_can_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "CUDA" not in overrides.kernels_of("matmul")
+    monkeypatch.setattr(overrides, "why_unavailable", lambda: None)
+    assert set(overrides.kernels_of("matmul")["CUDA"]) == {"mm", "addmm", "bmm", "baddbmm"}
+    assert "aten::_fused_rms_norm" in overrides.op_names("norm")
+    remove = overrides.install("matmul", Counter())
+    try:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::baddbmm", "CUDA")
+        F.linear(random(1, 3, 16), random(2, 8, 16))  # on the CPU: by the CPU's kernels
+    finally:
+        remove()
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("aten::baddbmm", "CUDA")
+
+
+def test_every_family_on_the_gpu_has_a_self_check() -> None:
+    assert set(cuda_self_check.CHECKS) == {*ops.KERNELS, "attention"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "installed", "said"),
+    [(False, True, "no CUDA GPU"), (True, False, "pip install triton"), (True, True, "8.0")],
+)
+def test_why_unavailable_says_how_to_mend_it(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, installed: bool, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(triton, "find_spec", lambda name: object() if installed else None)
+    assert said in str(triton.why_unavailable.__wrapped__())
+
+
+def test_an_engine_refuses_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from detcheck.engines import in_process
+
+    engine = object.__new__(in_process.InProcessEngine)
+    engine.experiment = SimpleNamespace(kernels=("stock", "batch-invariant"))
+    engine.loaded = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(in_process, "why_unavailable", lambda: "Triton is missing.")
+    with pytest.raises(UsageError, match="Triton is missing"):
+        engine._check_kernels()
+    monkeypatch.setattr(in_process, "why_unavailable", lambda: None)
+    engine._check_kernels()
+    engine.loaded = SimpleNamespace(device=torch.device("meta"))
+    with pytest.raises(UsageError, match="no batch-invariant kernels for meta"):
+        engine._check_kernels()

@@ -1,0 +1,66 @@
+"""The Triton kernels, in Triton's interpreter where there is no GPU: numpy on CPU tensors.
+
+On a machine with a GPU the same tests run on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = DEVICE == "cpu"
+
+from detcheck.kernels.triton import (  # noqa: E402  (only where Triton is installed)
+    attention,
+    classes,
+    configs,
+    matmul,
+    norm,
+    ops,
+    reduce,
+    softmax,
+)
+
+DOT_DTYPES = [torch.float32, torch.float16]
+"""The interpreter's product of bfloat16 is wrong; on a GPU that dtype is tested too."""
+if not INTERPRETED:
+    DOT_DTYPES.append(torch.bfloat16)
+ROW_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+__all__ = [
+    "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROW_DTYPES", "attention", "classes", "configs",
+    "matmul", "norm", "ops", "random", "reduce", "rows_differ", "softmax",
+]  # fmt: skip
+
+
+def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A seeded normal tensor on the device under test."""
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return values.to(DEVICE, dtype)
+
+
+def rows_differ(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[str]:
+    """Relations between calls under which the first row of `x` (rows, …) changes its result."""
+    expected = function(x[:1])[0]
+    rows = len(x)
+    others = x.flip(0).clone()
+    others[0] = x[0]
+    zeros = torch.zeros_like(x)
+    zeros[0] = x[0]
+    calls = {
+        "repeat": (x[:1], 0),
+        **{f"batch-size {count}": (x[:count], 0) for count in (2, 3, 17, rows) if count <= rows},
+        "position": (x.roll(rows - 1, 0), rows - 1),
+        "neighbours": (others, 0),
+        "padding": (zeros, 0),
+    }
+    return [
+        name
+        for name, (batch, row) in calls.items()
+        if not torch.equal(function(batch)[row], expected)
+    ]

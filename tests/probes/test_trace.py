@@ -1,0 +1,183 @@
+"""The tracer: a planted op is named, invariant kernels give nothing to name, bad input is told."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorded import record
+
+from detcheck.engines.continuous import ContinuousEngine
+from detcheck.engines.in_process import InProcessEngine
+from detcheck.engines.static import StaticEngine
+from detcheck.errors import UsageError
+from detcheck.experiment import Experiment
+from detcheck.kernels.cpu.stock import stock_kernel
+from detcheck.models import LoadedModel
+from detcheck.probes import trace as trace_module
+from detcheck.probes.cutting import cut
+from detcheck.probes.replay import Extent
+from detcheck.probes.trace import subject_of_prompt, subject_of_run, trace
+from detcheck.rundir import Run
+
+ENGINES = {"continuous": ContinuousEngine, "static": StaticEngine}
+PROMPT = "What is the sea?"
+INVARIANT = "batch-invariant:matmul+attention"
+"""All that the tiny model needs, and activations left to be planted on."""
+
+
+def experiment(**changes: Any) -> Experiment:
+    defaults = {
+        "prompts": (PROMPT,),
+        "batch_sizes": (1, 3),
+        "completions": 6,
+        "max_new_tokens": 6,
+        "kernels": (INVARIANT,),
+    }
+    return Experiment(**(defaults | changes))
+
+
+@pytest.fixture(autouse=True)
+def on_the_tiny_model(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces replay with the tiny model whatever the experiment names."""
+    monkeypatch.setattr(
+        trace_module, "create", lambda asked: ENGINES[asked.engine](tiny_model, asked)
+    )
+
+
+@contextmanager
+def planted_silu(change: float) -> Iterator[None]:
+    """silu gives its last element otherwise where more than the request's own rows are in it."""
+    stock = stock_kernel("silu")
+    library = torch.library.Library("aten", "IMPL")
+
+    def silu(x: torch.Tensor) -> torch.Tensor:
+        out = stock(x)
+        tokens = x.numel() // x.shape[-1]
+        if tokens not in (1, len(PROMPT)):
+            out[..., -1] += change * (1 + out[..., -1].abs())
+        return out
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library.impl("silu", silu, "CPU")
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("traffic", ["alone", "mixed"])
+def test_a_planted_op_is_named(engine: str, traffic: str) -> None:
+    with planted_silu(1e-6):
+        found = trace(subject_of_prompt(experiment(engine=engine, traffic=traffic)))
+    first = found.first
+    assert first is not None
+    assert (first.op, first.module) == ("aten::silu", "model.layers.0.mlp.act_fn")
+    assert first.step == 0
+    assert first.rows_differ == first.rows == len(PROMPT)
+    assert first.reference_shape == (1, len(PROMPT), 1536)
+    assert first.shape != first.reference_shape
+    assert first.max_ulp > 0
+    assert first.inputs_compared == 1
+    assert not first.indirect
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("traffic", ["alone", "mixed"])
+def test_invariant_kernels_give_nothing_to_name(engine: str, traffic: str) -> None:
+    asked = experiment(engine=engine, traffic=traffic, kernels=("batch-invariant",))
+    found = trace(subject_of_prompt(asked))
+    assert found.first is None
+    assert found.layers == ()
+    assert found.ops_compared > 100
+    assert found.steps_compared == asked.max_new_tokens
+    assert not found.flip.flipped
+    assert found.flip.max_logit_change == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_stock_kernels_are_caught(engine: str) -> None:
+    """In float32 every product of one row differs from that of three."""
+    found = trace(subject_of_prompt(experiment(engine=engine, kernels=("stock",))))
+    assert found.first is not None
+    assert found.first.op in ("aten::linear", "aten::scaled_dot_product_attention")
+    assert [layer.layer for layer in found.layers] == ["model.layers.0", "model.layers.1"]
+    assert found.layers[-1].elements_differ > 0
+    assert 0 < found.layers[-1].relative < 1e-3
+    assert found.flip.max_logit_change > 0
+
+
+def diverging_run(path: Path, loaded: LoadedModel, engine: str) -> Run:
+    asked = experiment(engine=engine)
+    with planted_silu(40):
+        return record(path, ENGINES[engine](loaded, asked), asked)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_runs_divergence_is_replayed_to_its_token(
+    engine: str, tiny_model: LoadedModel, tmp_path: Path
+) -> None:
+    run = diverging_run(tmp_path / "run", tiny_model, engine)
+    subject = subject_of_run(run)
+    with planted_silu(40):
+        found = trace(subject)
+    assert found.first is not None
+    assert found.first.op == "aten::silu"
+    assert found.flip.flipped
+    assert found.flip.position == subject.num_tokens - 1
+    assert found.flip.reference.token_id != found.flip.batch.token_id
+    assert trace(subject, "batch-invariant").first is None
+
+
+def test_a_run_without_divergence_is_told(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    asked = experiment()
+    run = record(tmp_path / "run", ContinuousEngine(tiny_model, asked), asked)
+    with pytest.raises(UsageError, match="No answers part"):
+        subject_of_run(run)
+
+
+def test_a_scripted_run_has_no_ops(planted_run: Callable[..., Run]) -> None:
+    with pytest.raises(UsageError, match="has no ops to trace"):
+        subject_of_run(planted_run())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_trace_leaves_the_model_as_it_was(engine: str, tiny_model: LoadedModel) -> None:
+    asked = experiment(engine=engine)
+    trace(subject_of_prompt(asked))
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in tiny_model.model.modules()
+    )
+    replayed: InProcessEngine = ENGINES[engine](tiny_model, asked)
+    subject = subject_of_prompt(asked)
+    assert len(replayed.run_trial(subject.trial).completions) == 3
+
+
+X = torch.arange(2 * 12 * 4).view(2, 12, 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "alone", "extents", "expected"),
+    [
+        (X, (1, 12, 4), (Extent(1, 2, 1),), X[1:]),
+        (X[:1], (1, 3, 4), (Extent(1, 4, 0), Extent(3, 12, 6)), X[:1, 6:9]),
+        (X.view(24, 4), (12, 4), (Extent(1, 2, 1), Extent(12, 24, 12)), X.view(24, 4)[12:]),
+        (X, (1, 3, 4), (Extent(1, 2, 0), Extent(3, 12, 0)), X[:1, :3]),
+        (X[:1], (1, 5, 4), (Extent(3, 12, 6),), None),
+        (X, (2, 12, 4), (Extent(1, 2, 1),), None),
+        (X[:1], (1, 2, 2), (Extent(1, 12, 7),), X[:1, 7:8]),
+    ],
+)
+def test_the_requests_part_is_cut_out(x: Any, alone: Any, extents: Any, expected: Any) -> None:
+    part = cut(x, alone, extents)
+    assert (part is None) == (expected is None)
+    if expected is not None:
+        assert part is not None
+        assert torch.equal(part, expected)
