@@ -98,9 +98,14 @@ def _how_many(groups: Sequence[Group], one: str) -> Answer:
         detail = f"{worst.kernels} kernels; the most common came back {worst.most_common:,} times"
         return Answer(question, answer, detail, mark)
     differing = sum(group.distinct > 1 for group in groups)
-    answer = f"up to {worst.distinct:,} distinct"
+    answer = _each(worst)
     detail = f"{worst.kernels} kernels; {differing} of {len(groups)} prompts have more than one"
     return Answer(question, answer, detail, mark)
+
+
+def _each(worst: Group) -> str:
+    """How many answers to each of several prompts; `worst` has most."""
+    return f"{'' if worst.distinct == 1 else 'up to '}{worst.distinct:,} distinct each"
 
 
 def _where(groups: Sequence[Group], one: str) -> Answer:
@@ -171,7 +176,7 @@ def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Lack | None) -
         return Answer(question, "Unknown", f"{worst.kernels}: nothing came back", BAD)
     found = f"{worst.distinct:,} distinct of {total:,}"
     if len(cure) > 1:
-        found = f"{'' if worst.distinct == 1 else 'up to '}{worst.distinct:,} distinct each"
+        found = _each(worst)
     answer, detail, mark = _cured(control, worst, found, doubt)
     return Answer(question, answer, "; ".join(filter(None, (detail, _shared(control, cure)))), mark)
 

@@ -89,7 +89,7 @@ def _told(lacks: Sequence[Lack]) -> str:
     first = lacks[0]
     whose = f"{_label(first.group)}: " if first.group is not None else ""
     more = f" (and {len(lacks) - 1} more)" if len(lacks) > 1 else ""
-    return f"{whose}{first.sentence}{more}"
+    return f"{whose}{first.sentence.rstrip('.')}{more}"
 
 
 def _label(group: Group) -> str:
@@ -119,7 +119,7 @@ def _calls(analysis: Analysis) -> Iterator[str]:
     for kernels, proof in analysis.run.proofs.items():
         if kernels != STOCK:
             ran = ", ".join(f"{op} {calls:,}" for op, calls in proof.overrides.items() if calls)
-            yield f"{kernels}: every op family ran ({ran} calls)"
+            yield f"{kernels}: every op family ran (calls: {ran})"
 
 
 def _control(groups: Sequence[Group]) -> Iterator[Check]:
@@ -154,10 +154,10 @@ def _log_probabilities(groups: Sequence[Group]) -> Iterator[Check]:
             continue
         if group.logprobs_differ:
             sentence = (
-                f"{group.kernels}: answers agree, but the log-probabilities of "
+                f"{_label(group)}: answers agree, but the log-probabilities of "
                 f"{count(group.logprobs_differ, 'completion')} differ in some bit"
             )
             yield Check("log-probabilities differ", None, sentence)
         else:
-            sentence = f"{group.kernels}: log-probabilities agree bit for bit"
+            sentence = f"{_label(group)}: log-probabilities agree bit for bit"
             yield Check("bitwise equal", True, sentence)

@@ -144,7 +144,7 @@ def test_unobserved_batches_are_not_trusted(story: Analysis) -> None:
     trust = six_answers(change_groups(story, "stock", evidence=unseen))[5]
     assert (trust.mark, trust.answer) == (BAD, "Not yet: batches not seen")
     assert trust.detail == (
-        "stock, prompt 1: The load was not formed as asked: batches of up to 4 of 16 asked."
+        "stock, prompt 1: The load was not formed as asked: batches of up to 4 of 16 asked"
     )
 
 
@@ -174,7 +174,7 @@ def test_an_unfinished_run_is_not_trusted(story: Analysis) -> None:
 def test_missing_completions_are_not_trusted(story: Analysis) -> None:
     trust = six_answers(change_groups(story, "stock", completions=47, failed=1))[5]
     assert trust.answer == "Not yet: answers missing"
-    assert "stock, prompt 1: 47 of 48 completions came back (1 request failed)." in trust.detail
+    assert "stock, prompt 1: 47 of 48 completions came back (1 request failed)" in trust.detail
 
 
 def test_repeats_that_differ_are_not_trusted(story: Analysis) -> None:
