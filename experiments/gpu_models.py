@@ -36,7 +36,17 @@ def end_to_end(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
         for row in rows
         if row["kernels"] == "batch-invariant" and row["distinct"] != 1
     ]
+    failures += unproved(rows)
     return {"rows": rows, "failures": failures, "sequences": 256, "new_tokens": TOKENS}
+
+
+def unproved(rows: list[dict[str, Any]]) -> list[str]:
+    """Settings whose own check of themselves did not pass."""
+    return [
+        f"{row['kernels']}: {row['self_check']}"
+        for row in rows
+        if row["kernels"] != "stock" and row["self_check"] != "passed"
+    ]
 
 
 def timed(loaded: Any, kernels: str, sequences: int) -> dict[str, Any]:
@@ -172,6 +182,7 @@ def variants(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
         for group in groups
         if group["kernels"] != "stock" and group["distinct"] != 1
     ]
+    failures += unproved(groups)
     return {"model": loaded.name, "groups": groups, "failures": failures}
 
 

@@ -51,11 +51,13 @@ def prefill(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
 def packed_decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """The same as `decode`, packed as continuous batching packs: one sequence, a block mask."""
     count, _, keys, _ = key.shape
-    packed = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value)]
+    query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value))
     mask = torch.eye(count, dtype=torch.bool, device=query.device)
     bounds = torch.arange(count + 1, dtype=torch.int32, device=query.device)
     out = _attend(
-        *packed,
+        query,
+        key,
+        value,
         mask.repeat_interleave(keys, 1)[None, None],
         cache=_Cache(),
         cu_seq_lens_q=bounds,
@@ -82,11 +84,11 @@ def _padded(
     """The requests beside a longer one, against the requests without padding."""
     plain = _attend(query, key, value, _causal(query, key, 0))
     for padding in PADDINGS:
-        grown = [F.pad(x, (0, 0, padding, 0)) for x in (key, value)]
+        keys, values = (F.pad(x, (0, 0, padding, 0)) for x in (key, value))
         # Queries are padded where there is one for each key; a decode step has a single one.
         skip = padding if query.shape[2] > 1 else 0
         padded = F.pad(query, (0, 0, skip, 0))
-        out = _attend(padded, *grown, _causal(padded, grown[0], padding))
+        out = _attend(padded, keys, values, _causal(padded, keys, padding))
         yield plain.flatten(0, 1), out[:, skip:].flatten(0, 1)
 
 

@@ -7,7 +7,8 @@ added in order, whether one program computes all of them or each has its own.
 """
 
 # ruff: noqa: N803  (compile-time constants are upper-case in Triton)
-# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False
 
 from __future__ import annotations
 
@@ -309,7 +310,7 @@ def _launch_sum(partial: torch.Tensor, bias: torch.Tensor | None, out: torch.Ten
     """Add up (segments, B, M, N) over the segments, in order, and the bias at last."""
     batch, rows, columns = out.shape
     count = batch * rows * columns
-    places = (0, 0)
+    places: tuple[int, ...] = (0, 0)
     if bias is not None:
         # Entries of the batch are rows here, which a bias of their own would not fit.
         bias = bias.reshape(batch * rows, columns) if batch > 1 else bias[0]

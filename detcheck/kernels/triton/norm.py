@@ -5,7 +5,8 @@ in the `reduce` family, and the rest works entry by entry.
 """
 
 # ruff: noqa: N803  (compile-time constants are upper-case in Triton)
-# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Batch-invariant sum and mean over dimensions on the GPU."""
 
 # ruff: noqa: N803  (compile-time constants are upper-case in Triton)
-# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False
 
 from __future__ import annotations
 

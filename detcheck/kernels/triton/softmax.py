@@ -1,7 +1,8 @@
 """Batch-invariant softmax and log-softmax over one dimension of any length, on the GPU."""
 
 # ruff: noqa: N803  (compile-time constants are upper-case in Triton)
-# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def reference(one: Request) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DOT_DTYPES, ids=str)
-@pytest.mark.parametrize("lengths", [(1, 1), (1, 63), (1, 128), (1, 129), (33, 33), (7, 150)])
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 128), (1, 129), (7, 150)])
 def test_a_request_does_not_depend_on_its_batch(
     dtype: torch.dtype, lengths: tuple[int, int]
 ) -> None:
@@ -81,16 +81,16 @@ def test_splits_in_turn_or_side_by_side_are_the_same(lengths: tuple[int, int]) -
 
 
 def test_a_decoded_token_is_what_a_prefill_gives() -> None:
-    whole = request(0, 200, 200)
+    whole = request(0, 200, 200, heads=2, kv_heads=1)
     prefill = packed([whole])[0]
-    for position in (0, 15, 16, 63, 64, 127, 128, 129, 199):
+    for position in (0, 16, 63, 64, 127, 128, 199):
         decoded = packed([part(whole, position, position + 1)])[0]
         assert torch.equal(decoded[0], prefill[position])
 
 
-@pytest.mark.parametrize("cut", [1, 16, 37, 64, 128, 129])
+@pytest.mark.parametrize("cut", [1, 37, 128])
 def test_a_chunk_is_what_the_whole_gives(cut: int) -> None:
-    whole = request(0, 140, 140)
+    whole = request(0, 140, 140, heads=2, kv_heads=1)
     prefill = packed([whole])[0]
     assert torch.equal(packed([part(whole, cut, 140)])[0], prefill[cut:])
     assert torch.equal(packed([part(whole, 0, cut)])[0], prefill[:cut])

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from under_test import DEVICE, ROW_DTYPES, norm, random, reduce, rows_differ, softmax
 
-LENGTHS = (1, 16, 100, 576, 4097)
+LENGTHS = (1, 100, 4097)
 
 
 def rms_norm(x: torch.Tensor) -> torch.Tensor:
@@ -37,9 +37,13 @@ def test_the_same_check_catches_a_sum_that_depends_on_the_batch() -> None:
     """What not to do: blocks as long as the rows in flight leave room for."""
 
     def by_batch(x: torch.Tensor) -> torch.Tensor:
-        return x.view(len(x), -1, 64 if len(x) == 1 else 128).sum(-1).cumsum(-1)[:, -1]
+        parts = x.view(len(x), 64 if len(x) == 1 else 32, -1)
+        total = torch.zeros(len(x), device=x.device)
+        for index in range(parts.shape[1]):
+            total += reduce.sum_dims(parts[:, index], [-1])
+        return total
 
-    assert "neighbours" in rows_differ(by_batch, random(2, 5, 4096))
+    assert "neighbours" in rows_differ(by_batch, random(2, 5, 2048))
 
 
 @pytest.mark.parametrize("dim", [[-1], [1], [0, 2], [0], None])
@@ -76,7 +80,7 @@ def test_reductions_of_nothing() -> None:
 @pytest.mark.parametrize("dim", [-1, 0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_softmax_is_right(dim: int, dtype: torch.dtype) -> None:
-    x = random(7, 3, 5, 40).to(dtype)
+    x = random(7, 3, 2, 20).to(dtype)
     torch.testing.assert_close(softmax.softmax(x, dim, False), x.softmax(dim))
     torch.testing.assert_close(softmax.log_softmax(x, dim, False), x.log_softmax(dim))
 
