@@ -27,6 +27,10 @@ ROW_STEP = 16
 """Above, rows are padded up to a multiple of this, so that few sizes are probed."""
 BLOCK_ROWS = 1024
 """Larger calls are cut into blocks of this many rows."""
+PROBED_ELEMENTS = 32768
+"""Results by which a number of rows is judged; bfloat16 shows a change in about one of 256."""
+PATTERN_COLUMNS = 512
+"""Different columns of the probe's right-hand side."""
 KEPT_BYTES = 128 << 20
 """Probe operands up to this size are kept for the next number of rows."""
 CACHE_LINE_BYTES = 64
@@ -84,10 +88,19 @@ class RowClasses:
         raise RuntimeError(f"no two numbers of rows agree bit for bit for {self.shape}")
 
     def _in_class(self, rows: int, right: torch.Tensor) -> bool:
-        """Whether each row of a call of `rows` is what it is in a call of ANCHOR_ROWS."""
-        left = self._probe_left(-(-rows // ANCHOR_ROWS) * ANCHOR_ROWS)
+        """Whether each row of a call of `rows` is what it is in a call of ANCHOR_ROWS.
+
+        Of few rows and columns a single call shows little, so it is made as often as it takes to
+        see PROBED_ELEMENTS.
+        """
+        columns = min(self.shape.columns, PATTERN_COLUMNS)
+        calls = max(1, -(-PROBED_ELEMENTS // (rows * columns)))
+        left = self._probe_left(-(-rows * calls // ANCHOR_ROWS) * ANCHOR_ROWS)
         anchor = torch.cat([self.multiply(block, right) for block in left.split(ANCHOR_ROWS)])
-        return torch.equal(self.multiply(left[:rows], right), anchor[:rows])
+        return all(
+            torch.equal(self.multiply(left[at : at + rows].clone(), right), anchor[at : at + rows])
+            for at in range(0, rows * calls, rows)
+        )
 
     def _probe_left(self, rows: int) -> torch.Tensor:
         """Seeded (rows, K): the second of each pair of columns is the first, a little off."""
@@ -105,7 +118,7 @@ class RowClasses:
         shape = self.shape
         generator = torch.Generator().manual_seed(1)
         first, second = _partners(shape.inner)
-        pattern = torch.randn(min(shape.columns, 512), shape.inner, generator=generator)
+        pattern = torch.randn(min(shape.columns, PATTERN_COLUMNS), shape.inner, generator=generator)
         pattern[:, second] = -pattern[:, first]
         repeats = -(-shape.columns // len(pattern))
         weight = pattern.to(shape.dtype).repeat(repeats, 1)[: shape.columns]
