@@ -28,6 +28,8 @@ ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
 
 ATTENTION_NAME = "sdpa"
 """Entry of transformers' attention table that both static and continuous batching use."""
+PAGED_ATTENTION_NAME = "paged|sdpa"
+"""A second entry, for continuous batching, in the versions that still have one (5.17)."""
 ATTENTION_OP = f"transformers::{ATTENTION_NAME}"
 LINEAR_OP = "aten::linear"
 
@@ -66,11 +68,11 @@ def _install_attention(calls: Counter[str]) -> Callable[[], None]:
     from transformers import AttentionInterface
 
     table: dict[str, Any] = AttentionInterface._global_mapping
-    stock = table[ATTENTION_NAME]
-    table[ATTENTION_NAME] = _counted(ATTENTION_OP, attention.attention, calls)
+    stock = {name: table[name] for name in (ATTENTION_NAME, PAGED_ATTENTION_NAME) if name in table}
+    table.update(dict.fromkeys(stock, _counted(ATTENTION_OP, attention.attention, calls)))
 
     def remove() -> None:
-        table[ATTENTION_NAME] = stock
+        table.update(stock)
 
     return remove
 
