@@ -191,11 +191,18 @@ def test_without_the_hub_only_this_machine_is_searched(hub) -> None:
 
 
 def test_a_folder_asks_no_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked() -> bool:
-        raise AssertionError("the hub was asked")
-
-    monkeypatch.setattr(models, "_hub_answers", asked)
+    asked = []
+    monkeypatch.setattr(models, "_hub_answers", lambda: asked.append("hub"))
     models.load(str(saved), device="cpu")
+    assert asked == []
+
+
+def test_a_hub_id_asks_the_hub(hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(None)
+    asked = []
+    monkeypatch.setattr(models, "_hub_answers", lambda: asked.append("hub") or True)
+    refused("a/b")
+    assert asked == ["hub"]
 
 
 def test_a_name_without_a_network_fails_fast(monkeypatch: pytest.MonkeyPatch) -> None:

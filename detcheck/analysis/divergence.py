@@ -50,20 +50,6 @@ def first_difference(a: Units, b: Units) -> int | None:
     return None if len(a) == len(b) else shared
 
 
-def pairwise_divergence(variants: Sequence[StoredVariant]) -> npt.NDArray[np.int32]:
-    """(variants, variants) int32: first divergence of each two, -1 where they are equal."""
-    rows = [units(variant) for variant in comparable(variants)]
-    width = max((len(row) for row in rows), default=0) + 1
-    padded = np.full((len(rows), width), -1, dtype=np.int32)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    matrix = np.full((len(rows), len(rows)), -1, dtype=np.int32)
-    for index in range(len(rows)):
-        differ = padded != padded[index]
-        matrix[index] = np.where(differ.any(axis=1), differ.argmax(axis=1), -1)
-    return matrix
-
-
 def describe(
     reference: StoredVariant,
     variant: StoredVariant,

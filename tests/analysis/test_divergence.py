@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,7 +7,6 @@ from detcheck.analysis.divergence import (
     comparable,
     describe,
     first_difference,
-    pairwise_divergence,
     units,
 )
 from detcheck.completion import first_divergence
@@ -27,17 +25,6 @@ def test_first_difference_is_the_naive_one(a: list[int], b: list[int]) -> None:
 def test_text_without_tokens_is_compared_by_character(a: str, b: str) -> None:
     found = first_difference(units(stored_text(a)), units(stored_text(b)))
     assert found == first_divergence(a, b)
-
-
-@given(st.lists(TOKENS, max_size=6))
-def test_pairwise_holds_every_first_divergence(rows: list[list[int]]) -> None:
-    matrix = pairwise_divergence([stored(row) for row in rows])
-    assert matrix.dtype == np.int32
-    assert matrix.shape == (len(rows), len(rows))
-    for i, a in enumerate(rows):
-        for j, b in enumerate(rows):
-            expected = first_divergence(a, b)
-            assert matrix[i, j] == (-1 if expected is None else expected)
 
 
 def test_a_strict_prefix_parts_at_its_own_length() -> None:
