@@ -1,7 +1,7 @@
 """The report as Markdown that renders on a pull request.
 
-Model output stands in `<code>` with its punctuation as entities, or in a fence longer than any
-in it: so nothing in it is markup, a table cell, a link, a mention or mathematics.
+Model output stands in `<code>` with entities where markup could begin, or in a fence longer than
+any in it: so nothing in it is markup, a table cell, a link, a mention or mathematics.
 """
 
 from __future__ import annotations
