@@ -37,6 +37,30 @@ class ObservedBatch:
     """Forward passes that it took part in."""
 
 
+FORWARD_PASSES = "forward passes"
+SERVER_COUNTERS = "server counters"
+STREAMED_TOKENS = "streamed tokens"
+"""Sources of evidence that batches were formed, the strongest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEvidence:
+    """The batches of one trial, where they were seen for the trial and not for each request."""
+
+    source: str
+    """`forward passes`, `server counters` or `streamed tokens`."""
+    rows_max: int
+    """Most requests that were seen to be computed together."""
+    rows_mean: float | None = None
+    """Mean requests computed together; None where the source does not tell."""
+    query_tokens_max: int | None = None
+    """Most query tokens in one forward pass; None where the source does not tell."""
+    preemptions: int | None = None
+    """Requests that the server put off and computed anew; None where it does not count them."""
+    prefix_cache_hits: int | None = None
+    """Prompt tokens answered from the server's prefix cache; None where it does not count them."""
+
+
 @dataclass(frozen=True, slots=True)
 class TopTwo:
     """The two best tokens at each position of a completion, as the logits ranked them."""
