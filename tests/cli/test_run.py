@@ -32,7 +32,7 @@ def scripted(monkeypatch) -> Callable[..., None]:
     """Returns a function: what the scripted engine is made with from now on."""
 
     def scripted(*planted: Planted, **options) -> None:
-        monkeypatch.setattr(runner, "create", lambda experiment: ScriptedEngine(planted, **options))
+        monkeypatch.setattr(runner, "create", lambda *_: ScriptedEngine(planted, **options))
 
     return scripted
 
