@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from detcheck.engines.base import Engine, TrialResult
 from detcheck.engines.openai.connection import Connection
-from detcheck.errors import UsageError
 from detcheck.experiment import OPENAI, VLLM, Experiment
 
 __all__ = ["Connection", "Engine", "TrialResult", "create"]
@@ -25,7 +24,9 @@ def create(experiment: Experiment, connection: Connection | None = None) -> Engi
 
         return OpenAIEngine(experiment, connection or Connection())
     if experiment.engine == VLLM:
-        raise UsageError("The engine vllm is not part of this version: use --endpoint.")
+        from detcheck.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(experiment)
     from detcheck import models
 
     loaded = models.load(
