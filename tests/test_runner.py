@@ -427,7 +427,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     assert lines(resume(tmp_path / "run", engine=Engine())) == lines(whole)
 
 
-def refusing(experiment: Experiment) -> ScriptedEngine:
+def refusing(experiment: Experiment, connection: object = None) -> ScriptedEngine:
     raise ModelError("There is no model.")
 
 
