@@ -79,8 +79,10 @@ class Faults:
     status: int | None = None
     """Answer with this status; 401 and others in OpenAI's error format."""
     retry_after: str | None = None
+    after: int = 0
+    """The first so many requests are spared: those that a client begins by."""
     failures: int | None = None
-    """Only the first so many requests are hit; None: no limit."""
+    """Only so many requests are hit, from `after` on; None: no limit."""
     drop: str | None = None
     """`before` the headers, after the `first` token, or in the `middle`: the connection resets."""
     stall: str | None = None

@@ -72,6 +72,8 @@ class MisbehavingServer:
             return await handler(request)
         except RefusedError as error:
             return _json(error.body, error.status)
+        except ConnectionError:  # the client has gone, or the drop was planted
+            return web.Response()
 
     def _refused(self, authorization: str | None) -> web.Response | None:
         faults = self.faults
@@ -94,8 +96,9 @@ class MisbehavingServer:
         return web.Response(text=text, content_type="text/plain")
 
     async def _models(self, request: web.Request) -> web.Response:
+        length = self.faults.max_model_len
         models = [
-            {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": 4096}
+            {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": length}
             for name in self.faults.served
         ]
         return _json({"object": "list", "data": models})
@@ -127,9 +130,11 @@ class MisbehavingServer:
 
     def _hit(self, number: int) -> bool:
         """Whether the faults of transport hit this request."""
-        if self.faults.failures is not None and number >= self.faults.failures:
+        faults = self.faults
+        upto = float("inf") if faults.failures is None else faults.after + faults.failures
+        if not faults.after <= number < upto:
             return False
-        return random.Random(f"hit/{self.faults.flip_seed}/{number}").random() < self.faults.rate
+        return random.Random(f"hit/{faults.flip_seed}/{number}").random() < faults.rate
 
 
 class Exchange:
