@@ -10,7 +10,11 @@ from pathlib import Path
 
 from detcheck import rundir
 
-PROGRAM = (sys.executable, "-c", "from detcheck.cli.app import main; main()")
+PROGRAM = (
+    *(sys.executable, "-c"),
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from detcheck.cli.app import main; main()",
+)
 
 
 def start(folder: Path, *args: str) -> subprocess.Popen[str]:
@@ -20,7 +24,6 @@ def start(folder: Path, *args: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -58,7 +61,7 @@ def test_ctrl_c_keeps_what_is_there_and_resume_goes_on(serve, tmp_path):
 
     server.behaviour.fault = lambda number, body: None
     program = start(tmp_path, "--resume", str(run))
-    out, err = program.communicate(timeout=60)
+    _, err = program.communicate(timeout=60)
     assert program.returncode == 0, err
     resumed = rundir.load(run)
     assert (len(resumed.completions), resumed.complete) == (24, True)
