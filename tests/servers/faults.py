@@ -79,10 +79,10 @@ class Faults:
     status: int | None = None
     """Answer with this status; 401 and others in OpenAI's error format."""
     retry_after: str | None = None
-    after: int = 0
-    """The first so many requests are spared: those that a client begins by."""
+    only: str = ""
+    """Only requests whose prompt holds this, so that those a client begins by are spared."""
     failures: int | None = None
-    """Only so many requests are hit, from `after` on; None: no limit."""
+    """Only the first so many of them; None: no limit."""
     drop: str | None = None
     """`before` the headers, after the `first` token, or in the `middle`: the connection resets."""
     stall: str | None = None

@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import json
 import random
+import socket
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -35,6 +37,7 @@ class MisbehavingServer:
         """(path, headers) of every request, in order."""
         self.num_generating = 0
         """Requests that asked for tokens."""
+        self._num_liable = 0
         self._cached: dict[str, bytes] = {}
 
     def app(self) -> web.Application:
@@ -118,7 +121,7 @@ class MisbehavingServer:
         asked = read_request(data, chat=chat, faults=self.faults)
         number = self.num_generating
         self.num_generating += 1
-        exchange = Exchange(self, request, asked, number, hit=self._hit(number))
+        exchange = Exchange(self, request, asked, number, hit=self._hit(asked))
         key = f"{request.path} {json.dumps(data, sort_keys=True)}"
         if self.faults.cache and key in self._cached:
             kind = SSE if asked.stream else JSON
@@ -128,11 +131,14 @@ class MisbehavingServer:
             self._cached[key] = bytes(exchange.sent)
         return response
 
-    def _hit(self, number: int) -> bool:
+    def _hit(self, asked: Asked) -> bool:
         """Whether the faults of transport hit this request."""
         faults = self.faults
-        upto = float("inf") if faults.failures is None else faults.after + faults.failures
-        if not faults.after <= number < upto:
+        if faults.only not in asked.prompt:
+            return False
+        number = self._num_liable
+        self._num_liable += 1
+        if faults.failures is not None and number >= faults.failures:
             return False
         return random.Random(f"hit/{faults.flip_seed}/{number}").random() < faults.rate
 
@@ -198,9 +204,7 @@ class Exchange:
     async def _misbehave(self, when: str) -> None:
         """Drop the connection or fall silent, where it is planted for this moment."""
         if self._faults.drop == when:
-            transport = self.request.transport
-            if transport is not None:
-                transport.abort()
+            _reset(self.request.transport)
             raise ConnectionResetError("planted")
         if self._faults.stall == when:
             await asyncio.sleep(self._faults.stall_s)
@@ -271,6 +275,14 @@ class Exchange:
             self.sent += data
         if not self._faults.buffered:
             await response.write(data)
+
+
+def _reset(transport: asyncio.Transport | None) -> None:
+    """Close a connection by a reset, not by an orderly end."""
+    if transport is not None:
+        linger = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        transport.abort()
 
 
 def _well_behaved(faults: Faults) -> Faults:

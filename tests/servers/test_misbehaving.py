@@ -236,6 +236,12 @@ def test_the_first_requests_fail(client):
     assert [server.one().status for _ in range(4)] == [503, 503, 200, 200]
 
 
+def test_faults_hit_only_some_prompts(client):
+    server = client(status=500, only="Hello", failures=1)
+    asked = ("Goodbye", "Hello", "Hello")
+    assert [server.one(prompt=prompt).status for prompt in asked] == [200, 500, 200]
+
+
 @pytest.mark.parametrize("flood", ["tokens", "line"])
 def test_floods_do_not_end(client, flood):
     assert isinstance(client(flood=flood).one(stream=True).error, OverflowError)
