@@ -23,7 +23,7 @@ from detcheck.engines.base import InFlight, OnTokens, TrialResult
 from detcheck.engines.openai import sanity
 from detcheck.engines.openai.connection import Connection
 from detcheck.engines.openai.endpoint import Endpoint, Question
-from detcheck.engines.openai.evidence import Stream, Ticks, overlapping
+from detcheck.engines.openai.evidence import Stream, Ticks, agreed
 from detcheck.engines.openai.failures import MALFORMED, Failure
 from detcheck.errors import MeasurementError, UsageError
 from detcheck.experiment import Experiment
@@ -178,7 +178,7 @@ class OpenAIEngine:
             ),
             generated_tokens=progress.tokens,
             elapsed_s=elapsed,
-            load=counted or overlapping(streams),
+            load=agreed(counted, streams),
             filler_failures=Counter(
                 completion.failure or MALFORMED
                 for completion, request in zip(completions, trial.requests, strict=True)

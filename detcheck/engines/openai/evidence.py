@@ -95,6 +95,19 @@ def overlapping(streams: Sequence[Stream]) -> LoadEvidence | None:
     return LoadEvidence(STREAMED_TOKENS, rows_max, round(mean, 3))
 
 
+def agreed(counted: LoadEvidence | None, streams: Sequence[Stream]) -> LoadEvidence | None:
+    """What a trial of these `streams` shows, by counters where the streams do not contradict them.
+
+    Streams are the weaker witness of how large a batch was, not of whether there was one: replies
+    that came strictly one after the other were in no batch, whatever a gauge says.
+    """
+    seen = overlapping(streams)
+    if counted is None:
+        return seen
+    one_by_one = seen is not None and seen.rows_max == 1 < counted.rows_max
+    return seen if one_by_one else counted
+
+
 class MetricsWatch:
     """Reads a server's counters before, during and after a trial; silent where it has none."""
 

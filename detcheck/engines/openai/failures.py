@@ -74,7 +74,8 @@ def failed_transport(error: Exception) -> Failure:
     if isinstance(error, aiohttp.ClientConnectorError | ssl.SSLError):
         return Failure(REFUSED, f"no connection: {_reason(error)}")
     if isinstance(error, aiohttp.ClientPayloadError):
-        cut = isinstance(error.__cause__, ConnectionResetError)
+        # aiohttp keeps the reset's name only, in a text of its own.
+        cut = "ConnectionResetError" in str(error)
         return Failure(RESET if cut else TRUNCATED, "the connection broke within the reply")
     if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | OSError):
         return Failure(RESET, "the connection was reset")
