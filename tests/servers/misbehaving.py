@@ -37,7 +37,8 @@ class MisbehavingServer:
         """(path, headers) of every request, in order."""
         self.num_generating = 0
         """Requests that asked for tokens."""
-        self._num_liable = 0
+        self.num_liable = 0
+        """Those of them that `Faults.only` lets be hit."""
         self._cached: dict[str, bytes] = {}
 
     def app(self) -> web.Application:
@@ -136,8 +137,8 @@ class MisbehavingServer:
         faults = self.faults
         if faults.only not in asked.prompt:
             return False
-        number = self._num_liable
-        self._num_liable += 1
+        number = self.num_liable
+        self.num_liable += 1
         if faults.failures is not None and number >= faults.failures:
             return False
         return random.Random(f"hit/{faults.flip_seed}/{number}").random() < faults.rate
