@@ -31,6 +31,8 @@ class Counters:
     generated_tokens: int = 0
     largest_batch: int = 0
     """Most requests of one step: for tests; vLLM does not show it."""
+    flipped: int = 0
+    """Requests that took the planted token: for tests too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Generation:
         self.tokens: asyncio.Queue[Token] = asyncio.Queue()
         self.prompt_token_ids = prompt_token_ids(prompt)
         self.cached_prefix = False
+        self.flipped = False
         self.num_tokens = 0
         self._prompt = prompt
         self._max_tokens = max_tokens
@@ -97,7 +100,8 @@ class Generation:
             return ranked
         ranked = ranked.with_gap(faults.flip_gap)
         hit = self.cached_prefix if faults.flip_on_cached_prefix else batch > faults.flip_above
-        return ranked.swapped() if hit and self._flips else ranked
+        self.flipped = hit and self._flips
+        return ranked.swapped() if self.flipped else ranked
 
     def _finish_reason(self, token_id: int) -> str | None:
         if self._faults.flood == "tokens":
@@ -164,6 +168,7 @@ class StepEngine:
         finished = [g for g in self._running if g.step(batch).finish_reason is not None]
         self._count_step(batch, step_tokens, len(self._running))
         if finished:
+            self.counters.flipped += sum(generation.flipped for generation in finished)
             done = set(finished)
             self._running = [g for g in self._running if g not in done]
         self._preempt()

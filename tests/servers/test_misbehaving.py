@@ -130,7 +130,9 @@ def test_a_share_of_the_requests_differs(client):
     server = client(flip_at=2, flip_rate=0.25, flip_above=0)
     answers = server.ask(200, max_tokens=4)
     usual = client().one(max_tokens=4).text
-    assert 20 < sum(answer.text != usual for answer in answers) < 80
+    different = sum(answer.text != usual for answer in answers)
+    assert 20 < different < 80
+    assert server.served.server.engine.counters.flipped == different
 
 
 def test_a_cached_prefix_differs(client):
