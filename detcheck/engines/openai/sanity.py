@@ -69,7 +69,11 @@ async def check(endpoint: Endpoint, experiment: Experiment) -> None:
     endpoint.checks = [
         served_model(endpoint),
         *dropped_fields(endpoint.dialect),
-        greedy([probe.reply for probe in repeats], other_seed.reply),
+        greedy(
+            [probe.reply for probe in repeats],
+            other_seed.reply,
+            needed=experiment.temperature == 0,
+        ),
         _seed(endpoint, [probe.reply for probe in sampled], needed=experiment.temperature > 0),
         max_tokens(replies),
         logprobs(replies),
@@ -94,15 +98,18 @@ def dropped_fields(dialect: Dialect) -> list[EndpointCheck]:
     return [EndpointCheck("fields", None, f"the server refuses {names}: left out")]
 
 
-def greedy(replies: Sequence[Reply], other_seed: Reply) -> EndpointCheck:
-    """Whether one request, alone and at temperature 0, gets one answer whatever its seed."""
+def greedy(replies: Sequence[Reply], other_seed: Reply, *, needed: bool) -> EndpointCheck:
+    """Whether one request, alone and at temperature 0, gets one answer whatever its seed.
+
+    Where greedy answers are `needed`, one that is none is evidence that nothing may pass against.
+    """
     distinct = len({reply.text for reply in replies})
     if distinct > 1:
         sentence = f"{distinct} answers to {len(replies)} equal requests, one after the other"
-        return EndpointCheck("temperature 0", False, sentence)
+        return EndpointCheck("temperature 0", False, sentence, decisive=needed)
     if other_seed.text != replies[0].text:
         sentence = "another seed gives another answer: the server samples at temperature 0"
-        return EndpointCheck("temperature 0", False, sentence)
+        return EndpointCheck("temperature 0", False, sentence, decisive=needed)
     sentence = f"one answer to {len(replies) + 1} equal requests, one after the other"
     return EndpointCheck("temperature 0", True, sentence)
 
