@@ -67,16 +67,16 @@ def name_of(row) -> str:
 def test_what_is_planted_is_what_is_said(row, tmp_path):
     faults, asked, value, phrase = row
     with misbehave(Faults(**faults)) as served:
-        verdict = measured(served.url, tmp_path, asked)
+        patience = Connection(first_token_s=3.0) if "stall" in faults else Connection()
+        verdict = measured(served.url, tmp_path, asked, patience)
     assert verdict.value == value, verdict.reasons
     assert phrase in " ".join(verdict.reasons)
 
 
-def measured(url: str, tmp_path, asked):
+def measured(url: str, tmp_path, asked, connection: Connection | None = None):
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     small = {"batch_sizes": (1, 8), "completions": 24, "max_new_tokens": 20}
     experiment = Experiment(endpoints=(url,), **(small | asked))
-    connection = Connection(first_token_s=1.0, between_tokens_s=1.0)
     analysis = analyse(run(experiment, tmp_path / "run", connection=connection))
     return judge(analysis, ("as-served",), rules_for(1))
 
