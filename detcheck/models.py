@@ -69,13 +69,13 @@ def load(
     cannot be loaded, UsageError where the device is not there.
     """
     target = resolve_device(device)
+    found = source(name, dtype)
     options = {"trust_remote_code": trust_remote_code}
+    if not Path(found).is_dir() and not _hub_answers():
+        options["local_files_only"] = True  # else every file is asked for six times over
     try:
-        source = str(_embedded_folder(dtype)) if name is None else _source(name)
-        if not Path(source).is_dir() and not _hub_answers():
-            options["local_files_only"] = True  # else every file is asked for six times over
-        tokenizer = _tokenizer(source, options)
-        model, missing = _causal_lm(source, _torch_dtype(dtype, embedded=name is None), options)
+        tokenizer = _tokenizer(found, options)
+        model, missing = _causal_lm(found, _torch_dtype(dtype, embedded=name is None), options)
         _refuse_missing(name or EMBEDDED_NAME, missing)
         model = model.to(target).eval()
     except ModelError:
@@ -85,6 +85,28 @@ def load(
     except Exception as error:  # whatever transformers makes of what is in the files
         raise ModelError(_why_not_loaded(name or EMBEDDED_NAME, error)) from error
     return LoadedModel(name or EMBEDDED_NAME, model, tokenizer, model.dtype, target)
+
+
+def source(name: str | None, dtype: str = "auto") -> str:
+    """Folder or hub id of `name` (None: the embedded model as safetensors), for other engines.
+
+    Raises ModelError where a folder is missing or holds no model.
+    """
+    return str(_embedded_folder(dtype)) if name is None else _source(name)
+
+
+def num_attention_heads(source: str, *, trust_remote_code: bool = False) -> int:
+    """Attention heads of a model, from its config alone; raises ModelError where it has none."""
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if not Path(source).is_dir() and not _hub_answers():
+        options["local_files_only"] = True
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        return int(config.get_text_config().num_attention_heads)
+    except Exception as error:  # whatever transformers makes of what is in the files
+        raise ModelError(_why_not_loaded(source, error)) from error
 
 
 def resolve_device(device: str) -> torch.device:

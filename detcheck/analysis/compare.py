@@ -22,6 +22,9 @@ DECISIVE = (
     "model",
     "engine",
     "traffic",
+    "arrivals",
+    "endpoints",
+    "tensor_parallel",
     "dtype",
     "device",
     "max_new_tokens",
@@ -79,13 +82,15 @@ class GroupPair:
 
 @dataclass(frozen=True, slots=True)
 class ConditionPair:
-    """The same prompt, kernels and batch size in both runs."""
+    """The same prompt, kernels, batch size and placement in both runs."""
 
     prompt: str
     kernels: str
     batch_size: int
     agreement: float | None
     """Chance that one completion of each are equal; None where one gave nothing."""
+    placement: str = ""
+    """Empty where the grid has only one place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,18 +186,24 @@ def _pair(prompt: str, left: Group, right: Group) -> GroupPair:
 
 def _condition_pairs(left: Run, right: Run) -> Iterator[ConditionPair]:
     ours, theirs = _counts_by_condition(left), _counts_by_condition(right)
-    for (prompt, kernels, batch_size), counts in ours.items():
-        other = theirs.get((prompt, kernels, batch_size))
+    for key, counts in ours.items():
+        other = theirs.get(key)
         if other is not None:
-            yield ConditionPair(prompt, kernels, batch_size, _agreement(counts, other))
+            prompt, kernels, batch_size, placement = key
+            agreement = _agreement(counts, other)
+            yield ConditionPair(prompt, kernels, batch_size, agreement, placement)
 
 
-def _counts_by_condition(run: Run) -> dict[tuple[str, str, int], dict[str, int]]:
-    """How often each answer came back, by (prompt, kernels, batch size)."""
+def _counts_by_condition(run: Run) -> dict[tuple[str, str, int, str], dict[str, int]]:
+    """How often each answer came back, by (prompt, kernels, batch size, placement)."""
+    prompts = run.experiment.prompts
     return {
-        (run.experiment.prompts[record.prompt_index], record.kernels, record.batch_size): _counts(
-            run, index
-        )
+        (
+            prompts[record.prompt_index],
+            record.kernels,
+            record.batch_size,
+            record.placement,
+        ): _counts(run, index)
         for index, record in enumerate(run.conditions)
     }
 
@@ -231,6 +242,8 @@ def _words(piece: str) -> str:
 def _setting(value: object) -> str:
     if isinstance(value, str):
         return quoted(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     return "the embedded model" if value is None else str(value)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcheck.analysis.results import Analysis, Group
-from detcheck.experiment import STOCK
-from detcheck.gate.verdict import INCONCLUSIVE, Finding, Rule
-from detcheck.text import quoted
+from detcheck.experiment import AS_SERVED, STOCK
+from detcheck.gate.verdict import INCONCLUSIVE, NOTE, Finding, Rule
+from detcheck.text import one_line, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class EveryCompletion:
         for group in groups:
             asked = max(group.asked, analysis.run.experiment.completions)
             if group.completions < asked:
-                failed = f" ({group.failed} requests failed)" if group.failed else ""
+                failed = f" ({failures(group)})" if group.failed else ""
                 sentence = f"{group.completions} of {asked} completions came back{failed}."
                 yield Finding("every-completion", INCONCLUSIVE, sentence, group)
 
@@ -80,8 +80,34 @@ class LoadVaried:
                 yield Finding("load-varied", INCONCLUSIVE, sentence, group)
 
 
-OF_ITSELF: tuple[Rule, ...] = (RunComplete(), EveryCompletion(), BatchesObserved(), KernelsProven())
+@dataclass(frozen=True, slots=True)
+class EndpointSound:
+    """No pass where a check of the server failed without which its answers prove nothing."""
+
+    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+        for check in analysis.run.endpoint_checks:
+            if check.holds is False:
+                effect = INCONCLUSIVE if check.decisive else NOTE
+                where = f"{check.placement}, " if check.placement else ""
+                sentence = f"The endpoint's check failed ({where}{check.name}): {check.sentence}."
+                yield Finding("endpoint-sound", effect, sentence)
+
+
+OF_ITSELF: tuple[Rule, ...] = (
+    RunComplete(),
+    EveryCompletion(),
+    BatchesObserved(),
+    KernelsProven(),
+    EndpointSound(),
+)
 """Rules that say whether a run is evidence of anything; a baseline must keep them too."""
+
+
+def failures(group: Group) -> str:
+    """`5 requests failed: 3 timeout, 2 http 5xx`, kinds where the engine tells them."""
+    kinds = ", ".join(f"{number} {one_line(kind)}" for kind, number in group.failures.items())
+    noun = "request" if group.failed == 1 else "requests"
+    return f"{group.failed} {noun} failed" + (f": {kinds}" if kinds else "")
 
 
 def _cause(analysis: Analysis) -> str:
@@ -92,8 +118,9 @@ def _cause(analysis: Analysis) -> str:
 
 
 def _lacking_proof(analysis: Analysis, kernels: str) -> str | None:
-    """What the proof of a kernels setting lacks; None where it is whole. Stock needs none."""
-    if kernels == STOCK:
+    """What the proof of a kernels setting lacks; None where it is whole. Stock needs none, and
+    of a server's kernels nothing is claimed."""
+    if kernels in (STOCK, AS_SERVED):
         return None
     proof = analysis.run.proofs.get(kernels)
     if proof is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from detcheck.analysis.results import Analysis, Divergence, Group
 from detcheck.gate.evidence import OF_ITSELF, LoadVaried
-from detcheck.gate.notes import Bits, StockControl, WhatTheCountSays, counted
+from detcheck.gate.notes import Bits, FirstAgainstRest, StockControl, WhatTheCountSays, counted
 from detcheck.gate.verdict import FAIL, INCONCLUSIVE, Finding, Rule
 from detcheck.text import quoted
 
@@ -35,7 +35,8 @@ def rules_for(max_distinct: int | None, *baseline: Rule) -> tuple[Rule, ...]:
     """The rules of a gate; `max_distinct` None sets no limit, `baseline` holds other rules."""
     limit: tuple[Rule, ...] = () if max_distinct is None else (MaxDistinct(max_distinct),)
     evidence = (*OF_ITSELF, LoadVaried())
-    return (*limit, *baseline, *evidence, WhatTheCountSays(), StockControl(), Bits())
+    notes = (WhatTheCountSays(), StockControl(), Bits(), FirstAgainstRest())
+    return (*limit, *baseline, *evidence, *notes)
 
 
 def _first_parting(group: Group) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from detcheck.analysis.results import Analysis, Group
-from detcheck.experiment import STOCK
+from detcheck.experiment import AS_SERVED, STOCK
 from detcheck.report.text import count, number, percent
 from detcheck.rundir import KernelsProof
 
@@ -33,6 +34,8 @@ def evidence(analysis: Analysis) -> tuple[Check, ...]:
         _came_back(analysis.groups),
         _finished(analysis),
         *_proofs(analysis),
+        *_endpoint(analysis),
+        *_prefix_cache(analysis.groups),
         *_control(analysis.groups),
         *_repeats(analysis.groups),
         *_log_probabilities(analysis.groups),
@@ -47,6 +50,7 @@ def unsound(analysis: Analysis) -> Check | None:
         _came_back(analysis.groups),
         _finished(analysis),
         *_proofs(analysis),
+        *_endpoint(analysis, decisive=True),
     )
     return next((check for check in needed if check.passed is False), None)
 
@@ -65,6 +69,14 @@ def _came_back(groups: Sequence[Group]) -> Check:
     sentence = f"{came:,} of {count(asked, 'completion')} came back"
     if failed:
         sentence += f"; {count(failed, 'request')} failed"
+        kinds: Counter[str] = Counter()
+        for group in groups:
+            kinds.update(group.failures)
+        said = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items())
+        sentence += f" ({said})" if said else ""
+    retries = sum(row.retries for group in groups for row in group.by_batch_size)
+    if retries:
+        sentence += f"; {count(retries, 'request')} sent again, nothing generated before"
     complete = came == asked and failed == 0
     return Check("all came back" if complete else "answers missing", complete, sentence)
 
@@ -82,7 +94,7 @@ def _finished(analysis: Analysis) -> Check:
 
 def _proofs(analysis: Analysis) -> Iterator[Check]:
     for kernels in dict.fromkeys(group.kernels for group in analysis.groups):
-        if kernels != STOCK:
+        if kernels not in (STOCK, AS_SERVED):
             yield _proof(kernels, analysis.run.proofs.get(kernels))
 
 
@@ -97,6 +109,28 @@ def _proof(kernels: str, proof: KernelsProof | None) -> Check:
     if proof.self_check not in (None, "passed"):
         missing += f" (self-check: {proof.self_check})"
     return Check("kernels unproven", False, f"{kernels}: {missing}")
+
+
+def _endpoint(analysis: Analysis, *, decisive: bool = False) -> Iterator[Check]:
+    """What was found out about the servers; only that which a pass needs, where `decisive`."""
+    for check in analysis.run.endpoint_checks:
+        if check.decisive or not decisive:
+            where = f", {check.placement}" if check.placement else ""
+            yield Check(f"{check.name}{where}", check.holds, check.sentence)
+
+
+def _prefix_cache(groups: Sequence[Group]) -> Iterator[Check]:
+    for group in groups:
+        cache = group.prefix_cache
+        if cache is None or cache.first_differs is None:
+            continue
+        hits = "" if cache.hits is None else f"; {count(cache.hits, 'prompt token')} from the cache"
+        if cache.first_differs:
+            sentence = f"the first answer differs from all {cache.later} after it{hits}"
+            yield Check("first against rest", False, sentence)
+        else:
+            sentence = f"the first answer came back among the {cache.later} after it{hits}"
+            yield Check("first against rest", True, sentence)
 
 
 def _control(groups: Sequence[Group]) -> Iterator[Check]:

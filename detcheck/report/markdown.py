@@ -111,18 +111,21 @@ def _branch_lines(parent: Branch, indent: str, width: int) -> Iterator[str]:
 
 
 def _batch_table(groups: Sequence[GroupView]) -> str:
-    headings = ("batch size", "kernels", "came back", "distinct", "most common", "observed batch",
-                "tokens/s", "time a token")  # fmt: skip
     pairs = [(row, group.kernels) for group in groups for row in group.by_batch_size]
     pairs.sort(key=lambda pair: pair[0].batch_size)
-    return _table(headings, [_batch_row(row, kernels) for row, kernels in pairs], numeric=True)
+    placed = any(row.placement for row, _ in pairs)
+    headings = ("batch size", *(("where",) if placed else ()), "kernels", "came back", "distinct",
+                "most common", "observed batch", "tokens/s", "time a token")  # fmt: skip
+    rows = [_batch_row(row, kernels, placed=placed) for row, kernels in pairs]
+    return _table(headings, rows, numeric=True)
 
 
-def _batch_row(row: BatchSizeRow, kernels: str) -> tuple[str, ...]:
+def _batch_row(row: BatchSizeRow, kernels: str, *, placed: bool) -> tuple[str, ...]:
     came = f"{row.completions:,}" + ("" if row.completions == row.asked else f" of {row.asked:,}")
     cost = "–" if row.relative_cost is None else f"{row.relative_cost:.2f}×"
     return (
         str(row.batch_size),
+        *((row.placement,) if placed else ()),
         _kernels(kernels),
         came,
         f"**{row.distinct:,}**",

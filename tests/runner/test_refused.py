@@ -18,7 +18,7 @@ from detcheck.runner import Listener
 from .measured import EXPERIMENT, Engine, lines
 
 
-def refusing(experiment: Experiment) -> ScriptedEngine:
+def refusing(experiment: Experiment, connection: object = None) -> ScriptedEngine:
     raise ModelError("There is no model.")
 
 
