@@ -73,10 +73,12 @@ def _vllm(port: int) -> list[str]:
 
 
 def _transformers(port: int) -> list[str]:
-    # Loads the folder named by requests; it listens on 127.0.0.1 unless told otherwise.
+    # The cache of 512 pages of 32 tokens: left to itself it takes most of the memory, for a minute.
     return [
-        *("-c", "from transformers.cli.transformers import main; main()", "serve", _folder()),
-        *("--continuous-batching", "--dtype", "bfloat16", "--device", "cpu"),
+        *("-c", "from transformers.cli.transformers import main; main()"),
+        *("serve", Path(_folder()).name, "--continuous-batching"),
+        *("--cb-num-blocks", "512", "--cb-block-size", "32", "--cb-max-batch-tokens", "2048"),
+        *("--dtype", "bfloat16", "--device", "cpu"),
         *("--host", "127.0.0.1", "--port", str(port)),
     ]
 
@@ -94,7 +96,7 @@ KINDS = {
         "/health",
         {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
     ),
-    "transformers": Kind(_transformers, "/health", model=_folder),
+    "transformers": Kind(_transformers, "/health", model=lambda: Path(_folder()).name),
     "llama": Kind(_llama, "/v1/models"),
 }
 
@@ -126,6 +128,7 @@ def launch(kind: str) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            cwd=Path(_folder()).parent,  # transformers serve names a model by its folder
             env=_environment(what.variables),
         )
     try:
