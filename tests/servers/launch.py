@@ -84,9 +84,11 @@ def _transformers(port: int) -> list[str]:
 
 
 def _llama(port: int) -> list[str]:
+    # Left to itself it cuts a streamed answer short as soon as another request comes in.
     return [
         *("-m", "llama_cpp.server", "--model", _gguf(), "--model_alias", SERVED_NAME),
-        *("--n_ctx", str(CONTEXT_TOKENS), "--host", "127.0.0.1", "--port", str(port)),
+        *("--n_ctx", str(CONTEXT_TOKENS), "--interrupt_requests", "false"),
+        *("--host", "127.0.0.1", "--port", str(port)),
     ]
 
 
