@@ -77,7 +77,7 @@ def _transformers(port: int) -> list[str]:
     return [
         *("-c", "from transformers.cli.transformers import main; main()"),
         *("serve", Path(_folder()).name, "--continuous-batching"),
-        *("--cb-num-blocks", "512", "--cb-block-size", "32", "--cb-max-batch-tokens", "2048"),
+        *("--cb-num-blocks", "512", "--cb-block-size", "32", "--cb-max-batch-tokens", "256"),
         *("--dtype", "bfloat16", "--device", "cpu"),
         *("--host", "127.0.0.1", "--port", str(port)),
     ]
