@@ -98,8 +98,10 @@ class Reply:
             words = redact(server_words(chunk), self._secrets)
             raise Failure(ABORTED, f"the server gave up: {words}")
         self._take_usage(chunk.get("usage"))
-        self.reply_id = _short(chunk.get("id")) or self.reply_id
-        self.system_fingerprint = _short(chunk.get("system_fingerprint")) or self.system_fingerprint
+        if self.reply_id is None:
+            self.reply_id = _short(chunk.get("id"))
+        if self.system_fingerprint is None:
+            self.system_fingerprint = _short(chunk.get("system_fingerprint"))
         choices = chunk.get("choices")
         if not choices:
             return False

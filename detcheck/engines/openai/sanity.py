@@ -55,18 +55,19 @@ async def check(endpoint: Endpoint, experiment: Experiment) -> None:
     await _check_context(endpoint, experiment, context)
     repeats = [await _probe(endpoint, REPEATED, seed=1)]
     fresh = []
-    for number, prompt in enumerate(FRESH, start=2):  # between repeats: ids may be of the clock
+    for prompt in FRESH:  # between repeats: ids may be made of the clock
         fresh.append(await _probe(endpoint, prompt))
-        repeats.append(await _probe(endpoint, REPEATED, seed=number))
+        repeats.append(await _probe(endpoint, REPEATED, seed=1))
+    other_seed = await _probe(endpoint, REPEATED, seed=2)
     sampled = [await _probe(endpoint, SAMPLED, WARMTH, seed) for seed in (11, 11, 12)]
-    replies = [probe.reply for probe in (*repeats, *fresh, *sampled)]
+    replies = [probe.reply for probe in (*repeats, other_seed, *fresh, *sampled)]
     for reply in (first.reply, *replies):
         endpoint.seen.add(reply)
     endpoint.seen.repeated_ids = 0  # what the probes say of a cache is judged below
     endpoint.checks = [
         served_model(endpoint),
         *dropped_fields(endpoint.dialect),
-        greedy([probe.reply for probe in repeats]),
+        greedy([probe.reply for probe in (*repeats, other_seed)]),
         seed([probe.reply for probe in sampled], needed=experiment.temperature > 0),
         max_tokens(replies),
         logprobs(replies),

@@ -226,6 +226,8 @@ class ToyServer:
             ending = {"index": 0, "delta": {}, "text": "", "finish_reason": "length"}
             return chunk | {"choices": [ending], "usage": {"completion_tokens": used}}
         text = f" {WORDS[token]}"
+        if b.echo_key:
+            text += f" {b.key}"
         chat = "messages" in body
         choice: dict[str, Any] = {"index": 0, "finish_reason": None}
         choice |= {"delta": {"content": text}} if chat else {"text": text}
