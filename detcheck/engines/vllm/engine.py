@@ -14,7 +14,7 @@ from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.vllm.process import VAGUE, Message, WorkerDied, WorkerProcess
 from detcheck.engines.vllm.worker import Setup
 from detcheck.errors import MeasurementError, ModelError, OutOfMemory, UsageError
-from detcheck.experiment import BATCH_INVARIANT, STOCK, Condition, Experiment
+from detcheck.experiment import AUTO, BATCH_INVARIANT, STOCK, Condition, Experiment
 from detcheck.rundir import KernelsProof
 from detcheck.text import one_line
 from detcheck.traffic import FILLER_PROMPTS, Trial
@@ -169,7 +169,7 @@ class VllmEngine:
             dtype=self._dtype,
             tensor_parallel=place[1],
             batch_invariant=place[0] == BATCH_INVARIANT,
-            executor=None,
+            executor=None if experiment.vllm_executor == AUTO else experiment.vllm_executor,
             prompts=tuple(dict.fromkeys((*experiment.prompts, *fillers))),
             max_new_tokens=experiment.max_new_tokens,
             batch_size=max(experiment.batch_sizes),
