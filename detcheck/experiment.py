@@ -17,6 +17,7 @@ VLLM = "vllm"
 ENGINES = ("continuous", "static", "scripted", OPENAI, VLLM)
 TRAFFIC = ("alone", "mixed")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+VLLM_EXECUTORS = (AUTO, "mp", "ray")
 DEVICES = ("auto", "cpu", "cuda")
 STOCK = "stock"
 BATCH_INVARIANT = "batch-invariant"
@@ -100,6 +101,8 @@ class Experiment:
     """`together`, or `poisson:RATE`: open loop, RATE requests a second on average (endpoints)."""
     tensor_parallel: tuple[int, ...] = (1,)
     """Tensor-parallel sizes to compare (engine `vllm`)."""
+    vllm_executor: str = AUTO
+    """What runs vLLM's ranks: `auto` (vLLM chooses), `mp` (processes here) or `ray` (a cluster)."""
     traffic: str = "alone"
     """`alone`: the batch holds copies of the prompt; `mixed`: half of it is other requests."""
     max_new_tokens: int = 100
@@ -134,6 +137,7 @@ class Experiment:
             ("traffic", TRAFFIC),
             ("dtype", DTYPES),
             ("device", DEVICES),
+            ("vllm_executor", VLLM_EXECUTORS),
         ):
             value = getattr(self, name)
             if value not in allowed:
@@ -212,6 +216,8 @@ class Experiment:
             raise UsageError("Give each tensor-parallel size once, such as --tensor-parallel 1,2.")
         if sizes != (1,) and self.engine != VLLM:
             raise UsageError("--tensor-parallel is for --engine vllm.")
+        if self.vllm_executor != AUTO and self.engine != VLLM:
+            raise UsageError("--vllm-executor is for --engine vllm.")
 
     def _check_endpoints(self) -> None:
         if not self.endpoints:

@@ -229,7 +229,7 @@ def _why_not_loaded(name: str, error: Exception) -> str:
 
 def _embedded_folder(dtype: str) -> Path:
     """Folder of the embedded model as safetensors, converted from its GGUF once and kept."""
-    gguf = _embedded_gguf()
+    gguf = embedded_gguf()
     name = "bfloat16" if dtype == "auto" else dtype
     folder = _cache_folder() / f"smollm2-135m-instruct-{_EMBEDDED_VERSION}-{name}"
     if not _is_whole(folder):
@@ -245,7 +245,8 @@ def _embedded_folder(dtype: str) -> Path:
     return folder
 
 
-def _embedded_gguf() -> Path:
+def embedded_gguf() -> Path:
+    """The embedded model as its package ships it; raises ModelError where that is not installed."""
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     files = [] if spec is None or spec.origin is None else Path(spec.origin).parent.glob("*.gguf")
     for file in files:

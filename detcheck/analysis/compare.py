@@ -25,6 +25,7 @@ DECISIVE = (
     "arrivals",
     "endpoints",
     "tensor_parallel",
+    "vllm_executor",
     "dtype",
     "device",
     "max_new_tokens",

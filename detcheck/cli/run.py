@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detcheck.errors import ExitCode, UsageError
-from detcheck.experiment import DEVICES, DTYPES, TRAFFIC, Experiment
+from detcheck.experiment import DEVICES, DTYPES, TRAFFIC, VLLM_EXECUTORS, Experiment
 
 if TYPE_CHECKING:
     from detcheck.engines import Connection
@@ -119,6 +119,14 @@ def run_command(
             metavar="LIST", help="Tensor-parallel sizes to compare, for --engine vllm. [default: 1]"
         ),
     ] = None,
+    vllm_executor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(VLLM_EXECUTORS),
+            help="What runs vLLM's ranks; ray: the Ray cluster that this machine has joined. "
+            "[default: auto]",
+        ),
+    ] = None,
     traffic: Annotated[
         str | None,
         typer.Option(
@@ -178,6 +186,7 @@ def run_command(
         "endpoints": tuple(endpoint) if endpoint else None,
         "arrivals": arrivals,
         "tensor_parallel": _sizes(tensor_parallel, "Tensor-parallel sizes", "1,2"),
+        "vllm_executor": vllm_executor,
         "traffic": traffic,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

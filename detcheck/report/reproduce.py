@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from detcheck.endpoints import TOGETHER
-from detcheck.experiment import OPENAI, VLLM, Experiment
+from detcheck.experiment import AUTO, OPENAI, VLLM, Experiment
 
 
 def command(experiment: Experiment) -> str:
@@ -33,6 +33,8 @@ def _arguments(experiment: Experiment) -> list[str]:
         arguments += ["--arrivals", experiment.arrivals]
     if experiment.engine == VLLM:
         arguments += ["--tensor-parallel", ",".join(map(str, experiment.tensor_parallel))]
+    if experiment.vllm_executor != AUTO:
+        arguments += ["--vllm-executor", experiment.vllm_executor]
     arguments += ["--max-new-tokens", str(experiment.max_new_tokens)]
     arguments += ["--temperature", f"{experiment.temperature:.12g}", "--seed", str(experiment.seed)]
     if experiment.engine != OPENAI:

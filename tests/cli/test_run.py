@@ -120,6 +120,7 @@ def test_options_arrive_in_the_experiment(detcheck, tmp_path):
         "endpoints": (),
         "arrivals": "together",
         "tensor_parallel": (1,),
+        "vllm_executor": "auto",
         "traffic": "mixed",
         "max_new_tokens": 7,
         "temperature": 0.5,

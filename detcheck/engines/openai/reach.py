@@ -135,6 +135,8 @@ def _choose(
                 f"{client.base_url} serves {listed or 'no model'}: name the one to ask as MODEL."
             )
         wanted = names[0]
+    if not served:  # `transformers serve` lists what the hub's cache holds, not what it loaded
+        return wanted, None
     for one in served:
         if one["id"] == wanted:
             return wanted, _context(one)

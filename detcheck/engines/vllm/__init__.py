@@ -6,4 +6,8 @@ worker.py   inside that process: vLLM itself, its own scheduler's batches as evi
 
 vLLM reads VLLM_BATCH_INVARIANT when it is imported and lays its parallel groups once a process, so
 each (kernels, tensor-parallel size) has a process of its own; the one before is gone by then.
+
+On several machines vLLM runs its ranks through Ray, as it documents: start `ray start` on each of
+them, then `detcheck run --engine vllm --vllm-executor ray --tensor-parallel 8,16` on one. detcheck
+hands the word on to vLLM and no more; it has not been run on a cluster here.
 """

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from detcheck.completion import Completion, LoadEvidence, ObservedBatch, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
-from detcheck.engines.vllm.process import Message, WorkerDied, WorkerProcess
+from detcheck.engines.vllm.process import VAGUE, Message, WorkerDied, WorkerProcess
 from detcheck.engines.vllm.worker import Setup
 from detcheck.errors import MeasurementError, ModelError, OutOfMemory, UsageError
-from detcheck.experiment import BATCH_INVARIANT, STOCK, Condition, Experiment
+from detcheck.experiment import AUTO, BATCH_INVARIANT, STOCK, Condition, Experiment
 from detcheck.rundir import KernelsProof
+from detcheck.text import one_line
 from detcheck.traffic import FILLER_PROMPTS, Trial
 
 START_S = 3600.0
@@ -28,6 +30,9 @@ HOW_TO_INSTALL = (
     "or on a CPU `make servers` and then .venv-servers/vllm/bin/detcheck."
 )
 _MEMORY = ("out of memory", "outofmemory", "allocate memory", "not enough memory", "free memory")
+
+_WRAPPED = re.compile(r"Worker failed with error '(.+)', please check")
+"""How vLLM's executor tells of an error of its workers."""
 
 Place = tuple[str, int]
 """(kernels, tensor-parallel size): what a worker is started for."""
@@ -118,8 +123,7 @@ class VllmEngine:
         except WorkerDied as error:
             raise MeasurementError(f"vLLM does not run{where}: {error}{instead}") from error
         if "failed" in message:
-            cause = worker.root_cause() if message["failed"].startswith("EngineDead") else None
-            sentence = str(cause or message["failed"])[:300].rstrip(".")
+            sentence = _cause(worker, message)
             if message["usage"]:
                 raise UsageError(sentence + ".")
             raise ModelError(f"vLLM does not run here{where} ({sentence}).{instead}")
@@ -139,8 +143,7 @@ class VllmEngine:
         while True:
             message = worker.receive(STEP_S)
             if "failed" in message:
-                cause = worker.root_cause() if message["failed"].startswith("EngineDead") else None
-                raise MeasurementError(f"vLLM failed ({str(cause or message['failed'])[:300]}).")
+                raise MeasurementError(f"vLLM failed ({_cause(worker, message)}).")
             if "answers" in message:
                 return message
             if on_tokens is not None:
@@ -166,7 +169,7 @@ class VllmEngine:
             dtype=self._dtype,
             tensor_parallel=place[1],
             batch_invariant=place[0] == BATCH_INVARIANT,
-            executor=None,
+            executor=None if experiment.vllm_executor == AUTO else experiment.vllm_executor,
             prompts=tuple(dict.fromkeys((*experiment.prompts, *fillers))),
             max_new_tokens=experiment.max_new_tokens,
             batch_size=max(experiment.batch_sizes),
@@ -245,6 +248,15 @@ def _check_heads(experiment: Experiment, source: str) -> None:
             f"--tensor-parallel {bad[0]} does not divide the model's {heads} attention heads: "
             f"choose from {fitting}."
         )
+
+
+def _cause(worker: WorkerProcess, message: Message) -> str:
+    """Why it failed, without a full stop; of a dead engine the log knows more than its error."""
+    told = str(message["failed"])
+    vague = any(word in told for word in VAGUE)
+    told = (worker.root_cause() if vague else None) or told
+    wrapped = _WRAPPED.search(told)
+    return one_line(wrapped[1] if wrapped else told)[:300].rstrip(".")
 
 
 def _result(trial: Trial, message: Message) -> TrialResult:

@@ -22,7 +22,8 @@ STOP_S = 10.0
 """How long a worker may take to go before it is killed."""
 _LAST_BYTES = 200_000
 _ROOT_CAUSE = re.compile(r"([A-Za-z]\w*(?:Error|Exception): .*)")
-_VAGUE = ("EngineDeadError", "See stack trace", "see the stack trace", "check the stack trace")
+VAGUE = ("EngineDeadError", "See stack trace", "see the stack trace")
+"""Words of errors that only say that there was one."""
 
 Message = dict[str, Any]
 
@@ -54,9 +55,10 @@ class WorkerProcess:
             env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         )
         self._inbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(
+        self._receiver = threading.Thread(
             target=_receive, args=(self._process.stdout, self._inbox), daemon=True
-        ).start()
+        )
+        self._receiver.start()
 
     def send(self, message: Message) -> None:
         """Raises WorkerDied where nobody listens any more."""
@@ -91,6 +93,7 @@ class WorkerProcess:
                 self._process.wait(STOP_S)
         self._signal(signal.SIGKILL)  # whoever of the group is left
         self._process.wait()
+        self._receiver.join(STOP_S)
         self._log.close()
         Path(self._log.name).unlink(missing_ok=True)
 
@@ -105,7 +108,7 @@ class WorkerProcess:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
         found = (match[1] for line in reversed(lines) if (match := _ROOT_CAUSE.search(line)))
-        return next((error for error in found if not any(word in error for word in _VAGUE)), None)
+        return next((error for error in found if not any(word in error for word in VAGUE)), None)
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):
@@ -120,7 +123,7 @@ class WorkerProcess:
 
 def _receive(stream: IO[str] | None, inbox: queue.SimpleQueue[str | None]) -> None:
     assert stream is not None
-    with suppress(ValueError, OSError):  # closed while it is read
+    with suppress(ValueError, OSError), stream:
         for line in stream:
             inbox.put(line)
     inbox.put(None)

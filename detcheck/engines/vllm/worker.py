@@ -56,6 +56,7 @@ class Worker:
         self._recorder = Recorder()
         tokenizer = _tokenizer(setup)
         self._prompts = {prompt: _encode(tokenizer, setup, prompt) for prompt in setup.prompts}
+        _check_lengths(setup, self._prompts)
         self._detokenize = Detokenizer(tokenizer)
         self._engine = _engine(setup, self._prompts, self._recorder)
         self._trials = 0
@@ -182,6 +183,20 @@ def _encode(tokenizer: Any, setup: Setup, prompt: str) -> tuple[int, ...]:
     else:
         encoded = tokenizer(prompt)
     return tuple(encoded["input_ids"])
+
+
+def _check_lengths(setup: Setup, prompts: Mapping[str, tuple[int, ...]]) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(setup.source, trust_remote_code=setup.trust_remote_code)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for number, token_ids in enumerate(prompts.values(), start=1):
+        if context and len(token_ids) + setup.max_new_tokens > context:
+            raise UsageError(
+                f"Prompt {number} has {len(token_ids)} tokens; with {setup.max_new_tokens} new "
+                f"ones it exceeds the model's context of {context}: shorten it or lower "
+                "--max-new-tokens."
+            )
 
 
 def _engine(setup: Setup, prompts: Mapping[str, tuple[int, ...]], recorder: Recorder) -> Any:

@@ -193,6 +193,8 @@ def test_a_malformed_url(detcheck, url, said):
         ({"arrivals": "poisson:4"}, "for endpoints"),
         ({"kernels": ("as-served",)}, "those of an endpoint"),
         ({"tensor_parallel": (1, 2)}, "for --engine vllm"),
+        ({"vllm_executor": "ray"}, "for --engine vllm"),
+        ({"engine": "vllm", "vllm_executor": "dask"}, "choose one of auto, mp, ray"),
         ({"engine": "vllm", "tensor_parallel": (0,)}, "each tensor-parallel size once"),
     ],
 )
