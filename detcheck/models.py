@@ -69,11 +69,11 @@ def load(
     cannot be loaded, UsageError where the device is not there.
     """
     target = resolve_device(device)
-    found = source(name, dtype)
     options = {"trust_remote_code": trust_remote_code}
-    if not Path(found).is_dir() and not _hub_answers():
-        options["local_files_only"] = True  # else every file is asked for six times over
     try:
+        found = source(name, dtype)
+        if not Path(found).is_dir() and not _hub_answers():
+            options["local_files_only"] = True  # else every file is asked for six times over
         tokenizer = _tokenizer(found, options)
         model, missing = _causal_lm(found, _torch_dtype(dtype, embedded=name is None), options)
         _refuse_missing(name or EMBEDDED_NAME, missing)

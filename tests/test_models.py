@@ -370,7 +370,7 @@ def test_a_damaged_embedded_model_is_refused(embedded: SimpleNamespace, data: by
 
 @pytest.mark.slow
 def test_the_embedded_model_as_installed_is_whole() -> None:
-    assert models._check_embedded(models._embedded_gguf()) is None
+    assert models._check_embedded(models.embedded_gguf()) is None
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
