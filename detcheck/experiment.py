@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from typing import Any
 
+from detcheck.endpoints import TOGETHER, check_endpoint, poisson_rate
 from detcheck.errors import UsageError
 
 DEFAULT_PROMPT = "Tell me about Richard Feynman"
-ENGINES = ("continuous", "static", "scripted")
+AUTO = "auto"
+OPENAI = "openai"
+VLLM = "vllm"
+ENGINES = ("continuous", "static", "scripted", OPENAI, VLLM)
 TRAFFIC = ("alone", "mixed")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+VLLM_EXECUTORS = (AUTO, "mp", "ray")
 DEVICES = ("auto", "cpu", "cuda")
 STOCK = "stock"
 BATCH_INVARIANT = "batch-invariant"
+AS_SERVED = "as-served"
+"""The kernels of an endpoint: whatever its server was started with."""
 OP_FAMILIES = ("matmul", "attention", "norm", "softmax", "reduce", "pointwise")
 """Families of ops that have batch-invariant kernels; `batch-invariant:matmul` switches on one."""
 CORE_FAMILIES = ("matmul", "attention")
@@ -24,9 +32,10 @@ CORE_FAMILIES = ("matmul", "attention")
 def kernel_families(kernels: str) -> tuple[str, ...]:
     """Op families that a kernels setting makes invariant: none for `stock`, all for the bare name.
 
-    Raises UsageError where the setting or a family in it is not known.
+    None for `as-served` either: nothing is known of a server's kernels. Raises UsageError where
+    the setting or a family in it is not known.
     """
-    if kernels == STOCK:
+    if kernels in (STOCK, AS_SERVED):
         return ()
     name, _, subset = kernels.partition(":")
     families = tuple(subset.split("+")) if subset else OP_FAMILIES
@@ -44,6 +53,14 @@ def kernel_families(kernels: str) -> tuple[str, ...]:
     return families
 
 
+def kernels_claimed(kernels: str) -> bool:
+    """Whether a setting claims kernels of ours, which then have to be proven.
+
+    Of a server's kernels nothing is claimed.
+    """
+    return kernels not in (STOCK, AS_SERVED)
+
+
 def required_families(kernels: str) -> tuple[str, ...]:
     """Families that must be seen to run before a kernels setting is believed to have had effect.
 
@@ -56,36 +73,56 @@ def required_families(kernels: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One cell of the grid: one prompt, under one kernels setting, at one batch size."""
+    """One cell of the grid: a prompt, under a kernels setting, at a batch size, in one place."""
 
     prompt_index: int
     kernels: str
     batch_size: int
     completions: int
     """Completions asked for in this cell."""
+    placement: str = ""
+    """Where it is computed: `endpoint 2`, `tp3`; empty where the grid has only one place."""
 
     @property
     def condition_id(self) -> str:
-        """Name of the cell within its run, such as `p0/stock/b4`."""
-        return f"p{self.prompt_index}/{self.kernels}/b{self.batch_size}"
+        """Name of the cell within its run, such as `p0/stock/b4` or `p0/stock/b4/tp2`."""
+        return condition_id(self.prompt_index, self.kernels, self.batch_size, self.placement)
+
+
+def condition_id(prompt_index: int, kernels: str, batch_size: int, placement: str = "") -> str:
+    """Name of a cell of the grid within its run."""
+    where = f"/{placement.replace(' ', '-')}" if placement else ""
+    return f"p{prompt_index}/{kernels}/b{batch_size}{where}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """The declared grid. Every combination of prompt, kernels and batch size is a condition.
+    """The declared grid. Every combination of prompt, kernels, batch size and placement is a cell.
 
     Raises UsageError, in one sentence, where a value cannot be meant.
     """
 
     model: str | None = None
-    """Hub id, folder, or None for the embedded SmolLM2-135M-Instruct."""
+    """Hub id, folder, or None for the embedded SmolLM2-135M-Instruct. Of an endpoint: the name it
+    is served under, or None for the only one that is served."""
     prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
-    kernels: tuple[str, ...] = (STOCK, BATCH_INVARIANT)
+    kernels: tuple[str, ...] = (AUTO,)
+    """`auto`: `as-served` for an endpoint, else stock beside batch-invariant."""
     batch_sizes: tuple[int, ...] = (1, 4, 8, 16)
     """Requests in flight together."""
     completions: int = 48
-    """Completions of each prompt under each kernels setting, shared out over the batch sizes."""
-    engine: str = "continuous"
+    """Completions of each prompt under each kernels setting in each place, shared out over the
+    batch sizes."""
+    engine: str = AUTO
+    """`auto`: `openai` where there are endpoints, else `continuous`."""
+    endpoints: tuple[str, ...] = ()
+    """Base URLs of OpenAI-compatible servers, such as http://localhost:8000/v1."""
+    arrivals: str = TOGETHER
+    """`together`, or `poisson:RATE`: open loop, RATE requests a second on average (endpoints)."""
+    tensor_parallel: tuple[int, ...] = (1,)
+    """Tensor-parallel sizes to compare (engine `vllm`)."""
+    vllm_executor: str = AUTO
+    """What runs vLLM's ranks: `auto` (vLLM chooses), `mp` (processes here) or `ray` (a cluster)."""
     traffic: str = "alone"
     """`alone`: the batch holds copies of the prompt; `mixed`: half of it is other requests."""
     max_new_tokens: int = 100
@@ -94,18 +131,25 @@ class Experiment:
     dtype: str = "auto"
     device: str = "auto"
     chat_template: bool = True
-    """Wrap prompts in the model's chat template, where it has one."""
+    """Wrap prompts in the model's chat template, where it has one. Of an endpoint: ask
+    /chat/completions, not /completions."""
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "kernels", "batch_sizes"):
+        for name in ("prompts", "kernels", "batch_sizes", "endpoints", "tensor_parallel"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.engine == AUTO:
+            object.__setattr__(self, "engine", OPENAI if self.endpoints else "continuous")
+        if self.kernels == (AUTO,):
+            usual = (AS_SERVED,) if self.engine == OPENAI else (STOCK, BATCH_INVARIANT)
+            object.__setattr__(self, "kernels", usual)
         self._check_types()
         self._check_choices()
         self._check_numbers()
         self._check_prompts()
         for kernels in self.kernels:
             kernel_families(kernels)
+        self._check_placement()
 
     def _check_choices(self) -> None:
         for name, allowed in (
@@ -113,6 +157,7 @@ class Experiment:
             ("traffic", TRAFFIC),
             ("dtype", DTYPES),
             ("device", DEVICES),
+            ("vllm_executor", VLLM_EXECUTORS),
         ):
             value = getattr(self, name)
             if value not in allowed:
@@ -123,12 +168,18 @@ class Experiment:
         integers = ("completions", "max_new_tokens", "seed")
         numbers = [(name, getattr(self, name)) for name in integers]
         numbers += [("batch size", size) for size in self.batch_sizes]
+        numbers += [("tensor-parallel size", size) for size in self.tensor_parallel]
         for name, value in numbers:
             if not isinstance(value, int) or isinstance(value, bool):
                 raise UsageError(f"{name.replace('_', ' ')} must be a whole number, not {value!r}.")
         if not isinstance(self.temperature, int | float) or isinstance(self.temperature, bool):
             raise UsageError(f"temperature must be a number, not {self.temperature!r}.")
-        for name, values in (("prompt", self.prompts), ("kernels", self.kernels)):
+        for name, values in (
+            ("prompt", self.prompts),
+            ("kernels", self.kernels),
+            ("endpoint", self.endpoints),
+            ("arrivals", (self.arrivals,)),
+        ):
             for text in values:
                 if not isinstance(text, str):
                     raise UsageError(f"Each {name} must be text, not {text!r}.")
@@ -170,18 +221,70 @@ class Experiment:
         if len(set(self.prompts)) != len(self.prompts):
             raise UsageError("A prompt is given twice: list each once.")
 
-    def conditions(self) -> tuple[Condition, ...]:
-        """The grid in the order it is measured: kernels alternate within each batch size.
+    def _check_placement(self) -> None:
+        """Endpoints belong to `openai`, tensor-parallel sizes to `vllm`, and to nobody else."""
+        if self.engine == OPENAI:
+            self._check_endpoints()
+        elif self.endpoints:
+            raise UsageError(f"--endpoint is for --engine openai, not {self.engine}.")
+        elif AS_SERVED in self.kernels:
+            raise UsageError("The kernels as-served are those of an endpoint: give --endpoint URL.")
+        if poisson_rate(self.arrivals) is not None and self.engine != OPENAI:
+            raise UsageError("--arrivals poisson is for endpoints: give --endpoint URL.")
+        sizes = self.tensor_parallel
+        if not sizes or min(sizes) < 1 or len(set(sizes)) != len(sizes):
+            raise UsageError("Give each tensor-parallel size once, such as --tensor-parallel 1,2.")
+        if sizes != (1,) and self.engine != VLLM:
+            raise UsageError("--tensor-parallel is for --engine vllm.")
+        if self.vllm_executor != AUTO and self.engine != VLLM:
+            raise UsageError("--vllm-executor is for --engine vllm.")
 
-        So a drift of the machine's speed falls on both, and the reference batch comes first.
+    def _check_endpoints(self) -> None:
+        if not self.endpoints:
+            raise UsageError(
+                "--engine openai needs a server: give --endpoint URL, such as "
+                "http://localhost:8000/v1."
+            )
+        if self.kernels != (AS_SERVED,):
+            raise UsageError(
+                "detcheck cannot change the kernels of a server: leave -k out, and compare two "
+                "servers started with different settings by two --endpoint."
+            )
+        for url in self.endpoints:
+            check_endpoint(url)
+        if len(set(self.endpoints)) != len(self.endpoints):
+            raise UsageError("An endpoint is given twice: list each once.")
+
+    @property
+    def placements(self) -> tuple[str, ...]:
+        """Names of the places that answers are computed in; one empty name where it is one."""
+        if len(self.endpoints) > 1:
+            return tuple(f"endpoint {number}" for number in range(1, len(self.endpoints) + 1))
+        if len(self.tensor_parallel) > 1:
+            return tuple(f"tp{size}" for size in self.tensor_parallel)
+        return ("",)
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """The grid in the order it is measured: places and kernels alternate within a batch size.
+
+        So a drift of the machine's speed falls on all, and the reference batch comes first. vLLM
+        loads its model anew for each place and kernels setting: there these change last.
         """
         shares = share_completions(self.completions, self.batch_sizes, self.traffic)
         return tuple(
-            Condition(prompt_index, kernels, batch_size, shares[batch_size])
-            for prompt_index in range(len(self.prompts))
-            for batch_size in sorted(self.batch_sizes)
-            for kernels in self.kernels
+            Condition(prompt_index, kernels, batch_size, shares[batch_size], placement)
+            for prompt_index, batch_size, placement, kernels in self._cells()
         )
+
+    def _cells(self) -> Iterator[tuple[int, int, str, str]]:
+        """(prompt index, batch size, placement, kernels) of every condition, in order."""
+        prompts, sizes = range(len(self.prompts)), sorted(self.batch_sizes)
+        if self.engine != VLLM:
+            yield from product(prompts, sizes, self.placements, self.kernels)
+            return
+        for placement, kernels in product(self.placements, self.kernels):
+            for prompt_index, batch_size in product(prompts, sizes):
+                yield prompt_index, batch_size, placement, kernels
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `run.json`; `from_dict` reads it back."""

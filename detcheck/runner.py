@@ -16,19 +16,23 @@ from typing import Any
 from detcheck import __version__, environment, rundir
 from detcheck.analysis import analyse
 from detcheck.analysis.summary import summary_rows
-from detcheck.engines import Engine, TrialResult, create
+from detcheck.engines import Connection, Engine, TrialResult, create
+from detcheck.engines.base import ChecksEndpoints, InFlight
 from detcheck.errors import MeasurementError, OutOfMemory, RunDirectoryError, StorageError
-from detcheck.experiment import Condition, Experiment
-from detcheck.rundir import ConditionRecord, KernelsProof, Run, RunWriter
+from detcheck.experiment import OPENAI, Condition, Experiment
+from detcheck.rundir import ConditionRecord, EndpointCheck, KernelsProof, Run, RunWriter
 from detcheck.rundir.folder import check_vacant
 from detcheck.text import one_line
-from detcheck.traffic import Trial, plan_trials
+from detcheck.traffic import Trial, iterate_trials
 
 RUNS_FOLDER = Path("results/runs")
 
 
 class Listener:
     """Hears how a run goes on; every method does nothing unless overridden."""
+
+    def endpoints_checked(self, checks: tuple[EndpointCheck, ...]) -> None:
+        """Servers were asked a few questions; called before the directory is there."""
 
     def run_started(self, path: Path, conditions: list[ConditionRecord]) -> None:
         """The directory is there, the model is loaded."""
@@ -38,6 +42,9 @@ class Listener:
 
     def tokens_generated(self, index: int, tokens: int) -> None:
         """Tokens that the trial in flight has generated so far."""
+
+    def requests_in_flight(self, index: int, requests: InFlight) -> None:
+        """Where the requests of the trial in flight stand, where a server is asked."""
 
     def trial_finished(self, index: int, record: ConditionRecord, distinct: int) -> None:
         """A trial is committed; `distinct` counts the variants of this prompt and kernels."""
@@ -59,24 +66,26 @@ def run(
     out: str | Path | None = None,
     *,
     engine: Engine | None = None,
+    connection: Connection | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Run an experiment into a new directory and return what was measured.
 
     `out` must be empty or not exist; by default it is `results/runs/<run_id>`. `engine` replaces
-    the one that the experiment names. Ctrl-C and faults of single conditions end early with what
-    is there: see `Run.complete`. Raises DetcheckError where nothing can be measured or written.
+    the one that the experiment names; `connection` holds keys and timeouts for endpoints. Ctrl-C
+    and faults of single conditions end early with what is there: see `Run.complete`. Raises
+    DetcheckError where nothing can be measured or written.
     """
     run_id = new_run_id()
     path = Path(out) if out is not None else RUNS_FOLDER / run_id
     check_vacant(path)  # before a model is loaded in vain
     with ExitStack() as held:
-        engine = engine or create(experiment)
+        engine = engine or create(experiment, connection)
         held.callback(engine.close)
         writer = RunWriter.create(
             path,
             experiment,
-            environment.collect(experiment.device),
+            environment.collect(_device(experiment)),
             run_id=run_id,
             version=__version__,
             created=_now(),
@@ -90,12 +99,14 @@ def resume(
     *,
     experiment: Experiment | None = None,
     engine: Engine | None = None,
+    connection: Connection | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Go on with an interrupted run from its last committed trial.
 
-    Raises RunDirectoryError where `experiment` is given and differs from the run's, or where the
-    environment has changed in something that can change an answer.
+    `connection` is given anew: no run keeps it. Raises RunDirectoryError where `experiment` is
+    given and differs from the run's, or where the environment has changed in something that can
+    change an answer.
     """
     folder = Path(path)
     stored = rundir.load(folder)
@@ -105,7 +116,7 @@ def resume(
             "without that option, or start a new run."
         )
     with ExitStack() as held:
-        engine = engine or create(stored.experiment)
+        engine = engine or create(stored.experiment, connection)
         held.callback(engine.close)
         _check_environment(stored)
         writer, loaded = RunWriter.resume(folder)
@@ -115,8 +126,13 @@ def resume(
         return execution.go()
 
 
+def _device(experiment: Experiment) -> str | None:
+    """The device whose settings matter; None where a server computes, and torch has no part."""
+    return None if experiment.engine == OPENAI else experiment.device
+
+
 def _check_environment(run: Run) -> None:
-    changes = environment.differences(run.environment, environment.collect(run.experiment.device))
+    changes = environment.differences(run.environment, environment.collect(_device(run.experiment)))
     if changes:
         raise RunDirectoryError(
             f"{run.path} cannot be resumed, its environment has changed ({changes[0]}): start a "
@@ -137,10 +153,12 @@ class _Execution:
         self._seen: defaultdict[tuple[int, str], set[str]] = defaultdict(set)
         self._out_of_memory_at: dict[str, int] = {}
         self._proofs_before: dict[str, KernelsProof] = {}
+        self._checks_before: tuple[EndpointCheck, ...] = ()
 
     def remember(self, run: Run) -> None:
         """Take over what a resumed run has seen already: variants, and proof of its kernels."""
         self._proofs_before = dict(run.proofs)
+        self._checks_before = run.endpoint_checks
         table = run.completions
         for condition, variant in set(zip(table.condition, table.variant, strict=True)):
             if variant >= 0:
@@ -152,6 +170,7 @@ class _Execution:
         """Measure, summarise and load the result back from disk, verified."""
         finished = False
         try:
+            self.listener.endpoints_checked(self._keep_checks())
             self.listener.run_started(self.writer.path, self.writer.records)
             for index, condition in enumerate(self.experiment.conditions()):
                 self._measure(index, condition)
@@ -159,11 +178,28 @@ class _Execution:
         except KeyboardInterrupt:
             self.writer.save()
             self.listener.interrupted()
+        self._keep_checks()
+        self.writer.save()
         run = rundir.load(self.writer.path)
         summary = summary_rows(analyse(run))
         ended = _now() if finished else None
         self.writer.finish(summary, ended)
         return replace(run, summary=tuple(summary), finished=ended)
+
+    def _keep_checks(self) -> tuple[EndpointCheck, ...]:
+        """Keep what the engine has found out about its servers, beside what it had before."""
+        if not isinstance(self.engine, ChecksEndpoints):
+            return ()
+        now = self.engine.endpoint_checks()
+        named = {(check.name, check.placement) for check in now}
+        failed_before = [
+            check
+            for check in self._checks_before
+            if check.holds is False or (check.name, check.placement) not in named
+        ]
+        checks = tuple(dict.fromkeys((*failed_before, *now)))
+        self.writer.set_endpoint_checks(checks)
+        return checks
 
     def _measure(self, index: int, condition: Condition) -> None:
         """Run the trials of one condition that are not committed yet."""
@@ -177,7 +213,7 @@ class _Execution:
         self.writer.set_status(index, "running")
         self.listener.condition_started(index, record)
         try:
-            for trial in plan_trials(self.experiment, condition)[record.trials :]:
+            for trial in iterate_trials(self.experiment, condition, record.trials):
                 self._commit(index, trial)
         except StorageError:
             raise
@@ -191,9 +227,12 @@ class _Execution:
         self.listener.condition_finished(index, self.writer.records[index])
 
     def _commit(self, index: int, trial: Trial) -> None:
-        result = self.engine.run_trial(
-            trial, lambda tokens: self.listener.tokens_generated(index, tokens)
-        )
+        def on_tokens(tokens: int, requests: InFlight | None = None, /) -> None:
+            self.listener.tokens_generated(index, tokens)
+            if requests is not None:
+                self.listener.requests_in_flight(index, requests)
+
+        result = self.engine.run_trial(trial, on_tokens)
         condition = trial.condition
         with _uninterrupted():
             self.writer.set_proof(self._proof(condition.kernels))
@@ -203,6 +242,9 @@ class _Execution:
                 result.completions,
                 elapsed_s=result.elapsed_s,
                 generated_tokens=result.generated_tokens,
+                load=result.load,
+                filler_failures=result.filler_failures,
+                retries=result.retries,
             )
         self.listener.trial_finished(
             index, self.writer.records[index], self._distinct(condition, result)

@@ -7,7 +7,6 @@ answers, reorder a table, drive a terminal or break an encoder, so each is shown
 from __future__ import annotations
 
 import re
-import string
 
 HIDDEN = re.compile(
     "["
@@ -56,13 +55,35 @@ def quoted(text: str, width: int = 40) -> str:
 def escape_markdown(text: str) -> str:
     """`text` on one line as Markdown that renders as itself: no markup, HTML, link or mention.
 
-    Every ASCII punctuation character becomes an entity: entities can begin no Markdown construct,
-    not even a table cell or an autolink.
+    Only what could begin something, on GitHub too, becomes an entity. Mentions, addresses and issue
+    numbers are looked for after entities are read, so an empty comment parts them.
     """
-    return "".join(
-        f"&#{ord(character)};" if character in string.punctuation else character
-        for character in one_line(text)
-    )
+    escaped = _MARKUP.sub(_harmless, one_line(text))
+    return _BLOCK.sub(lambda match: match.group()[:-1] + _entity(match.group()[-1]), escaped)
+
+
+_MARKUP = re.compile(
+    r"(?P<reference>@(?=\S)|#(?=\d)|\b(?i:gh)-(?=\d))"
+    r"|[`*\[<|~$]"  # code, emphasis, link, HTML, table cell, strikethrough, mathematics
+    r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis, unless inside a word
+    r"|\\(?=[!-/:-@\[-`{-~]|$)"  # escape
+    r"|&(?=#?\w+;)"  # entity
+    r"|:(?=//)|(?<=[wW]{3})\."  # link without brackets
+)
+_BLOCK = re.compile(
+    r"^ (?= {3})"  # indented code
+    r"|^\s*(?:>|[-+#=](?=[-+#=]*(?:\s|$))|\d+[.)](?=\s|$))"  # quotation, list, heading, rule
+)
+_NAMED = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+
+
+def _harmless(match: re.Match[str]) -> str:
+    found = match.group()
+    return f"{found}<!-- -->" if match["reference"] else _entity(found)
+
+
+def _entity(character: str) -> str:
+    return _NAMED.get(character, f"&#{ord(character)};")
 
 
 def count(number: int, noun: str) -> str:

@@ -10,6 +10,7 @@ and batch-invariant kernels face the same load.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from detcheck.experiment import Condition, Experiment, probes_per_trial
@@ -73,13 +74,14 @@ class Trial:
 
 def plan_trials(experiment: Experiment, condition: Condition) -> tuple[Trial, ...]:
     """The trials of a condition: together they probe exactly `condition.completions` times."""
-    trials: list[Trial] = []
-    left = condition.completions
-    while left > 0:
-        trial = _plan_trial(experiment, condition, len(trials), left)
-        trials.append(trial)
-        left -= trial.num_probes
-    return tuple(trials)
+    return tuple(iterate_trials(experiment, condition))
+
+
+def iterate_trials(experiment: Experiment, condition: Condition, first: int = 0) -> Iterator[Trial]:
+    """The same from trial `first` on, planned as they are asked for: there may be a million."""
+    probes = probes_per_trial(condition.batch_size, experiment.traffic)
+    for index in range(first, -(-condition.completions // probes)):
+        yield _plan_trial(experiment, condition, index, condition.completions - index * probes)
 
 
 def _plan_trial(experiment: Experiment, condition: Condition, index: int, left: int) -> Trial:

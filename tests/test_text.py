@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import string
 import sys
 import unicodedata
+from html.parser import HTMLParser
 
+import cmarkgfm
 import pytest
-from hypothesis import given
+from cmarkgfm.cmark import Options
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from detcheck.text import escape_markdown, one_line, quoted
@@ -57,6 +62,104 @@ def test_long_text_is_cut():
     assert quoted("short") == '"short"'
 
 
-@given(st.text())
-def test_markdown_has_no_punctuation_left_but_that_of_entities(text):
-    assert not set(escape_markdown(text)) & set("<>|`*_[]()!@:/.\\~+-=\"'{}$^\n")
+def on_github(markdown: str) -> str:
+    """HTML as GitHub's own parser makes it, raw HTML included."""
+    html: str = cmarkgfm.github_flavored_markdown_to_html(markdown, Options.CMARK_OPT_UNSAFE)
+    return html
+
+
+class Shown(HTMLParser):
+    """What a page shows: `pieces` of text as comments and tags part them, and the `tags`."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.pieces: list[str] = []
+        self.feed(html)
+        self.close()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.append(data)
+
+
+ALPHABET = st.one_of(
+    st.sampled_from(
+        [
+            *string.punctuation,
+            *("a", "B", "1", " ", "  ", "é", "漢"),
+            *("http", "www.", "://", "a.bc", "&lt;", "&#35;", "mailto:", "<b>", "-->", "- ", "1. "),
+            *("](x)", "[x]: y", "@octocat", "#12", "GH-3", "**", "__", "~~", "```", "\\|", "---"),
+        ]
+    ),
+    st.characters(),
+)
+HOSTILE = st.lists(ALPHABET, max_size=12).map("".join)
+
+
+PLACES = {
+    "{}": ["p"],
+    "- {}": ["ul", "li"],
+    "- seen: {} there": ["ul", "li"],
+    "## <code>{}</code>": ["h2", "code"],
+    "| a | <code>{}</code> |\n|---|---|": ["table", "thead", "tr", "th", "th", "code"],
+    "| a | {} |\n|---|---|": ["table", "thead", "tr", "th", "th"],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@given(text=HOSTILE)
+@example(text="# a")
+@example(text="1) a")
+@example(text="---")
+@example(text="- - -")
+@example(text="===")
+@example(text="##")
+@example(text="    a")
+@example(text="    # a")
+@example(text="a\\")
+@example(text="_a_b_ __c__ d__e")
+@example(text="me@example.com")
+def test_markdown_shows_the_text_and_nothing_else(place, text):
+    shown = one_line(text)
+    assume(shown.strip(" "))
+    page = Shown(on_github(place.format(escape_markdown(shown))))
+    assert page.tags == PLACES[place]
+    around = Shown(on_github(place.format("PLACE"))).text
+    assert page.text.split() == around.replace("PLACE", shown).split()
+
+
+@given(HOSTILE)
+@example("#12 &#12 @a GH-1 gh-2")
+def test_nobody_is_mentioned(text):
+    """GitHub looks for mentions and issues in each piece of text, where no entity is left."""
+    for piece in Shown(on_github(f"- {escape_markdown(text)}")).pieces:
+        assert not re.search(r"@\w|#\d|\bGH-\d", piece, re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("text", "tags"),
+    [("**a**", ["strong"]), ("www.evil.com", ["a"]), ("me@example.com", ["a"]), ("<b>", ["b"])],
+)
+def test_the_same_page_catches_what_is_not_escaped(text, tags):
+    assert Shown(on_github(f"- {text}")).tags == ["ul", "li", *tags]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SmolLM2-135M-Instruct (embedded)",
+        'batches of up to 64 of 64 asked, counted: 0.34 % can differ (95 %); "quoted"',
+        "3.11.7",
+        "-1 and --flag",
+        "tokens_per_second = 3 + 4 > 6, isn't it? {x} ^ AT&T C:\\dir 100%!",
+    ],
+)
+def test_markdown_reads_well_where_nothing_could_begin(text):
+    assert escape_markdown(text) == text

@@ -10,6 +10,7 @@ from detcheck.analysis.batches import (
     StockRecords,
     batch_size_row,
     evidence,
+    prefix_cache,
     relative_cost,
     stock_records,
     tokens_per_second,
@@ -31,11 +32,13 @@ from detcheck.analysis.variants import (
     Rows,
     Tally,
     pick_reference,
+    place_and_size,
     rank,
     rows_by_condition,
     tally,
     variant_counts,
 )
+from detcheck.endpoints import poisson_rate
 from detcheck.experiment import STOCK
 from detcheck.rundir import Run
 
@@ -94,17 +97,18 @@ def _group(
         tree=prefix_tree([v.variant for v in variants], [v.count for v in variants]),
         by_batch_size=_by_batch_size(run, conditions, pairs, counted, reference),
         statistics=group_statistics(run, conditions, counted.rows),
-        evidence=evidence(records),
+        evidence=evidence(records, open_loop=poisson_rate(run.experiment.arrivals) is not None),
         tokens_per_second=tokens_per_second(records),
         relative_cost=relative_cost(records, counted.stock),
+        prefix_cache=prefix_cache(run, conditions, counted.rows),
     )
 
 
 def _by_batch_size(
     run: Run, conditions: Sequence[int], pairs: Tally, counted: _Counted, reference: int | None
 ) -> tuple[BatchSizeRow, ...]:
-    """One row a condition, smallest batch first."""
-    ordered = sorted(conditions, key=lambda index: run.conditions[index].batch_size)
+    """One row a condition, place by place, smallest batch first."""
+    ordered = sorted(conditions, key=lambda index: place_and_size(run, index))
     return tuple(
         batch_size_row(
             run,

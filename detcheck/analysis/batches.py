@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from detcheck.analysis.results import BatchEvidence, BatchSizeRow
-from detcheck.analysis.variants import IntArray, Tally
-from detcheck.experiment import STOCK
+from detcheck.analysis.results import BatchEvidence, BatchSizeRow, PrefixCache
+from detcheck.analysis.variants import IntArray, Rows, Tally
+from detcheck.completion import FORWARD_PASSES, SERVER_COUNTERS, STREAMED_TOKENS
+from detcheck.experiment import AS_SERVED, OPENAI, STOCK
 from detcheck.rundir import ConditionRecord, Run
 
-StockRecords = dict[tuple[int, int], ConditionRecord]
-"""(prompt index, batch size) -> the condition under stock kernels."""
+StockRecords = dict[tuple[int, int, str], ConditionRecord]
+"""(prompt index, batch size, placement) -> the condition under stock kernels."""
+SERVER_SHARE = 0.75
+"""Share of a batch that must be seen where a server forms it: its counters are looked at now and
+then, and requests that are sent together are taken in one after the other."""
+WITNESS = {
+    FORWARD_PASSES: "counted over forward passes",
+    SERVER_COUNTERS: "by the server's own counters",
+    STREAMED_TOKENS: "by overlapping streams",
+}
 
 
 def batch_size_row(
@@ -29,6 +39,7 @@ def batch_size_row(
     here = pairs.of([condition])
     same = int(here.count[here.variant == reference].sum()) if reference is not None else 0
     return BatchSizeRow(
+        placement=record.placement,
         batch_size=record.batch_size,
         asked=record.asked,
         completions=int(here.count.sum()),
@@ -37,10 +48,12 @@ def batch_size_row(
         most_common=int(here.count.max(initial=0)),
         differ_from_reference=int(here.count.sum()) - same,
         observed_rows_max=record.rows_max,
-        observed_rows_mean=_rows_mean(run, rows),
+        observed_rows_mean=_rows_mean(run, rows) if record.rows_mean is None else record.rows_mean,
         tokens_per_second=record.tokens_per_second,
         relative_cost=relative_cost([record], stock),
-        exact_repeats_differ=exact_repeats_differ(run, rows),
+        exact_repeats_differ=_exact_repeats(run, record, rows),
+        failures=dict(record.failures),
+        retries=record.retries,
     )
 
 
@@ -48,6 +61,13 @@ def _rows_mean(run: Run, rows: IntArray) -> float | None:
     """Mean requests a forward pass over the completions whose batches were observed."""
     observed = rows[run.completions.rows_max[rows] > 0]
     return float(run.completions.rows_mean[observed].mean()) if len(observed) else None
+
+
+def _exact_repeats(run: Run, record: ConditionRecord, rows: IntArray) -> int | None:
+    """None where a server forms the batches: no two of them need be alike."""
+    if run.experiment.engine == OPENAI and record.batch_size > 1:
+        return None
+    return exact_repeats_differ(run, rows)
 
 
 def exact_repeats_differ(run: Run, rows: IntArray) -> int | None:
@@ -72,23 +92,64 @@ def exact_repeats_differ(run: Run, rows: IntArray) -> int | None:
     return int(differ.sum())
 
 
-def evidence(records: Sequence[ConditionRecord]) -> BatchEvidence:
-    """Whether each batch size that was asked for was seen in full in some forward pass."""
+def evidence(records: Sequence[ConditionRecord], *, open_loop: bool = False) -> BatchEvidence:
+    """Whether each batch size that was asked for was seen: in full in a forward pass, or, where a
+    server forms the batches, by `SERVER_SHARE` of it."""
     asked = max(record.batch_size for record in records)
     seen = max(record.rows_max for record in records)
-    short = [record for record in records if record.rows_max < record.batch_size]
+    short = [record for record in records if record.rows_max < _enough(record, open_loop)]
     if seen == 0:
-        sentence = "no batches were observed"
-    elif not short:
-        sentence = f"batches of up to {seen} of {asked} asked, counted over forward passes"
+        sentence = _nothing_seen(records)
+    elif short:
+        sentence = _short(max(short, key=lambda record: record.batch_size), seen)
     else:
-        worst = max(short, key=lambda record: record.batch_size)
-        sentence = (
-            f"batches of up to {worst.rows_max} where {worst.batch_size} were asked"
-            if worst.rows_max
-            else f"no batches were observed where {worst.batch_size} were asked"
-        )
+        sources = dict.fromkeys(record.evidence_source or FORWARD_PASSES for record in records)
+        witness = ", ".join(WITNESS.get(source, source) for source in sources)
+        where = " under open-loop arrivals" if open_loop else ""
+        sentence = f"batches of up to {seen} of {asked} asked{where}, {witness}"
     return BatchEvidence(not short, asked, seen, sentence)
+
+
+def _enough(record: ConditionRecord, open_loop: bool) -> int:
+    """Requests that must have been seen together for a condition to count as loaded."""
+    if open_loop:  # how many meet is up to the arrivals; that some do is what counts
+        return min(2, record.batch_size)
+    if record.evidence_source in ("", FORWARD_PASSES):
+        return record.batch_size
+    return math.ceil(SERVER_SHARE * record.batch_size)
+
+
+def _nothing_seen(records: Sequence[ConditionRecord]) -> str:
+    if records[0].kernels != AS_SERVED:
+        return "no batches were observed"
+    return "no batches were observed: neither counters of the server nor its streams show any"
+
+
+def _short(worst: ConditionRecord, seen: int) -> str:
+    where = f" at {worst.placement}" if worst.placement else ""
+    if worst.rows_max == 0:
+        return f"no batches were observed where {worst.batch_size} were asked{where}"
+    if seen == 1:
+        return f"this server answered one request at a time{where}: no batch was ever formed"
+    return f"batches of up to {worst.rows_max} where {worst.batch_size} were asked{where}"
+
+
+def prefix_cache(run: Run, conditions: Sequence[int], rows: Rows) -> PrefixCache | None:
+    """Hold the very first answer of a group, which found no cache, against those that follow it.
+
+    Only within its own condition, so that the load is the same. None where no server is asked.
+    """
+    if run.experiment.engine != OPENAI:
+        return None
+    counted = [run.conditions[index].prefix_cache_hits for index in conditions]
+    hits = [number for number in counted if number is not None]
+    table = run.completions
+    answers = table.variant[rows.of([min(conditions)])]
+    later = answers[1:][answers[1:] >= 0]
+    differs = None
+    if len(later) > 1 and answers[0] >= 0:
+        differs = not bool((later == answers[0]).any())
+    return PrefixCache(differs, len(later), sum(hits) if hits else None)
 
 
 def tokens_per_second(records: Sequence[ConditionRecord]) -> float | None:
@@ -100,7 +161,7 @@ def tokens_per_second(records: Sequence[ConditionRecord]) -> float | None:
 def stock_records(run: Run) -> StockRecords:
     """The conditions under stock kernels, by what cost is compared at."""
     return {
-        (record.prompt_index, record.batch_size): record
+        (record.prompt_index, record.batch_size, record.placement): record
         for record in run.conditions
         if record.kernels == STOCK
     }
@@ -115,7 +176,8 @@ def relative_cost(records: Sequence[ConditionRecord], stock: StockRecords) -> fl
         (record, other)
         for record in records
         if record.kernels != STOCK
-        and (other := stock.get((record.prompt_index, record.batch_size))) is not None
+        and (other := stock.get((record.prompt_index, record.batch_size, record.placement)))
+        is not None
         and _timed(record)
         and _timed(other)
     ]

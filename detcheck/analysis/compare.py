@@ -23,6 +23,10 @@ DECISIVE = (
     "model",
     "engine",
     "traffic",
+    "arrivals",
+    "endpoints",
+    "tensor_parallel",
+    "vllm_executor",
     "dtype",
     "device",
     "max_new_tokens",
@@ -77,13 +81,15 @@ class GroupPair:
 
 @dataclass(frozen=True, slots=True)
 class ConditionPair:
-    """The same prompt, kernels and batch size in both runs."""
+    """The same prompt, kernels, batch size and placement in both runs."""
 
     prompt: str
     kernels: str
     batch_size: int
     agreement: float | None
     """Chance that one completion of each are equal; None where one gave nothing."""
+    placement: str = ""
+    """Empty where the grid has only one place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +161,8 @@ def in_words(setting: object) -> str:
     """The value of a setting of an experiment as a person reads it."""
     if isinstance(setting, str):
         return quoted(setting)
+    if isinstance(setting, tuple):
+        return ", ".join(map(str, setting)) or "none"
     if isinstance(setting, bool):
         return "on" if setting else "off"
     return "the embedded model" if setting is None else str(setting)
@@ -187,18 +195,24 @@ def _pair(prompt: str, left: Group, right: Group) -> GroupPair:
 
 def _condition_pairs(left: Run, right: Run) -> Iterator[ConditionPair]:
     ours, theirs = _counts_by_condition(left), _counts_by_condition(right)
-    for (prompt, kernels, batch_size), counts in ours.items():
-        other = theirs.get((prompt, kernels, batch_size))
+    for key, counts in ours.items():
+        other = theirs.get(key)
         if other is not None:
-            yield ConditionPair(prompt, kernels, batch_size, _agreement(counts, other))
+            prompt, kernels, batch_size, placement = key
+            agreement = _agreement(counts, other)
+            yield ConditionPair(prompt, kernels, batch_size, agreement, placement)
 
 
-def _counts_by_condition(run: Run) -> dict[tuple[str, str, int], dict[str, int]]:
-    """How often each answer came back, by (prompt, kernels, batch size)."""
+def _counts_by_condition(run: Run) -> dict[tuple[str, str, int, str], dict[str, int]]:
+    """How often each answer came back, by (prompt, kernels, batch size, placement)."""
+    prompts = run.experiment.prompts
     return {
-        (run.experiment.prompts[record.prompt_index], record.kernels, record.batch_size): _counts(
-            run, index
-        )
+        (
+            prompts[record.prompt_index],
+            record.kernels,
+            record.batch_size,
+            record.placement,
+        ): _counts(run, index)
         for index, record in enumerate(run.conditions)
     }
 

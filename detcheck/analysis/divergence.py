@@ -36,7 +36,14 @@ def comparable(variants: Sequence[StoredVariant]) -> list[StoredVariant]:
     if len({variant.token_ids is None for variant in variants}) < 2:
         return list(variants)
     return [
-        replace(variant, token_ids=None, token_ends=None, runner_up_token_ids=None, gaps=None)
+        replace(
+            variant,
+            token_ids=None,
+            token_ends=None,
+            runner_up_token_ids=None,
+            runner_up_texts=None,
+            gaps=None,
+        )
         for variant in variants
     ]
 

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcheck.analysis.results import Analysis, Group
-from detcheck.experiment import STOCK
-from detcheck.text import count, quoted
+from detcheck.experiment import kernels_claimed
+from detcheck.rundir import EndpointCheck
+from detcheck.text import count, one_line, quoted
 
 RUN_COMPLETE = "run-complete"
 EVERY_COMPLETION = "every-completion"
 BATCHES_OBSERVED = "batches-observed"
 KERNELS_PROVEN = "kernels-proven"
 LOAD_VARIED = "load-varied"
+ENDPOINT_SOUND = "endpoint-sound"
 CONTROL_DID_NOT_DIVERGE = (
     "the control did not diverge: this prompt, model and load cannot show a difference"
 )
@@ -44,6 +46,7 @@ def lacking(analysis: Analysis, groups: Sequence[Group]) -> tuple[Lack, ...]:
         *_batches_observed(groups),
         *_kernels_proven(analysis, groups),
         *_load_varied(analysis, groups),
+        *_endpoint_sound(analysis),
     )
 
 
@@ -67,7 +70,7 @@ def _every_completion(analysis: Analysis, groups: Sequence[Group]) -> Iterator[L
     for group in groups:
         asked = max(group.asked, analysis.run.experiment.completions)
         if group.completions < asked:
-            failed = f" ({count(group.failed, 'request')} failed)" if group.failed else ""
+            failed = f" ({failures(group)})" if group.failed else ""
             sentence = f"{group.completions:,} of {count(asked, 'completion')} came back{failed}."
             yield Lack(EVERY_COMPLETION, sentence, group)
 
@@ -80,7 +83,9 @@ def _batches_observed(groups: Sequence[Group]) -> Iterator[Lack]:
 
 
 def _kernels_proven(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
-    for kernels in dict.fromkeys(group.kernels for group in groups if group.kernels != STOCK):
+    for kernels in dict.fromkeys(
+        group.kernels for group in groups if kernels_claimed(group.kernels)
+    ):
         proof = analysis.run.proofs.get(kernels)
         fault = "the run recorded no proof" if proof is None else proof.fault
         if fault:
@@ -97,6 +102,24 @@ def _load_varied(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
                 "failed; run several batch sizes, such as -b 1,4,8."
             )
             yield Lack(LOAD_VARIED, sentence, group)
+
+
+def _endpoint_sound(analysis: Analysis) -> Iterator[Lack]:
+    for check in analysis.run.endpoint_checks:
+        if check.decisive and check.holds is False:
+            yield Lack(ENDPOINT_SOUND, endpoint_sentence(check))
+
+
+def endpoint_sentence(check: EndpointCheck) -> str:
+    """What a failed check of a server says, and where there are several of which."""
+    where = f"{check.placement}, " if check.placement else ""
+    return f"The endpoint's check failed ({where}{check.name}): {check.sentence}."
+
+
+def failures(group: Group) -> str:
+    """`5 requests failed: 3 timeout, 2 http 5xx`, kinds where the engine tells them."""
+    kinds = ", ".join(f"{number:,} {one_line(kind)}" for kind, number in group.failures.items())
+    return f"{count(group.failed, 'request')} failed" + (f": {kinds}" if kinds else "")
 
 
 def _saw_two_loads(analysis: Analysis, group: Group) -> bool:

@@ -35,6 +35,8 @@ import numpy.typing as npt
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, UNKNOWN, Flip
 from detcheck.rundir import StoredVariant
 
+PART_OF_A_CHARACTER = "\ufffd"
+"""What a token reads that holds only some bytes of a character: it names no token."""
 SAFETY = 2.0
 """Multiple of the median noise within which a gap counts as a near tie."""
 
@@ -56,16 +58,18 @@ def judge(
 ) -> Flip:
     """Say what happened where `variant` leaves `reference`.
 
-    Where one of the two ended before `position`, the other's gap alone decides.
+    `position` counts characters where they have no token ids. Where one of the two ended before
+    it, the other's gap alone decides.
     """
-    reference_gap = _gap(reference, position)
-    variant_gap = _gap(variant, position)
+    token = _token_at(reference, variant, position)
+    reference_gap = _gap(reference, token)
+    variant_gap = _gap(variant, token)
     return Flip(
         kind=_kind(reference_gap, variant_gap, noise),
         reference_gap=reference_gap,
         variant_gap=variant_gap,
         noise=noise,
-        runner_up_won=_runner_up_won(reference, variant, position),
+        runner_up_won=_runner_up_won(reference, variant, token),
     )
 
 
@@ -78,18 +82,45 @@ def _kind(reference_gap: float | None, variant_gap: float | None, noise: float |
     return NEAR_TIE if max(gaps) <= noise else CONFIDENT
 
 
-def _gap(variant: StoredVariant, position: int) -> float | None:
-    """Gap at `position`; None where there is no such token or its logits were not finite."""
-    if variant.token_ids is None or variant.gaps is None or position >= len(variant.gaps):
+def _token_at(reference: StoredVariant, variant: StoredVariant, position: int) -> int | None:
+    """Index of the token at which the two part; None where their tokens are not known.
+
+    Without ids the first token that ends elsewhere, or that holds the first other character: a
+    token may begin before the characters in which it differs (` then` against ` the`).
+    """
+    if reference.token_ids is not None:
+        return position
+    if reference.token_ends is None or variant.token_ends is None:
         return None
-    gap = float(variant.gaps[position])
+    shared = min(len(reference.token_ends), len(variant.token_ends))
+    ours, theirs = reference.token_ends[:shared], variant.token_ends[:shared]
+    parted = np.flatnonzero((ours != theirs) | (ours > position))
+    return int(parted[0]) if len(parted) else shared
+
+
+def _gap(variant: StoredVariant, token: int | None) -> float | None:
+    """Gap at `token`; None where there is no such token or its logits were not finite."""
+    if token is None or variant.gaps is None or token >= len(variant.gaps):
+        return None
+    gap = float(variant.gaps[token])
     return gap if math.isfinite(gap) else None
 
 
-def _runner_up_won(reference: StoredVariant, variant: StoredVariant, position: int) -> bool | None:
+def _runner_up_won(
+    reference: StoredVariant, variant: StoredVariant, token: int | None
+) -> bool | None:
+    """By ids, else by text; None where neither is known, or text does not name the token."""
+    if token is None:
+        return None
     runners_up, token_ids = reference.runner_up_token_ids, variant.token_ids
-    if runners_up is None or token_ids is None:
+    if runners_up is not None and token_ids is not None:
+        if token >= min(len(runners_up), len(token_ids)):
+            return None
+        return bool(token_ids[token] == runners_up[token])
+    texts, ends = reference.runner_up_texts, variant.token_ends
+    if texts is None or ends is None or token >= min(len(texts), len(ends)):
         return None
-    if position >= min(len(runners_up), len(token_ids)):
+    chosen = variant.text[int(ends[token - 1]) if token else 0 : int(ends[token])]
+    if not chosen or PART_OF_A_CHARACTER in texts[token] + chosen:
         return None
-    return bool(token_ids[position] == runners_up[position])
+    return chosen == texts[token]

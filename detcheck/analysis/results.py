@@ -6,6 +6,7 @@ completion-token indices (characters where a server gave no token ids).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -94,6 +95,8 @@ class TreeNode:
 class BatchSizeRow:
     """One condition of a group, summed up."""
 
+    placement: str
+    """Where it was computed, such as `endpoint 2`; empty where the grid has only one place."""
     batch_size: int
     asked: int
     completions: int
@@ -108,7 +111,25 @@ class BatchSizeRow:
     relative_cost: float | None
     """Time a token against stock at the same batch size; None for stock or without it."""
     exact_repeats_differ: int | None
-    """Completions of trial 1, an exact repeat of trial 0, that differ from it; None if not run."""
+    """Completions of trial 1, an exact repeat of trial 0, that differ from it; None if not run,
+    and for batches that a server forms, which nobody can repeat."""
+    failures: Mapping[str, int]
+    """Failed requests by kind, fillers included; empty where the engine tells no kinds."""
+    retries: int
+    """Requests that were sent again since nothing had been generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCache:
+    """A server's prefix cache as a factor of its own: only the first request of all finds none."""
+
+    first_differs: bool | None
+    """Whether the first answer differs from every later one at its batch size; None where there
+    were fewer than two later ones."""
+    later: int
+    """Answers that the first was held against."""
+    hits: int | None
+    """Prompt tokens that the server took from its cache; None where it does not count them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +186,16 @@ class Group:
     tokens_per_second: float | None
     relative_cost: float | None
     """Time a token against stock on the same loads (total); None for stock or without it."""
+    prefix_cache: PrefixCache | None = None
+    """None where the engine keeps none between requests."""
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """Failed requests by kind, fillers included; empty where the engine tells no kinds."""
+        total: Counter[str] = Counter()
+        for row in self.by_batch_size:
+            total.update(row.failures)
+        return total
 
     @property
     def name(self) -> str:
@@ -211,7 +242,8 @@ class Analysis:
 
     run: Run
     groups: tuple[Group, ...]
-    """One per (prompt, kernels), prompts in order, stock before the others."""
+    """One per (prompt, kernels), prompts in order, stock before the others. Places are compared
+    with each other within a group."""
     agreement: npt.NDArray[np.float64]
     """(conditions, conditions): chance that one completion of each agree; on the diagonal, two
     different ones. NaN across prompts, and where there are no two to compare."""

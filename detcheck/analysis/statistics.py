@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from detcheck.analysis.results import Group, Statistics
 from detcheck.analysis.variants import IntArray, Rows, Tally
+from detcheck.experiment import OPENAI
 from detcheck.rundir import Run
 
 CONFIDENCE = 0.95
@@ -107,6 +108,8 @@ def _composition(run: Run, condition: int, trial: npt.NDArray[np.int32]) -> npt.
     lockstep = experiment.engine == "static" and experiment.traffic == "alone"
     if run.conditions[condition].batch_size == 1 or lockstep:
         return np.zeros_like(trial)
+    if experiment.engine == OPENAI:  # a server forms its batches anew each time
+        return trial
     return np.where(trial == 1, 0, trial).astype(np.int32)
 
 

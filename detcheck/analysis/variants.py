@@ -77,15 +77,24 @@ def rows_by_condition(run: Run) -> Rows:
 def pick_reference(run: Run, pairs: Tally) -> int | None:
     """Index of the variant that the others are compared with; None where nothing came back.
 
-    It is the most common variant of the smallest batch size with any completions, first seen
-    first: a batch of one is what the model says when nobody else is there.
+    It is the most common variant of the smallest batch size with any completions, in the first
+    place that has any, first seen first: a batch of one is what the model says when nobody else
+    is there.
     """
     if not len(pairs.condition):
         return None
-    batch_size = np.array([record.batch_size for record in run.conditions])[pairs.condition]
-    smallest = np.flatnonzero(batch_size == batch_size.min())
+    by_place = sorted(set(pairs.condition.tolist()), key=lambda index: place_and_size(run, index))
+    first = place_and_size(run, by_place[0])
+    chosen = [index for index in by_place if place_and_size(run, index) == first]
+    smallest = np.flatnonzero(np.isin(pairs.condition, chosen))
     order = np.lexsort((pairs.first_row[smallest], -pairs.count[smallest]))
     return int(pairs.variant[smallest[order[0]]])
+
+
+def place_and_size(run: Run, condition: int) -> tuple[int, int]:
+    """(number of the place, batch size) of a condition: the order of a group's conditions."""
+    record = run.conditions[condition]
+    return run.experiment.placements.index(record.placement), record.batch_size
 
 
 def rank(pairs: Tally) -> tuple[IntArray, IntArray]:

@@ -118,7 +118,8 @@ def _conditions_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any
     table = _table(*map(str, sizes), title="agree, by batch size")
     rows: dict[tuple[str, str], dict[int, float | None]] = {}
     for pair in comparison.conditions:
-        key = (numbers[pair.prompt], pair.kernels)
+        where = f" {pair.placement}" if pair.placement else ""
+        key = (numbers[pair.prompt], pair.kernels + where)
         rows.setdefault(key, {})[pair.batch_size] = pair.agreement
     for names, by_size in rows.items():
         cells = (*names, *(percent(by_size.get(size)) for size in sizes))

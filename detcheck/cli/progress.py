@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -16,17 +17,22 @@ from rich.progress import (
 )
 
 from detcheck.cli.console import print_line, stderr, untrusted
-from detcheck.rundir import ConditionRecord
+from detcheck.engines.base import InFlight
+from detcheck.experiment import OPENAI
+from detcheck.rundir import ConditionRecord, EndpointCheck
 from detcheck.runner import Listener
 
 
 class ProgressListener(Listener):
     """Shows a bar a condition; without a terminal, one line when a condition ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str = "") -> None:
+        self._waiting = "checking the endpoint …" if engine == OPENAI else "loading the model …"
         self._status: Any = None
         self._tasks: dict[int, TaskID] = {}
         self._distinct: dict[int, int] = {}
+        self._requests = ""
+        self._speed: dict[int, tuple[int, float]] = {}
         self._several_prompts = False
         self._progress = Progress(
             TextColumn("{task.fields[name]}", markup=False),
@@ -40,7 +46,7 @@ class ProgressListener(Listener):
 
     def __enter__(self) -> ProgressListener:
         if stderr.is_terminal:
-            self._status = stderr.status("loading the model …")
+            self._status = stderr.status(self._waiting)
             self._status.start()
         return self
 
@@ -49,6 +55,14 @@ class ProgressListener(Listener):
     ) -> None:
         self._stop_status()
         self._progress.stop()
+
+    def endpoints_checked(self, checks: tuple[EndpointCheck, ...]) -> None:
+        """A line a check; those that failed stand out."""
+        self._stop_status()
+        for check in checks:
+            where = f"{check.placement}, " if check.placement else ""
+            style = "yellow" if check.holds is False else "dim"
+            print_line(f"{where}{check.name}: {check.sentence}", style, console=stderr)
 
     def run_started(self, path: Path, conditions: list[ConditionRecord]) -> None:
         """The model is loaded: from now on there are bars."""
@@ -60,19 +74,37 @@ class ProgressListener(Listener):
     def condition_started(self, index: int, record: ConditionRecord) -> None:
         """A new bar, at what a resumed run has already."""
         prompt = f"prompt {record.prompt_index + 1}, " if self._several_prompts else ""
-        name = untrusted(f"{prompt}{record.kernels}, batch size {record.batch_size}")
+        where = f", {record.placement}" if record.placement else ""
+        name = untrusted(f"{prompt}{record.kernels}, batch size {record.batch_size}{where}")
         self._tasks[index] = self._progress.add_task(
             "", total=record.asked, completed=record.completed, name=name, known=""
         )
 
     def tokens_generated(self, index: int, tokens: int) -> None:
         """Tokens of the trial in flight, beside the bar."""
-        known = f"{self._known(index)} {tokens:,} tokens"
-        self._progress.update(self._tasks[index], known=known.strip())
+        counted = f"{tokens:,} tokens{self._rate(index, tokens)}"
+        parts = (self._known(index), self._requests, counted)
+        known = ", ".join(part for part in parts if part)
+        self._progress.update(self._tasks[index], known=known)
+
+    def requests_in_flight(self, index: int, requests: InFlight) -> None:
+        """Shown with the next count of tokens."""
+        failed = f", {requests.failed} failed" if requests.failed else ""
+        self._requests = f"{requests.in_flight} in flight, {requests.done} done{failed}"
+
+    def _rate(self, index: int, tokens: int) -> str:
+        """Tokens a second since the trial began."""
+        now = monotonic()
+        before, since = self._speed.get(index, (0, now))
+        if tokens < before or index not in self._speed:  # a new trial counts from 0
+            since = now
+        self._speed[index] = (tokens, since)
+        return f", {tokens / (now - since):,.0f}/s" if now > since else ""
 
     def trial_finished(self, index: int, record: ConditionRecord, distinct: int) -> None:
         """Completions so far, and how many different ones there are."""
         self._distinct[index] = distinct
+        self._requests = ""
         done = record.completed + record.failed
         self._progress.update(self._tasks[index], completed=done, known=self._known(index))
 
@@ -82,6 +114,9 @@ class ProgressListener(Listener):
             return
         rate = record.tokens_per_second
         speed = f", {rate:,.0f} tokens/s" if rate else ""
+        if record.failures:
+            kinds = ", ".join(f"{number} {kind}" for kind, number in record.failures.items())
+            speed += f", failed: {kinds}"
         print_line(
             f"{record.condition_id}: {record.completed} of {record.asked} completions, "
             f"{self._known(index) or record.error or record.status}{speed}",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detcheck.errors import ExitCode, UsageError
-from detcheck.experiment import DEVICES, DTYPES, TRAFFIC, Experiment
+from detcheck.experiment import DEVICES, DTYPES, TRAFFIC, VLLM_EXECUTORS, Experiment
 
 if TYPE_CHECKING:
+    from detcheck.engines import Connection
     from detcheck.rundir import Run
 
-_ENGINES_SHOWN = "continuous|static"
+_ENGINES_SHOWN = "continuous|static|openai|vllm"
 
 
 def run_command(
@@ -22,7 +23,8 @@ def run_command(
         typer.Argument(
             metavar="MODEL",
             show_default=False,
-            help="Hub id or folder. [default: the embedded SmolLM2-135M-Instruct]",
+            help="Hub id or folder; with --endpoint the served name. [default: the embedded "
+            "SmolLM2-135M-Instruct; with --endpoint the only model that is served]",
         ),
     ] = None,
     *,
@@ -45,8 +47,8 @@ def run_command(
             "-n",
             "--completions",
             metavar="N",
-            help="Completions of each prompt under each kernels setting, shared out over the "
-            "batch sizes. [default: 48]",
+            help="Completions of each prompt under each kernels setting (and at each endpoint), "
+            "shared out over the batch sizes. [default: 48]",
         ),
     ] = None,
     batch_sizes: Annotated[
@@ -65,12 +67,65 @@ def run_command(
             "--kernels",
             metavar="LIST",
             help="stock, batch-invariant, or a subset such as batch-invariant:attention; "
-            "comma-separated. [default: stock,batch-invariant]",
+            "comma-separated; not with --endpoint. [default: stock,batch-invariant]",
         ),
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar=_ENGINES_SHOWN, help="What generates. [default: continuous]"),
+        typer.Option(
+            metavar=_ENGINES_SHOWN,
+            help="What generates. [default: continuous; openai with --endpoint]",
+        ),
+    ] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Base URL of an OpenAI-compatible server, such as http://localhost:8000/v1; "
+            "repeatable: several are compared with each other.",
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable with the endpoint's API key; never written or shown.",
+        ),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LINE",
+            help="'Name: value' or 'Name: env:VARIABLE' to send to the endpoint; repeatable.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="Seconds that a request to an endpoint may take. [default: 1800]"
+        ),
+    ] = None,
+    arrivals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="together|poisson:RATE",
+            help="Requests to an endpoint all at once, or open loop, RATE a second. "
+            "[default: together]",
+        ),
+    ] = None,
+    tensor_parallel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Tensor-parallel sizes to compare, for --engine vllm. [default: 1]"
+        ),
+    ] = None,
+    vllm_executor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(VLLM_EXECUTORS),
+            help="What runs vLLM's ranks; ray: the Ray cluster that this machine has joined. "
+            "[default: auto]",
+        ),
     ] = None,
     traffic: Annotated[
         str | None,
@@ -125,9 +180,13 @@ def run_command(
         "model": model,
         "prompts": _prompts(prompt, prompts),
         "kernels": _names(kernels),
-        "batch_sizes": _batch_sizes(batch_sizes),
+        "batch_sizes": _sizes(batch_sizes, "Batch sizes", "1,4,8"),
         "completions": completions,
         "engine": engine,
+        "endpoints": tuple(endpoint) if endpoint else None,
+        "arrivals": arrivals,
+        "tensor_parallel": _sizes(tensor_parallel, "Tensor-parallel sizes", "1,2"),
+        "vllm_executor": vllm_executor,
         "traffic": traffic,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -140,32 +199,57 @@ def run_command(
     options = {name: value for name, value in given.items() if value is not None}
     if resume is not None and out is not None:
         raise UsageError("--resume goes on in its own directory: leave --out out.")
-    measured = _resume(resume, options) if resume is not None else _start(options, out)
+    connection = _connection(api_key_env, header, timeout)
+    if resume is not None:
+        measured = _resume(resume, options, connection)
+    else:
+        measured = _start(options, out, connection)
     _show(measured, as_json=as_json)
     raise typer.Exit(ExitCode.OK if measured.complete else ExitCode.INCONCLUSIVE)
 
 
-def _start(options: dict[str, Any], out: Path | None) -> Run:
+def _connection(
+    api_key_env: str | None, headers: list[str] | None, timeout: float | None
+) -> Connection | None:
+    """How to reach endpoints; None where nothing was said of it."""
+    if api_key_env is None and not headers and timeout is None:
+        return None
+    from detcheck.engines import Connection
+
+    connection = Connection(api_key_env=api_key_env, headers=tuple(headers or ()))
+    return connection if timeout is None else connection.within(timeout)
+
+
+def _start(options: dict[str, Any], out: Path | None, connection: Connection | None) -> Run:
     from detcheck.cli.progress import ProgressListener
 
     experiment = Experiment(**options)
-    with ProgressListener() as listener:
+    _check_connection(experiment, connection)
+    with ProgressListener(experiment.engine) as listener:
         from detcheck.runner import run
 
-        return run(experiment, out, listener=listener)
+        return run(experiment, out, connection=connection, listener=listener)
 
 
-def _resume(path: Path, options: dict[str, Any]) -> Run:
+def _check_connection(experiment: Experiment, connection: Connection | None) -> None:
+    if connection is not None and not experiment.endpoints:
+        raise UsageError(
+            "--api-key-env, --header and --timeout are for endpoints: give --endpoint URL."
+        )
+
+
+def _resume(path: Path, options: dict[str, Any], connection: Connection | None) -> Run:
     """Options that are given beside --resume must be those of the run."""
     from detcheck import rundir
     from detcheck.cli.progress import ProgressListener
 
     stored = rundir.load(path).experiment
     asked = Experiment.from_dict(stored.to_dict() | options)
-    with ProgressListener() as listener:
+    _check_connection(asked, connection)
+    with ProgressListener(asked.engine) as listener:
         from detcheck.runner import resume
 
-        return resume(path, experiment=asked, listener=listener)
+        return resume(path, experiment=asked, connection=connection, listener=listener)
 
 
 def _show(run: Run, *, as_json: bool) -> None:
@@ -198,12 +282,12 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(name.strip() for name in text.split(","))
 
 
-def _batch_sizes(text: str | None) -> tuple[int, ...] | None:
+def _sizes(text: str | None, what: str, example: str) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"Batch sizes are whole numbers separated by commas, such as 1,4,8, not {text!r}."
+            f"{what} are whole numbers separated by commas, such as {example}, not {text!r}."
         ) from error

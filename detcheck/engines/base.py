@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
-from detcheck.completion import Completion
-from detcheck.rundir import KernelsProof
+from detcheck.completion import Completion, LoadEvidence
+from detcheck.rundir import EndpointCheck, KernelsProof
 from detcheck.traffic import Trial
 
-OnTokens = Callable[[int], None]
-"""Called now and then during a trial with the tokens generated so far."""
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Where the requests of the trial in flight stand."""
+
+    in_flight: int
+    done: int
+    failed: int
+
+
+class OnTokens(Protocol):
+    """Called now and then during a trial with the tokens generated so far."""
+
+    def __call__(self, tokens: int, requests: InFlight | None = None, /) -> None:
+        """`requests` is given by engines that send requests to a server."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +38,12 @@ class TrialResult:
     """Tokens generated, fillers included."""
     elapsed_s: float
     """Wall time from the first submission to the last answer."""
+    load: LoadEvidence | None = None
+    """What was seen of its batches, where completions do not tell of their own."""
+    filler_failures: Mapping[str, int] = field(default_factory=dict)
+    """Requests that only made load and failed, by kind."""
+    retries: int = 0
+    """Requests that were sent again since nothing had been generated."""
 
 
 class Engine(Protocol):
@@ -44,4 +64,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+        ...
+
+
+@runtime_checkable
+class ChecksEndpoints(Protocol):
+    """An engine that asks servers, and finds out about them before it trusts them."""
+
+    def endpoint_checks(self) -> tuple[EndpointCheck, ...]:
+        """What was found out up to now; more may be known after the last trial."""
         ...

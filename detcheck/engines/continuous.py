@@ -7,6 +7,8 @@ surface where they happen, and each step's batch is seen as it goes into the for
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -36,13 +38,33 @@ class ContinuousEngine(InProcessEngine):
 
     def answer(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
         """Submit each request at its arrival step and step until all are answered."""
-        if self._loop is None:
-            self._loop = _Loop(self)
-        return self._loop.run(trial, on_tokens)
+        with paged_attention(self.loaded.model):
+            if self._loop is None:
+                self._loop = _Loop(self)
+            return self._loop.run(trial, on_tokens)
 
     def reset(self) -> None:
         """Forget the loop with its cache; the next trial makes a new one."""
         self._loop = None
+
+
+@contextmanager
+def paged_attention(model: Any) -> Iterator[None]:
+    """The model's attention by the name that continuous batching knows it by; its own afterwards.
+
+    Where transformers has `paged|…` entries (5.17), its manager would pick one by itself, prefer
+    flash attention where that is installed, and leave the model unfit for any other forward pass.
+    """
+    from transformers import AttentionInterface
+
+    own = model.config._attn_implementation
+    paged = f"paged|{own}"
+    if paged in AttentionInterface._global_mapping:
+        model.set_attn_implementation(paged)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
 
 
 class _Loop:

@@ -7,12 +7,14 @@ the harness adds no difference of its own to the engine it watches.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
+_LOG2_E = math.log2(math.e)
 _BLOCK = 64
 """Logits are searched and summed in blocks of this many."""
 
@@ -34,17 +36,19 @@ def rank(scores: torch.Tensor) -> RankedTokens:
 
     One pass over the scores finds the best of each block; the rest happens on the blocks.
     """
-    blocks = _in_blocks(scores)
+    blocks = _in_blocks(scores.float())
     best_of_block = blocks.amax(-1)
     best_value, best = _best(blocks, best_of_block)
-    total = (blocks.float() - best_value.float()[:, None, None]).exp_().sum(-1).sum(-1)
+    # exp2 takes a third of the time of exp, and this is most of what watching costs.
+    powers = (blocks - best_value[:, None, None]).mul_(_LOG2_E).exp2_()
+    total = powers.sum(-1).sum(-1)
     rows = torch.arange(len(best), device=scores.device)
     block, inside = best // _BLOCK, best % _BLOCK
     blocks[rows, block, inside] = -torch.inf
     best_of_block[rows, block] = blocks[rows, block].amax(-1)
     next_value, runner_up = _best(blocks, best_of_block)
     blocks[rows, block, inside] = best_value  # `blocks` may be a view of the caller's scores
-    gap = best_value.float() - next_value.float()
+    gap = best_value - next_value
     ranked = torch.stack((best.double(), runner_up.double(), gap.double(), -total.log().double()))
     best, runner_up, gap, logprob = ranked.cpu()  # one transfer
     return RankedTokens(best.long(), runner_up.long(), gap.float(), logprob.float())

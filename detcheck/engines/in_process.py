@@ -15,7 +15,7 @@ import torch
 from detcheck.completion import Completion, ObservedBatch, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.decoding import Detokenizer, RankedTokens, Sampler
-from detcheck.errors import MeasurementError, OutOfMemory, UsageError
+from detcheck.errors import OutOfMemory, UsageError
 from detcheck.experiment import STOCK, Experiment, kernel_families, required_families
 from detcheck.kernels.mode import Proof, batch_invariant
 from detcheck.kernels.triton import why_unavailable
@@ -224,12 +224,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "allocate memory" in text or "not enough memory" in text
     )
-
-
-def unexpected(error: Exception) -> MeasurementError:
-    """An engine's own failure as one sentence."""
-    text = " ".join(str(error).split())[:200]
-    return MeasurementError(f"The engine failed ({type(error).__name__}: {text}).")
 
 
 def pad_token_id(loaded: LoadedModel) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
+from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, endpoint_sentence
 from detcheck.analysis.results import Analysis, Group
-from detcheck.experiment import STOCK
+from detcheck.experiment import AS_SERVED, STOCK
 from detcheck.gate.verdict import NOTE, Finding
 from detcheck.text import count
 
@@ -30,7 +30,7 @@ class StockControl:
     def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
         control = {group.prompt_index: group for group in analysis.groups if group.kernels == STOCK}
         for group in groups:
-            if group.kernels == STOCK:
+            if group.kernels in (STOCK, AS_SERVED):
                 continue
             sentence = _control_sentence(control.get(group.prompt_index))
             yield Finding("stock-control", NOTE, sentence, group)
@@ -54,6 +54,32 @@ class Bits:
                     "of their load: the load is not all that changes the answer."
                 )
                 yield Finding("bits", NOTE, sentence, group)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstAgainstRest:
+    """Says where a server's prefix cache, not the load, may have changed the answer."""
+
+    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+        for group in groups:
+            cache = group.prefix_cache
+            if cache is not None and cache.first_differs:
+                hits = f" ({cache.hits:,} prompt tokens came from it)" if cache.hits else ""
+                sentence = (
+                    f"The first answer, which found no prefix cache, differs from all {cache.later}"
+                    f" that followed it under the same load{hits}."
+                )
+                yield Finding("prefix-cache", NOTE, sentence, group)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointNotes:
+    """Says which checks of the server failed that a verdict does not need."""
+
+    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+        for check in analysis.run.endpoint_checks:
+            if check.holds is False and not check.decisive:
+                yield Finding("endpoint-sound", NOTE, endpoint_sentence(check))
 
 
 def _control_sentence(stock: Group | None) -> str:

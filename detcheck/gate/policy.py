@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from detcheck.analysis.divergence import two_ways
 from detcheck.analysis.evidence import lacking
 from detcheck.analysis.results import UNKNOWN, Analysis, Group
-from detcheck.gate.notes import Bits, StockControl, WhatTheCountSays, counted
+from detcheck.gate.notes import (
+    Bits,
+    EndpointNotes,
+    FirstAgainstRest,
+    StockControl,
+    WhatTheCountSays,
+    counted,
+)
 from detcheck.gate.verdict import FAIL, INCONCLUSIVE, Finding, Rule
 
 
@@ -43,7 +50,8 @@ class Evidence:
 def rules_for(max_distinct: int | None, *baseline: Rule) -> tuple[Rule, ...]:
     """The rules of a gate; `max_distinct` None sets no limit, `baseline` holds other rules."""
     limit: tuple[Rule, ...] = () if max_distinct is None else (MaxDistinct(max_distinct),)
-    return (*limit, *baseline, Evidence(), WhatTheCountSays(), StockControl(), Bits())
+    notes = (WhatTheCountSays(), StockControl(), Bits(), FirstAgainstRest(), EndpointNotes())
+    return (*limit, *baseline, Evidence(), *notes)
 
 
 def _first_parting(group: Group) -> str:

@@ -15,11 +15,12 @@ the stock kernel's blocks.
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from inspect import signature
+from functools import cache as memoise
 from typing import Any
 
 import torch
@@ -55,14 +56,16 @@ def attention(
     """transformers' attention interface.
 
     query (batch, heads, q, head_dim), key and value (batch, kv_heads, k, head_dim); returns
-    (batch, q, heads, head_dim) and None. With a paged `cache` the batch is 1 and requests are
-    packed along q, bounded by `cu_seq_lens_q` and `cu_seq_lens_k`. Raises UsageError for what it
-    cannot make invariant: soft caps, sinks, sliding windows, position biases, dropout.
+    (batch, q, heads, head_dim) and None. With `cu_seq_lens_q` and `…_k` the batch is 1 and they
+    bound the requests packed along q and k; earlier keys are still in a paged `cache`, or come
+    along (since transformers 5.24). Raises UsageError for what it cannot make invariant: soft caps,
+    sinks, sliding windows, position biases, dropout.
     """
     _refuse_unsupported(module, dropout, kwargs)
-    if cache is None:
+    if cache is not None:
+        key, value = _update_paged(module, cache, key, value, kwargs)
+    elif kwargs.get("cu_seq_lens_q") is None:
         return _padded_batch(module, query, key, value, attention_mask, scaling, is_causal), None
-    key, value = _cached(cache, key, value, module.layer_idx, kwargs)
     if query.is_cuda:
         from detcheck.kernels.triton.attention import packed_attention
 
@@ -73,6 +76,33 @@ def attention(
         keys = slice(part.k, part.k + part.k_len)
         out[:, queries] = _attend(query[:, :, queries], key[:, :, keys], value[:, :, keys], scaling)
     return out, None
+
+
+def _update_paged(
+    module: Any, cache: Any, key: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write new keys and values, (1, kv_heads, new, head_dim), to the cache; returns all of them.
+
+    `cu_seq_lens_k` in `kwargs` becomes this layer's.
+    """
+    states = {"key_states": key, "value_states": value, "layer_idx": module.layer_idx}
+    cache_type: Any = type(cache)
+    if not _takes_indices(cache_type):
+        updated: tuple[torch.Tensor, torch.Tensor] = cache.update(**states, kwargs=kwargs)
+        return updated
+    # (tokens, kv_heads, head_dim) comes back, and the lengths are by kind of layer where a model
+    # has several.
+    indices = {name: kwargs[name] for name in ("read_index", "write_index")}
+    key, value = (x.transpose(0, 1).unsqueeze(0) for x in cache.update(**states, **indices))
+    if isinstance(kwargs["cu_seq_lens_k"], dict):
+        kwargs["cu_seq_lens_k"] = kwargs["cu_seq_lens_k"]["full_attention"]
+    return key, value
+
+
+@memoise
+def _takes_indices(cache_type: Any) -> bool:
+    """Whether a paged cache is told what to read and write (5.17), or finds it in `kwargs`."""
+    return "read_index" in inspect.signature(cache_type.update).parameters
 
 
 def _refuse_unsupported(module: torch.nn.Module, dropout: float, kwargs: dict[str, Any]) -> None:
@@ -93,28 +123,6 @@ def _refuse_unsupported(module: torch.nn.Module, dropout: float, kwargs: dict[st
             f"Batch-invariant attention does not cover {found[0]}, which this model uses: "
             "run it with --kernels stock or batch-invariant:matmul."
         )
-
-
-def _cached(
-    cache: Any, key: torch.Tensor, value: torch.Tensor, layer: Any, kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write new keys and values into the paged cache; returns those of all requests, packed.
-
-    Both (1, kv_heads, k, dim). Leaves this layer's `cu_seq_lens_k` in `kwargs`.
-    """
-    if "read_index" not in signature(cache.update).parameters:
-        updated: tuple[torch.Tensor, torch.Tensor] = cache.update(
-            key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs
-        )
-        return updated
-    # transformers before 5.18; windows, whose lengths would differ by layer, were refused before.
-    for name in ("cu_seq_lens_k", "max_seqlen_k"):
-        if isinstance(kwargs.get(name), dict):
-            kwargs[name] = kwargs[name]["full_attention"]
-    indices = {name: kwargs[name] for name in ("read_index", "write_index")}
-    parts = cache.update(key_states=key, value_states=value, layer_idx=layer, **indices)
-    key, value = (part.transpose(0, 1).unsqueeze(0) for part in parts)
-    return key, value
 
 
 def _packed_segments(cu_q: torch.Tensor, cu_k: torch.Tensor) -> Iterator[Segment]:

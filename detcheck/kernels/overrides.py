@@ -37,9 +37,9 @@ ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
 
 ATTENTION_NAME = "sdpa"
 """Entry of transformers' attention table that both static and continuous batching use."""
-ATTENTION_OP = f"transformers::{ATTENTION_NAME}"
 PAGED_ATTENTION_NAME = "paged|sdpa"
-"""What continuous batching uses instead in transformers before 5.18."""
+"""A second entry, for continuous batching, in the versions that still have one (5.17)."""
+ATTENTION_OP = f"transformers::{ATTENTION_NAME}"
 LINEAR_OP = "aten::linear"
 
 
@@ -87,9 +87,8 @@ def _install_attention(calls: Counter[str]) -> Callable[[], None]:
     from transformers import AttentionInterface
 
     table: dict[str, Any] = AttentionInterface._global_mapping
-    names = [name for name in (ATTENTION_NAME, PAGED_ATTENTION_NAME) if name in table]
-    stock = {name: table[name] for name in names}
-    table.update(dict.fromkeys(names, _counted(ATTENTION_OP, attention.attention, calls)))
+    stock = {name: table[name] for name in (ATTENTION_NAME, PAGED_ATTENTION_NAME) if name in table}
+    table.update(dict.fromkeys(stock, _counted(ATTENTION_OP, attention.attention, calls)))
 
     def remove() -> None:
         table.update(stock)

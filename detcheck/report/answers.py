@@ -15,7 +15,7 @@ from detcheck.analysis.results import (
     Divergence,
     Group,
 )
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.experiment import AS_SERVED, BATCH_INVARIANT, STOCK
 from detcheck.report.checks import batches, checks
 from detcheck.report.text import factor, number
 from detcheck.text import count, one_line
@@ -61,7 +61,8 @@ def control_groups(analysis: Analysis) -> tuple[Group, ...]:
 
 def cure_groups(analysis: Analysis) -> tuple[Group, ...]:
     """The batch-invariant groups; where there are none, those of the first subset tried."""
-    kernels = [group.kernels for group in analysis.groups if group.kernels != STOCK]
+    others = [group.kernels for group in analysis.groups]
+    kernels = [name for name in others if name not in (STOCK, AS_SERVED)]
     chosen = BATCH_INVARIANT if BATCH_INVARIANT in kernels else next(iter(kernels), None)
     return tuple(group for group in analysis.groups if group.kernels == chosen)
 
@@ -169,7 +170,13 @@ def _gaps(groups: Sequence[Group]) -> str:
 def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Lack | None) -> Answer:
     question = "Does the cure work?"
     if not cure:
-        return Answer(question, "Not tried", "add -k stock,batch-invariant", OPEN)
+        served = bool(control) and control[0].kernels == AS_SERVED
+        how = (
+            "start the server with its determinism flag"
+            if served
+            else "add -k stock,batch-invariant"
+        )
+        return Answer(question, "Not tried", how, OPEN)
     worst = max(cure, key=lambda group: group.distinct)
     total = sum(group.completions for group in cure)
     if total == 0:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from detcheck.analysis.evidence import (
     BATCHES_OBSERVED,
     CONTROL_DID_NOT_DIVERGE,
+    ENDPOINT_SOUND,
     EVERY_COMPLETION,
     KERNELS_PROVEN,
     LOAD_VARIED,
@@ -16,7 +17,7 @@ from detcheck.analysis.evidence import (
     lacking,
 )
 from detcheck.analysis.results import Analysis, Group
-from detcheck.experiment import STOCK
+from detcheck.experiment import STOCK, kernels_claimed
 from detcheck.report.text import number, percent
 from detcheck.text import count
 
@@ -26,6 +27,7 @@ TITLES = {
     BATCHES_OBSERVED: ("batches seen", "batches not seen"),
     KERNELS_PROVEN: ("kernels proven", "kernels unproven"),
     LOAD_VARIED: ("load varied", "load never varied"),
+    ENDPOINT_SOUND: ("endpoint sound", "endpoint unsound"),
 }
 """What a check is called where it holds, and where it does not."""
 
@@ -45,6 +47,8 @@ def checks(analysis: Analysis) -> tuple[Check, ...]:
     """Every check of a run: first those that the gate asks for too."""
     return (
         *_evidence(analysis),
+        *_endpoint(analysis),
+        *_prefix_cache(analysis.groups),
         *_control(analysis.groups),
         *_repeats(analysis.groups),
         *_log_probabilities(analysis.groups),
@@ -97,29 +101,60 @@ def _label(group: Group) -> str:
 
 
 def _held(analysis: Analysis) -> dict[str, str]:
-    """What each rule says where it holds; kernels are proven only where some need it."""
+    """What each rule says where it holds; only those that the run needs."""
     asked = sum(group.asked for group in analysis.groups)
+    came = f"{asked:,} of {count(asked, 'completion')} came back{_sent_again(analysis)}"
     sizes = ", ".join(map(str, analysis.run.experiment.batch_sizes))
+    decisive = [check for check in analysis.run.endpoint_checks if check.decisive]
+    needed = {
+        KERNELS_PROVEN: any(kernels_claimed(group.kernels) for group in analysis.groups),
+        ENDPOINT_SOUND: bool(decisive),
+    }
     held = {
         RUN_COMPLETE: "every condition was measured to its end",
-        EVERY_COMPLETION: f"{asked:,} of {count(asked, 'completion')} came back",
+        EVERY_COMPLETION: came,
         BATCHES_OBSERVED: batches(analysis),
         KERNELS_PROVEN: "; ".join(_calls(analysis)),
         LOAD_VARIED: f"batch sizes {sizes}, {analysis.run.experiment.traffic} traffic",
+        ENDPOINT_SOUND: "; ".join(dict.fromkeys(check.sentence for check in decisive)),
     }
-    return {
-        rule: sentence
-        for rule, sentence in held.items()
-        if rule != KERNELS_PROVEN or any(group.kernels != STOCK for group in analysis.groups)
-    }
+    return {rule: sentence for rule, sentence in held.items() if needed.get(rule, True)}
+
+
+def _sent_again(analysis: Analysis) -> str:
+    retries = sum(row.retries for group in analysis.groups for row in group.by_batch_size)
+    again = f"; {count(retries, 'request')} sent again, nothing generated before"
+    return again if retries else ""
 
 
 def _calls(analysis: Analysis) -> Iterator[str]:
     """How often each override ran, by kernels setting."""
     for kernels, proof in analysis.run.proofs.items():
-        if kernels != STOCK:
+        if kernels_claimed(kernels):
             ran = ", ".join(f"{op} {calls:,}" for op, calls in proof.overrides.items() if calls)
             yield f"{kernels}: every op family ran (calls: {ran})"
+
+
+def _endpoint(analysis: Analysis) -> Iterator[Check]:
+    """What was found out about the servers, beyond that which a pass needs."""
+    for check in analysis.run.endpoint_checks:
+        if not check.decisive:
+            where = f", {check.placement}" if check.placement else ""
+            yield Check(f"{check.name}{where}", check.holds, check.sentence)
+
+
+def _prefix_cache(groups: Sequence[Group]) -> Iterator[Check]:
+    for group in groups:
+        cache = group.prefix_cache
+        if cache is None or cache.first_differs is None:
+            continue
+        hits = "" if cache.hits is None else f"; {count(cache.hits, 'prompt token')} from the cache"
+        if cache.first_differs:
+            sentence = f"the first answer differs from all {cache.later} after it{hits}"
+            yield Check("first against rest", False, sentence)
+        else:
+            sentence = f"the first answer came back among the {cache.later} after it{hits}"
+            yield Check("first against rest", True, sentence)
 
 
 def _control(groups: Sequence[Group]) -> Iterator[Check]:

@@ -27,7 +27,8 @@ def cost_beside_benefit(groups: Sequence[Group], prefix: str = "") -> Drawing | 
         for group in others
         for row in group.by_batch_size
         for base in (stock.by_batch_size if stock else ())
-        if base.batch_size == row.batch_size and row.relative_cost is not None
+        if (base.batch_size, base.placement) == (row.batch_size, row.placement)
+        and row.relative_cost is not None
     ]
     if not pairs or stock is None:
         return None

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from detcheck.analysis.results import FLIP_KINDS, Analysis, Divergence, Group
+from detcheck.analysis.results import FLIP_KINDS, Analysis, BatchSizeRow, Divergence, Group
 from detcheck.experiment import STOCK
 from detcheck.report import figure_style as look
 from detcheck.report.cost_figure import cost_beside_benefit
@@ -122,16 +122,20 @@ def distinct_by_batch_size(groups: Sequence[Group], prefix: str = "") -> Drawing
     groups = [group for group in groups if group.by_batch_size]
     if not groups:
         return None
-    sizes = sorted({row.batch_size for group in groups for row in group.by_batch_size})
+    rows = dict.fromkeys(_cell(row) for group in groups for row in group.by_batch_size)
+    cells = sorted(rows, key=lambda cell: cell[0])
     title = "Distinct answers by batch size"
     figure = look.new_figure()
     axes = look.new_axes(figure, title, bottom=56)
     width = 0.72 / len(groups)
     for index, group in enumerate(groups):
-        _bars(axes, group, sizes, (index - (len(groups) - 1) / 2) * width, width)
-    asked = {row.batch_size: row.completions for row in groups[0].by_batch_size}
-    labels = [f"{size}\nof {asked.get(size, 0):,}" for size in sizes]
-    axes.set_xticks(range(len(sizes)), labels)
+        _bars(axes, group, cells, (index - (len(groups) - 1) / 2) * width, width)
+    asked = {_cell(row): row.completions for row in groups[0].by_batch_size}
+    labels = [
+        f"{size}{_at(placement)}\nof {asked.get((size, placement), 0):,}"
+        for size, placement in cells
+    ]
+    axes.set_xticks(range(len(cells)), labels)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.margins(y=0.15)
     look.legend(axes, len(groups))
@@ -148,7 +152,10 @@ def agreement(analysis: Analysis, prompt_index: int, prefix: str = "") -> Drawin
     if not 1 < len(chosen) <= MAX_CONDITIONS:
         return None
     matrix = analysis.agreement[np.ix_(chosen, chosen)]
-    names = [f"{_short(records[i].kernels)} b{records[i].batch_size}" for i in chosen]
+    names = [
+        f"{_short(records[i].kernels)} b{records[i].batch_size}{_at(records[i].placement)}"
+        for i in chosen
+    ]
     title = "Agreement between conditions, in %"
     figure = look.new_figure(height=look.HEIGHT + 50)
     axes = look.new_axes(figure, title, left=112, bottom=72, grid="both")
@@ -209,11 +216,22 @@ def _flip_dots(axes: Axes, kind: str, found: Sequence[Divergence]) -> None:
     )  # fmt: skip
 
 
-def _bars(axes: Axes, group: Group, sizes: Sequence[int], offset: float, width: float) -> None:
+def _cell(row: BatchSizeRow) -> tuple[int, str]:
+    return row.batch_size, row.placement
+
+
+def _at(placement: str) -> str:
+    """A placement beside a batch size, short: ` e2`, ` tp3`."""
+    return f" {placement.replace('endpoint ', 'e')}" if placement else ""
+
+
+def _bars(
+    axes: Axes, group: Group, cells: Sequence[tuple[int, str]], offset: float, width: float
+) -> None:
     """The variants of one kernels setting at each batch size, with their numbers."""
-    rows = {row.batch_size: row for row in group.by_batch_size}
-    places = [place + offset for place, size in enumerate(sizes) if size in rows]
-    values = [rows[size].distinct for size in sizes if size in rows]
+    rows = {_cell(row): row for row in group.by_batch_size}
+    places = [place + offset for place, cell in enumerate(cells) if cell in rows]
+    values = [rows[cell].distinct for cell in cells if cell in rows]
     colour = look.kernels_colour(group.kernels)
     bars = axes.bar(places, values, width * 0.92, color=colour, label=_counted(group))
     axes.bar_label(bars, padding=2, fontsize=look.FONT_SIZE - 1, color=look.INK)
@@ -234,7 +252,9 @@ def _short(kernels: str) -> str:
 
 
 def _rows_in_words(group: Group) -> str:
-    rows = ", ".join(f"{row.distinct} at {row.batch_size}" for row in group.by_batch_size)
+    rows = ", ".join(
+        f"{row.distinct} at {row.batch_size}{_at(row.placement)}" for row in group.by_batch_size
+    )
     return f"{group.kernels}, {rows}"
 
 

@@ -1,7 +1,7 @@
 """The report as Markdown that renders on a pull request.
 
-Model output stands in `<code>` with its punctuation as entities, or in a fence longer than any
-in it: so nothing in it is markup, a table cell, a link, a mention or mathematics.
+Model output stands in `<code>` with entities where markup could begin, or in a fence longer than
+any in it: so nothing in it is markup, a table cell, a link, a mention or mathematics.
 """
 
 from __future__ import annotations
@@ -112,15 +112,18 @@ def _branch_lines(parent: Branch, indent: str, width: int) -> Iterator[str]:
 
 
 def _batch_table(lines: Sequence[BatchLine]) -> str:
-    headings = ("batch size", "kernels", "came back", "distinct", "most common", "observed batch",
-                "tokens/s", "time a token")  # fmt: skip
-    return _table(headings, map(_batch_row, lines), numeric=True)
+    placed = any(line.row.placement for line in lines)
+    headings = ("batch size", *(("where",) if placed else ()), "kernels", "came back", "distinct",
+                "most common", "observed batch", "tokens/s", "time a token")  # fmt: skip
+    rows = [_batch_row(line, placed=placed) for line in lines]
+    return _table(headings, rows, numeric=True)
 
 
-def _batch_row(line: BatchLine) -> tuple[str, ...]:
+def _batch_row(line: BatchLine, *, placed: bool) -> tuple[str, ...]:
     row = line.row
     return (
         str(row.batch_size),
+        *((row.placement,) if placed else ()),
         line.kernels,
         came_back(row.completions, row.asked),
         f"**{row.distinct:,}**",

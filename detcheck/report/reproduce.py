@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from detcheck.experiment import Experiment
+from detcheck.endpoints import TOGETHER
+from detcheck.experiment import AUTO, OPENAI, VLLM, Experiment
 
 
 def command(experiment: Experiment) -> str:
@@ -23,11 +24,21 @@ def _arguments(experiment: Experiment) -> list[str]:
             arguments.append(prompt)
     arguments += ["-n", str(experiment.completions)]
     arguments += ["-b", ",".join(map(str, experiment.batch_sizes))]
-    arguments += ["-k", ",".join(experiment.kernels)]
+    for url in experiment.endpoints:
+        arguments += ["--endpoint", url]
+    if experiment.engine != OPENAI:
+        arguments += ["-k", ",".join(experiment.kernels)]
     arguments += ["--engine", experiment.engine, "--traffic", experiment.traffic]
+    if experiment.arrivals != TOGETHER:
+        arguments += ["--arrivals", experiment.arrivals]
+    if experiment.engine == VLLM:
+        arguments += ["--tensor-parallel", ",".join(map(str, experiment.tensor_parallel))]
+    if experiment.vllm_executor != AUTO:
+        arguments += ["--vllm-executor", experiment.vllm_executor]
     arguments += ["--max-new-tokens", str(experiment.max_new_tokens)]
     arguments += ["--temperature", f"{experiment.temperature:.12g}", "--seed", str(experiment.seed)]
-    arguments += ["--dtype", experiment.dtype, "--device", experiment.device]
+    if experiment.engine != OPENAI:
+        arguments += ["--dtype", experiment.dtype, "--device", experiment.device]
     if not experiment.chat_template:
         arguments.append("--no-chat-template")
     if experiment.trust_remote_code:

@@ -9,7 +9,7 @@ from typing import Any
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, lacking
 from detcheck.analysis.results import Analysis, BatchSizeRow, Flip, Group, VariantCount
 from detcheck.environment import settings
-from detcheck.experiment import STOCK
+from detcheck.experiment import STOCK, Experiment
 from detcheck.report.answers import beside_stock, control_groups, cure_groups
 from detcheck.report.partings import Parting, partings
 from detcheck.report.prefix_tree import Branch, prune
@@ -128,8 +128,9 @@ def about(analysis: Analysis) -> str:
     """The setting in one line."""
     experiment = analysis.run.experiment
     facts = [
-        clip(experiment.model, 60) if experiment.model else "SmolLM2-135M-Instruct (embedded)",
+        _model(experiment),
         f"{experiment.engine} engine",
+        ", ".join(clip(url, 60) for url in experiment.endpoints),
         f"{experiment.traffic} traffic",
         f"batch sizes {', '.join(map(str, experiment.batch_sizes))}",
         f"{experiment.max_new_tokens} tokens",
@@ -137,6 +138,12 @@ def about(analysis: Analysis) -> str:
         experiment.dtype if experiment.dtype != "auto" else "",
     ]
     return " · ".join(fact for fact in facts if fact)
+
+
+def _model(experiment: Experiment) -> str:
+    if experiment.model:
+        return clip(experiment.model, 60)
+    return "the served model" if experiment.endpoints else "SmolLM2-135M-Instruct (embedded)"
 
 
 def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

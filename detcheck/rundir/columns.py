@@ -66,17 +66,30 @@ def _variant(data: Mapping[str, Any], num_prompts: int) -> StoredVariant:
         token_ends=_int32(data.get("token_ends")),
         runner_up_token_ids=_int32(data.get("runner_up_token_ids")),
         gaps=_float32(data.get("gaps")),
+        runner_up_texts=_texts(data.get("runner_up_texts")),
     )
     if type(variant.prompt_index) is not int or not 0 <= variant.prompt_index < num_prompts:
         raise ValueError("no such prompt")
     if not isinstance(variant.text, str):
         raise TypeError("text is not text")
-    columns = (variant.token_ends, variant.runner_up_token_ids, variant.gaps)
-    if variant.token_ids is not None and any(
-        column is not None and len(column) != len(variant.token_ids) for column in columns
-    ):
+    columns = (
+        variant.token_ids,
+        variant.token_ends,
+        variant.runner_up_token_ids,
+        variant.gaps,
+        variant.runner_up_texts,
+    )
+    if len({len(column) for column in columns if column is not None}) > 1:
         raise ValueError("columns of unequal length")
     return variant
+
+
+def _texts(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise TypeError("not a list of texts")
+    return tuple(values)
 
 
 def _fingerprint(variant: StoredVariant) -> str:

@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any
 
 from detcheck.errors import RunDirectoryError, UsageError
-from detcheck.experiment import Experiment
+from detcheck.experiment import Condition, Experiment
 from detcheck.rundir.columns import load_completions, load_variants
 from detcheck.rundir.files import is_sealed
 from detcheck.rundir.records import (
@@ -20,6 +20,7 @@ from detcheck.rundir.records import (
     SCHEMA_VERSION,
     VARIANTS_FILE,
     ConditionRecord,
+    EndpointCheck,
     KernelsProof,
     Run,
 )
@@ -38,6 +39,13 @@ _RECORD_TYPES: dict[str, tuple[type, ...]] = {
     "elapsed_s": (int, float),
     "rows_max": (int,),
     "error": (str, NoneType),
+    "placement": (str,),
+    "evidence_source": (str,),
+    "rows_mean": (int, float, NoneType),
+    "preemptions": (int, NoneType),
+    "prefix_cache_hits": (int, NoneType),
+    "failures": (dict,),
+    "retries": (int,),
 }
 
 
@@ -81,6 +89,7 @@ def _load(folder: Path, document: dict[str, Any]) -> Run:
         created=_text(document, "created"),
         finished=None if document["finished"] is None else _text(document, "finished"),
         summary=tuple(dict(row) for row in document["summary"]),
+        endpoint_checks=tuple(map(_endpoint_check, document.get("endpoint_checks", ()))),
     )
 
 
@@ -137,14 +146,34 @@ def _record(data: Mapping[str, Any]) -> ConditionRecord:
     for name, types in _RECORD_TYPES.items():
         if not isinstance(getattr(record, name), types):
             raise TypeError(f"{name} of a condition has a wrong type")
+    if not all(type(number) is int and number >= 0 for number in record.failures.values()):
+        raise TypeError("failures of a condition has a wrong type")
     return record
 
 
 def _check_grid(records: Sequence[ConditionRecord], experiment: Experiment) -> None:
     """Each cell of the declared grid is recorded once. How completions are shared may differ."""
-    grid = Counter((c.prompt_index, c.kernels, c.batch_size) for c in experiment.conditions())
-    if Counter((r.prompt_index, r.kernels, r.batch_size) for r in records) != grid:
+    grid = Counter(map(_cell, experiment.conditions()))
+    if Counter(map(_cell, records)) != grid:
         raise ValueError("its conditions are not those of its experiment")
+
+
+def _cell(condition: Condition | ConditionRecord) -> tuple[int, str, int, str]:
+    return (
+        condition.prompt_index,
+        condition.kernels,
+        condition.batch_size,
+        condition.placement,
+    )
+
+
+def _endpoint_check(data: Mapping[str, Any]) -> EndpointCheck:
+    check = EndpointCheck(**data)
+    if not all(isinstance(text, str) for text in (check.name, check.sentence, check.placement)):
+        raise TypeError("an endpoint check holds something else than text")
+    if check.holds not in (True, False, None) or not isinstance(check.decisive, bool):
+        raise TypeError("an endpoint check is neither true nor false")
+    return check
 
 
 def _proof(data: Mapping[str, Any]) -> KernelsProof:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.experiment import STOCK, Experiment
+from detcheck.experiment import Experiment, kernels_claimed
 from detcheck.text import quoted
 
 SCHEMA_VERSION = 1
@@ -45,6 +46,20 @@ class ConditionRecord:
     rows_max: int = 0
     """Most requests that were seen to share a forward pass; 0 where batches were not observed."""
     error: str | None = None
+    placement: str = ""
+    """Where it was computed, such as `endpoint 2`; empty where the grid has only one place."""
+    evidence_source: str = ""
+    """How batches were seen: a source of `LoadEvidence`; empty where they were not."""
+    rows_mean: float | None = None
+    """Mean requests a forward pass over its trials; None where only requests tell, or nothing."""
+    preemptions: int | None = None
+    """Requests that the server put off; None where it does not count them."""
+    prefix_cache_hits: int | None = None
+    """Prompt tokens from the server's prefix cache; None where it does not count them."""
+    failures: dict[str, int] = field(default_factory=dict)
+    """Failed requests by kind, fillers included; empty where the engine tells no kinds."""
+    retries: int = 0
+    """Requests that were sent again since nothing had been generated."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -66,8 +81,9 @@ class KernelsProof:
 
     @property
     def fault(self) -> str | None:
-        """What it lacks as a proof, for a person; None where it is whole. Stock needs none."""
-        if self.kernels == STOCK:
+        """What it lacks as a proof, for a person; None where it is whole. Stock needs none, and
+        a server's kernels claim nothing."""
+        if not kernels_claimed(self.kernels):
             return None
         if self.missing:
             return f"overrides not seen to run: {', '.join(self.missing)}"
@@ -79,6 +95,26 @@ class KernelsProof:
     def complete(self) -> bool:
         """Whether every op family asked for was seen to run and the self-check passed."""
         return self.fault is None
+
+
+def token_texts(text: str, token_ends: Sequence[int]) -> tuple[str, ...]:
+    """`text` cut where its tokens end."""
+    return tuple(text[start:end] for start, end in pairwise((0, *token_ends)))
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointCheck:
+    """One thing that was found out about a server before the experiment."""
+
+    name: str
+    """Two or three words, such as `seed`."""
+    holds: bool | None
+    """None where it could not be told, or only informs."""
+    sentence: str
+    decisive: bool = False
+    """Whether nothing passes where it does not hold."""
+    placement: str = ""
+    """Which endpoint, such as `endpoint 2`; empty where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +130,17 @@ class StoredVariant:
     runner_up_token_ids: Int32Array | None
     gaps: Float32Array | None
     """Best minus second-best logit at each position, from the completion that was seen first."""
+    runner_up_texts: tuple[str, ...] | None = None
+    """Second-best tokens where a server gave their text instead of ids; (tokens,)."""
 
     def __len__(self) -> int:
         return len(self.text) if self.token_ids is None else len(self.token_ids)
+
+    def token_keys(self) -> tuple[int | str, ...]:
+        """What tells its tokens apart: their ids, else their text; empty where there are none."""
+        if self.token_ids is not None:
+            return tuple(self.token_ids.tolist())
+        return token_texts(self.text, () if self.token_ends is None else self.token_ends.tolist())
 
     def piece(self, start: int, stop: int) -> str:
         """Text of units `start` up to `stop` (tokens, or characters where there are no tokens)."""
@@ -151,6 +195,7 @@ class Run:
     finished: str | None
     """UTC, ISO 8601; None where the run was interrupted or is still going on."""
     summary: tuple[Mapping[str, Any], ...] = ()
+    endpoint_checks: tuple[EndpointCheck, ...] = ()
 
     @property
     def complete(self) -> bool:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.completion import Completion
+from detcheck.completion import FORWARD_PASSES, Completion, LoadEvidence
 from detcheck.rundir.files import dump_line
-from detcheck.rundir.records import ConditionRecord
+from detcheck.rundir.records import ConditionRecord, token_texts
 
 REFERENCE_GAPS = "reference_gaps"
 """Member of the first completion of each (prompt, kernels): what noise is measured against."""
@@ -21,14 +21,15 @@ REFERENCE_GAPS = "reference_gaps"
 class ReferenceTrace:
     """Gaps of the first completion of a (prompt, kernels); (tokens,), NaN where not finite."""
 
-    token_ids: npt.NDArray[np.int32]
+    tokens: Sequence[int | str]
+    """Its token ids, or the text of its tokens where there are no ids."""
     gaps: npt.NDArray[np.float64]
 
-    def noise(self, token_ids: Sequence[int], gaps: npt.NDArray[np.float64]) -> float | None:
+    def noise(self, tokens: Sequence[int | str], gaps: npt.NDArray[np.float64]) -> float | None:
         """Largest change of the gap before the two part; None where there is nothing before."""
-        shared = min(len(token_ids), len(self.token_ids))
-        parted = np.flatnonzero(np.asarray(token_ids[:shared]) != self.token_ids[:shared])
-        stop = int(parted[0]) if len(parted) else shared
+        shared = min(len(tokens), len(self.tokens), len(gaps), len(self.gaps))
+        pairs = zip(tokens[:shared], self.tokens[:shared], strict=True)
+        stop = next((index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), shared)
         change = np.abs(gaps[:stop] - self.gaps[:stop])
         change = change[np.isfinite(change)]
         return float(change.max()) if len(change) else None
@@ -64,14 +65,41 @@ class TrialLines:
         if completion.observed_batch is not None:
             line["observed_batch"] = asdict(completion.observed_batch)
             self.record.rows_max = max(self.record.rows_max, completion.observed_batch.rows_max)
+            self.record.evidence_source = FORWARD_PASSES
         if fingerprint is None:
             line["error"] = completion.error
             self.record.failed += 1
+            if completion.failure is not None:
+                line["failure"] = completion.failure
+                self._count_failures({completion.failure: 1})
         else:
             line |= self._logprob_members(completion)
             self.record.completed += 1
             self._add_variant(fingerprint, completion)
         self.completions.append(dump_line(line))
+
+    def add_load(
+        self, load: LoadEvidence | None, filler_failures: Mapping[str, int], retries: int
+    ) -> None:
+        """Add what was seen of the trial as a whole; before the trial is counted."""
+        record = self.record
+        self._count_failures(filler_failures)
+        record.retries += retries
+        if load is None:
+            return
+        record.rows_max = max(record.rows_max, load.rows_max)
+        record.evidence_source = load.source
+        if load.rows_mean is not None:
+            before = 0.0 if record.rows_mean is None else record.rows_mean
+            record.rows_mean = before + (load.rows_mean - before) / (record.trials + 1)
+        for name in ("preemptions", "prefix_cache_hits"):
+            number = getattr(load, name)
+            if number is not None:
+                setattr(record, name, (getattr(record, name) or 0) + number)
+
+    def _count_failures(self, failures: Mapping[str, int]) -> None:
+        for kind, number in failures.items():
+            self.record.failures[kind] = self.record.failures.get(kind, 0) + number
 
     def _add_variant(self, fingerprint: str, completion: Completion) -> None:
         """Store the answer itself, where it is seen for the first time."""
@@ -83,17 +111,23 @@ class TrialLines:
         """Digest and noise of a completion; and the trace itself of a group's first."""
         if completion.top_two is None:
             return {}
-        token_ids = completion.token_ids or ()
+        tokens = _tokens(completion)
         gaps = np.asarray(completion.top_two.gaps, dtype=np.float64)
         gaps[~np.isfinite(gaps)] = np.nan
         members: dict[str, Any] = {"logprob_digest": completion.logprob_digest}
         if self.reference is None:
-            self.reference = ReferenceTrace(np.asarray(token_ids, dtype=np.int32), gaps)
+            self.reference = ReferenceTrace(tokens, gaps)
             members[REFERENCE_GAPS] = gaps.tolist()
-        noise = self.reference.noise(token_ids, gaps)
+        noise = self.reference.noise(tokens, gaps)
         if noise is not None:
             members["noise"] = noise
         return members
+
+
+def _tokens(completion: Completion) -> tuple[int | str, ...]:
+    if completion.token_ids is not None:
+        return completion.token_ids
+    return token_texts(completion.text, completion.token_ends or ())
 
 
 def _variant_line(prompt_index: int, fingerprint: str, completion: Completion) -> bytes:
@@ -107,6 +141,9 @@ def _variant_line(prompt_index: int, fingerprint: str, completion: Completion) -
     if completion.token_ends is not None:
         line["token_ends"] = completion.token_ends
     if completion.top_two is not None:
-        line["runner_up_token_ids"] = completion.top_two.runner_up_token_ids
         line["gaps"] = completion.top_two.gaps
+        if completion.top_two.runner_up_token_ids is not None:
+            line["runner_up_token_ids"] = completion.top_two.runner_up_token_ids
+        if completion.top_two.runner_up_texts is not None:
+            line["runner_up_texts"] = completion.top_two.runner_up_texts
     return dump_line(line)

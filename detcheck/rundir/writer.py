@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from detcheck.completion import Completion
+from detcheck.completion import Completion, LoadEvidence
 from detcheck.experiment import Condition, Experiment
 from detcheck.rundir import folder
 from detcheck.rundir.files import (
@@ -29,6 +29,7 @@ from detcheck.rundir.records import (
     SCHEMA_VERSION,
     VARIANTS_FILE,
     ConditionRecord,
+    EndpointCheck,
     KernelsProof,
     Run,
 )
@@ -72,6 +73,7 @@ class RunWriter:
             "finished": None,
             "experiment": experiment.to_dict(),
             "environment": dict(environment),
+            "endpoint_checks": [],
             "proofs": {},
             "summary": [],
         }
@@ -112,13 +114,19 @@ class RunWriter:
         *,
         elapsed_s: float,
         generated_tokens: int,
+        load: LoadEvidence | None = None,
+        filler_failures: Mapping[str, int] | None = None,
+        retries: int = 0,
     ) -> None:
         """Commit one trial: `completions` are (position in the trial, completion) pairs.
+
+        `load` is what was seen of its batches beside what each completion says of its own.
 
         Raises StorageError where the disk is full or gone; trials before this one are safe, and
         nothing of this one is kept.
         """
         record = replace(self.records[condition_index])
+        record.failures = dict(record.failures)  # a trial that is not committed leaves no trace
         lines = TrialLines(
             condition_index,
             trial,
@@ -128,6 +136,7 @@ class RunWriter:
         )
         for request, completion in completions:
             lines.add(request, completion)
+        lines.add_load(load, filler_failures or {}, retries)
         record.trials += 1
         record.elapsed_s += elapsed_s
         record.generated_tokens += generated_tokens
@@ -144,6 +153,10 @@ class RunWriter:
     def set_proof(self, proof: KernelsProof) -> None:
         """Record what was seen of a kernels setting; on disk with the next `save` or trial."""
         self._document["proofs"][proof.kernels] = asdict(proof)
+
+    def set_endpoint_checks(self, checks: Sequence[EndpointCheck]) -> None:
+        """Record what was found out about the servers; on disk with the next `save` or trial."""
+        self._document["endpoint_checks"] = [asdict(check) for check in checks]
 
     def save(self) -> None:
         """Replace `run.json` with the state now."""
@@ -241,11 +254,11 @@ class RunWriter:
                 continue
             data = parse(line)
             record = run.conditions[data["condition"]]
-            token_ids = variants[record.prompt_index, data["fingerprint"]].token_ids
-            if token_ids is not None and REFERENCE_GAPS in data:
+            if REFERENCE_GAPS in data:
+                variant = variants[record.prompt_index, data["fingerprint"]]
                 gaps = np.asarray(data[REFERENCE_GAPS], dtype=np.float64)
                 key = (record.prompt_index, record.kernels)
-                self._references[key] = ReferenceTrace(token_ids, gaps)
+                self._references[key] = ReferenceTrace(variant.token_keys(), gaps)
 
 
 def _record(condition: Condition) -> ConditionRecord:
@@ -255,4 +268,5 @@ def _record(condition: Condition) -> ConditionRecord:
         kernels=condition.kernels,
         batch_size=condition.batch_size,
         asked=condition.completions,
+        placement=condition.placement,
     )

@@ -104,7 +104,7 @@ def test_tokens_of_the_trial_in_flight_are_counted(shown, tmp_path):
         listener.condition_started(0, record)
         listener.trial_finished(0, record, 3)
         listener.tokens_generated(0, 12345)
-    assert "distinct so far: 3 12,345 tokens" in target.getvalue()
+    assert "distinct so far: 3, 12,345 tokens" in target.getvalue()
 
 
 def test_an_error_while_loading_leaves_the_terminal_as_it_was(shown):

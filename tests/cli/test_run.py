@@ -32,7 +32,7 @@ def scripted(monkeypatch) -> Callable[..., None]:
     """Returns a function: what the scripted engine is made with from now on."""
 
     def scripted(*planted: Planted, **options) -> None:
-        monkeypatch.setattr(runner, "create", lambda experiment: ScriptedEngine(planted, **options))
+        monkeypatch.setattr(runner, "create", lambda *_: ScriptedEngine(planted, **options))
 
     return scripted
 
@@ -117,6 +117,10 @@ def test_options_arrive_in_the_experiment(detcheck, tmp_path):
         "batch_sizes": (2, 4),
         "completions": 9,
         "engine": "scripted",
+        "endpoints": (),
+        "arrivals": "together",
+        "tensor_parallel": (1,),
+        "vllm_executor": "auto",
         "traffic": "mixed",
         "max_new_tokens": 7,
         "temperature": 0.5,

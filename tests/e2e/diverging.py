@@ -27,7 +27,7 @@ class SlowEngine(ScriptedEngine):
         return super().run_trial(trial, on_tokens)
 
 
-def create(experiment: Experiment) -> SlowEngine:
+def create(experiment: Experiment, connection: object = None) -> SlowEngine:
     planted = (Planted(5, 3, rate=0.4), Planted(9, 2, min_batch_size=8, rate=0.5))
     return SlowEngine(planted, noise=0.1)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
 
-from detcheck.engines.continuous import ContinuousEngine
+from detcheck.engines.continuous import ContinuousEngine, paged_attention
 from detcheck.engines.in_process import InProcessEngine
 from detcheck.engines.static import StaticEngine
 from detcheck.errors import OutOfMemory, UsageError
@@ -74,6 +76,57 @@ def test_observed_batches_are_counted_over_forward_passes(
                 assert observed.rows_max == condition.batch_size
                 assert observed.steps == completion.num_tokens
                 assert observed.rows_min >= 1
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("kernels", ["stock", "batch-invariant"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_attention_interface_is_left_as_it_was(
+    tiny_model: LoadedModel, name: str, kernels: str, interrupted: bool
+) -> None:
+    """Of the model and of transformers: on some versions continuous batching changes both."""
+    table = dict(AttentionInterface._global_mapping)
+    asked = experiment(engine=name, kernels=(kernels,), batch_sizes=(2,))
+    seen = []
+
+    def look(_: int) -> None:
+        seen.append(tiny_model.model.config._attn_implementation)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        ENGINES[name](tiny_model, asked).run_trial(
+            plan_trials(asked, asked.conditions()[0])[0], look
+        )
+    assert set(seen) <= {"sdpa", "paged|sdpa"}, "never an implementation that nobody asked for"
+    assert seen
+    assert tiny_model.model.config._attn_implementation == "sdpa"
+    assert AttentionInterface._global_mapping == table
+
+
+def test_attention_is_restored_where_versions_have_a_paged_entry(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin on every version: an entry is planted, and the model must be on it, then off."""
+    table = AttentionInterface._global_mapping
+    monkeypatch.setitem(table, "paged|sdpa", table["sdpa"])
+    config = tiny_model.model.config
+    asked = []
+    monkeypatch.setattr(
+        tiny_model.model,
+        "set_attn_implementation",
+        lambda name: (asked.append(name), setattr(config, "_attn_implementation_internal", name)),
+    )
+
+    def run_out_of_memory() -> None:
+        with paged_attention(tiny_model.model):
+            assert config._attn_implementation == "paged|sdpa"
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        run_out_of_memory()
+    assert asked == ["paged|sdpa", "sdpa"]
+    assert config._attn_implementation == "sdpa"
 
 
 def test_arrivals_are_staggered_and_seen(tiny_model: LoadedModel) -> None:

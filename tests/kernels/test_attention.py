@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,16 @@ class PagedCache:
 
     def update(self, key_states: Any, value_states: Any, **_: Any) -> Any:
         return key_states, value_states
+
+
+class IndexedCache:
+    """The same as transformers 5.17 has it."""
+
+    def update(
+        self, key_states: Any, value_states: Any, layer_idx: int, read_index: Any, write_index: Any
+    ) -> Any:
+        assert (layer_idx, read_index, write_index) == (0, "read", "write")
+        return tuple(x.squeeze(0).transpose(0, 1) for x in (key_states, value_states))
 
 
 class Layer(torch.nn.Module):
@@ -72,6 +83,16 @@ def test_a_request_does_not_depend_on_its_batch(
         assert torch.equal(packed(batch)[position], alone)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """PyTorch with two threads, whose scratch buffers differ; one thread has only one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_the_same_check_catches_a_batched_stock_call() -> None:
     probe = request(0, 1, 41, 64, torch.float32)
     batch = [request(seed, 1, 41, 64, torch.float32) for seed in range(1, 8)]
@@ -90,6 +111,32 @@ def test_attention_is_right(lengths: tuple[int, int]) -> None:
     expected = (scores.softmax(-1) @ v).transpose(1, 2)
     got = packed([request(5, *lengths, 64, torch.float64)])[0]
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("by_layer_type", [True, False])
+def test_the_paged_cache_of_older_versions_gives_the_same(by_layer_type: bool) -> None:
+    parts = request(4, 30, 30, 64, torch.float32)
+    bounds = torch.tensor([0, 30])
+    keys = {"sliding_attention": bounds - 1, "full_attention": bounds} if by_layer_type else bounds
+    indices = {"read_index": "read", "write_index": "write"}
+    out, _ = attention(
+        Layer(),
+        *parts,
+        None,
+        cache=IndexedCache(),
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=keys,
+        **indices,
+    )
+    assert torch.equal(out, packed([parts])[0])
+
+
+def test_keys_that_the_layer_took_out_of_the_cache_give_the_same() -> None:
+    """As since transformers 5.24, which says `is_causal=False` of packed requests."""
+    parts = request(4, 3, 30, 64, torch.float32)
+    bounds = {"cu_seq_lens_q": torch.tensor([0, 3]), "cu_seq_lens_k": torch.tensor([0, 30])}
+    out, _ = attention(Layer(), *parts, None, is_causal=False, **bounds)
+    assert torch.equal(out, packed([parts])[0])
 
 
 @pytest.mark.parametrize("q_len", [1, 6])

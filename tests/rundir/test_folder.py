@@ -43,7 +43,8 @@ def test_without_the_lock_the_second_would_have_been_let_in(
 ) -> None:
     unlocked(monkeypatch)
     first = create(tmp_path / "run", EXPERIMENT)
-    second, _ = RunWriter.resume(tmp_path / "run")
+    second, run = RunWriter.resume(tmp_path / "run")
+    assert run.path == tmp_path / "run", "let in, while the first still writes"
     first.close()
     second.close()
 

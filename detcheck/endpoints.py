@@ -1,0 +1,56 @@
+"""What an experiment may say of endpoints: their base URLs, and when requests arrive at them."""
+
+from __future__ import annotations
+
+import math
+from urllib.parse import urlsplit
+
+from detcheck.errors import UsageError
+
+TOGETHER = "together"
+
+
+def poisson_rate(arrivals: str) -> float | None:
+    """Requests a second of open-loop arrivals; None where they come together.
+
+    Raises UsageError where the setting is not known.
+    """
+    if arrivals == TOGETHER:
+        return None
+    name, _, number = arrivals.partition(":")
+    try:
+        rate = float(number)
+    except ValueError:
+        rate = 0.0
+    if name != "poisson" or not 0 < rate < math.inf:
+        raise UsageError(
+            f"Unknown arrivals {arrivals!r}: use together, or poisson:RATE in requests a second, "
+            "such as poisson:8."
+        )
+    return rate
+
+
+def check_endpoint(url: str) -> None:
+    """Raise UsageError, never showing what may be a secret, where `url` is no base URL."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise UsageError(
+            "An endpoint is not a valid URL: give its base URL, such as http://localhost:8000/v1."
+        ) from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(
+            "An endpoint holds credentials, a query or a fragment: give the bare base URL, and "
+            "the key by --api-key-env NAME."
+        )
+    visible = all(character.isprintable() and character != " " for character in url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not visible:
+        raise UsageError(
+            f"{url!r} is not the base URL of a server: give one such as http://localhost:8000/v1."
+        )
+    if not parts.path.rstrip("/").endswith("/v1"):
+        raise UsageError(
+            f"The endpoint {url!r} does not end in /v1: give the base URL of the OpenAI API, such "
+            f"as {parts.scheme}://{parts.netloc}/v1."
+        )

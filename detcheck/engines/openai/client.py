@@ -1,0 +1,232 @@
+"""One endpoint over HTTP: bounded replies, bounded waits, and every fault as a kind of failure."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from detcheck import __version__
+from detcheck.engines.openai.connection import Connection, redact
+from detcheck.engines.openai.failures import (
+    MALFORMED,
+    TIMEOUT,
+    TRUNCATED,
+    Failure,
+    failed_status,
+    failed_transport,
+)
+from detcheck.engines.openai.reply import Reply, parse_json, server_words
+from detcheck.engines.openai.sse import DONE, EventParser
+
+MOST_BYTES_A_TOKEN = 16_384
+SPARE_BYTES = 262_144
+"""A reply may have so many bytes a token it was asked for, and so many beside."""
+LONGEST_LINE = 1 << 20
+LONGEST_ERROR = 1 << 16
+LONGEST_METRICS = 8 << 20
+LONGEST_LIST = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A small reply, read whole."""
+
+    status: int
+    text: str
+    location: str | None
+
+
+class Client:
+    """Asks one endpoint. Made and used within one event loop; `close` it there."""
+
+    def __init__(self, base_url: str, connection: Connection):
+        self.base_url = base_url.rstrip("/")
+        self.secrets = connection.secrets()
+        self._connection = connection
+        headers = {
+            "User-Agent": f"detcheck/{__version__}",
+            "Accept-Encoding": "identity",
+            **connection.resolve(),
+        }
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=300),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connection.connect_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def get(self, path: str, longest: int = LONGEST_LIST) -> Page:
+        """A page of the API, such as `/models`; raises Failure where none comes back."""
+        return await self._get(self.base_url + path, longest)
+
+    async def metrics(self) -> str | None:
+        """The server's metrics in Prometheus' text format; None where it has none."""
+        parts = urlsplit(self.base_url)
+        root = f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix('/v1')}"
+        try:
+            page = await self._get(f"{root}/metrics", LONGEST_METRICS)
+        except Failure:
+            return None
+        return page.text if page.status == 200 else None
+
+    async def open_connections(self, number: int) -> None:
+        """Have so many connections ready, each proved by a small request; faults show later."""
+        await asyncio.gather(*(self._touch() for _ in range(number)))
+
+    async def ask(
+        self, path: str, body: bytes, max_new_tokens: int, on_tokens: Callable[[], None]
+    ) -> Reply:
+        """Send one request and read its reply to the end. `on_tokens` is called as tokens come.
+
+        Raises Failure, of whatever kind; never waits longer than the connection's limits.
+        """
+        reply = Reply(max_new_tokens, self.secrets)
+        with _as_failures():
+            async with asyncio.timeout(self._connection.first_token_s) as patience:
+                async with self._session.post(
+                    self.base_url + path,
+                    data=body,
+                    headers={"Content-Type": "application/json"},
+                    allow_redirects=False,
+                ) as response:
+                    await self._refuse(response)
+                    await self._read(response, reply, patience, on_tokens)
+        return reply
+
+    async def _read(
+        self,
+        response: aiohttp.ClientResponse,
+        reply: Reply,
+        patience: asyncio.Timeout,
+        on_tokens: Callable[[], None],
+    ) -> None:
+        longest = reply.max_new_tokens * MOST_BYTES_A_TOKEN + SPARE_BYTES
+        if "json" in response.content_type:
+            data = await _read_all(response, longest)
+            if reply.add(parse_json(data)):
+                on_tokens()
+            return
+        parser = EventParser(LONGEST_LINE, longest)
+        loop = asyncio.get_running_loop()
+        async for piece in response.content.iter_any():
+            if _take(parser.feed(piece), reply):
+                on_tokens()
+                patience.reschedule(loop.time() + self._connection.between_tokens_s)
+            if reply.done:
+                break
+        else:
+            if _take(parser.close(), reply):
+                on_tokens()
+        if reply.empty:
+            raise Failure(TRUNCATED, "the reply is empty")
+        if reply.done:  # so that the connection can be used again
+            await _drain(response)
+
+    async def _refuse(self, response: aiohttp.ClientResponse) -> None:
+        """Raise Failure where the reply is not the beginning of an answer."""
+        if response.status != 200:
+            page = await _page(response, LONGEST_ERROR, self.secrets)
+            raise failed_status(
+                page.status,
+                page.text,
+                _words(page.text),
+                response.headers.get("Retry-After"),
+                page.location,
+            )
+        if response.content_type == "text/html":
+            raise Failure(MALFORMED, "the server answered with a web page")
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise Failure(MALFORMED, "the reply is compressed, which was not asked for")
+
+    async def _get(self, url: str, longest: int) -> Page:
+        with _as_failures():
+            async with (
+                asyncio.timeout(self._connection.connect_s * 2),
+                self._session.get(url, allow_redirects=False) as response,
+            ):
+                return await _page(response, longest, self.secrets)
+
+    async def _touch(self) -> None:
+        try:
+            await self._get(f"{self.base_url}/models", LONGEST_LIST)
+        except Failure:
+            return
+
+
+def _take(events: list[bytes], reply: Reply) -> bool:
+    """Add events to a reply; True where tokens came."""
+    came = False
+    for data in events:
+        if data == DONE:
+            reply.done = True
+            break
+        came |= reply.add(parse_json(data))
+    return came
+
+
+@contextmanager
+def _as_failures() -> Iterator[None]:
+    """Turn whatever the HTTP client raises into a Failure, without a word of what was sent."""
+    try:
+        yield
+    except Failure:
+        raise
+    except TimeoutError as error:
+        connecting = isinstance(error, aiohttp.ServerTimeoutError)
+        said = "no connection in time" if connecting else "no token in time"
+        raise Failure(TIMEOUT, said) from None
+    except (aiohttp.ClientConnectorError, ssl.SSLError) as error:
+        raise failed_transport(error) from error  # the cause tells TLS from a closed port
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise failed_transport(error) from None
+
+
+async def _page(response: aiohttp.ClientResponse, longest: int, secrets: tuple[str, ...]) -> Page:
+    data = await _read_all(response, longest)
+    text = redact(data.decode("utf-8", "replace"), secrets)
+    return Page(response.status, text, response.headers.get("Location"))
+
+
+async def _read_all(response: aiohttp.ClientResponse, longest: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.content.iter_any():
+        size += len(piece)
+        if size > longest:
+            raise Failure(MALFORMED, "the reply is longer than what was asked for can be")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read what follows the last event, which is nothing but the end of the stream."""
+    left = LONGEST_ERROR
+    try:
+        async with asyncio.timeout(1.0):
+            async for piece in response.content.iter_any():
+                left -= len(piece)
+                if left < 0:
+                    break
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        return
+
+
+def _words(text: str) -> str:
+    try:
+        data: dict[str, Any] = parse_json(text.encode("utf-8", "replace"))
+    except Failure:
+        return ""
+    return server_words(data)

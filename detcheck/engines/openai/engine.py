@@ -1,0 +1,292 @@
+"""Engine `openai`: the requests of a trial, released together and followed to their end.
+
+A trial has exactly its batch size in flight: connections are opened beforehand, every request
+waits at one barrier, and all are sent when it falls. A server decides by itself when it takes a
+request in, so the arrival steps of a staggered trial become small delays (`STEP_S` a step), and
+no trial repeats another exactly. With `--arrivals poisson:RATE` requests are sent at random times
+instead, however many are still unanswered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, TypeVar
+
+from detcheck.completion import Completion
+from detcheck.endpoints import poisson_rate
+from detcheck.engines.base import InFlight, OnTokens, TrialResult
+from detcheck.engines.openai import sanity
+from detcheck.engines.openai.connection import Connection
+from detcheck.engines.openai.endpoint import Endpoint, Question
+from detcheck.engines.openai.evidence import Stream, Ticks, agreed
+from detcheck.engines.openai.failures import MALFORMED, Failure
+from detcheck.errors import MeasurementError, UsageError
+from detcheck.experiment import Experiment
+from detcheck.rundir import EndpointCheck, KernelsProof
+from detcheck.traffic import PlannedRequest, Trial
+
+try:
+    import resource
+except ImportError:  # Windows: no limit to look up
+    resource = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+STEP_S = 0.01
+"""Delay that stands for one forward pass in the plan of a staggered trial."""
+REPORT_S = 0.2
+WARM_S = 1.0
+"""Connections that were used within this time are taken to be open still."""
+SILENT_TRIALS = 3
+"""So many trials in a row without one answer end a condition."""
+SPARE_FILES = 64
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the requests of a trial stand."""
+
+    total: int
+    tokens: int = 0
+    done: int = 0
+    failed: int = 0
+
+    def report(self, on_tokens: OnTokens | None) -> None:
+        """Tell the listener."""
+        if on_tokens is not None:
+            ended = self.done + self.failed
+            on_tokens(self.tokens, InFlight(self.total - ended, self.done, self.failed))
+
+
+class OpenAIEngine:
+    """Asks OpenAI-compatible servers; see `Engine`. Made within the thread that uses it."""
+
+    def __init__(self, experiment: Experiment, connection: Connection):
+        self._experiment = experiment
+        self._silent: Counter[str] = Counter()
+        self._warm: dict[str, tuple[int, float]] = {}
+        self._ticks = Ticks()
+        allow_open_files(max(experiment.batch_sizes) + SPARE_FILES)
+        self._runner = asyncio.Runner()
+        self._endpoints: dict[str, Endpoint] = {}
+        try:
+            self._run(self._open(connection))
+        except BaseException:
+            self.close()
+            raise
+
+    def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
+        """See `Engine.run_trial`."""
+        condition = trial.condition
+        result = self._run(self._trial(trial, on_tokens))
+        answered = any(not completion.failed for _, completion in result.completions)
+        self._silent[condition.condition_id] = (
+            0 if answered else self._silent[condition.condition_id] + 1
+        )
+        if self._silent[condition.condition_id] > SILENT_TRIALS:
+            last = result.completions[-1][1]
+            raise MeasurementError(
+                f"Nothing came back in {SILENT_TRIALS} trials in a row ({last.failure}: "
+                f"{last.error}); what came before is kept."
+            )
+        return result
+
+    def proof(self, kernels: str) -> KernelsProof:
+        """Nothing is known of a server's kernels, and nothing is claimed."""
+        return KernelsProof(kernels, {})
+
+    def endpoint_checks(self) -> tuple[EndpointCheck, ...]:
+        """See `ChecksEndpoints`."""
+        return tuple(
+            replace(check, placement=endpoint.placement)
+            for endpoint in self._endpoints.values()
+            for check in (*endpoint.checks, *observed(endpoint))
+        )
+
+    def close(self) -> None:
+        """Close every connection."""
+        try:
+            self._run(self._close())
+        finally:
+            self._runner.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._runner.run(work)
+        except RuntimeError as error:
+            work.close()
+            if "running event loop" in str(error):
+                raise UsageError(
+                    "An event loop runs in this thread already: call detcheck from another thread."
+                ) from None
+            raise
+
+    async def _open(self, connection: Connection) -> None:
+        experiment = self._experiment
+        for placement, url in zip(experiment.placements, experiment.endpoints, strict=True):
+            endpoint = self._endpoints[placement] = Endpoint(url, connection, placement)
+            await sanity.check(endpoint, experiment)
+
+    async def _close(self) -> None:
+        for endpoint in self._endpoints.values():
+            await endpoint.watch.abandon()
+            await endpoint.client.close()
+
+    async def _trial(self, trial: Trial, on_tokens: OnTokens | None) -> TrialResult:
+        endpoint = self._endpoints[trial.condition.placement]
+        await self._warm_up(endpoint, len(trial.requests))
+        progress = Progress(len(trial.requests))
+        streams = [Stream() for _ in trial.requests]
+        barrier = asyncio.Event()
+        retries_before = endpoint.retries
+        await endpoint.watch.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                reporting = group.create_task(_keep_reporting(progress, on_tokens))
+                asking = [
+                    group.create_task(
+                        self._answer(endpoint, request, delay, barrier, stream, progress)
+                    )
+                    for request, delay, stream in zip(
+                        trial.requests, self._delays(trial), streams, strict=True
+                    )
+                ]
+                await asyncio.sleep(0)  # every request stands at the barrier
+                started = perf_counter()
+                barrier.set()
+                await asyncio.wait(asking)
+                elapsed = perf_counter() - started
+                reporting.cancel()
+        except BaseException:
+            await endpoint.watch.abandon()
+            raise
+        progress.report(on_tokens)
+        completions = [task.result() for task in asking]
+        self._warm[endpoint.name] = (len(asking), perf_counter())
+        counted = await endpoint.watch.stop(progress.done)
+        return TrialResult(
+            completions=tuple(
+                (position, completion)
+                for position, (completion, request) in enumerate(
+                    zip(completions, trial.requests, strict=True)
+                )
+                if request.is_probe
+            ),
+            generated_tokens=progress.tokens,
+            elapsed_s=elapsed,
+            load=agreed(counted, streams),
+            filler_failures=Counter(
+                completion.failure or MALFORMED
+                for completion, request in zip(completions, trial.requests, strict=True)
+                if completion.failed and not request.is_probe
+            ),
+            retries=endpoint.retries - retries_before,
+        )
+
+    async def _answer(
+        self,
+        endpoint: Endpoint,
+        request: PlannedRequest,
+        delay_s: float,
+        barrier: asyncio.Event,
+        stream: Stream,
+        progress: Progress,
+    ) -> Completion:
+        """One request of a trial; a failure is a completion too."""
+        loop = asyncio.get_running_loop()
+        reads = 0
+
+        def on_tokens() -> None:
+            nonlocal reads
+            reads += 1
+            progress.tokens += 1  # one for each piece that came, until the reply is whole
+            stream.saw_tokens(self._ticks.now(), loop.time())
+
+        experiment = self._experiment
+        question = Question(
+            request.prompt, request.max_new_tokens, experiment.temperature, experiment.seed
+        )
+        await barrier.wait()
+        if delay_s:
+            await asyncio.sleep(delay_s)
+        try:
+            reply = await endpoint.ask(question, on_tokens)
+            completion = reply.completion()
+        except Failure as failure:
+            progress.failed += 1
+            return Completion("", "error", error=failure.phrase, failure=failure.kind)
+        endpoint.seen.add(reply)
+        progress.done += 1
+        progress.tokens += reply.num_tokens - reads
+        return completion
+
+    def _delays(self, trial: Trial) -> list[float]:
+        """Seconds after the barrier at which each request is sent."""
+        rate = poisson_rate(self._experiment.arrivals)
+        if rate is None:
+            return [STEP_S * request.arrival_step for request in trial.requests]
+        condition = trial.condition
+        rng = random.Random(
+            f"{self._experiment.seed}/{condition.prompt_index}/{condition.batch_size}/"
+            f"{trial.index}/arrivals"
+        )
+        delays, now = [], 0.0
+        for _ in trial.requests:
+            now += rng.expovariate(rate)
+            delays.append(now)
+        return delays
+
+    async def _warm_up(self, endpoint: Endpoint, number: int) -> None:
+        """Open the connections of a trial, unless the last one has left enough of them open."""
+        before, when = self._warm.get(endpoint.name, (0, 0.0))
+        if before < number or perf_counter() - when > WARM_S:
+            await endpoint.client.open_connections(number)
+
+
+def observed(endpoint: Endpoint) -> list[EndpointCheck]:
+    """What a server has said of itself up to now: its fingerprint, and ids that come again."""
+    seen = endpoint.seen
+    checks: list[EndpointCheck] = []
+    prints = sorted(seen.system_fingerprints)
+    if len(prints) > 1 or (prints and seen.without_fingerprint):
+        sentence = (
+            f"{len(prints)} different ones ({', '.join(prints[:4])}): replicas behind a balancer "
+            "differ, or it was restarted"
+            if len(prints) > 1
+            else f"{prints[0]} on some replies and none on others: replicas may differ"
+        )
+        checks.append(EndpointCheck("system_fingerprint", False, sentence))
+    elif prints:
+        checks.append(EndpointCheck("system_fingerprint", True, f"always {prints[0]}"))
+    else:
+        checks.append(EndpointCheck("system_fingerprint", None, "the server gives none"))
+    distinct_ids = seen.repeated_ids < seen.replies // 2
+    if seen.repeated_ids and distinct_ids:
+        sentence = f"{seen.repeated_ids} replies came under the id of an earlier one"
+        checks.append(EndpointCheck("ids of replies", False, sentence, decisive=True))
+    return checks
+
+
+def allow_open_files(number: int) -> None:
+    """Let this process open `number` files; raises UsageError where the system does not."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= number:
+        return
+    if hard != resource.RLIM_INFINITY and hard < number:
+        raise UsageError(
+            f"{number - SPARE_FILES} requests in flight need {number} open files, and the system "
+            f"allows {hard}: raise it by `ulimit -n {number}`, or ask for smaller batches."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+
+
+async def _keep_reporting(progress: Progress, on_tokens: OnTokens | None) -> None:
+    while True:
+        progress.report(on_tokens)
+        await asyncio.sleep(REPORT_S)

@@ -1,0 +1,49 @@
+"""Server-sent events, parsed as the bytes come in."""
+
+from __future__ import annotations
+
+from detcheck.engines.openai.failures import MALFORMED, Failure
+
+DONE = b"[DONE]"
+
+
+class EventParser:
+    """Cuts a byte stream into the data of its events, whatever pieces it comes in.
+
+    Raises Failure where a line, or the stream, is longer than it may be: what is held at any time
+    is bounded by the former.
+    """
+
+    def __init__(self, longest_line: int, longest_stream: int):
+        self._longest_line = longest_line
+        self._left = longest_stream
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The data of the events that `piece` completes."""
+        self._left -= len(piece)
+        if self._left < 0:
+            raise Failure(MALFORMED, "the reply is longer than what was asked for can be")
+        *lines, self._rest = (self._rest + piece).split(b"\n") if self._rest else piece.split(b"\n")
+        if len(self._rest) > self._longest_line:
+            raise Failure(MALFORMED, "a line of the reply has no end")
+        events: list[bytes] = []
+        for line in lines:
+            self._take(line[:-1] if line.endswith(b"\r") else line, events)
+        return events
+
+    def close(self) -> list[bytes]:
+        """The event that the end of the stream completes, if any."""
+        events: list[bytes] = []
+        self._take(self._rest, events)
+        self._take(b"", events)
+        self._rest = b""
+        return events
+
+    def _take(self, line: bytes, events: list[bytes]) -> None:
+        if line.startswith(b"data:"):
+            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif not line and self._data:
+            events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
+            self._data.clear()

@@ -1,0 +1,304 @@
+"""Engine `vllm` as the runner sees it: one worker at a time, started for the condition in hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from detcheck.completion import Completion, LoadEvidence, ObservedBatch, TopTwo
+from detcheck.engines.base import OnTokens, TrialResult
+from detcheck.engines.vllm.process import VAGUE, Message, WorkerDied, WorkerProcess
+from detcheck.engines.vllm.worker import Setup
+from detcheck.errors import MeasurementError, ModelError, OutOfMemory, UsageError
+from detcheck.experiment import AUTO, BATCH_INVARIANT, STOCK, Condition, Experiment
+from detcheck.rundir import KernelsProof
+from detcheck.text import one_line
+from detcheck.traffic import FILLER_PROMPTS, Trial
+
+START_S = 3600.0
+"""Longest silence while a worker loads its model."""
+STEP_S = 900.0
+"""Longest silence while a worker steps: it tells of its tokens several times a second."""
+MODULE = "detcheck.engines.vllm.worker"
+VARIABLE = "VLLM_BATCH_INVARIANT"
+HOW_TO_INSTALL = (
+    "--engine vllm needs vLLM beside detcheck: run `pip install vllm` (GPU) in this environment, "
+    "or on a CPU `make servers` and then .venv-servers/vllm/bin/detcheck."
+)
+_MEMORY = ("out of memory", "outofmemory", "allocate memory", "not enough memory", "free memory")
+
+_WRAPPED = re.compile(r"Worker failed with error '(.+)', please check")
+"""How vLLM's executor tells of an error of its workers."""
+
+Place = tuple[str, int]
+"""(kernels, tensor-parallel size): what a worker is started for."""
+
+
+class VllmEngine:
+    """Engine `vllm`. Each (kernels, tensor-parallel size) has a worker; the last is stopped first.
+
+    Batch-invariant kernels are tried before anything is measured, since vLLM does not refuse them
+    before its first request where it cannot run them. Raises UsageError or ModelError where the
+    experiment cannot be meant, MeasurementError where vLLM does not start.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self._worker: WorkerProcess | None = None
+        self._place: Place | None = None
+        self._proofs: dict[str, KernelsProof] = {}
+        _check_kernels(experiment)
+        _check_installed()
+        self._source, self._dtype = _source(experiment)
+        _check_heads(experiment, self._source)
+        first = experiment.conditions()[0]
+        try:
+            for kernels in (*sorted(experiment.kernels), first.kernels):
+                if kernels in (BATCH_INVARIANT, first.kernels):
+                    self._at((kernels, experiment.tensor_parallel[0]))
+        except BaseException:
+            self.close()
+            raise
+
+    def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
+        """See `Engine.run_trial`. A worker in an unknown state is killed; the next is new."""
+        kernels = trial.condition.kernels
+        try:
+            worker = self._at((kernels, self._tensor_parallel(trial.condition)))
+            worker.send(
+                {"requests": [(r.prompt, r.arrival_step, r.max_new_tokens) for r in trial.requests]}
+            )
+            message = self._answers(worker, on_tokens)
+        except BaseException as error:
+            self._drop()
+            if isinstance(error, MeasurementError) and _is_out_of_memory(str(error)):
+                raise OutOfMemory(
+                    f"vLLM ran out of memory at batch size {trial.condition.batch_size}: leave "
+                    "that batch size out, or lower --max-new-tokens."
+                ) from error
+            raise
+        self._count(kernels)
+        return _result(trial, message)
+
+    def proof(self, kernels: str) -> KernelsProof:
+        """See `Engine.proof`: batch-invariant is vLLM's own word, and the trials it served."""
+        if kernels == STOCK:
+            return KernelsProof(kernels, {})
+        return self._proofs.get(kernels, KernelsProof(kernels, {}, (VARIABLE,)))
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        worker, self._worker, self._place = self._worker, None, None
+        if worker is not None:
+            worker.stop()
+
+    def _drop(self) -> None:
+        worker, self._worker, self._place = self._worker, None, None
+        if worker is not None:
+            worker.kill()
+
+    def _at(self, place: Place) -> WorkerProcess:
+        """The worker for a place; the one before is gone before it starts."""
+        if self._worker is None or self._place != place:
+            self.close()
+            kernels, tensor_parallel = place
+            self._worker = WorkerProcess(MODULE, environment(kernels, tensor_parallel))
+            self._place = place
+            self._worker.send(asdict(self._setup(place)))
+            self._greet(place, self._worker)
+        return self._worker
+
+    def _greet(self, place: Place, worker: WorkerProcess) -> None:
+        """Wait until a worker is ready, having answered a first request."""
+        kernels, tensor_parallel = place
+        where = f" with {VARIABLE}=1" if kernels == BATCH_INVARIANT else ""
+        where += f" with tensor parallel {tensor_parallel}" if tensor_parallel > 1 else ""
+        instead = " Use --kernels stock." if kernels == BATCH_INVARIANT else ""
+        try:
+            message = worker.receive(START_S)
+        except WorkerDied as error:
+            raise MeasurementError(f"vLLM does not run{where}: {error}{instead}") from error
+        if "failed" in message:
+            sentence = _cause(worker, message)
+            if message["usage"]:
+                raise UsageError(sentence + ".")
+            raise ModelError(f"vLLM does not run here{where} ({sentence}).{instead}")
+        ready = message["ready"]
+        on = bool(ready["batch_invariant"])
+        self._proofs.setdefault(
+            kernels,
+            KernelsProof(
+                kernels,
+                {VARIABLE: 0},
+                () if on else (VARIABLE,),
+                "passed" if on else f"vLLM does not say that {VARIABLE} is on",
+            ),
+        )
+
+    def _answers(self, worker: WorkerProcess, on_tokens: OnTokens | None) -> Message:
+        while True:
+            message = worker.receive(STEP_S)
+            if "failed" in message:
+                raise MeasurementError(f"vLLM failed ({_cause(worker, message)}).")
+            if "answers" in message:
+                return message
+            if on_tokens is not None:
+                on_tokens(int(message["tokens"]))
+
+    def _count(self, kernels: str) -> None:
+        """One more trial that the mode served."""
+        before = self._proofs[kernels]
+        served = before.overrides[VARIABLE] + 1
+        self._proofs[kernels] = KernelsProof(
+            kernels, {VARIABLE: served}, before.missing, before.self_check
+        )
+
+    def _tensor_parallel(self, condition: Condition) -> int:
+        sizes, names = self.experiment.tensor_parallel, self.experiment.placements
+        return sizes[names.index(condition.placement)]
+
+    def _setup(self, place: Place) -> Setup:
+        experiment = self.experiment
+        fillers = FILLER_PROMPTS if experiment.traffic == "mixed" else ()
+        return Setup(
+            source=self._source,
+            dtype=self._dtype,
+            tensor_parallel=place[1],
+            batch_invariant=place[0] == BATCH_INVARIANT,
+            executor=None if experiment.vllm_executor == AUTO else experiment.vllm_executor,
+            prompts=tuple(dict.fromkeys((*experiment.prompts, *fillers))),
+            max_new_tokens=experiment.max_new_tokens,
+            batch_size=max(experiment.batch_sizes),
+            temperature=experiment.temperature,
+            seed=experiment.seed,
+            chat_template=experiment.chat_template,
+            trust_remote_code=experiment.trust_remote_code,
+        )
+
+
+def environment(kernels: str, tensor_parallel: int) -> dict[str, str]:
+    """Variables that a worker is started with; what the user has set of vLLM's CPU stays."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": threads_bind(cpus, tensor_parallel),
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        **{name: value for name, value in os.environ.items() if name.startswith("VLLM_")},
+        VARIABLE: "1" if kernels == BATCH_INVARIANT else "0",
+        # The engine core beside the loop: what arrives at a step is scheduled at that step.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+def threads_bind(cpus: list[int], tensor_parallel: int) -> str:
+    """CPUs of each rank, as vLLM writes them: `0,1|2,3`; shared in turn where there are too few.
+
+    Left to itself vLLM gives a rank one NUMA node, and refuses more ranks than there are nodes.
+    """
+    if tensor_parallel > len(cpus):
+        return "|".join(str(cpus[rank % len(cpus)]) for rank in range(tensor_parallel))
+    share = len(cpus) // tensor_parallel
+    shares = [cpus[rank * share : (rank + 1) * share] for rank in range(tensor_parallel)]
+    return "|".join(",".join(map(str, each)) for each in shares)
+
+
+def _check_kernels(experiment: Experiment) -> None:
+    for kernels in experiment.kernels:
+        if kernels not in (STOCK, BATCH_INVARIANT):
+            raise UsageError(
+                f"vLLM's batch-invariant kernels come whole: {kernels!r} is for detcheck's own; "
+                "use --kernels stock,batch-invariant."
+            )
+    if experiment.device == "cuda":
+        raise UsageError("--device is vLLM's to choose with --engine vllm: leave it out.")
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(HOW_TO_INSTALL)
+
+
+def _source(experiment: Experiment) -> tuple[str, str]:
+    """(folder or hub id, dtype) as vLLM takes them."""
+    from detcheck import models
+
+    dtype = experiment.dtype
+    if experiment.model is None and dtype == "auto":
+        dtype = "bfloat16"
+    return models.source(experiment.model, dtype), dtype
+
+
+def _check_heads(experiment: Experiment, source: str) -> None:
+    """Before anything is loaded: each tensor-parallel size must divide the attention heads."""
+    from detcheck import models
+
+    sizes = experiment.tensor_parallel
+    if sizes == (1,):
+        return
+    heads = models.num_attention_heads(source, trust_remote_code=experiment.trust_remote_code)
+    bad = [size for size in sizes if heads % size]
+    if bad:
+        fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        raise UsageError(
+            f"--tensor-parallel {bad[0]} does not divide the model's {heads} attention heads: "
+            f"choose from {fitting}."
+        )
+
+
+def _cause(worker: WorkerProcess, message: Message) -> str:
+    """Why it failed, without a full stop; of a dead engine the log knows more than its error."""
+    told = str(message["failed"])
+    vague = any(word in told for word in VAGUE)
+    told = (worker.root_cause() if vague else None) or told
+    wrapped = _WRAPPED.search(told)
+    return one_line(wrapped[1] if wrapped else told)[:300].rstrip(".")
+
+
+def _result(trial: Trial, message: Message) -> TrialResult:
+    answers = message["answers"]
+    completions = tuple(
+        (position, _completion(answer))
+        for position, (answer, request) in enumerate(zip(answers, trial.requests, strict=True))
+        if request.is_probe
+    )
+    load = message["load"]
+    return TrialResult(
+        completions,
+        sum(len(answer.get("token_ids", ())) for answer in answers),
+        message["elapsed_s"],
+        load=None if load is None else LoadEvidence(**load),
+        filler_failures=_filler_failures(trial, answers),
+    )
+
+
+def _filler_failures(trial: Trial, answers: list[Mapping[str, Any]]) -> dict[str, int]:
+    failed = sum(
+        "error" in answer
+        for answer, request in zip(answers, trial.requests, strict=True)
+        if not request.is_probe
+    )
+    return {"engine": failed} if failed else {}
+
+
+def _completion(told: Mapping[str, Any]) -> Completion:
+    if "error" in told:
+        return Completion("", "error", error=told["error"], failure="engine")
+    top_two = told.get("top_two")
+    batch = told["observed_batch"]
+    return Completion(
+        text=told["text"],
+        finish_reason=told["finish_reason"],
+        token_ids=tuple(told["token_ids"]),
+        token_ends=tuple(told["token_ends"]),
+        top_two=None if top_two is None else TopTwo(*map(tuple, top_two)),
+        observed_batch=None if batch is None else ObservedBatch(**batch),
+    )
+
+
+def _is_out_of_memory(text: str) -> bool:
+    return any(words in text.lower() for words in _MEMORY)

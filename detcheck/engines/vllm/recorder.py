@@ -1,0 +1,71 @@
+"""What vLLM's own scheduler says of each step, and what a trial's steps come to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detcheck.completion import FORWARD_PASSES, LoadEvidence
+
+
+class Recorder:
+    """What vLLM's scheduler says of each step; a stat logger, as vLLM lets its users add."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the steps of the trial before."""
+        self.last: tuple[int, int] | None = None
+        """(requests, query tokens) of the last forward pass."""
+        self._rows: list[int] = []
+        self._query_tokens_max = 0
+        self._preemptions = 0
+        self._prefix_cache_hits = 0
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
+        """Note one iteration of the engine."""
+        details = getattr(scheduler_stats, "iteration_details", None)
+        if iteration_stats is not None:
+            self._preemptions += iteration_stats.num_preempted_reqs
+        if scheduler_stats is not None:
+            self._prefix_cache_hits += scheduler_stats.prefix_cache_stats.hits
+        if details is None or details.is_dummy:
+            return
+        rows = details.num_ctx_requests + details.num_generation_requests
+        query_tokens = details.num_ctx_tokens + details.num_generation_tokens
+        if rows > 0:
+            self.last = (rows, query_tokens)
+            self._rows.append(rows)
+            self._query_tokens_max = max(self._query_tokens_max, query_tokens)
+
+    def evidence(self) -> LoadEvidence | None:
+        """What the trial's steps come to; None where vLLM told of none."""
+        if not self._rows:
+            return None
+        return LoadEvidence(
+            FORWARD_PASSES,
+            max(self._rows),
+            round(sum(self._rows) / len(self._rows), 3),
+            self._query_tokens_max,
+            self._preemptions,
+            self._prefix_cache_hits,
+        )
+
+
+def stat_logger(recorder: Recorder) -> Any:
+    """A factory of stat loggers that hand everything to `recorder`."""
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class Logger(StatLoggerBase):
+        def __init__(self, vllm_config: Any, engine_index: int = 0):
+            pass
+
+        def record(
+            self, scheduler_stats: Any = None, iteration_stats: Any = None, *_: Any, **__: Any
+        ) -> None:
+            recorder.record(scheduler_stats, iteration_stats)
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+    return Logger

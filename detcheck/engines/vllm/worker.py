@@ -1,0 +1,271 @@
+"""vLLM's offline engine in a process of its own: `python -m detcheck.engines.vllm.worker`.
+
+A trial is stepped here as the engine `continuous` steps its own: requests join at their arrival
+step, and each step's batch is what vLLM's scheduler says it put into the forward pass. The engine
+core stays in this process, so that a request that arrives at a step is there at that step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from time import perf_counter
+from typing import IO, Any
+
+from detcheck.engines.in_process import Answer
+from detcheck.engines.vllm.recorder import Recorder, stat_logger
+from detcheck.errors import DetcheckError, ModelError, UsageError
+
+PROGRESS_S = 0.2
+WARM_UP_TOKENS = 2
+OLDEST = "vLLM here does not tell what its scheduler puts into each step: install 0.32 or newer."
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker is started for: the first message to it."""
+
+    source: str
+    """Folder or hub id of the model."""
+    dtype: str
+    tensor_parallel: int
+    batch_invariant: bool
+    executor: str | None
+    """vLLM's `distributed_executor_backend`; None leaves it to vLLM."""
+    prompts: tuple[str, ...]
+    """Every prompt that may come, fillers included."""
+    max_new_tokens: int
+    batch_size: int
+    """Most requests in flight."""
+    temperature: float
+    seed: int
+    chat_template: bool
+    trust_remote_code: bool
+
+
+class Worker:
+    """One loaded vLLM engine."""
+
+    def __init__(self, setup: Setup):
+        from detcheck.engines.decoding import Detokenizer
+
+        self._setup = setup
+        self._recorder = Recorder()
+        tokenizer = _tokenizer(setup)
+        self._prompts = {prompt: _encode(tokenizer, setup, prompt) for prompt in setup.prompts}
+        _check_lengths(setup, self._prompts)
+        self._detokenize = Detokenizer(tokenizer)
+        self._engine = _engine(setup, self._prompts, self._recorder)
+        self._trials = 0
+        self.run([(prompt, 0, WARM_UP_TOKENS) for prompt in setup.prompts[:1]], None)
+
+    def run(self, requests: list[tuple[str, int, int]], out: IO[str] | None) -> dict[str, Any]:
+        """Answer (prompt, arrival step, token limit) requests; progress goes to `out`.
+
+        The prefix cache is emptied first: no trial may depend on the one before it.
+        """
+        self._engine.reset_prefix_cache()
+        self._recorder.reset()
+        self._trials += 1
+        ids = [f"{self._trials}-{position}" for position in range(len(requests))]
+        answers = {ids[i]: Answer(request[2]) for i, request in enumerate(requests)}
+        waiting = sorted(zip(ids, requests, strict=True), key=lambda pair: pair[1][1])
+        step, told, started = 0, 0.0, perf_counter()
+        while waiting or self._engine.has_unfinished_requests():
+            while waiting and waiting[0][1][1] <= step:
+                self._submit(*waiting.pop(0))
+            self._step(answers)
+            step += 1
+            if out is not None and perf_counter() - told > PROGRESS_S:
+                told = perf_counter()
+                _send(out, tokens=sum(len(answer.token_ids) for answer in answers.values()))
+        elapsed = perf_counter() - started
+        return {
+            "answers": [self._told(answers[request_id]) for request_id in ids],
+            "elapsed_s": elapsed,
+            "load": asdict(evidence) if (evidence := self._recorder.evidence()) else None,
+        }
+
+    def proof(self) -> dict[str, Any]:
+        """Whether vLLM's batch-invariant mode is on in this process, by its own word."""
+        import vllm
+        from vllm import envs
+
+        return {"version": vllm.__version__, "batch_invariant": bool(envs.VLLM_BATCH_INVARIANT)}
+
+    def close(self) -> None:
+        """Let vLLM end its own processes."""
+        self._engine.engine_core.shutdown()
+
+    def _submit(self, request_id: str, request: tuple[str, int, int]) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt, _, limit = request
+        params = SamplingParams(
+            temperature=self._setup.temperature,
+            seed=self._setup.seed if self._setup.temperature > 0 else None,
+            max_tokens=limit,
+            logprobs=2,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        token_ids = list(self._prompts[prompt])
+        self._engine.add_request(request_id, {"prompt_token_ids": token_ids}, params)
+
+    def _step(self, answers: Mapping[str, Answer]) -> None:
+        """One step of vLLM: what it answered belongs to the batch that its scheduler told of."""
+        self._recorder.last = None
+        outputs = self._engine.step()
+        for output in outputs:
+            delta = output.outputs[0]
+            answer = answers.get(output.request_id)
+            if answer is None:
+                continue
+            if delta.token_ids and self._recorder.last is not None:
+                answer.saw_forward(*self._recorder.last)
+            for token_id, logprobs in zip(delta.token_ids, delta.logprobs or (), strict=False):
+                _append(answer, token_id, logprobs)
+            if output.finished:
+                answer.finish_reason = delta.finish_reason or "length"
+
+    def _told(self, answer: Answer) -> dict[str, Any]:
+        """An answer as plain data. Sampled tokens need not be the best: no flips are told then."""
+        if answer.finish_reason not in ("stop", "length"):
+            return {"error": f"vLLM ended the request: {answer.finish_reason}"}
+        text, ends = self._detokenize(tuple(answer.token_ids))
+        batch = answer.observed_batch
+        told: dict[str, Any] = {
+            "text": text,
+            "finish_reason": answer.finish_reason,
+            "token_ids": answer.token_ids,
+            "token_ends": ends,
+            "observed_batch": None if batch is None else asdict(batch),
+        }
+        if self._setup.temperature == 0:
+            told["top_two"] = [answer.runner_up_token_ids, answer.gaps, answer.logprobs]
+        return told
+
+
+def _append(answer: Answer, token_id: int, logprobs: Mapping[int, Any]) -> None:
+    """Take a token with its runner-up; the end of the answer is vLLM's to say."""
+    chosen = logprobs[token_id].logprob
+    others = [(other.logprob, -index) for index, other in logprobs.items() if index != token_id]
+    runner_up, index = max(others)
+    answer.token_ids.append(token_id)
+    answer.runner_up_token_ids.append(-index)
+    answer.gaps.append(max(0.0, chosen - runner_up))
+    answer.logprobs.append(chosen)
+
+
+def _tokenizer(setup: Setup) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            setup.source, trust_remote_code=setup.trust_remote_code
+        )
+    except Exception as error:  # whatever transformers makes of what is in the files
+        raise ModelError(
+            f"{setup.source} has no tokenizer that can be read ({_first_words(error)}): check the "
+            "model's name or download the whole model."
+        ) from error
+
+
+def _encode(tokenizer: Any, setup: Setup, prompt: str) -> tuple[int, ...]:
+    if setup.chat_template and tokenizer.chat_template:
+        encoded = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
+        )
+    else:
+        encoded = tokenizer(prompt)
+    return tuple(encoded["input_ids"])
+
+
+def _check_lengths(setup: Setup, prompts: Mapping[str, tuple[int, ...]]) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(setup.source, trust_remote_code=setup.trust_remote_code)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for number, token_ids in enumerate(prompts.values(), start=1):
+        if context and len(token_ids) + setup.max_new_tokens > context:
+            raise UsageError(
+                f"Prompt {number} has {len(token_ids)} tokens; with {setup.max_new_tokens} new "
+                f"ones it exceeds the model's context of {context}: shorten it or lower "
+                "--max-new-tokens."
+            )
+
+
+def _engine(setup: Setup, prompts: Mapping[str, tuple[int, ...]], recorder: Recorder) -> Any:
+    """vLLM with its defaults, save what the experiment asks for.
+
+    The context is as long as the longest request needs, so that vLLM takes no memory for more.
+    Nothing is compiled on a CPU: there that takes minutes.
+    """
+    from vllm import EngineArgs, LLMEngine
+    from vllm.platforms import current_platform
+
+    if "enable_logging_iteration_details" not in {field.name for field in fields(EngineArgs)}:
+        raise UsageError(OLDEST)
+    on_cpu = current_platform.is_cpu()
+    arguments = EngineArgs(
+        model=setup.source,
+        dtype=setup.dtype,
+        tensor_parallel_size=setup.tensor_parallel,
+        distributed_executor_backend=setup.executor or ("mp" if on_cpu else None),
+        max_model_len=max(map(len, prompts.values())) + setup.max_new_tokens,
+        max_num_seqs=setup.batch_size,
+        max_logprobs=2,
+        seed=0,
+        enforce_eager=on_cpu,
+        trust_remote_code=setup.trust_remote_code,
+        enable_logging_iteration_details=True,
+        disable_log_stats=False,
+    )
+    return LLMEngine.from_engine_args(arguments, stat_loggers=[stat_logger(recorder)])
+
+
+def _first_words(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+
+
+def _send(out: IO[str], **message: Any) -> None:
+    out.write(json.dumps(message) + "\n")
+    out.flush()
+
+
+def _serve(out: IO[str]) -> None:
+    """Set up as the first line says, then a trial a line, until there are no more."""
+    first = json.loads(sys.stdin.readline())
+    worker = Worker(Setup(**first | {"prompts": tuple(first["prompts"])}))
+    try:
+        _send(out, ready=worker.proof())
+        for line in sys.stdin:
+            requests = [tuple(request) for request in json.loads(line)["requests"]]
+            _send(out, **worker.run(requests, out))
+    finally:
+        worker.close()
+
+
+def main() -> None:
+    """Messages go out on what was stdout; whatever else prints there goes to stderr."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        _serve(out)
+    except BrokenPipeError:
+        pass  # whoever asked is gone
+    except DetcheckError as error:
+        _send(out, failed=str(error), usage=True)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        _send(out, failed=_first_words(error), usage=False)
+
+
+if __name__ == "__main__":
+    main()

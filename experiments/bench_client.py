@@ -1,0 +1,253 @@
+"""What asking costs: detcheck's client beside other load generators, against an instant server.
+
+    python experiments/bench_client.py [--rounds 5] [--in-flight 1000] [--requests 10000] [--json]
+        [--guidellm PATH/guidellm] [--vllm-python PATH/python] [--memory 100000]
+
+Every client keeps the same number of streamed chat requests in flight against
+`instant_server.py`, in a process of its own. Clients take turns within a round, so that a drift of
+the machine's speed falls on all; what counts are the ratios within a round. detcheck's figure is a
+whole condition of `detcheck.run`: connections, trials, checks of every reply, fingerprints, and
+the commit to disk; the others' are their own reports' (requests a second while measuring).
+
+`detcheck` asks for log-probabilities and token ids, which the others do not: the server answers
+it as bare as the others (the comparison), and in the row `detcheck, full replies` with both.
+`--memory N` asks N requests more, with full replies, for the peak memory of the whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+PROMPT = "Tell me about Richard Feynman"
+TOKENS = 8
+LONGEST_S = 900
+SERVER = Path(__file__).with_name("instant_server.py")
+VLLM = (
+    "import argparse; from vllm.benchmarks.serve import add_cli_args, main;"
+    "p = argparse.ArgumentParser(); add_cli_args(p); main(p.parse_args())"
+)
+DETCHECK, FULL = "detcheck", "detcheck, full replies"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of one client."""
+
+    requests_per_second: float
+    completed: int
+    peak_mb: float | None = None
+    """Peak resident memory of the client, where it is detcheck."""
+
+
+def main() -> None:
+    options = arguments()
+    if options.ask:
+        ask(options.ask, options.requests, options.in_flight)
+        return
+    load_before = os.getloadavg()[0]
+    rounds: dict[str, list[Measured]] = {}
+    with instant_server("--bare") as bare, instant_server() as full:
+        clients = chosen(options, bare, full)
+        for number in range(options.rounds):
+            names = list(clients)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                measured = clients[name]()
+                rounds.setdefault(name, []).append(measured)
+                print(f"{name}: {measured.requests_per_second:,.0f} requests/s", file=sys.stderr)
+        memory = detcheck(full, options.memory, options.in_flight) if options.memory else None
+    show(rounds, memory, load_before, options)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--in-flight", type=int, default=1000)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--guidellm", type=Path, help="the program, from its own environment")
+    parser.add_argument("--vllm-python", type=Path, help="a Python that has vLLM")
+    parser.add_argument("--memory", type=int, default=0, help="requests, such as 100000")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--ask", help=argparse.SUPPRESS)  # this process is the client
+    return parser.parse_args()
+
+
+def chosen(options: argparse.Namespace, bare: str, full: str) -> dict[str, Callable[[], Measured]]:
+    """The clients to compare, each a function that runs it once."""
+    requests, in_flight = options.requests, options.in_flight
+    clients = {
+        DETCHECK: lambda: detcheck(bare, requests, in_flight),
+        FULL: lambda: detcheck(full, requests, in_flight),
+    }
+    if options.guidellm:
+        clients["guidellm"] = lambda: guidellm(options.guidellm, bare, requests, in_flight)
+    if options.vllm_python:
+        clients["vllm bench serve"] = lambda: vllm(options.vllm_python, bare, requests, in_flight)
+    return clients
+
+
+@contextmanager
+def instant_server(*flags: str) -> Iterator[str]:
+    """The server in a process of its own; gives its root URL."""
+    command = [sys.executable, str(SERVER), "--tokens", str(TOKENS), *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
+
+
+def detcheck(root: str, requests: int, in_flight: int) -> Measured:
+    """One `detcheck.run` in a fresh process."""
+    flags = ["--ask", root, "--requests", str(requests), "--in-flight", str(in_flight)]
+    return Measured(**json.loads(call([sys.executable, __file__, *flags])))
+
+
+def ask(root: str, requests: int, in_flight: int) -> None:
+    """The client's side of `detcheck`: print what was measured."""
+    import detcheck
+    from detcheck.runner import Listener
+
+    class Clock(Listener):
+        """From the start of the condition to its end on disk."""
+
+        def condition_started(self, index: int, record: Any) -> None:
+            self.started = perf_counter()
+
+        def condition_finished(self, index: int, record: Any) -> None:
+            self.elapsed = perf_counter() - self.started
+
+    experiment = detcheck.Experiment(
+        endpoints=(f"{root}/v1",),
+        prompts=(PROMPT,),
+        batch_sizes=(in_flight,),
+        completions=requests,
+        max_new_tokens=TOKENS,
+    )
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        run = detcheck.run(experiment, Path(folder) / "run", listener=clock)
+    completed = int((run.completions.variant >= 0).sum())
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(asdict(Measured(completed / clock.elapsed, completed, round(peak_mb, 1)))))
+
+
+def vllm(python: Path, root: str, requests: int, in_flight: int) -> Measured:
+    """`vllm bench serve` on a file of prompts, without a tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder) / "prompts.jsonl"
+        prompts.write_text(
+            f"{json.dumps({'prompt': PROMPT, 'output_tokens': TOKENS})}\n" * requests
+        )
+        flags = {
+            "backend": "openai-chat",
+            "base-url": root,
+            "endpoint": "/v1/chat/completions",
+            "model": "instant",
+            "dataset-name": "custom",
+            "dataset-path": prompts,
+            "custom-output-len": TOKENS,
+            "num-prompts": requests,
+            "max-concurrency": in_flight,
+            "result-dir": folder,
+            "result-filename": "result.json",
+        }
+        named = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+        switches = ["--skip-tokenizer-init", "--skip-chat-template", "--save-result"]
+        call([str(python), "-c", VLLM, *named, *switches, "--disable-tqdm"])
+        result = json.loads((Path(folder) / "result.json").read_text())
+    return Measured(result["request_throughput"], result["completed"])
+
+
+def guidellm(program: Path, root: str, requests: int, in_flight: int) -> Measured:
+    """`guidellm run` on a file of prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder) / "prompts.jsonl"
+        prompts.write_text(f"{json.dumps({'prompt': PROMPT})}\n" * requests)
+        report = Path(folder) / "report.json"
+        flags = {
+            "backend": f"kind=openai_http,target={root},model=instant",
+            "profile": f"kind=concurrent,streams={in_flight}",
+            "constraint": f"kind=max_requests,count={requests}",
+            "data": f"kind=json_file,path={prompts}",
+            "output": f"kind=json,path={report}",
+        }
+        named = [part for name, value in flags.items() for part in (f"--{name}", value)]
+        call([str(program), "run", *named, "--disable-console"], cwd=folder)
+        benchmark = json.loads(report.read_text())["benchmarks"][0]
+    metrics = benchmark["metrics"]
+    return Measured(
+        metrics["requests_per_second"]["successful"]["mean"],
+        metrics["request_totals"]["successful"],
+    )
+
+
+def call(command: list[str], cwd: str | None = None) -> str:
+    """Run a client to its end and return what it printed."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=LONGEST_S, cwd=cwd
+    )
+    if done.returncode:
+        raise SystemExit(f"{Path(command[0]).name} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def show(
+    rounds: dict[str, list[Measured]],
+    memory: Measured | None,
+    load_before: float,
+    options: argparse.Namespace,
+) -> None:
+    ours = [one.requests_per_second for one in rounds[DETCHECK]]
+    rows = []
+    for name, measured in rounds.items():
+        theirs = [one.requests_per_second for one in measured]
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        rows.append(
+            {
+                "client": name,
+                "requests_per_second": statistics.median(theirs),
+                "detcheck_against_it": statistics.median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+                "completed": min(one.completed for one in measured),
+                "peak_mb": max((one.peak_mb or 0 for one in measured), default=0) or None,
+            }
+        )
+    document = {
+        "in_flight": options.in_flight,
+        "requests": options.requests,
+        "rounds": options.rounds,
+        "cores": os.cpu_count(),
+        "load_average_before": round(load_before, 2),
+        "rows": rows,
+        "memory": None if memory is None else {"requests": options.memory, **asdict(memory)},
+    }
+    if options.json:
+        print(json.dumps(document, indent=2))
+        return
+    print(f"{options.requests:,} requests, {options.in_flight:,} in flight, load {load_before:.2f}")
+    for row in rows:
+        print(
+            f"{row['client']:24}{row['requests_per_second']:8,.0f} requests/s   detcheck is "
+            f"{row['detcheck_against_it']:.2f}× ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        )
+    if memory is not None:
+        print(f"peak memory over {memory.completed:,} requests: {memory.peak_mb:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""A small server that speaks the OpenAI API, in this process, with faults to switch on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
+Fault = Callable[[int, dict[str, Any]], str | None]
+
+
+@dataclass
+class Behaviour:
+    """What the server does; change it while it runs."""
+
+    models: tuple[str, ...] = ("toy",)
+    key: str | None = None
+    token_ids: bool = True
+    logprobs: bool = True
+    refuses: tuple[str, ...] = ()
+    """Fields that are answered by 400."""
+    ignores_seed: bool = False
+    ignores_temperature: bool = False
+    ignores_max_tokens: bool = False
+    cache: bool = False
+    serial: bool = False
+    greets_first: bool = False
+    """Serial, but every reply's first token is sent at once."""
+    one_piece: bool = False
+    token_s: float = 0.001
+    fault: Fault = lambda number, body: None
+    differ_above: int | None = None
+    """In flight more than so many, token 3 is another."""
+    fingerprints: tuple[str, ...] = ("fp_1",)
+    context: int | None = None
+    html: bool = False
+    redirect: str | None = None
+    echo_key: bool = False
+    metrics: str | None = None
+
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+
+
+class ToyServer:
+    """Holds one `Behaviour` and answers by it."""
+
+    def __init__(self, behaviour: Behaviour):
+        self.behaviour = behaviour
+        self.url = ""
+        self._number = 0
+        self._cached: dict[str, tuple[str, list[int]]] = {}
+        self._lock: asyncio.Lock | None = None
+
+    def application(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_post("/v1/completions", self.complete)
+        app.router.add_get("/metrics", self.metrics)
+        return app
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        if self.behaviour.metrics is None:
+            raise web.HTTPNotFound
+        return web.Response(text=self.behaviour.metrics)
+
+    async def models(self, request: web.Request) -> web.Response:
+        b = self.behaviour
+        b.headers.append(dict(request.headers))
+        if (early := self._early(request)) is not None:
+            return early
+        entries = [{"id": name, "object": "model"} for name in b.models]
+        if b.context is not None:
+            for entry in entries:
+                entry["max_model_len"] = b.context
+        return web.json_response({"object": "list", "data": entries})
+
+    def _early(self, request: web.Request) -> web.Response | None:
+        b = self.behaviour
+        if b.html:
+            return web.Response(text="<html>It works!</html>", content_type="text/html")
+        if b.redirect:
+            return web.Response(status=307, headers={"Location": b.redirect})
+        if b.key is not None and request.headers.get("Authorization") != f"Bearer {b.key}":
+            said = f"wrong key {request.headers.get('Authorization')}"
+            return web.json_response({"error": {"message": said}}, status=401)
+        return None
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        b = self.behaviour
+        if (early := self._early(request)) is not None:
+            return early
+        body = await request.json()
+        b.seen.append(body)
+        b.headers.append(dict(request.headers))
+        self._number += 1
+        number = self._number
+        for name in b.refuses:
+            if name in body:
+                said = f"Unrecognized request argument supplied: {name}"
+                return web.json_response({"error": {"message": said}}, status=400)
+        if b.context is not None and body["max_tokens"] + len(prompt_of(body)) > b.context:
+            said = "This model's maximum context length is exceeded"
+            return web.json_response({"error": {"message": said}}, status=400)
+        b.in_flight += 1
+        b.most_in_flight = max(b.most_in_flight, b.in_flight)
+        try:
+            return await self._stream(request, body, number)
+        finally:
+            b.in_flight -= 1
+
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], number: int
+    ) -> web.StreamResponse:
+        b = self.behaviour
+        fault = b.fault(number, body)
+        if fault in ("500", "503", "429"):
+            headers = {"Retry-After": "0"} if fault != "500" else {}
+            said = {"error": {"message": f"no {request.headers.get('Authorization', '')}"}}
+            return web.json_response(said, status=int(fault), headers=headers)
+        if fault == "reset":
+            request.transport.abort()
+            return web.Response()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        if fault == "stall":
+            await asyncio.sleep(30)
+        if fault == "flood":
+            for _ in range(4096):
+                await response.write(b"x" * 65536)
+            return response
+        if fault == "malformed":
+            await response.write(b"data: {not json}\n\n")
+            return response
+        if fault == "latin1":
+            await response.write('data: {"choices": [{"text": "é"}]}\n\n'.encode("latin-1"))
+            return response
+        await self._tokens(request, response, body, number, truncate=fault == "truncate")
+        return response
+
+    async def _tokens(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        body: dict[str, Any],
+        number: int,
+        *,
+        truncate: bool,
+    ) -> None:
+        b = self.behaviour
+        reply_id, ids = self._answer(request, body, number)
+        chunks = [self._chunk(body, reply_id, number, token) for token in ids]
+        if truncate:
+            chunks = chunks[:2]
+        else:
+            chunks.append(self._chunk(body, reply_id, number, None))
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        first, rest = (chunks[:1], chunks[1:]) if b.greets_first else ([], chunks)
+        if "messages" in body:
+            hello = {"id": reply_id, "choices": [{"delta": {"role": "assistant", "content": ""}}]}
+            await response.write(event(hello))
+        for chunk in first:
+            await response.write(event(chunk))
+        if b.serial or b.greets_first:
+            async with self._lock:
+                await self._write(response, rest)
+        else:
+            await self._write(response, rest)
+
+    async def _write(self, response: web.StreamResponse, chunks: list[dict[str, Any]]) -> None:
+        b = self.behaviour
+        done = b"data: [DONE]\n\n" if chunks and chunks[-1].get("usage") else b""
+        if b.one_piece:
+            await asyncio.sleep(b.token_s * len(chunks))
+            await response.write(b"".join(map(event, chunks)) + done)
+            return
+        for chunk in chunks:
+            await asyncio.sleep(b.token_s)
+            await response.write(event(chunk))
+        await response.write(done)
+
+    def _answer(
+        self, request: web.Request, body: dict[str, Any], number: int
+    ) -> tuple[str, list[int]]:
+        b = self.behaviour
+        question = json.dumps([prompt_of(body), body.get("seed"), body.get("temperature")])
+        if b.cache and question in self._cached:
+            return self._cached[question]
+        limit = body.get("max_tokens", body.get("max_completion_tokens", 16))
+        if b.ignores_max_tokens:
+            limit *= 2
+        key = prompt_of(body)
+        if body.get("temperature", 1.0) > 0 or b.ignores_temperature:
+            key += str(random.random() if b.ignores_seed else body.get("seed"))
+        rng = random.Random(key)
+        ids = [rng.randrange(len(WORDS)) for _ in range(limit)]
+        if b.differ_above is not None and b.in_flight > b.differ_above and len(ids) > 3:
+            ids[3] = (ids[3] + 1) % len(WORDS)
+        answer = (f"cmpl-{number}", ids)
+        self._cached[question] = answer
+        return answer
+
+    def _chunk(
+        self, body: dict[str, Any], reply_id: str, number: int, token: int | None
+    ) -> dict[str, Any]:
+        b = self.behaviour
+        chunk: dict[str, Any] = {
+            "id": reply_id,
+            "system_fingerprint": b.fingerprints[number % len(b.fingerprints)],
+        }
+        if token is None:
+            limit = body.get("max_tokens", body.get("max_completion_tokens", 16))
+            used = limit * (2 if b.ignores_max_tokens else 1)
+            ending = {"index": 0, "delta": {}, "text": "", "finish_reason": "length"}
+            return chunk | {"choices": [ending], "usage": {"completion_tokens": used}}
+        text = f" {WORDS[token]}"
+        if b.echo_key:
+            text += f" {b.key}"
+        chat = "messages" in body
+        choice: dict[str, Any] = {"index": 0, "finish_reason": None}
+        choice |= {"delta": {"content": text}} if chat else {"text": text}
+        if b.token_ids and body.get("return_token_ids"):
+            choice["token_ids"] = [token]
+        if b.logprobs and body.get("logprobs"):
+            choice["logprobs"] = ranked(token, chat=chat)
+        return chunk | {"choices": [choice]}
+
+
+def ranked(token: int, *, chat: bool) -> dict[str, Any]:
+    text, other = f" {WORDS[token]}", f" {WORDS[(token + 1) % len(WORDS)]}"
+    if not chat:
+        top = {text: -0.25, other: -1.5}
+        return {"tokens": [text], "token_logprobs": [-0.25], "top_logprobs": [top]}
+    tops = [{"token": text, "logprob": -0.25}, {"token": other, "logprob": -1.5}]
+    return {"content": [{"token": text, "logprob": -0.25, "top_logprobs": tops}]}
+
+
+def prompt_of(body: dict[str, Any]) -> str:
+    return body["messages"][0]["content"] if "messages" in body else body["prompt"]
+
+
+def event(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+@contextmanager
+def serving(behaviour: Behaviour, ssl_context: Any = None) -> Iterator[ToyServer]:
+    """Run the server in a thread of its own, on a free port of this machine."""
+    server = ToyServer(behaviour)
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(server.application(), shutdown_timeout=0.1)
+
+    async def start() -> int:
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl_context, backlog=2048)
+        await site.start()
+        return int(runner.addresses[0][1])
+
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        port = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+        scheme = "http" if ssl_context is None else "https"
+        server.url = f"{scheme}://127.0.0.1:{port}/v1"
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()

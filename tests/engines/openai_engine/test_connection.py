@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from detcheck.engines.openai.connection import Connection, redact
+from detcheck.errors import UsageError
+
+
+def test_values_come_from_the_environment_and_show_nowhere(monkeypatch) -> None:
+    monkeypatch.setenv("THE_KEY", "sk-very-secret")
+    monkeypatch.setenv("TENANT", "tenant-secret")
+    headers = ("X-Tenant: env:TENANT", "X-Auth-Token: literal-secret", "X-Plain: plainvalue")
+    connection = Connection(api_key_env="THE_KEY", headers=headers)
+    assert connection.resolve() == {
+        "Authorization": "Bearer sk-very-secret",
+        "X-Tenant": "tenant-secret",
+        "X-Auth-Token": "literal-secret",
+        "X-Plain": "plainvalue",
+    }
+    shown = repr(connection) + str(connection)
+    for secret in ("sk-very-secret", "tenant-secret", "literal-secret"):
+        assert secret not in shown
+        assert secret in connection.secrets()
+        assert secret not in redact(f"said {secret}.", connection.secrets())
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
+        ({"headers": ("X-Tenant: env:NO_SUCH",)}, "NO_SUCH is not set"),
+        ({"headers": ("no colon hush-hush",)}, "not of the form"),
+        ({"headers": ("Bad Name: hush-hush",)}, "not of the form"),
+        ({"headers": ("Host: hush-hush",)}, "detcheck's own"),
+        ({"headers": ("X-A: hush-hush\r\nX-B: 1",)}, "line breaks"),
+        ({"total_s": 0.0}, "above 0"),
+        ({"total_s": float("nan")}, "above 0"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_without_its_value(fields, said, monkeypatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(UsageError, match=said) as caught:
+        Connection(**fields).resolve()
+    assert "hush-hush" not in str(caught.value)
+
+
+def test_within_bounds_every_wait() -> None:
+    short = Connection().within(5)
+    waits = (short.connect_s, short.first_token_s, short.between_tokens_s, short.total_s)
+    assert max(waits) == 5

@@ -1,0 +1,59 @@
+"""Overlapping streams: what a batching server looks like, and what does not pass for one."""
+
+from __future__ import annotations
+
+import pytest
+
+from detcheck.completion import STREAMED_TOKENS
+from detcheck.engines.openai.evidence import Stream, overlapping
+
+
+def stream(*times: int) -> Stream:
+    """A stream whose tokens came in these turns of the event loop, a second each."""
+    made = Stream()
+    for tick in times:
+        made.saw_tokens(tick, float(tick))
+    return made
+
+
+def test_interleaved_streams_are_a_batch() -> None:
+    found = overlapping([stream(*range(start, 100)) for start in range(8)])
+    assert found is not None
+    assert (found.source, found.rows_max) == (STREAMED_TOKENS, 8)
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        [stream(*range(10 * k, 10 * k + 10)) for k in range(8)],
+        # The last token of one comes in the same turn as the first of the next.
+        [stream(*range(10 * k, 10 * k + 11)) for k in range(8)],
+        # Everybody is greeted at once, and then served in turn.
+        [stream(0, *range(10 * k + 1, 10 * k + 11)) for k in range(8)],
+    ],
+)
+def test_one_by_one_is_one(streams: list[Stream]) -> None:
+    found = overlapping(streams)
+    assert found is not None
+    assert found.rows_max == 1
+
+
+def test_a_late_packet_makes_no_batch() -> None:
+    streams = [stream(*range(0, 100), 102), stream(*range(100, 200)), stream(*range(200, 300))]
+    found = overlapping(streams)
+    assert found is not None
+    assert found.rows_max == 1
+
+
+def test_replies_in_one_piece_are_no_evidence() -> None:
+    assert overlapping([stream(5, 5, 5) for _ in range(8)]) is None
+    assert overlapping([stream(5) for _ in range(8)]) is None
+    assert overlapping([]) is None
+
+
+def test_half_a_batch_counts_as_half() -> None:
+    early = [stream(*range(0, 50)) for _ in range(4)]
+    late = [stream(*range(50, 100)) for _ in range(4)]
+    found = overlapping([*early, *late])
+    assert found is not None
+    assert found.rows_max == 4

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from detcheck.engines.openai.candidates import chat_token, legacy_tokens
+from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
+from detcheck.engines.openai.reply import Reply, parse_json
+
+
+def chunk(text: str = "", *, reason: str | None = None, **choice: Any) -> dict[str, Any]:
+    return {"id": "r", "choices": [{"delta": {"content": text}, "finish_reason": reason, **choice}]}
+
+
+def entry(token: str, logprob: float, *others: tuple[str, float]) -> dict[str, Any]:
+    tops = [{"token": text, "logprob": value} for text, value in ((token, logprob), *others)]
+    return {"token": token, "logprob": logprob, "top_logprobs": tops}
+
+
+def content(*entries: dict[str, Any]) -> dict[str, Any]:
+    return {"content": list(entries)}
+
+
+def reply(*chunks: dict[str, Any], most: int = 8) -> Reply:
+    folded = Reply(most)
+    for one in chunks:
+        folded.add(one)
+    return folded
+
+
+def test_ids_text_and_candidates_of_a_stream() -> None:
+    answer = reply(
+        chunk("A", token_ids=[5], logprobs=content(entry("A", -0.5, ("B", -0.75)))),
+        chunk(" b", token_ids=[6], logprobs=content(entry(" b", -0.1, (" c", -2.0)))),
+        chunk(reason="length"),
+        {"choices": [], "usage": {"completion_tokens": 2, "prompt_tokens": 9}},
+    ).completion()
+    assert (answer.text, answer.token_ids, answer.token_ends) == ("A b", (5, 6), (1, 3))
+    assert answer.fingerprint.startswith("sha256:")
+    assert answer.top_two is not None
+    assert answer.top_two.gaps == (0.25, 1.9)
+    assert answer.top_two.runner_up_token_ids is None
+    assert answer.top_two.runner_up_texts == ("B", " c")
+
+
+def test_text_is_the_identity_where_ids_are_missing_or_do_not_add_up() -> None:
+    usage = {"choices": [], "usage": {"completion_tokens": 3}}
+    for ids in ({}, {"token_ids": [5, 6]}):
+        answer = reply(chunk("A b c", reason="stop", **ids), usage).completion()
+        assert answer.token_ids is None
+        assert answer.fingerprint.startswith("sha256-text:")
+
+
+def test_ids_of_candidates_are_taken_where_a_server_gives_them() -> None:
+    one = entry("A", -0.5, ("B", -0.75))
+    one["id"] = one["top_logprobs"][0]["id"] = 3
+    one["top_logprobs"][1]["id"] = 4
+    answer = reply(chunk("A", reason="stop", logprobs=content(one))).completion()
+    assert answer.token_ids == (3,)
+    assert answer.top_two is not None
+    assert answer.top_two.runner_up_token_ids == (4,)
+
+
+def test_tokens_that_share_a_chunk_are_told_apart_by_their_text() -> None:
+    both = content(entry("One", -1.0, ("x", -2.0)), entry(" two", -1.0, ("y", -2.0)))
+    answer = reply(chunk("One two", reason="stop", token_ids=[1, 2], logprobs=both)).completion()
+    assert answer.token_ends == (3, 7)
+
+
+def test_half_characters_end_where_the_text_does() -> None:
+    answer = reply(
+        chunk("", token_ids=[1], logprobs=content(entry("\ufffd", -1.0, ("x", -2.0)))),
+        chunk("é", reason="stop", token_ids=[2], logprobs=content(entry("\ufffd", -1.0))),
+    ).completion()
+    assert answer.token_ends == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "kind"),
+    [
+        ([chunk("a")], TRUNCATED),
+        ([chunk("a"), {"error": {"message": "out of memory"}}], ABORTED),
+        ([chunk("a", reason="abort")], ABORTED),
+        ([{"choices": "none"}], MALFORMED),
+        ([chunk("a", token_ids=["x"])], MALFORMED),
+        ([chunk("a", token_ids=[-1])], MALFORMED),
+        ([chunk("a", token_ids=list(range(500)))], MALFORMED),
+    ],
+)
+def test_what_is_no_answer_fails_by_its_kind(chunks: list[dict[str, Any]], kind: str) -> None:
+    with pytest.raises(Failure) as caught:
+        reply(*chunks).completion()
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("data", [b"[1]", b"nonsense", b"\xff\xfe{", b'"a"', b"[" * 100_000])
+def test_what_is_no_json_object_is_malformed(data: bytes) -> None:
+    with pytest.raises(Failure) as caught:
+        parse_json(data)
+    assert caught.value.kind == MALFORMED
+
+
+def test_half_a_surrogate_pair_is_kept() -> None:
+    assert parse_json(rb'{"a": "\ud83d"}') == {"a": "\ud83d"}
+
+
+def test_secrets_do_not_come_back_in_text_or_errors() -> None:
+    folded = Reply(8, ("sk-secret",))
+    folded.add(chunk("my key is sk-secret!"))
+    assert "sk-secret" not in folded.text
+    with pytest.raises(Failure) as caught:
+        folded.add({"error": {"message": "bad key sk-secret"}})
+    assert "sk-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("token", "others", "runner_up", "gap"),
+    [
+        (("A", -1.0), [("B", -1.5), ("C", -2.0)], "B", 0.5),
+        (("A", -1.0), [("B", -1.0)], "B", 0.0),
+        (("B", -1.5), [("A", -1.0)], "A", 0.5),
+        (("C", -3.0), [("A", -1.0), ("B", -1.5)], "A", 0.5),
+    ],
+)
+def test_the_runner_up_is_the_best_that_was_not_chosen(
+    token: tuple[str, float], others: list[tuple[str, float]], runner_up: str, gap: float
+) -> None:
+    ranked = chat_token(entry(*token, *others))
+    assert (ranked.runner_up, ranked.gap) == (runner_up, gap)
+    legacy = {
+        "tokens": [token[0]],
+        "token_logprobs": [token[1]],
+        "top_logprobs": [dict([token, *others])],
+    }
+    assert legacy_tokens(legacy)[0] == ranked
+
+
+@pytest.mark.parametrize(
+    "broken", [None, 7, {"token": 5, "logprob": "x", "top_logprobs": [None, {"logprob": True}]}]
+)
+def test_candidates_that_cannot_be_meant_say_nothing(broken: Any) -> None:
+    assert math.isnan(chat_token(json.loads(json.dumps(broken))).gap)

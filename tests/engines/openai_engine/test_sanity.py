@@ -1,0 +1,100 @@
+"""The checks before the experiment: each fault is planted, and its absence is the twin."""
+
+from __future__ import annotations
+
+import pytest
+
+from detcheck.engines.openai.endpoint import Seen
+from detcheck.engines.openai.engine import allow_open_files
+from detcheck.engines.openai.reply import Reply
+from detcheck.engines.openai.sanity import Probe, no_cache
+from detcheck.errors import UsageError
+from detcheck.gate.policy import rules_for
+from detcheck.gate.verdict import INCONCLUSIVE, judge
+
+
+def checks(analysis) -> dict[str, bool | None]:
+    return {check.name: check.holds for check in analysis.run.endpoint_checks}
+
+
+SOUND = {
+    "served model": None,
+    "temperature 0": True,
+    "seed": True,
+    "max_tokens": True,
+    "logprobs": True,
+    "no cache": True,
+    "system_fingerprint": True,
+}
+
+
+def test_a_sound_server_has_nothing_against_it(serve, measure):
+    assert checks(measure(serve())) == SOUND
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"ignores_seed": True}, "seed"),
+        ({"ignores_temperature": True}, "temperature 0"),
+        ({"ignores_max_tokens": True}, "max_tokens"),
+        ({"logprobs": False}, "logprobs"),
+        ({"cache": True}, "no cache"),
+        ({"fingerprints": ("fp_1", "fp_2")}, "system_fingerprint"),
+    ],
+)
+def test_a_planted_fault_fails_its_check(serve, measure, fields, name):
+    assert checks(measure(serve(**fields)))[name] is False
+
+
+def test_answers_from_a_cache_prove_nothing(serve, measure):
+    judged = judge(measure(serve(cache=True)), ("as-served",), rules_for(1))
+    assert judged.value == INCONCLUSIVE
+    assert any("cache" in reason for reason in judged.reasons)
+
+
+@pytest.mark.parametrize(
+    "refused", ["return_token_ids", "stream_options", "logprobs", "seed", "top_logprobs"]
+)
+def test_a_refused_field_is_left_out_and_said(serve, measure, refused):
+    analysis = measure(serve(refuses=(refused,)))
+    said = {check.name: check.sentence for check in analysis.run.endpoint_checks}
+    assert refused in said["fields"]
+    assert analysis.groups[0].completions == 20
+
+
+def probe(text: str, reply_id: str, elapsed_s: float) -> Probe:
+    reply = Reply(12)
+    chunk = {"id": reply_id, "choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}
+    reply.add(chunk)
+    return Probe(reply, elapsed_s)
+
+
+@pytest.mark.parametrize(
+    ("repeats", "fresh", "holds"),
+    [
+        ([("a", 1.0), ("b", 1.0), ("c", 1.0)], [("d", 1.0)], True),
+        ([("a", 1.0), ("a", 1.0), ("a", 1.0)], [("d", 1.0)], False),
+        ([("a", 1.0), ("a", 1.0), ("a", 1.0)], [("a", 1.0)], True),  # a server with one id
+        ([("a", 1.0), ("b", 0.001), ("c", 0.001)], [("d", 1.0)], False),
+        ([("a", 1.0), ("b", 0.5), ("c", 0.001)], [("d", 1.0)], True),  # one slow: computed
+        ([("a", 0.01), ("b", 0.0001), ("c", 0.0001)], [("d", 0.01)], True),  # too quick to tell
+    ],
+)
+def test_a_cache_is_known_by_ids_or_by_time(repeats, fresh, holds):
+    found = no_cache([probe("x", *one) for one in repeats], [probe("y", *one) for one in fresh])
+    assert found.holds is holds
+
+
+def test_what_is_remembered_of_replies_is_bounded(monkeypatch):
+    monkeypatch.setattr("detcheck.engines.openai.endpoint.MOST_REMEMBERED", 10)
+    seen = Seen()
+    for number in range(1000):
+        seen.add(probe("x", f"id-{number}", 1.0).reply)
+    assert len(seen._ids) <= 10
+    assert seen.repeated_ids == 0
+
+
+def test_more_requests_than_the_system_lets_open_are_refused_in_a_sentence():
+    with pytest.raises(UsageError, match="ulimit -n"):
+        allow_open_files(2**40)

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Installs the real servers of the tests, each into a virtual environment of its own:
+#   tests/servers/install.sh [vllm] [transformers] [llama]      (default: all three)
+# Does nothing where a server is installed as its pins say. Every step has a time-out.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+PYTHON="${PYTHON:-python3}"
+LIMIT_S="${LIMIT_S:-2400}"
+HOME_OF_ALL=.venv-servers
+
+pip_install() { # ENVIRONMENT ARGUMENT…
+  local bin="$1"; shift
+  timeout "$LIMIT_S" nice -n 5 \
+    "$bin/python" -m pip --disable-pip-version-check install -q "$@"
+}
+
+install() { # NAME
+  local name="$1" pins="tests/servers/$1.txt" folder="$HOME_OF_ALL/$1"
+  local stamp="$folder/.installed"
+  if [ -x "$folder/bin/python" ] && cmp -s "$pins" "$stamp"; then
+    echo "$name: installed already"
+    return
+  fi
+  local started=$SECONDS
+  echo "$name: installing"
+  mkdir -p "$HOME_OF_ALL"
+  timeout 300 "$PYTHON" -m venv --clear "$folder"
+  if grep -q '^torch==' "$pins"; then # with what it needs itself: a CPU build needs little
+    pip_install "$folder/bin" "$(grep '^torch==' "$pins")"
+  fi
+  pip_install "$folder/bin" --no-deps -r "$pins"
+  if [ "$name" = vllm ]; then # the offline engine runs inside this environment
+    pip_install "$folder/bin" --no-deps -e .
+  fi
+  cp "$pins" "$stamp"
+  echo "$name: installed in $((SECONDS - started)) s"
+}
+
+for name in "${@:-vllm transformers llama}"; do
+  for each in $name; do
+    [ -f "tests/servers/$each.txt" ] || { echo "no such server: $each" >&2; exit 2; }
+    install "$each"
+  done
+done
