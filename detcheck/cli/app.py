@@ -61,12 +61,12 @@ COMMANDS = {
     "ops": LazyCommand(
         "detcheck.cli.ops",
         "ops_command",
-        "Show which op breaks which relation here, stock beside batch-invariant.",
+        "Show which op breaks which invariance on this machine.",
     ),
     "trace": LazyCommand(
         "detcheck.cli.trace",
         "trace_command",
-        "Name the op that gave a request other bits in a batch than alone.",
+        "Name the first op that gave a request other bits in a batch.",
     ),
     "env": LazyCommand(
         "detcheck.cli.env", "env_command", "Show the machine and settings that change numerics."

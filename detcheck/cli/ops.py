@@ -54,7 +54,7 @@ def ops_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show which op breaks which relation here: stock beside batch-invariant, bit for bit.
+    """Show which op breaks which invariance here: stock beside batch-invariant, bit for bit.
 
     A cell is the share of rows that are not what they ought to be; a dot is none. No model is
     loaded: the probes are random, seeded, at the shapes of a model's layers and at the batch

@@ -21,7 +21,10 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 CELL_LIMIT = 32_000
 """Spreadsheets cut cells at 32,767 characters without a word."""
 
-ROW_COLUMNS = tuple(field.name for field in fields(BatchSizeRow))
+ROW_COLUMNS = tuple(
+    field.name for field in fields(BatchSizeRow) if field.name not in ("placement", "failures")
+)
+"""The condition's name says where it ran; failures by kind are no single value."""
 CONDITION_COLUMNS = ("condition", "prompt", "kernels", *ROW_COLUMNS)
 VARIANT_COLUMNS = (
     "prompt", "kernels", "rank", "count", "share", "is_reference", "first_divergence",

@@ -59,7 +59,7 @@ def test_an_engine_is_closed_where_the_run_cannot_start(
     [
         ({"completions": 31}, "was run with completions 30, not 31: resume it without that option"),
         ({"batch_sizes": (1, 4)}, "was run with batch sizes 1, 4, 8, not 1, 4:"),
-        ({"prompts": ("Why?", "Who\n?")}, r"was run with prompts Why?, How?, not Why?, Who\n?:"),
+        ({"prompts": ("Why?", "Who\n?")}, "was run with prompts Why?, How?, not Why?, Who↵?:"),
         ({"model": "other"}, "was run with model unset, not other:"),
         ({"seed": 1}, "was run with seed 0, not 1:"),
     ],
