@@ -6,7 +6,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 RUN    := results/runs/demo
 
-.PHONY: demo test test-fast test-servers servers lint format bench install install-dev browser clean help
+GPU_PYTHON ?= python3
+
+.PHONY: gpu demo test test-fast test-servers servers lint format bench install install-dev browser clean help
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,9 +40,13 @@ format: install-dev  ## Let ruff mend what it can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install-dev  ## The kept benchmarks: harness overhead, a million completions.
+bench: install-dev  ## The kept benchmarks: harness overhead, kernels, a million completions.
 	$(BIN)/python experiments/bench_harness.py
+	$(BIN)/python experiments/bench_kernels.py
 	$(BIN)/python experiments/bench_analysis.py
+
+gpu:  ## On a machine with a Hopper card: check and time every kernel, in under 8 minutes.
+	$(GPU_PYTHON) experiments/gpu.py
 
 install: $(VENV)/.installed
 
