@@ -38,9 +38,10 @@ format: install-dev  ## Let ruff mend what it can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install-dev  ## The kept benchmarks: harness overhead, a million completions.
+bench: install-dev  ## The kept benchmarks: harness, a million completions, the client.
 	$(BIN)/python experiments/bench_harness.py
 	$(BIN)/python experiments/bench_analysis.py
+	$(BIN)/python experiments/bench_client.py --memory 100000
 
 install: $(VENV)/.installed
 
