@@ -146,6 +146,8 @@ class Client:
                 response.headers.get("Retry-After"),
                 page.location,
             )
+        if response.content_type == "text/html":
+            raise Failure(MALFORMED, "the server answered with a web page")
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise Failure(MALFORMED, "the reply is compressed, which was not asked for")
 

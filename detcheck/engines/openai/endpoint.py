@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -74,6 +75,8 @@ class Endpoint:
         self.checks: list[EndpointCheck] = []
         self.seen = Seen()
         self.retries = 0
+        self.failed_probes: Counter[str] = Counter()
+        """Short requests of the checks that failed, by kind."""
 
     @property
     def name(self) -> str:

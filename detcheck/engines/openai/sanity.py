@@ -8,12 +8,12 @@ an empty prefix cache.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from detcheck.engines.openai import reach
 from detcheck.engines.openai.endpoint import Endpoint, Question
-from detcheck.engines.openai.failures import REFUSED, RESET, TIMEOUT, Failure
+from detcheck.engines.openai.failures import MALFORMED, Failure
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.request import NEWER_LIMIT, OPTIONAL, Dialect
 from detcheck.errors import MeasurementError, UsageError
@@ -32,6 +32,8 @@ IMPOSSIBLE = 0.05
 MEASURABLE_S = 0.1
 """Fresh requests quicker than this say nothing about repeats."""
 BAD_REQUEST = (400, 422)
+MOST_ATTEMPTS = 5
+"""Short requests may fail so often in a row, less one: that is data, and no reason not to begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,12 @@ async def check(endpoint: Endpoint, experiment: Experiment) -> None:
     endpoint.checks = [
         served_model(endpoint),
         *dropped_fields(endpoint.dialect),
-        greedy([probe.reply for probe in (*repeats, other_seed)]),
-        seed([probe.reply for probe in sampled], needed=experiment.temperature > 0),
+        greedy([probe.reply for probe in repeats], other_seed.reply),
+        _seed(endpoint, [probe.reply for probe in sampled], needed=experiment.temperature > 0),
         max_tokens(replies),
         logprobs(replies),
         no_cache(repeats, fresh),
+        *failed_probes(endpoint.failed_probes),
     ]
 
 
@@ -91,13 +94,31 @@ def dropped_fields(dialect: Dialect) -> list[EndpointCheck]:
     return [EndpointCheck("fields", None, f"the server refuses {names}: left out")]
 
 
-def greedy(replies: Sequence[Reply]) -> EndpointCheck:
+def greedy(replies: Sequence[Reply], other_seed: Reply) -> EndpointCheck:
     """Whether one request, alone and at temperature 0, gets one answer whatever its seed."""
     distinct = len({reply.text for reply in replies})
-    holds = distinct == 1
-    said = "one answer" if holds else f"{distinct} answers"
-    sentence = f"{said} to {len(replies)} equal requests, one after the other"
-    return EndpointCheck("temperature 0", holds, sentence)
+    if distinct > 1:
+        sentence = f"{distinct} answers to {len(replies)} equal requests, one after the other"
+        return EndpointCheck("temperature 0", False, sentence)
+    if other_seed.text != replies[0].text:
+        sentence = "another seed gives another answer: the server samples at temperature 0"
+        return EndpointCheck("temperature 0", False, sentence)
+    sentence = f"one answer to {len(replies) + 1} equal requests, one after the other"
+    return EndpointCheck("temperature 0", True, sentence)
+
+
+def _seed(endpoint: Endpoint, replies: Sequence[Reply], *, needed: bool) -> EndpointCheck:
+    if "seed" in endpoint.dialect.dropped:
+        return EndpointCheck("seed", False if needed else None, "the server takes no seed")
+    return seed(replies, needed=needed)
+
+
+def failed_probes(kinds: Mapping[str, int]) -> list[EndpointCheck]:
+    """Short requests that failed and were asked again."""
+    if not kinds:
+        return []
+    said = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    return [EndpointCheck("short requests", False, f"some failed before one came back: {said}")]
 
 
 def seed(replies: Sequence[Reply], *, needed: bool) -> EndpointCheck:
@@ -150,15 +171,31 @@ def no_cache(repeats: Sequence[Probe], fresh: Sequence[Probe]) -> EndpointCheck:
 
 
 async def _probe(endpoint: Endpoint, prompt: str, temperature: float = 0.0, seed: int = 0) -> Probe:
-    """One short reply; raises MeasurementError where it fails."""
+    """One short reply; raises MeasurementError where it fails again and again."""
+    question = Question(prompt, NUM_TOKENS, temperature, seed)
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        try:
+            return await _ask_once(endpoint, question)
+        except Failure as failure:
+            _count(endpoint, failure, attempt)
+    raise AssertionError("unreachable")
+
+
+async def _ask_once(endpoint: Endpoint, question: Question) -> Probe:
     loop = asyncio.get_running_loop()
     started = loop.time()
-    try:
-        reply = await endpoint.ask(Question(prompt, NUM_TOKENS, temperature, seed))
-        reply.completion()
-    except Failure as failure:
-        raise _useless(endpoint, failure) from None
+    reply = await endpoint.ask(question)
+    reply.completion()
     return Probe(reply, loop.time() - started)
+
+
+def _count(endpoint: Endpoint, failure: Failure, attempt: int) -> None:
+    """Take note of a failed short request; raises MeasurementError where it was the last."""
+    if attempt == MOST_ATTEMPTS and failure.kind == MALFORMED and not endpoint.seen.replies:
+        raise reach.not_the_api(endpoint.client, failure, endpoint.dialect.path)
+    if attempt == MOST_ATTEMPTS:
+        raise _useless(endpoint, failure)
+    endpoint.failed_probes[failure.kind] += 1
 
 
 def _useless(endpoint: Endpoint, failure: Failure) -> MeasurementError:
@@ -170,15 +207,16 @@ def _useless(endpoint: Endpoint, failure: Failure) -> MeasurementError:
 
 async def _learn_dialect(endpoint: Endpoint) -> Probe:
     """Ask with every field, and leave out those that are refused until an answer comes."""
+    attempt = 1
     while True:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
         try:
-            reply = await endpoint.ask(Question("Say hello.", NUM_TOKENS))
-            reply.completion()
-            return Probe(reply, loop.time() - started)
+            return await _ask_once(endpoint, Question("Say hello.", NUM_TOKENS))
         except Failure as failure:
-            endpoint.dialect = _simpler(endpoint, failure)
+            if failure.status is None or failure.status >= 500:
+                _count(endpoint, failure, attempt)
+                attempt += 1
+            else:
+                endpoint.dialect = _simpler(endpoint, failure)
 
 
 def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
@@ -188,15 +226,13 @@ def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
     refused = reach.refusal(client, endpoint.connection, status, failure.location)
     if refused is not None:
         raise refused
-    if status in (404, 405, 501):
+    if status in (404, 405):
         said = f" ({failure.phrase})"
         if "model" in failure.body.lower():
             raise UsageError(f"{client.base_url} does not serve {dialect.model}{said}.")
         raise reach.not_the_api(client, failure, dialect.path)
     if status not in BAD_REQUEST:
-        if failure.kind in (REFUSED, RESET, TIMEOUT) or status:
-            raise _useless(endpoint, failure)
-        raise reach.not_the_api(client, failure, dialect.path)
+        raise _useless(endpoint, failure)
     if NEWER_LIMIT in failure.body and dialect.limit_field != NEWER_LIMIT:
         return dialect.with_newer_limit()
     left = [name for name in OPTIONAL if name not in dialect.dropped]

@@ -91,7 +91,8 @@ def after_sanity(kind: str, *, every: int = 3):
 )
 def test_failures_are_counted_by_kind_and_nothing_passes(serve, measure, planted, kind):
     server = serve(fault=after_sanity(planted))
-    analysis = measure(server, connection=Connection(first_token_s=0.5))
+    patience = Connection(first_token_s=3.0) if planted == "stall" else Connection()
+    analysis = measure(server, connection=patience)
     (group,) = analysis.groups
     assert group.completions + group.failed == 20
     assert dict(group.failures) == {kind: 6}

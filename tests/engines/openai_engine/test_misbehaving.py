@@ -1,0 +1,104 @@
+"""The table: what is planted in the misbehaving server, and what detcheck must say of it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from servers.faults import Faults
+from servers.running import serve as misbehave
+
+from detcheck.analysis import analyse
+from detcheck.engines import Connection
+from detcheck.errors import DetcheckError
+from detcheck.experiment import Experiment
+from detcheck.gate.policy import rules_for
+from detcheck.gate.verdict import FAIL, INCONCLUSIVE, PASS, judge
+from detcheck.runner import run
+
+SLOW = {"step_s": 0.004}
+"""Steps that take their time, so that streams can tell them apart."""
+SPARSE = {"rate": 0.2}
+TABLE = [
+    # planted, asked otherwise, verdict, a phrase of its reasons
+    ({}, {}, PASS, "0 of 24 differed"),
+    ({"preempt_every": 5}, {}, PASS, ""),
+    ({"buffered": True}, {}, PASS, ""),
+    ({"metrics": False, **SLOW}, {}, PASS, ""),
+    ({"metrics_frozen": True, **SLOW}, {}, PASS, ""),
+    ({"refuses": ("return_token_ids", "seed")}, {}, PASS, ""),
+    ({"flip_at": 5}, {}, FAIL, "position 5"),
+    ({"flip_at": 5}, {"chat_template": False}, FAIL, "position 5"),
+    ({"flip_at": 5, "flip_gap": 3.0}, {}, FAIL, "confident"),
+    ({"flip_at": 5, "gives_token_ids": False}, {}, FAIL, "(tie)"),
+    ({"flip_at": 5, "gives_token_ids": False, "gives_logprobs": False}, {}, FAIL, "no log-prob"),
+    ({"flip_at": 3, "flip_on_cached_prefix": True}, {}, FAIL, "found no prefix cache"),
+    ({"replica_differs": True, "system_fingerprints": ("a", "b")}, {}, FAIL, "replicas"),
+    ({"ignores_seed": True}, {"temperature": 0.8}, FAIL, "same seed gave other samples"),
+    ({"forced_temperature": 1.0, "ignores_seed": True}, {}, FAIL, "equal requests"),
+    ({"forced_temperature": 1.0}, {}, PASS, "samples at temperature 0"),
+    ({"ignores_max_tokens": True}, {}, PASS, "where 12 were allowed"),
+    ({"max_num_seqs": 1}, {}, INCONCLUSIVE, "no batch was ever formed"),
+    ({"max_num_seqs": 1, "metrics": False, **SLOW}, {}, INCONCLUSIVE, "no batch was ever formed"),
+    ({"max_num_seqs": 4}, {}, INCONCLUSIVE, "up to 4 where 8 were asked"),
+    ({"max_num_seqs": 4, "metrics": False, **SLOW}, {}, INCONCLUSIVE, "up to 4 where 8"),
+    ({"buffered": True, "metrics": False}, {}, INCONCLUSIVE, "no batches were observed"),
+    ({"cache": True}, {}, INCONCLUSIVE, "come from a cache"),
+    ({"status": 500, **SPARSE}, {}, INCONCLUSIVE, "http 5xx"),
+    ({"status": 404, **SPARSE, "flip_seed": 1}, {}, INCONCLUSIVE, "http 4xx"),
+    ({"status": 429, "retry_after": "0", **SPARSE}, {}, PASS, ""),
+    ({"drop": "before", **SPARSE}, {}, INCONCLUSIVE, "reset"),
+    ({"drop": "middle", **SPARSE}, {}, INCONCLUSIVE, "truncated"),
+    ({"truncate": True, **SPARSE}, {}, INCONCLUSIVE, "truncated"),
+    ({"stall": "first", **SPARSE}, {}, INCONCLUSIVE, "timeout"),
+    ({"flood": "tokens", **SPARSE}, {}, INCONCLUSIVE, "malformed"),
+    ({"flood": "line", **SPARSE}, {}, INCONCLUSIVE, "malformed"),
+    ({"flood": "header", **SPARSE}, {}, INCONCLUSIVE, "malformed"),
+    ({"encoding": "utf-16", **SPARSE}, {}, INCONCLUSIVE, "malformed"),
+    ({"encoding": "invalid", **SPARSE}, {}, INCONCLUSIVE, "malformed"),
+]
+
+
+def name_of(row) -> str:
+    return ",".join(f"{key}={value}" for key, value in (row[0] | row[1]).items()) or "clean"
+
+
+@pytest.mark.parametrize("row", TABLE, ids=name_of)
+def test_what_is_planted_is_what_is_said(row, tmp_path):
+    faults, asked, value, phrase = row
+    with misbehave(Faults(**faults)) as served:
+        patience = Connection().within(3.0) if "stall" in faults else Connection()
+        verdict = measured(served.url, tmp_path, asked, patience)
+    assert verdict.value == value, verdict.reasons
+    assert phrase in " ".join(verdict.reasons)
+
+
+def measured(url: str, tmp_path, asked, connection: Connection | None = None):
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+    small = {"batch_sizes": (1, 8), "completions": 24, "max_new_tokens": 20}
+    experiment = Experiment(endpoints=(url,), **(small | asked))
+    analysis = analyse(run(experiment, tmp_path / "run", connection=connection))
+    return judge(analysis, ("as-served",), rules_for(1))
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"status": 500},
+        {"truncate": True},
+        {"drop": "before"},
+        {"encoding": "utf-16"},
+        {"not_an_api": True},
+        {"api_key": "right"},
+        {"key_refused": 403, "api_key": "right"},
+        {"redirect_to": "http://127.0.0.1:9"},
+        {"max_model_len": 16},
+    ],
+    ids=str,
+)
+def test_a_server_that_cannot_be_asked_is_one_sentence(faults, tmp_path):
+    with misbehave(Faults(**faults)) as served, pytest.raises(DetcheckError) as caught:
+        measured(served.url, tmp_path, {})
+    assert str(caught.value).endswith(".")
+    assert caught.value.exit_code in (2, 3)
+    assert not (tmp_path / "run").exists()
