@@ -40,10 +40,11 @@ format: install-dev  ## Let ruff mend what it can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install-dev  ## The kept benchmarks: harness overhead, kernels, a million completions.
+bench: install-dev  ## The kept benchmarks: harness, kernels, a million completions, the client.
 	$(BIN)/python experiments/bench_harness.py
 	$(BIN)/python experiments/bench_kernels.py
 	$(BIN)/python experiments/bench_analysis.py
+	$(BIN)/python experiments/bench_client.py --memory 100000
 
 gpu:  ## On a machine with a Hopper card: check and time every kernel, in under 8 minutes.
 	$(GPU_PYTHON) experiments/gpu.py

@@ -33,16 +33,14 @@ class WorkerDied(MeasurementError):  # noqa: N818  (what it says is what happene
 
 
 class WorkerProcess:
-    """`python -m module`, with what it prints kept in a log until it has ended well.
+    """`python -m module`, with what it prints kept until it has ended, in a file without a name.
 
     It leads a process group of its own: Ctrl-C reaches detcheck alone, and whatever the worker
     started goes when it goes.
     """
 
     def __init__(self, module: str, environment: Mapping[str, str]):
-        self._log = tempfile.NamedTemporaryFile(  # noqa: SIM115  (closed with the process)
-            prefix="detcheck-worker-", suffix=".log", delete=False
-        )
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         root = str(Path(__file__).parents[3])
         paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         self._process = subprocess.Popen(
@@ -95,7 +93,6 @@ class WorkerProcess:
         self._process.wait()
         self._receiver.join(STOP_S)
         self._log.close()
-        Path(self._log.name).unlink(missing_ok=True)
 
     def kill(self) -> None:
         """The same at once, for a worker in the middle of something."""
@@ -104,11 +101,15 @@ class WorkerProcess:
 
     def root_cause(self) -> str | None:
         """The last error of its log that says something, or None."""
-        with Path(self._log.name).open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
-            lines = log.read().decode("utf-8", "replace").splitlines()
+        lines = self.printed().splitlines()
         found = (match[1] for line in reversed(lines) if (match := _ROOT_CAUSE.search(line)))
         return next((error for error in found if not any(word in error for word in VAGUE)), None)
+
+    def printed(self) -> str:
+        """The end of what it has printed. Read without moving: it writes where the file stands."""
+        descriptor = self._log.fileno()
+        start = max(0, os.fstat(descriptor).st_size - _LAST_BYTES)
+        return os.pread(descriptor, _LAST_BYTES, start).decode("utf-8", "replace")
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):
