@@ -16,7 +16,14 @@ from detcheck.completion import Completion, ObservedBatch, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.decoding import Detokenizer, RankedTokens, Sampler
 from detcheck.errors import OutOfMemory, UsageError
-from detcheck.experiment import STOCK, Experiment, kernel_families, required_families
+from detcheck.experiment import (
+    BATCH_INVARIANT,
+    STOCK,
+    Experiment,
+    kernel_families,
+    required_families,
+)
+from detcheck.kernels.coverage import require_coverage
 from detcheck.kernels.mode import Proof, batch_invariant
 from detcheck.kernels.triton import why_unavailable
 from detcheck.models import LoadedModel
@@ -180,19 +187,13 @@ class InProcessEngine:
 
     def _check_kernels(self) -> None:
         wanted = [kernels for kernels in self.experiment.kernels if kernels != STOCK]
-        device = self.loaded.device.type
-        if not wanted or device == "cpu":
+        if not wanted:
             return
-        problem = (
-            why_unavailable()
-            if device == "cuda"
-            else (
-                f"There are no batch-invariant kernels for {device}: use --device cpu or "
-                "--kernels stock."
-            )
-        )
+        problem = _why_no_kernels(self.loaded.device.type)
         if problem is not None:
             raise UsageError(problem)
+        if BATCH_INVARIANT in wanted:
+            require_coverage(self.loaded.model, self.loaded.name)
 
     def _completion(self, answer: Answer) -> Completion:
         if answer.error is not None:
@@ -209,6 +210,17 @@ class InProcessEngine:
             ),
             observed_batch=answer.observed_batch,
         )
+
+
+def _why_no_kernels(device: str) -> str | None:
+    """A sentence where this device has no batch-invariant kernels."""
+    if device == "cpu":
+        return None
+    if device == "cuda":
+        return why_unavailable()
+    return (
+        f"There are no batch-invariant kernels for {device}: use --device cpu or --kernels stock."
+    )
 
 
 _OUT_OF_MEMORY = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, MixtralConfig, MixtralForCausalLM
 
 from detcheck.engines.continuous import ContinuousEngine, paged_attention
 from detcheck.engines.in_process import InProcessEngine
@@ -230,3 +230,20 @@ def test_invariant_kernels_on_a_device_without_them_are_refused(tiny_model: Load
     elsewhere = replace(tiny_model, device=torch.device("meta"))
     with pytest.raises(UsageError, match="no batch-invariant kernels for meta"):
         ContinuousEngine(elsewhere, experiment())
+
+
+def test_an_engine_refuses_before_it_measures_and_takes_a_named_subset(
+    tiny_model: LoadedModel,
+) -> None:
+    config = MixtralConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    mixtral = MixtralForCausalLM(config)
+    loaded = LoadedModel(
+        "Mix", mixtral.eval(), tiny_model.tokenizer, torch.float32, torch.device("cpu")
+    )
+    with pytest.raises(UsageError, match="Mix runs aten::topk"):
+        StaticEngine(loaded, experiment())
+    subset = experiment(kernels=("stock", "batch-invariant:matmul"))
+    StaticEngine(loaded, subset).close()
