@@ -21,7 +21,12 @@ from time import perf_counter
 import torch
 
 from detcheck import environment, models
-from detcheck.engines.continuous import ContinuousEngine, batching_config, generation_config
+from detcheck.engines.continuous import (
+    ContinuousEngine,
+    batching_config,
+    generation_config,
+    paged_attention,
+)
 from detcheck.experiment import Condition, Experiment
 from detcheck.rundir import RunWriter
 from detcheck.traffic import Trial, plan_trials
@@ -57,9 +62,10 @@ class BareLoop:
     def __init__(self, engine: ContinuousEngine):
         self.engine = engine
         self.model = engine.loaded.model
-        self.manager = self.model.init_continuous_batching(
-            generation_config(engine), batching_config(engine)
-        )
+        with paged_attention(self.model):
+            self.manager = self.model.init_continuous_batching(
+                generation_config(engine), batching_config(engine)
+            )
         self.processor = self.manager._create_batch_processor()
         self.manager.batch_processor = self.processor
 
@@ -70,7 +76,7 @@ class BareLoop:
                 request_id=f"request-{number}",
                 max_new_tokens=request.max_new_tokens,
             )
-        with torch.inference_mode():
+        with torch.inference_mode(), paged_attention(self.model):
             while self.processor.prepare_next_batch():
                 self.processor._generation_step(self.model)
                 self.processor.update_batch()
