@@ -12,6 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -48,7 +49,20 @@ def print_json(data: Any) -> None:
 
     Takes dataclasses, numpy scalars and arrays too; a number that is not finite becomes null.
     """
-    sys.stdout.write(json.dumps(_plain(data), indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """`data` as `print_json` prints it."""
+    return json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
+
+
+def keep_probe(data: Any, name: str, folder: Path) -> None:
+    """Write what a probe found into `folder`, with its figure, and say where."""
+    from detcheck.report.write import write_probe
+
+    for path in write_probe(json_text(data), name, folder):
+        print_line(f"kept in {path}", console=stderr)
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,6 +53,15 @@ def ops_command(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="DIR",
+            help="Keep ops.json and a heat map there; in a run directory, its report shows it.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show which op breaks which invariance here: stock beside batch-invariant, bit for bit.
@@ -60,7 +70,7 @@ def ops_command(
     loaded: the probes are random, seeded, at the shapes of a model's layers and at the batch
     sizes and lengths where kernels are known to change their ways.
     """
-    from detcheck.cli.console import print_json
+    from detcheck.cli.console import keep_probe, print_json
     from detcheck.probes.ops import DTYPES, audit
     from detcheck.probes.shapes import shapes_of
 
@@ -78,6 +88,8 @@ def ops_command(
             on_case=on_case,
         )
     print_json({"cells": cells}) if as_json else _print(shapes.name, cells)
+    if out is not None:
+        keep_probe({"cells": cells}, "ops.json", out)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -57,6 +57,15 @@ def trace_command(
             help="Replay under these. [default: the run's where answers part; else stock]",
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="DIR",
+            help="Keep trace.json and a figure there; in a run directory, its report shows it.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Name the first op whose rows for a request differ in a batch, its inputs being equal.
@@ -65,7 +74,7 @@ def trace_command(
     out differently, to the token where the two part; every aten op on the way is compared bit for
     bit. Then: how far apart each layer is at that token, and the two tokens' gap.
     """
-    from detcheck.cli.console import print_json
+    from detcheck.cli.console import keep_probe, print_json
     from detcheck.probes.trace import subject_of_prompt, subject_of_run, trace
 
     given = {
@@ -89,6 +98,8 @@ def trace_command(
         subject = subject_of_prompt(_experiment(prompt, batch_sizes, kernels, options))
     found = trace(subject, kernels)
     print_json(found) if as_json else _print(found)
+    if out is not None:
+        keep_probe(found, "trace.json", out)
 
 
 def _check_kernels(kernels: str) -> None:

@@ -30,8 +30,12 @@ LIMITS = Limits(leaves=48, depth=24, children=10, variants=25, partings=12)
 TREE = "prefix_tree"
 
 
-def render(analysis: Analysis, drawings: Mapping[int, Sequence[Drawing]]) -> str:
-    """The whole page; `drawings` by prompt index."""
+def render(
+    analysis: Analysis,
+    drawings: Mapping[int, Sequence[Drawing]],
+    probes: Sequence[Drawing] = (),
+) -> str:
+    """The whole page; `drawings` by prompt index, `probes` of the ops that lie behind them."""
     sections = [
         {
             "view": view,
@@ -51,6 +55,7 @@ def render(analysis: Analysis, drawings: Mapping[int, Sequence[Drawing]]) -> str
             checks=checks(analysis),
             bounds=bounds(analysis),
             prompts=sections,
+            probes=[Markup(drawing.body) for drawing in probes],
             command=command(analysis.run.experiment),
             environment=environment_rows(analysis.run.environment),
             glossary=GLOSSARY,

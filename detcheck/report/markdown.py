@@ -36,12 +36,17 @@ CELLS = 64
 """Width of the words in the prefix tree."""
 
 
-def render(analysis: Analysis, figures: Mapping[int, Sequence[str]]) -> str:
-    """The whole document; `figures` are file names by prompt index, relative to it."""
+def render(
+    analysis: Analysis, figures: Mapping[int, Sequence[str]], probes: Sequence[str] = ()
+) -> str:
+    """The whole document; `figures` are file names by prompt index, relative to it, `probes` those
+    of the ops that lie behind them."""
     blocks = [f"# {headline(analysis)}", escape_markdown(about(analysis))]
     blocks.append(_answers(analysis))
     for view in prompt_views(analysis, LIMITS):
         blocks += _prompt(view, figures.get(view.prompt_index, ()))
+    if probes:
+        blocks += ["## Which op is it?", *(f"![{_title(name)}]({name})" for name in probes)]
     blocks += ["## Can I trust this result?", _checks(analysis)]
     blocks += ["## Run it again", fenced(command(analysis.run.experiment), "sh")]
     blocks.append(_environment(analysis))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detcheck.analysis.results import Analysis
 from detcheck.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from detcheck.report.figure_style import Drawing
 
 FORMATS = ("html", "md", "csv")
 FIGURES_FOLDER = "figures"
@@ -59,22 +63,54 @@ def render_files(analysis: Analysis, formats: Sequence[str]) -> dict[str, str]:
 
 def _documents(analysis: Analysis, formats: Sequence[str]) -> dict[str, str]:
     from detcheck.report.figures import draw_all
+    from detcheck.report.probe_figures import probe_drawings
 
     drawings = draw_all(analysis)
+    probes = probe_drawings(analysis.run.path)
     contents: dict[str, str] = {}
     if "html" in formats:
         from detcheck.report import html
 
-        contents["report.html"] = html.render(analysis, drawings)
+        contents["report.html"] = html.render(analysis, drawings, probes)
     if "md" in formats:
         from detcheck.report import markdown
 
         names = {
-            prompt: [f"{FIGURES_FOLDER}/{drawing.name}.svg" for drawing in drawn]
+            prompt: [_figure_name(drawing) for drawing in drawn]
             for prompt, drawn in drawings.items()
         }
-        contents["report.md"] = markdown.render(analysis, names)
-    for drawn in drawings.values():
+        probed = [_figure_name(drawing) for drawing in probes]
+        contents["report.md"] = markdown.render(analysis, names, probed)
+    for drawn in (*drawings.values(), probes):
         for drawing in drawn:
-            contents[f"{FIGURES_FOLDER}/{drawing.name}.svg"] = drawing.standalone()
+            contents[_figure_name(drawing)] = drawing.standalone()
     return contents
+
+
+def _figure_name(drawing: Drawing) -> str:
+    return f"{FIGURES_FOLDER}/{drawing.name}.svg"
+
+
+def write_probe(data: str, name: str, folder: Path) -> list[Path]:
+    """Write what a probe found, as JSON `name`, and its figure; returns the files written.
+
+    Where `folder` is a run directory, its report shows the figure from then on. Raises
+    StorageError where the folder cannot be written.
+    """
+    from detcheck.report.probe_figures import probe_drawings
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(data, encoding="utf-8")
+        written = [folder / name]
+        for drawing in probe_drawings(folder):
+            path = folder / _figure_name(drawing)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(drawing.standalone(), encoding="utf-8")
+            written.append(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"{name} cannot be written to {folder} ({reason}): choose another --out."
+        ) from error
+    return written
