@@ -21,10 +21,15 @@ VLLM_EXECUTORS = (AUTO, "mp", "ray")
 DEVICES = ("auto", "cpu", "cuda")
 STOCK = "stock"
 BATCH_INVARIANT = "batch-invariant"
+FULLY_INVARIANT = "fully-invariant"
+"""The level above `batch-invariant`: chunking and prefill-decode as well, at a price."""
 AS_SERVED = "as-served"
 """The kernels of an endpoint: whatever its server was started with."""
 OP_FAMILIES = ("matmul", "attention", "norm", "softmax", "reduce", "pointwise")
 """Families of ops that have batch-invariant kernels; `batch-invariant:matmul` switches on one."""
+PREFILL = "prefill"
+"""The family that `fully-invariant` has beside them: a prompt is attended to query by query."""
+FAMILIES = (*OP_FAMILIES, PREFILL)
 CORE_FAMILIES = ("matmul", "attention")
 """Families that every transformer uses; of the others a model may have none to override."""
 
@@ -37,17 +42,19 @@ def kernel_families(kernels: str) -> tuple[str, ...]:
     """
     if kernels in (STOCK, AS_SERVED):
         return ()
+    if kernels == FULLY_INVARIANT:
+        return FAMILIES
     name, _, subset = kernels.partition(":")
     families = tuple(subset.split("+")) if subset else OP_FAMILIES
     if name != BATCH_INVARIANT or (":" in kernels and not subset):
         raise UsageError(
-            f"Unknown kernels {kernels!r}: use stock, batch-invariant, or a subset such as "
-            f"batch-invariant:{OP_FAMILIES[0]}."
+            f"Unknown kernels {kernels!r}: use stock, batch-invariant, fully-invariant, or a "
+            f"subset such as batch-invariant:{OP_FAMILIES[0]}."
         )
     for family in families:
-        if family not in OP_FAMILIES:
+        if family not in FAMILIES:
             raise UsageError(
-                f"Unknown op family {family!r} in {kernels!r}: known are {', '.join(OP_FAMILIES)}, "
+                f"Unknown op family {family!r} in {kernels!r}: known are {', '.join(FAMILIES)}, "
                 "joined by '+'."
             )
     return families
@@ -67,6 +74,8 @@ def required_families(kernels: str) -> tuple[str, ...]:
     Those named in a subset, each of them; of the whole set only the core, since a model need not
     have the ops of the others (softmax, say, is inside attention).
     """
+    if kernels == FULLY_INVARIANT:
+        return (*CORE_FAMILIES, PREFILL)
     families = kernel_families(kernels)
     return CORE_FAMILIES if families == OP_FAMILIES else families
 

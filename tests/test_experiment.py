@@ -72,6 +72,7 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
     [
         (STOCK, ()),
         (BATCH_INVARIANT, OP_FAMILIES),
+        ("fully-invariant", (*OP_FAMILIES, "prefill")),
         ("batch-invariant:matmul", ("matmul",)),
         ("batch-invariant:attention+matmul", ("attention", "matmul")),
     ],

@@ -23,7 +23,13 @@ COLUMNS = {
     "prefill-decode": "dec.",
 }
 """Relations, and the heads of their columns."""
-_SHORT = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "batch-invariant": "inv."}
+_SHORT = {
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "float32": "f32",
+    "batch-invariant": "inv.",
+    "fully-invariant": "full",
+}
 
 
 def ops_command(

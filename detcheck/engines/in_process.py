@@ -18,6 +18,7 @@ from detcheck.engines.decoding import Detokenizer, RankedTokens, Sampler
 from detcheck.errors import OutOfMemory, UsageError
 from detcheck.experiment import (
     BATCH_INVARIANT,
+    FULLY_INVARIANT,
     STOCK,
     Experiment,
     kernel_families,
@@ -192,7 +193,7 @@ class InProcessEngine:
         problem = _why_no_kernels(self.loaded.device.type)
         if problem is not None:
             raise UsageError(problem)
-        if BATCH_INVARIANT in wanted:
+        if {BATCH_INVARIANT, FULLY_INVARIANT} & {*wanted}:
             require_coverage(self.loaded.model, self.loaded.name)
 
     def _completion(self, answer: Answer) -> Completion:

@@ -10,7 +10,8 @@ operands that do not start and step on cache lines are copied to where they do.
 On a GPU a kernel of our own does it (`triton/attention.py`), for all requests in one call and
 under all seven relations. On the CPU it is invariant to batch size, position, neighbours and
 padding; under `chunking` and `prefill-decode` the number of queries of a call changes, and with it
-the stock kernel's blocks.
+the stock kernel's blocks. `query_by_query` mends that as well: each query of a prompt then has a
+call of its own, as it would have when decoded.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def attention(
     elif kwargs.get("cu_seq_lens_q") is None:
         return _padded_batch(module, query, key, value, attention_mask, scaling, is_causal), None
     if query.is_cuda:
+        _heard()  # holds there anyway
         from detcheck.kernels.triton.attention import packed_attention
 
         return packed_attention(query, key, value, scaling, kwargs), None
@@ -125,6 +127,26 @@ def _refuse_unsupported(module: torch.nn.Module, dropout: float, kwargs: dict[st
         )
 
 
+_hears: list[Callable[[], None]] = []
+"""Called where attention is computed query by query; empty where it need not be."""
+
+
+def query_by_query(hear: Callable[[], None]) -> Callable[[], None]:
+    """Attend to each query by itself, from now until the function that is returned is called.
+
+    `hear` is called each time attention runs so.
+    """
+    _hears.append(hear)
+    return lambda: _hears.remove(hear)
+
+
+def _heard() -> bool:
+    """Whether attention is to be computed query by query; tells those who asked."""
+    for hear in _hears:
+        hear()
+    return bool(_hears)
+
+
 def _packed_segments(cu_q: torch.Tensor, cu_k: torch.Tensor) -> Iterator[Segment]:
     """Requests from cumulative lengths, (requests + 1,) each; empty ones (padding) left out."""
     q_bounds, k_bounds = cu_q.tolist(), cu_k.tolist()
@@ -144,6 +166,14 @@ def _attend(
     """
     heads, q_len, dim = query.shape[1:]
     kv_heads, k_len = key.shape[1], key.shape[2]
+    if _heard() and q_len > 1:
+        past = k_len - q_len
+        key, value = _on_cache_lines(key), _on_cache_lines(value)
+        rows = (
+            _attend(query[:, :, at : at + 1], key[:, :, :end], value[:, :, :end], scaling)
+            for at, end in enumerate(range(past + 1, k_len + 1))
+        )
+        return torch.cat(tuple(rows), dim=1)
     query, key, value = query.contiguous(), _on_cache_lines(key), _on_cache_lines(value)
     if q_len == 1:
         # One query: the heads that share a key-value head become its queries, nothing is copied.
@@ -193,6 +223,7 @@ def _padded_batch(
         raise UsageError("Batch-invariant attention covers causal attention only.")
     q_len, k_len = query.shape[2], key.shape[2]
     if query.is_cuda:
+        _heard()
         from detcheck.kernels.triton.attention import padded_attention
 
         padding = _known_padding(attention_mask, query.shape[0], k_len)

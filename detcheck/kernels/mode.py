@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from detcheck.errors import UsageError
-from detcheck.experiment import OP_FAMILIES
+from detcheck.experiment import FAMILIES, OP_FAMILIES
 from detcheck.kernels.overrides import install, op_names
 from detcheck.kernels.self_check import self_check
 
@@ -29,7 +29,7 @@ class _Family:
 
 
 _lock = threading.RLock()
-_families = {family: _Family() for family in OP_FAMILIES}
+_families = {family: _Family() for family in FAMILIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,11 @@ class BatchInvariantMode:
 def batch_invariant(ops: Iterable[str] | None = None) -> Iterator[BatchInvariantMode]:
     """Within this context every output row is bitwise independent of the rest of its batch.
 
-    `ops` names op families (`matmul`, `attention`); all of them by default. Works for CPU tensors
-    and any transformers causal LM with `sdpa` attention, in static and continuous batching;
-    gradients are those of the stock formulas. Process-wide, not per thread; nests; restored on
+    `ops` names op families (`matmul`, `attention`, `norm`, `softmax`, `reduce`, `pointwise`); all
+    of them by default. `prefill` beside them makes the rows independent of how a prompt is cut
+    into steps and of whether it is prefilled or decoded, too. Works on CPUs and CUDA GPUs for any
+    transformers causal LM with `sdpa` attention, in static and continuous batching; gradients are
+    those of the stock formulas. Process-wide, not per thread; nests; restored on
     exceptions. Raises UsageError for an unknown family.
 
         with detcheck.batch_invariant() as mode:
@@ -109,8 +111,8 @@ def batch_invariant(ops: Iterable[str] | None = None) -> Iterator[BatchInvariant
     """
     families = tuple(dict.fromkeys(OP_FAMILIES if ops is None else ops))
     for family in families:
-        if family not in OP_FAMILIES:
-            raise UsageError(f"Unknown op family {family!r}: known are {', '.join(OP_FAMILIES)}.")
+        if family not in FAMILIES:
+            raise UsageError(f"Unknown op family {family!r}: known are {', '.join(FAMILIES)}.")
     mode = BatchInvariantMode(families)
     try:
         mode._enter()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from detcheck.experiment import PREFILL
 from detcheck.kernels import attention
 from detcheck.kernels.cpu import matmul as cpu_matmul
 from detcheck.kernels.cpu import norm as cpu_norm
@@ -41,6 +42,7 @@ PAGED_ATTENTION_NAME = "paged|sdpa"
 """A second entry, for continuous batching, in the versions that still have one (5.17)."""
 ATTENTION_OP = f"transformers::{ATTENTION_NAME}"
 LINEAR_OP = "aten::linear"
+PREFILL_OP = f"{ATTENTION_OP}, query by query"
 
 
 def kernels_of(family: str) -> dict[str, dict[str, Kernel]]:
@@ -57,6 +59,8 @@ def op_names(family: str) -> tuple[str, ...]:
     """The ops that a family overrides, on any device, such as `aten::mm`."""
     if family == "attention":
         return (ATTENTION_OP,)
+    if family == PREFILL:
+        return (PREFILL_OP,)
     names = dict.fromkeys(f"aten::{op}" for table in kernels_of(family).values() for op in table)
     return (LINEAR_OP, *names) if family == "matmul" else tuple(names)
 
@@ -65,6 +69,8 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
     """Override a family's ops, counting their calls; returns what restores the stock ops."""
     if family == "attention":
         return _install_attention(calls)
+    if family == PREFILL:
+        return attention.query_by_query(lambda: calls.update((PREFILL_OP,)))
     library = torch.library.Library("aten", "IMPL")
     for key, table in kernels_of(family).items():
         for op, kernel in table.items():

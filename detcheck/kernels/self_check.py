@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -68,6 +69,26 @@ def _attention() -> str | None:
     return None
 
 
+def _prefill() -> str | None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    generator = torch.Generator().manual_seed(7)
+    query = torch.randn(1, 6, 40, 64, generator=generator)
+    key, value = torch.randn(2, 1, 2, 40, 64, generator=generator)
+    module = torch.nn.Module()
+    setattr(module, "num_key_value_groups", 3)  # noqa: B010  (a plain attribute to its type)
+    function: Any = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
+    whole, _ = function(module, query, key, value, None)
+    for start in (0, 17, 39):
+        stop = start + 1
+        last, _ = function(
+            module, query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], None
+        )
+        if not torch.equal(last, whole[:, start:stop]):
+            return "attention gives a query of a prefill another result than when it is decoded"
+    return None
+
+
 def _norm() -> str | None:
     return _row_alone("rsqrt", torch.rsqrt, torch.rand(70, 1, generator=_seeded(3)).bfloat16())
 
@@ -109,4 +130,5 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "softmax": _softmax,
     "reduce": _reduce,
     "pointwise": _pointwise,
+    "prefill": _prefill,
 }

@@ -14,7 +14,8 @@ from detcheck.engines.continuous import ContinuousEngine, paged_attention
 from detcheck.engines.in_process import InProcessEngine
 from detcheck.engines.static import StaticEngine
 from detcheck.errors import OutOfMemory, UsageError
-from detcheck.experiment import Experiment
+from detcheck.experiment import Experiment, kernel_families
+from detcheck.kernels.mode import batch_invariant
 from detcheck.models import LoadedModel
 from detcheck.traffic import plan_trials
 
@@ -247,3 +248,26 @@ def test_an_engine_refuses_before_it_measures_and_takes_a_named_subset(
         StaticEngine(loaded, experiment())
     subset = experiment(kernels=("stock", "batch-invariant:matmul"))
     StaticEngine(loaded, subset).close()
+
+
+def prefilled_and_decoded(model: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of one sequence, (length, vocabulary): in one pass, and token by token."""
+    ids = torch.arange(length)[None] * 7 % 300 + 2
+    with torch.inference_mode():
+        whole = model(ids).logits[0]
+        cache, rows = None, []
+        for at in range(length):
+            out = model(ids[:, at : at + 1], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            rows.append(out.logits[0, -1])
+    return whole, torch.stack(rows)
+
+
+def test_fully_invariant_kernels_make_trainer_and_sampler_agree(tiny_model: LoadedModel) -> None:
+    """What reinforcement learning needs; the level below, as its twin, does not promise it."""
+    with batch_invariant(kernel_families("fully-invariant")):
+        whole, decoded = prefilled_and_decoded(tiny_model.model, 70)
+    assert torch.equal(whole, decoded)
+    with batch_invariant():
+        whole, decoded = prefilled_and_decoded(tiny_model.model, 70)
+    assert not torch.equal(whole, decoded)

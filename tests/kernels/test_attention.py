@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from detcheck.errors import UsageError
 from detcheck.kernels.attention import attention
+from detcheck.kernels.mode import batch_invariant
 
 HEADS, KV_HEADS = 6, 2
 
@@ -177,3 +178,41 @@ def test_masks_that_are_not_left_padding_are_refused() -> None:
     mask[..., 3] = False
     with pytest.raises(UsageError, match="padding on the left"):
         attention(Layer(), *request(0, 1, 6, 64, torch.float32), mask)
+
+
+def step(states: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
+    """Queries [start, stop) of a request as a step of its own, after those before it."""
+    query, key, value = states
+    (out,) = packed([[query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop]]])
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_fully_invariant_attention_does_not_see_how_a_prompt_is_cut(
+    dim: int, dtype: torch.dtype
+) -> None:
+    states = request(3, 70, 70, dim, dtype)
+    with batch_invariant(("attention", "prefill")) as mode:
+        whole = step(states, 0, 70)
+        chunks = torch.cat([step(states, 0, 31), step(states, 31, 70)], dim=1)
+        decoded = torch.cat([step(states, at, at + 1) for at in range(70)], dim=1)
+    assert torch.equal(chunks, whole)
+    assert torch.equal(decoded, whole)
+    assert mode.proof().self_check == "passed"
+
+
+def test_the_level_below_does_see_it() -> None:
+    """The twin: without `prefill`, another number of queries is another order of summation."""
+    states = request(3, 70, 70, 64, torch.float32)
+    with batch_invariant(("attention",)):
+        decoded = torch.cat([step(states, at, at + 1) for at in range(70)], dim=1)
+        assert not torch.equal(decoded, step(states, 0, 70))
+
+
+def test_queries_are_together_again_after_the_mode() -> None:
+    states = request(3, 70, 70, 64, torch.float32)
+    before = step(states, 0, 70)
+    with pytest.raises(ZeroDivisionError), batch_invariant(("attention", "prefill")):
+        raise ZeroDivisionError
+    assert torch.equal(step(states, 0, 70), before)
