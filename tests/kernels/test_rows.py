@@ -5,7 +5,7 @@ Each check has its twin on the stock op, at a shape where that op fails it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -19,6 +19,15 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDTHS = (1, 33, 576, 1000)
 LONG = (32768, 50257)
 Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """On one thread no stock reduction is cut, and the twins would find nothing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 def rows(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
