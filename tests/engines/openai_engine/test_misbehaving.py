@@ -67,7 +67,7 @@ def name_of(row) -> str:
 def test_what_is_planted_is_what_is_said(row, tmp_path):
     faults, asked, value, phrase = row
     with misbehave(Faults(**faults)) as served:
-        patience = Connection(first_token_s=3.0) if "stall" in faults else Connection()
+        patience = Connection().within(3.0) if "stall" in faults else Connection()
         verdict = measured(served.url, tmp_path, asked, patience)
     assert verdict.value == value, verdict.reasons
     assert phrase in " ".join(verdict.reasons)
