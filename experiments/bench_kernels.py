@@ -1,10 +1,11 @@
 """What batch-invariant kernels cost: the same trials under each kernels setting, in turn.
 
     python experiments/bench_kernels.py [MODEL] [--batch-sizes 1,4,16] [--rounds 5] [--json]
+        [--kernels batch-invariant,batch-invariant:matmul,…]
 
-One engine answers the same trial under stock and batch-invariant kernels and under each op family
-alone, the order turning from round to round, so that drift of the machine's speed falls on all.
-Ratios are of time a generated token, against stock in the same round.
+One engine answers the same trial under stock kernels and under the others in turn, the order
+turning from round to round, so that drift of the machine's speed falls on all. Ratios are of time
+a generated token, against stock in the same round.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from collections import defaultdict
 
 from detcheck import environment, models
 from detcheck.engines.continuous import ContinuousEngine
-from detcheck.experiment import BATCH_INVARIANT, OP_FAMILIES, STOCK, Experiment
+from detcheck.experiment import BATCH_INVARIANT, CORE_FAMILIES, FULLY_INVARIANT, STOCK, Experiment
 from detcheck.traffic import plan_trials
 
-SETTINGS = (STOCK, BATCH_INVARIANT, *(f"{BATCH_INVARIANT}:{family}" for family in OP_FAMILIES))
+SETTINGS = (BATCH_INVARIANT, f"{BATCH_INVARIANT}:{'+'.join(CORE_FAMILIES)}", FULLY_INVARIANT)
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     sizes = tuple(int(size) for size in options.batch_sizes.split(","))
     experiment = Experiment(
         model=options.model,
-        kernels=SETTINGS,
+        kernels=(STOCK, *options.kernels.split(",")),
         batch_sizes=sizes,
         completions=sum(sizes),
         max_new_tokens=options.tokens,
@@ -38,7 +39,7 @@ def main() -> None:
     loaded = models.load(options.model, dtype=options.dtype, device=options.device)
     engine = ContinuousEngine(loaded, experiment)
     rows = [measure(engine, experiment, size, options.rounds) for size in sizes]
-    show(rows, as_json=options.json)
+    show(rows, experiment.kernels[1:], as_json=options.json)
 
 
 def measure(
@@ -50,30 +51,31 @@ def measure(
         for condition in experiment.conditions()
         if condition.batch_size == batch_size
     }
+    settings = experiment.kernels
     seconds = defaultdict(list)
     for number in range(rounds):
-        turn = number % len(SETTINGS)
-        for kernels in (*SETTINGS[turn:], *SETTINGS[:turn]):
+        turn = number % len(settings)
+        for kernels in (*settings[turn:], *settings[:turn]):
             result = engine.run_trial(trials[kernels])
             seconds[kernels].append(result.elapsed_s / result.generated_tokens)
     ratios = {
         kernels: statistics.median(
             time / stock for time, stock in zip(seconds[kernels], seconds[STOCK], strict=True)
         )
-        for kernels in SETTINGS[1:]
+        for kernels in settings[1:]
     }
     stock = statistics.median(seconds[STOCK])
     return {"batch_size": batch_size, "stock_tokens_per_second": 1 / stock, **ratios}
 
 
-def show(rows: list[dict[str, float]], *, as_json: bool) -> None:
+def show(rows: list[dict[str, float]], settings: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"rows": rows, "environment": environment.collect("auto")}, indent=2))
         return
     print("time a token against stock (1 = as fast)")
-    print("batch size  stock tokens/s  " + "  ".join(SETTINGS[1:]))
+    print("batch size  stock tokens/s  " + "  ".join(settings))
     for row in rows:
-        cells = "  ".join(f"{row[kernels]:{len(kernels)}.3f}" for kernels in SETTINGS[1:])
+        cells = "  ".join(f"{row[kernels]:{len(kernels)}.3f}" for kernels in settings)
         print(f"{row['batch_size']:10.0f} {row['stock_tokens_per_second']:15.1f}  {cells}")
 
 
@@ -81,6 +83,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="hub id or folder (default: embedded)")
     parser.add_argument("--batch-sizes", default="1,4,16")
+    parser.add_argument("--kernels", default=",".join(SETTINGS))
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--traffic", default="alone")
