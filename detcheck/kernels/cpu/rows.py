@@ -29,10 +29,12 @@ BLOCK_ROWS = 1024
 """Larger calls are cut into blocks of this many rows."""
 PROBED_ELEMENTS = 32768
 """Results by which a number of rows is judged; bfloat16 shows a change in about one of 256."""
-PATTERN_COLUMNS = 512
+PATTERN_COLUMNS = 2048
 """Different columns of the probe's right-hand side."""
+PROBED_ROWS = 128
+"""Rows of the probe's left-hand side, unless a number of rows needs more."""
 KEPT_BYTES = 128 << 20
-"""Probe operands up to this size are kept for the next number of rows."""
+"""Probe operands and results up to this size are kept for the next number of rows."""
 CACHE_LINE_BYTES = 64
 """Vector kernels may take another path for operands that start off a cache line."""
 
@@ -65,6 +67,8 @@ class RowClasses:
     _padded: dict[int, int] = field(default_factory=dict)
     _right: torch.Tensor | None = None
     """The probe's (K, N) operand, kept unless it is large."""
+    _anchored: tuple[torch.Tensor, torch.Tensor] | None = None
+    """The probe's (rows, K) operand and its result by anchor calls, kept unless they are large."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def padded_rows(self, rows: int) -> int:
@@ -95,12 +99,21 @@ class RowClasses:
         """
         columns = min(self.shape.columns, PATTERN_COLUMNS)
         calls = max(1, -(-PROBED_ELEMENTS // (rows * columns)))
-        left = self._probe_left(-(-rows * calls // ANCHOR_ROWS) * ANCHOR_ROWS)
-        anchor = torch.cat([self.multiply(block, right) for block in left.split(ANCHOR_ROWS)])
+        left, anchor = self._anchor(rows * calls, right)
         return all(
             torch.equal(self.multiply(left[at : at + rows].clone(), right), anchor[at : at + rows])
             for at in range(0, rows * calls, rows)
         )
+
+    def _anchor(self, rows: int, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """At least `rows` rows of the probe, and what they are in calls of ANCHOR_ROWS."""
+        if self._anchored is not None and len(self._anchored[0]) >= rows:
+            return self._anchored
+        left = self._probe_left(-(-max(rows, PROBED_ROWS) // ANCHOR_ROWS) * ANCHOR_ROWS)
+        anchor = torch.cat([self.multiply(block, right) for block in left.split(ANCHOR_ROWS)])
+        if (left.nbytes + anchor.nbytes) <= KEPT_BYTES:
+            self._anchored = left, anchor
+        return left, anchor
 
     def _probe_left(self, rows: int) -> torch.Tensor:
         """Seeded (rows, K): the second of each pair of columns is the first, a little off."""
