@@ -16,7 +16,8 @@ import detcheck
 
 PACKAGE = Path(detcheck.__file__).parent
 TIERS = (
-    {"cli", "pytest_plugin", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"gate", "report", "probes", "runner"},
     {"engines", "analysis"},
     {"rundir", "traffic"},

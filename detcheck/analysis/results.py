@@ -38,6 +38,12 @@ class Flip:
     runner_up_won: bool | None
     """Whether the variant's token is the one the reference ranked second."""
 
+    @property
+    def gap(self) -> float | None:
+        """The gap that decides the kind, in nats: 0 at a tie, else the larger of the two."""
+        gaps = [gap for gap in (self.reference_gap, self.variant_gap) if gap is not None]
+        return None if not gaps else 0.0 if self.kind == TIE else max(gaps)
+
 
 @dataclass(frozen=True, slots=True)
 class Divergence:

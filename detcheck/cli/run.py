@@ -66,8 +66,9 @@ def run_command(
             "-k",
             "--kernels",
             metavar="LIST",
-            help="stock, batch-invariant, or a subset such as batch-invariant:attention; "
-            "comma-separated; not with --endpoint. [default: stock,batch-invariant]",
+            help="stock, batch-invariant, a subset such as batch-invariant:attention, or "
+            "fully-invariant (all seven invariances); comma-separated; not with --endpoint. "
+            "[default: stock,batch-invariant]",
         ),
     ] = None,
     engine: Annotated[

@@ -157,10 +157,10 @@ def _of_kind(flips: int, kind: str) -> str:
 def _gaps(groups: Sequence[Group]) -> str:
     """The widest gap that was crossed beside the noise that could cross it."""
     gaps = [
-        found.flip.reference_gap
+        found.flip.gap
         for group in groups
         for found in group.divergences
-        if found.flip.reference_gap is not None
+        if found.flip.gap is not None
     ]
     noises = [group.noise for group in groups if group.noise is not None]
     said = f"gaps up to {number(max(gaps))} nats" if gaps else "gaps unknown"

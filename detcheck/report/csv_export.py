@@ -28,7 +28,7 @@ ROW_COLUMNS = tuple(
 CONDITION_COLUMNS = ("condition", "prompt", "kernels", *ROW_COLUMNS)
 VARIANT_COLUMNS = (
     "prompt", "kernels", "rank", "count", "share", "is_reference", "first_divergence",
-    "batch_sizes", "flip", "reference_gap", "noise", "fingerprint", "text",
+    "batch_sizes", "flip", "reference_gap", "variant_gap", "noise", "fingerprint", "text",
 )  # fmt: skip
 
 
@@ -88,6 +88,7 @@ def _variant_rows(group: Group) -> Iterator[tuple[Any, ...]]:
             " ".join(map(str, line.batch_sizes)),
             flip.kind if flip else None,
             flip.reference_gap if flip else None,
+            flip.variant_gap if flip else None,
             flip.noise if flip else None,
             line.variant.fingerprint,
             line.variant.text,

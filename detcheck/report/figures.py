@@ -99,7 +99,7 @@ def divergences(groups: Sequence[Group], prefix: str = "") -> Drawing | None:
     title = "Where they part, and how close the call was"
     figure = look.new_figure()
     axes = look.new_axes(figure, title, left=52)
-    top = max([d.flip.reference_gap or 0.0 for d in found] + [noise or 0.0]) or 1.0
+    top = max([d.flip.gap or 0.0 for d in found] + [noise or 0.0]) or 1.0
     if noise:
         _noise_band(axes, noise)
     for kind in FLIP_KINDS:
@@ -205,7 +205,7 @@ def _flip_dots(axes: Axes, kind: str, found: Sequence[Divergence]) -> None:
     """One dot a place and gap; its area grows with the root of its completions."""
     points: Counter[tuple[int, float]] = Counter()
     for divergence in found:
-        points[divergence.position, divergence.flip.reference_gap or 0.0] += divergence.count
+        points[divergence.position, divergence.flip.gap or 0.0] += divergence.count
     if not points:
         return
     x, y = np.array(list(points)).T

@@ -20,10 +20,10 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "flip",
-        "Why two answers part there. A tie: the reference's two best tokens have equal logits. A "
-        "near tie: their gap is within the numerical noise measured in the same run, so rounding "
-        "decides. Confident: the gap is beyond that noise, which is not rounding but a bug. The "
-        "gap is in nats, the difference of the two log-probabilities.",
+        "Why two answers part there. A tie: under one of the two loads the two best tokens have "
+        "equal logits. A near tie: their gaps under both are within the numerical noise measured "
+        "in the same run, so rounding decides. Confident: a gap is beyond that noise, which is "
+        "not rounding but a bug. Gaps are in nats, the difference of the two log-probabilities.",
     ),
     (
         "kernels",

@@ -156,10 +156,11 @@ def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def flip_reason(flip: Flip) -> str:
-    """What speaks for the kind of a flip: its gap, the noise, and who won."""
+    """What speaks for the kind of a flip: the gaps on both sides, the noise, and who won."""
     parts = []
-    if flip.reference_gap is not None:
-        parts.append(f"gap {number(flip.reference_gap)} nats")
+    gaps = [number(gap) for gap in (flip.reference_gap, flip.variant_gap) if gap is not None]
+    if gaps:
+        parts.append(f"{'gaps' if len(gaps) > 1 else 'gap'} {' and '.join(gaps)} nats")
     if flip.noise is not None:
         parts.append(f"noise {number(flip.noise)}")
     if flip.runner_up_won is not None:

@@ -12,26 +12,29 @@ from .answers import stored, stored_text
 
 
 @pytest.mark.parametrize(
-    ("reference_gap", "variant_gap", "noise", "kind"),
+    ("reference_gap", "variant_gap", "noise", "kind", "gap"),
     [
-        (0.0, 0.3, 0.1, TIE),
-        (0.3, 0.0, 0.1, TIE),
-        (0.0, 0.0, 0.0, TIE),
-        (0.05, 0.02, 0.1, NEAR_TIE),
-        (0.02, 0.05, 0.1, NEAR_TIE),
-        (0.05, 0.5, 0.1, CONFIDENT),
-        (0.5, 0.05, 0.1, CONFIDENT),
-        (0.5, 0.5, 0.0, CONFIDENT),
-        (0.5, 0.5, None, UNKNOWN),
-        (0.0, 0.5, None, TIE),
-        (math.nan, 0.5, 0.1, CONFIDENT),
-        (math.inf, math.nan, 0.1, UNKNOWN),
+        (0.0, 0.3, 0.1, TIE, 0.0),
+        (0.3, 0.0, 0.1, TIE, 0.0),
+        (0.0, 0.0, 0.0, TIE, 0.0),
+        (0.05, 0.02, 0.1, NEAR_TIE, 0.05),
+        (0.02, 0.05, 0.1, NEAR_TIE, 0.05),
+        (0.05, 0.5, 0.1, CONFIDENT, 0.5),
+        (0.5, 0.05, 0.1, CONFIDENT, 0.5),
+        (0.5, 0.5, 0.0, CONFIDENT, 0.5),
+        (0.5, 0.5, None, UNKNOWN, 0.5),
+        (0.0, 0.5, None, TIE, 0.0),
+        (math.nan, 0.5, 0.1, CONFIDENT, 0.5),
+        (math.inf, math.nan, 0.1, UNKNOWN, None),
     ],
 )
-def test_kind(reference_gap: float, variant_gap: float, noise: float | None, kind: str) -> None:
+def test_kind_and_the_gap_that_decides_it(
+    reference_gap: float, variant_gap: float, noise: float | None, kind: str, gap: float | None
+) -> None:
     reference = stored([1, 2], gaps=[2, reference_gap], runners_up=[9, 3])
     variant = stored([1, 3], gaps=[2, variant_gap], runners_up=[9, 2])
-    assert judge(reference, variant, 1, noise).kind == kind
+    flip = judge(reference, variant, 1, noise)
+    assert (flip.kind, flip.gap) == (kind, gap and pytest.approx(gap))
 
 
 def test_without_log_probabilities_the_kind_is_unknown() -> None:

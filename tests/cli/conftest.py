@@ -15,7 +15,7 @@ from detcheck.cli.app import run_program
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.experiment import BATCH_INVARIANT
 
-PROGRAM = (sys.executable, "-c", "from detcheck.cli.app import main; main()")
+PROGRAM = (sys.executable, "-m", "detcheck")
 
 
 @dataclass(frozen=True)

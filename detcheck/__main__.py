@@ -1,0 +1,8 @@
+"""`python -m detcheck`: the program, where its script is not on the path."""
+
+from __future__ import annotations
+
+from detcheck.cli.app import main
+
+if __name__ == "__main__":
+    main()
