@@ -2,6 +2,8 @@
 
     python experiments/bench_client.py [--rounds 5] [--in-flight 1000] [--requests 10000] [--json]
         [--guidellm PATH/guidellm] [--vllm-python PATH/python] [--memory 100000]
+    python experiments/bench_client.py --server http://localhost:8000 --model smollm2 --tokens 50
+        --in-flight 64 --requests 256 [--guidellm …] [--vllm-python …]   # a real server instead
 
 Every client keeps the same number of streamed chat requests in flight against
 `instant_server.py`, in a process of its own. Clients take turns within a round, so that a drift of
@@ -12,6 +14,8 @@ the commit to disk; the others' are their own reports' (requests a second while 
 `detcheck` asks for log-probabilities and token ids, which the others do not: the server answers
 it as bare as the others (the comparison), and in the row `detcheck, full replies` with both.
 `--memory N` asks N requests more, with full replies, for the peak memory of the whole process.
+
+A real server under `--server` is asked by detcheck as always, with log-probabilities and token ids.
 """
 
 from __future__ import annotations
@@ -32,7 +36,6 @@ from time import perf_counter
 from typing import Any
 
 PROMPT = "Tell me about Richard Feynman"
-TOKENS = 8
 LONGEST_S = 900
 SERVER = Path(__file__).with_name("instant_server.py")
 VLLM = (
@@ -55,11 +58,11 @@ class Measured:
 def main() -> None:
     options = arguments()
     if options.ask:
-        ask(options.ask, options.requests, options.in_flight)
+        ask(options)
         return
     load_before = os.getloadavg()[0]
     rounds: dict[str, list[Measured]] = {}
-    with instant_server("--bare") as bare, instant_server() as full:
+    with servers(options) as (bare, full):
         clients = chosen(options, bare, full)
         for number in range(options.rounds):
             names = list(clients)
@@ -67,7 +70,7 @@ def main() -> None:
                 measured = clients[name]()
                 rounds.setdefault(name, []).append(measured)
                 print(f"{name}: {measured.requests_per_second:,.0f} requests/s", file=sys.stderr)
-        memory = detcheck(full, options.memory, options.in_flight) if options.memory else None
+        memory = detcheck(options, full, options.memory) if options.memory else None
     show(rounds, memory, load_before, options)
 
 
@@ -76,6 +79,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--in-flight", type=int, default=1000)
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--tokens", type=int, default=8, help="of each completion")
+    parser.add_argument("--server", help="root URL of a server that runs, not the instant one")
+    parser.add_argument("--model", default="instant", help="the name that the server serves")
     parser.add_argument("--guidellm", type=Path, help="the program, from its own environment")
     parser.add_argument("--vllm-python", type=Path, help="a Python that has vLLM")
     parser.add_argument("--memory", type=int, default=0, help="requests, such as 100000")
@@ -86,22 +92,30 @@ def arguments() -> argparse.Namespace:
 
 def chosen(options: argparse.Namespace, bare: str, full: str) -> dict[str, Callable[[], Measured]]:
     """The clients to compare, each a function that runs it once."""
-    requests, in_flight = options.requests, options.in_flight
-    clients = {
-        DETCHECK: lambda: detcheck(bare, requests, in_flight),
-        FULL: lambda: detcheck(full, requests, in_flight),
-    }
+    clients = {DETCHECK: lambda: detcheck(options, bare, options.requests)}
+    if full != bare:
+        clients[FULL] = lambda: detcheck(options, full, options.requests)
     if options.guidellm:
-        clients["guidellm"] = lambda: guidellm(options.guidellm, bare, requests, in_flight)
+        clients["guidellm"] = lambda: guidellm(options, bare)
     if options.vllm_python:
-        clients["vllm bench serve"] = lambda: vllm(options.vllm_python, bare, requests, in_flight)
+        clients["vllm bench serve"] = lambda: vllm(options, bare)
     return clients
 
 
 @contextmanager
-def instant_server(*flags: str) -> Iterator[str]:
+def servers(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Root URLs of an instant server with bare replies and one with full ones; or of the given."""
+    if options.server:
+        yield options.server, options.server
+        return
+    with instant_server(options.tokens, "--bare") as bare, instant_server(options.tokens) as full:
+        yield bare, full
+
+
+@contextmanager
+def instant_server(tokens: int, *flags: str) -> Iterator[str]:
     """The server in a process of its own; gives its root URL."""
-    command = [sys.executable, str(SERVER), "--tokens", str(TOKENS), *flags]
+    command = [sys.executable, str(SERVER), "--tokens", str(tokens), *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -110,13 +124,20 @@ def instant_server(*flags: str) -> Iterator[str]:
             process.terminate()
 
 
-def detcheck(root: str, requests: int, in_flight: int) -> Measured:
+def detcheck(options: argparse.Namespace, root: str, requests: int) -> Measured:
     """One `detcheck.run` in a fresh process."""
-    flags = ["--ask", root, "--requests", str(requests), "--in-flight", str(in_flight)]
+    values = {
+        "ask": root,
+        "requests": requests,
+        "in-flight": options.in_flight,
+        "tokens": options.tokens,
+        "model": options.model,
+    }
+    flags = [f"--{name}={value}" for name, value in values.items()]
     return Measured(**json.loads(call([sys.executable, __file__, *flags])))
 
 
-def ask(root: str, requests: int, in_flight: int) -> None:
+def ask(options: argparse.Namespace) -> None:
     """The client's side of `detcheck`: print what was measured."""
     import detcheck
     from detcheck.runner import Listener
@@ -131,11 +152,12 @@ def ask(root: str, requests: int, in_flight: int) -> None:
             self.elapsed = perf_counter() - self.started
 
     experiment = detcheck.Experiment(
-        endpoints=(f"{root}/v1",),
+        model=options.model,
+        endpoints=(f"{options.ask}/v1",),
         prompts=(PROMPT,),
-        batch_sizes=(in_flight,),
-        completions=requests,
-        max_new_tokens=TOKENS,
+        batch_sizes=(options.in_flight,),
+        completions=options.requests,
+        max_new_tokens=options.tokens,
     )
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -145,48 +167,51 @@ def ask(root: str, requests: int, in_flight: int) -> None:
     print(json.dumps(asdict(Measured(completed / clock.elapsed, completed, round(peak_mb, 1)))))
 
 
-def vllm(python: Path, root: str, requests: int, in_flight: int) -> Measured:
+def vllm(options: argparse.Namespace, root: str) -> Measured:
     """`vllm bench serve` on a file of prompts, without a tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.jsonl"
         prompts.write_text(
-            f"{json.dumps({'prompt': PROMPT, 'output_tokens': TOKENS})}\n" * requests
+            f"{json.dumps({'prompt': PROMPT, 'output_tokens': options.tokens})}\n"
+            * options.requests
         )
         flags = {
             "backend": "openai-chat",
             "base-url": root,
             "endpoint": "/v1/chat/completions",
-            "model": "instant",
+            "model": options.model,
             "dataset-name": "custom",
             "dataset-path": prompts,
-            "custom-output-len": TOKENS,
-            "num-prompts": requests,
-            "max-concurrency": in_flight,
+            "custom-output-len": options.tokens,
+            "num-prompts": options.requests,
+            "max-concurrency": options.in_flight,
+            "temperature": 0,
             "result-dir": folder,
             "result-filename": "result.json",
         }
         named = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
         switches = ["--skip-tokenizer-init", "--skip-chat-template", "--save-result"]
-        call([str(python), "-c", VLLM, *named, *switches, "--disable-tqdm"])
+        call([str(options.vllm_python), "-c", VLLM, *named, *switches, "--disable-tqdm"])
         result = json.loads((Path(folder) / "result.json").read_text())
     return Measured(result["request_throughput"], result["completed"])
 
 
-def guidellm(program: Path, root: str, requests: int, in_flight: int) -> Measured:
+def guidellm(options: argparse.Namespace, root: str) -> Measured:
     """`guidellm run` on a file of prompts."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.jsonl"
-        prompts.write_text(f"{json.dumps({'prompt': PROMPT})}\n" * requests)
+        prompts.write_text(f"{json.dumps({'prompt': PROMPT})}\n" * options.requests)
         report = Path(folder) / "report.json"
         flags = {
-            "backend": f"kind=openai_http,target={root},model=instant",
-            "profile": f"kind=concurrent,streams={in_flight}",
-            "constraint": f"kind=max_requests,count={requests}",
+            "backend": f"kind=openai_http,target={root},model={options.model},"
+            f"max_tokens={options.tokens},extras.body.temperature=0",
+            "profile": f"kind=concurrent,streams={options.in_flight}",
+            "constraint": f"kind=max_requests,count={options.requests}",
             "data": f"kind=json_file,path={prompts}",
             "output": f"kind=json,path={report}",
         }
         named = [part for name, value in flags.items() for part in (f"--{name}", value)]
-        call([str(program), "run", *named, "--disable-console"], cwd=folder)
+        call([str(options.guidellm), "run", *named, "--disable-console"], cwd=folder)
         benchmark = json.loads(report.read_text())["benchmarks"][0]
     metrics = benchmark["metrics"]
     return Measured(
