@@ -5,7 +5,7 @@
 
 One engine answers the same trial under stock kernels and under the others in turn, the order
 turning from round to round, so that drift of the machine's speed falls on all. Ratios are of time
-a generated token, against stock in the same round.
+a generated token, against stock in the same round; the total is of one trial at each batch size.
 """
 
 from __future__ import annotations
@@ -68,15 +68,29 @@ def measure(
     return {"batch_size": batch_size, "stock_tokens_per_second": 1 / stock, **ratios}
 
 
+def totals(rows: list[dict[str, float]], settings: tuple[str, ...]) -> dict[str, float]:
+    """Time of a trial at each batch size together, against stock: each size weighs its time."""
+    stock = [row["batch_size"] / row["stock_tokens_per_second"] for row in rows]
+    return {
+        kernels: sum(time * row[kernels] for time, row in zip(stock, rows, strict=True))
+        / sum(stock)
+        for kernels in settings
+    }
+
+
 def show(rows: list[dict[str, float]], settings: tuple[str, ...], *, as_json: bool) -> None:
+    total = totals(rows, settings)
     if as_json:
-        print(json.dumps({"rows": rows, "environment": environment.collect("auto")}, indent=2))
+        found = {"rows": rows, "total": total, "environment": environment.collect("auto")}
+        print(json.dumps(found, indent=2))
         return
     print("time a token against stock (1 = as fast)")
     print("batch size  stock tokens/s  " + "  ".join(settings))
     for row in rows:
         cells = "  ".join(f"{row[kernels]:{len(kernels)}.3f}" for kernels in settings)
         print(f"{row['batch_size']:10.0f} {row['stock_tokens_per_second']:15.1f}  {cells}")
+    cells = "  ".join(f"{total[kernels]:{len(kernels)}.3f}" for kernels in settings)
+    print(f"{'total':>10} {'':15}  {cells}")
 
 
 def arguments() -> argparse.Namespace:
