@@ -39,7 +39,7 @@ def check_endpoint(url: str) -> None:
         raise UsageError(
             "An endpoint is not a valid URL: give its base URL, such as http://localhost:8000/v1."
         ) from None
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if any(mark in url for mark in "@?#"):  # wherever: without a scheme, no part is the right one
         raise UsageError(
             "An endpoint holds credentials, a query or a fragment: give the bare base URL, and "
             "the key by --api-key-env NAME."

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from detcheck.completion import STREAMED_TOKENS, LoadEvidence
@@ -142,8 +141,8 @@ class MetricsWatch:
         """Stop reading."""
         if self._poll is not None:
             self._poll.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._poll
+            # Gathered, so that a Ctrl-C that comes meanwhile is not taken for the poll's own end.
+            await asyncio.gather(self._poll, return_exceptions=True)
             self._poll = None
 
     async def _keep_polling(self) -> None:

@@ -25,6 +25,8 @@ MOST_TOKENS = 2**31 - 1
 """A server that counts more cannot mean it."""
 NOT_ENDED = ("abort", "error")
 """Finish reasons that say the server gave up."""
+NOT_EMPTY = ("length", "tool_calls", "function_call", "content_filter")
+"""Finish reasons that an empty answer cannot have."""
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -82,6 +84,12 @@ class Reply:
     def empty(self) -> bool:
         """Whether nothing came, not even a reason to end."""
         return not self._pieces and not self._token_ids and self.finish_reason is None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether tokens were generated and none shown, as of a model that was still reasoning."""
+        shown = self._pieces or self._token_ids or self._ranked
+        return not shown and ((self._usage_tokens or 0) > 1 or self.finish_reason in NOT_EMPTY)
 
     @property
     def has_token_ids(self) -> bool:

@@ -27,6 +27,7 @@ TABLE = [
     ({"metrics": False, **SLOW}, {}, PASS, ""),
     ({"metrics_frozen": True, **SLOW}, {}, PASS, ""),
     ({"refuses": ("return_token_ids", "seed")}, {}, PASS, ""),
+    ({"refuses": ("temperature",), "forced_temperature": 0.0}, {}, PASS, "takes no temperature"),
     ({"flip_at": 5}, {}, FAIL, "position 5"),
     ({"flip_at": 5}, {"chat_template": False}, FAIL, "position 5"),
     ({"flip_at": 5, "flip_gap": 3.0}, {}, FAIL, "confident"),

@@ -143,6 +143,22 @@ def test_a_count_of_tokens_that_cannot_be_meant_is_left_out(told: Any) -> None:
     assert folded.num_tokens == 1
 
 
+@pytest.mark.parametrize(
+    ("chunks", "hidden"),
+    [
+        ([chunk(reason="length")], True),
+        ([chunk(reason="tool_calls")], True),
+        ([chunk(reason="stop"), {"usage": {"completion_tokens": 9}}], True),
+        ([chunk(reason="stop"), {"usage": {"completion_tokens": 1}}], False),
+        ([chunk(reason="stop")], False),
+        ([chunk("A", reason="length"), {"usage": {"completion_tokens": 9}}], False),
+        ([chunk(token_ids=[5], reason="length")], False),
+    ],
+)
+def test_tokens_that_are_counted_and_not_shown(chunks: list[dict[str, Any]], hidden: bool) -> None:
+    assert reply(*chunks).hidden is hidden
+
+
 def test_an_error_too_deep_to_write_down_has_no_words() -> None:
     data = parse_json(b'{"error": ' + b"[" * 1010 + b"]" * 1010 + b"}")
     assert server_words(data) == ""
