@@ -24,6 +24,8 @@ class Behaviour:
     models: tuple[str, ...] = ("toy",)
     key: str | None = None
     token_ids: bool = True
+    ids_every: int = 1
+    """Only every so many replies come with ids."""
     logprobs: bool = True
     refuses: tuple[str, ...] = ()
     """Fields that are answered by `refusal`."""
@@ -244,7 +246,7 @@ class ToyServer:
             return chunk | {"choices": [{"delta": {"thinking": text}, "finish_reason": None}]}
         choice: dict[str, Any] = {"index": 0, "finish_reason": None}
         choice |= {"delta": {"content": text}} if chat else {"text": text}
-        if b.token_ids and body.get("return_token_ids"):
+        if b.token_ids and number % b.ids_every == 0 and body.get("return_token_ids"):
             choice["token_ids"] = [token]
         if b.logprobs and body.get("logprobs"):
             choice["logprobs"] = ranked(token, chat=chat)
