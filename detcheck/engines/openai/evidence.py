@@ -98,11 +98,14 @@ def agreed(counted: LoadEvidence | None, streams: Sequence[Stream]) -> LoadEvide
     """What a trial of these `streams` shows, by counters where the streams do not contradict them.
 
     Streams are the weaker witness of how large a batch was, not of whether there was one: replies
-    that came strictly one after the other were in no batch, whatever a gauge says.
+    that came strictly one after the other were in no batch, whatever a gauge says. Of who else was
+    there while one request was asked for, streams say nothing, and iterations do.
     """
     seen = overlapping(streams)
     if counted is None:
         return seen
+    if len(streams) == 1 and (counted.rows_mean or 0.0) > 1:
+        return counted
     one_by_one = seen is not None and seen.rows_max == 1 < counted.rows_max
     return seen if one_by_one else counted
 
