@@ -118,6 +118,9 @@ def greedy(replies: Sequence[Reply], other_seed: Reply, *, needed: bool) -> Endp
     if all(reply.hidden for reply in (*replies, other_seed)):
         sentence = f"replies of {NUM_TOKENS} tokens show none of them: there is nothing to compare"
         return EndpointCheck("temperature 0", None, sentence)
+    if not any(reply.text or reply.has_token_ids for reply in (*replies, other_seed)):
+        sentence = "every reply is empty: what the server says is not where the OpenAI API has it"
+        return EndpointCheck("temperature 0", False, sentence, decisive=True)
     distinct = len({reply.text for reply in replies})
     if distinct > 1:
         sentence = f"{distinct} answers to {len(replies)} equal requests, one after the other"

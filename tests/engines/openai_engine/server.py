@@ -34,6 +34,8 @@ class Behaviour:
     """Status and words that answer /chat/completions."""
     models_error: tuple[int, str] | None = None
     """The same of /models."""
+    ends: str = "length"
+    usage: bool = True
     hides: bool = False
     """Tokens come in a field that nobody knows."""
     ignores_seed: bool = False
@@ -236,8 +238,11 @@ class ToyServer:
         if token is None:
             limit = body.get("max_tokens", body.get("max_completion_tokens", 16))
             used = limit * (2 if b.ignores_max_tokens else 1)
-            ending = {"index": 0, "delta": {}, "text": "", "finish_reason": "length"}
-            return chunk | {"choices": [ending], "usage": {"completion_tokens": used}}
+            ending = {"index": 0, "delta": {}, "text": "", "finish_reason": b.ends}
+            return chunk | {
+                "choices": [ending],
+                "usage": {"completion_tokens": used} if b.usage else None,
+            }
         text = f" {WORDS[token]}"
         if b.echo_key:
             text += f" {b.key}"

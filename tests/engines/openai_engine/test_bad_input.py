@@ -199,8 +199,10 @@ def test_a_context_that_is_too_short(serve, detcheck, listed, monkeypatch):
         ("ftp://host/v1", "not the base URL"),
         ("http://host:port/v1", "not a valid URL"),
         ("http://[::1/v1", "not a valid URL"),
-        ("http://host", "does not end in /v1"),
-        ("http://host/v1/chat/completions", "does not end in /v1"),
+        ("http://host", "such as http://host/v1"),
+        ("http://host/", "such as http://host/v1"),
+        ("http://host/v1/chat/completions", "such as http://host/v1"),
+        ("http://host/v1/models/", "such as http://host/v1"),
         ("http:///v1", "not the base URL"),
         (f"http://user:{SECRET}@host/v1", "credentials"),
         (f"http://host/v1?key={SECRET}", "credentials"),
@@ -223,6 +225,7 @@ def test_a_malformed_url(detcheck, url, said):
         ({"endpoints": ("http://h/v1",), "kernels": ("stock",)}, "cannot change the kernels"),
         ({"endpoints": ("http://h/v1",), "engine": "static"}, "for --engine openai"),
         ({"endpoints": ("http://h/v1", "http://h/v1")}, "given twice"),
+        ({"endpoints": ("http://h/v1", "http://h/v1/")}, "given twice"),
         ({"endpoints": ("http://h/v1",), "arrivals": "poisson:0"}, "Unknown arrivals"),
         ({"arrivals": "poisson:4"}, "for endpoints"),
         ({"kernels": ("as-served",)}, "those of an endpoint"),
@@ -235,6 +238,11 @@ def test_a_malformed_url(detcheck, url, said):
 def test_a_grid_that_cannot_be_meant(fields, said):
     with pytest.raises(UsageError, match=said):
         Experiment(**fields)
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/api/v1", "/v1beta/openai", "/api/paas/v4"])
+def test_base_urls_as_hosts_have_them(path):
+    assert Experiment(endpoints=(f"https://host{path}",)).engine == "openai"
 
 
 def test_connection_options_need_an_endpoint(detcheck):

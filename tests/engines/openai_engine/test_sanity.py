@@ -84,6 +84,13 @@ def test_answers_that_show_nothing_are_not_called_equal(serve, measure):
     assert (group.completions, set(group.failures)) == (0, {"malformed"})
 
 
+def test_answers_that_are_all_empty_prove_nothing(serve, measure):
+    server = serve(hides=True, ends="stop", usage=False)
+    judged = judge(measure(server), ("as-served",), rules_for(1))
+    assert judged.value == INCONCLUSIVE
+    assert any("is empty" in reason for reason in judged.reasons)
+
+
 def probe(text: str, reply_id: str, elapsed_s: float) -> Probe:
     reply = Reply(12)
     chunk = {"id": reply_id, "choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}
