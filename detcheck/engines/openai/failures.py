@@ -17,8 +17,6 @@ HTTP_5XX = "http 5xx"
 TRUNCATED = "truncated"
 MALFORMED = "malformed"
 ABORTED = "aborted"
-KINDS = (*(REFUSED, RESET, TIMEOUT, HTTP_4XX, HTTP_429, HTTP_5XX, TRUNCATED, MALFORMED, ABORTED),)
-"""Every kind a failed request may have."""
 UNAVAILABLE = 503
 TOO_MANY_REQUESTS = 429
 

@@ -51,6 +51,7 @@ TABLE = [
     ({"status": 500, **SPARSE}, {}, INCONCLUSIVE, "http 5xx"),
     ({"status": 404, **SPARSE, "flip_seed": 1}, {}, INCONCLUSIVE, "http 4xx"),
     ({"status": 429, "retry_after": "0", **SPARSE}, {}, PASS, ""),
+    ({"status": 429, "retry_after": "3600", **SPARSE}, {}, INCONCLUSIVE, "http 429"),
     ({"drop": "before", **SPARSE}, {}, INCONCLUSIVE, "reset"),
     ({"drop": "middle", **SPARSE}, {}, INCONCLUSIVE, "reset"),
     ({"truncate": True, **SPARSE}, {}, INCONCLUSIVE, "truncated"),
@@ -71,7 +72,8 @@ def name_of(row) -> str:
 def test_what_is_planted_is_what_is_said(row, tmp_path):
     faults, asked, value, phrase = row
     with misbehave(Faults(**faults)) as served:
-        patience = Connection().within(3.0) if "stall" in faults else Connection()
+        hurried = "stall" in faults or faults.get("retry_after") == "3600"
+        patience = Connection().within(3.0) if hurried else Connection()
         verdict = measured(served.url, tmp_path, asked, patience)
     assert verdict.value == value, verdict.reasons
     assert phrase in " ".join(verdict.reasons)
