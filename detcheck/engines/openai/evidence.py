@@ -117,12 +117,14 @@ class MetricsWatch:
         self._client = client
         self.available = False
         """Whether its metrics are of a server whose counters are known."""
+        self._model: str | None = None
         self._before = metrics.Counters()
         self._samples: list[metrics.Counters] = []
         self._poll: asyncio.Task[None] | None = None
 
-    async def look(self) -> None:
-        """Find out whether the server has counters."""
+    async def look(self, model: str) -> None:
+        """Find out whether the server has counters, and read those of `model` from now on."""
+        self._model = model
         self.available = (await self._read()).server is not None
 
     async def start(self) -> None:
@@ -160,4 +162,4 @@ class MetricsWatch:
 
     async def _read(self) -> metrics.Counters:
         text = await self._client.metrics()
-        return metrics.Counters() if text is None else metrics.read(text)
+        return metrics.Counters() if text is None else metrics.read(text, self._model)

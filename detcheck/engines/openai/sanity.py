@@ -53,7 +53,7 @@ async def check(endpoint: Endpoint, experiment: Experiment) -> None:
     model, context = await reach.find_model(endpoint.client, endpoint.connection, experiment.model)
     endpoint.dialect = Dialect(model, chat=experiment.chat_template)
     _check_limit(endpoint, experiment, context)
-    await endpoint.watch.look()
+    await endpoint.watch.look(model)
     first = await _learn_dialect(endpoint)
     await _check_context(endpoint, experiment, context)
     repeats = [await _probe(endpoint, REPEATED, seed=1)]
