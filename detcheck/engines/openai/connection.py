@@ -50,8 +50,12 @@ class Connection:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "headers", tuple(self.headers))
+        given = {"authorization"} if self.api_key_env is not None else set()
         for line in self.headers:
-            _split(line)
+            name = _split(line)[0]
+            if name.lower() in given:
+                raise UsageError(f"The header {name} is given twice: leave one out.")
+            given.add(name.lower())
         for name in ("connect_s", "first_token_s", "between_tokens_s", "total_s"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):

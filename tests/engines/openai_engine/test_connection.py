@@ -35,6 +35,11 @@ def test_values_come_from_the_environment_and_show_nowhere(monkeypatch) -> None:
         ({"headers": ("Bad Name: hush-hush",)}, "not of the form"),
         ({"headers": ("Host: hush-hush",)}, "detcheck's own"),
         ({"headers": ("X-A: hush-hush\r\nX-B: 1",)}, "line breaks"),
+        ({"headers": ("X-A: hush-hush", "x-a: other")}, "x-a is given twice"),
+        (
+            {"api_key_env": "SOME_KEY", "headers": ("authorization: hush-hush",)},
+            "authorization is given twice",
+        ),
         ({"total_s": 0.0}, "above 0"),
         ({"total_s": float("nan")}, "above 0"),
     ],
