@@ -106,12 +106,14 @@ async def unreachable(client: Client, failure: Failure) -> DetcheckError:
 
 def not_the_api(client: Client, failure: Failure, path: str) -> UsageError:
     """A server that lists models perhaps, and takes no requests at `path`."""
-    instead = (
-        "--no-chat-template asks /completions"
-        if path == "/chat/completions"
-        else "without --no-chat-template /chat/completions is asked"
-    )
-    return _not_the_api(client, f"{failure.phrase} at {path}; {instead}")
+    instead = ""
+    if failure.status is not None:  # there is no such path
+        instead = (
+            "; --no-chat-template asks /completions"
+            if path == "/chat/completions"
+            else "; without --no-chat-template /chat/completions is asked"
+        )
+    return _not_the_api(client, f"{failure.phrase} at {path}{instead}")
 
 
 def _no_tls(url: str, cause: BaseException) -> DetcheckError:

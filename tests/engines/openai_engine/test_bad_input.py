@@ -71,6 +71,7 @@ def test_not_an_openai_api(serve, detcheck):
     assert "not as an OpenAI-compatible API" in said
     said = only_sentence(detcheck("toy", "--endpoint", serve(html=True).url), 2)
     assert "not as an OpenAI-compatible API" in said
+    assert "--no-chat-template" not in said
 
 
 def test_another_protocol(detcheck):
