@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from detcheck.errors import UsageError
 
 TOGETHER = "together"
+NOT_A_BASE = ("/completions", "/chat", "/models")
+"""Ends of paths that lie below a base URL."""
 
 
 def poisson_rate(arrivals: str) -> float | None:
@@ -39,7 +41,7 @@ def check_endpoint(url: str) -> None:
         raise UsageError(
             "An endpoint is not a valid URL: give its base URL, such as http://localhost:8000/v1."
         ) from None
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if any(mark in url for mark in "@?#"):  # wherever: without a scheme, no part is the right one
         raise UsageError(
             "An endpoint holds credentials, a query or a fragment: give the bare base URL, and "
             "the key by --api-key-env NAME."
@@ -49,8 +51,9 @@ def check_endpoint(url: str) -> None:
         raise UsageError(
             f"{url!r} is not the base URL of a server: give one such as http://localhost:8000/v1."
         )
-    if not parts.path.rstrip("/").endswith("/v1"):
+    path = parts.path.rstrip("/")
+    if not path or path.endswith(NOT_A_BASE):
         raise UsageError(
-            f"The endpoint {url!r} does not end in /v1: give the base URL of the OpenAI API, such "
-            f"as {parts.scheme}://{parts.netloc}/v1."
+            f"The endpoint {url!r} is not where the OpenAI API begins: give its base URL, such as "
+            f"{parts.scheme}://{parts.netloc}/v1."
         )

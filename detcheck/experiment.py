@@ -261,7 +261,7 @@ class Experiment:
             )
         for url in self.endpoints:
             check_endpoint(url)
-        if len(set(self.endpoints)) != len(self.endpoints):
+        if len({url.rstrip("/") for url in self.endpoints}) != len(self.endpoints):
             raise UsageError("An endpoint is given twice: list each once.")
 
     @property

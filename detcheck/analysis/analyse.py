@@ -31,6 +31,7 @@ from detcheck.analysis.variants import (
     IntArray,
     Rows,
     Tally,
+    by_one_identity,
     pick_reference,
     place_and_size,
     rank,
@@ -45,6 +46,7 @@ from detcheck.rundir import Run
 
 def analyse(run: Run) -> Analysis:
     """Analyse a loaded run, finished or not. Reads nothing but `run`."""
+    run = by_one_identity(run)
     counted = _Counted(tally(run), rows_by_condition(run), stock_records(run))
     conditions: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     for index, record in enumerate(run.conditions):

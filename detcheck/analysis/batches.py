@@ -18,6 +18,8 @@ StockRecords = dict[tuple[int, int, str], ConditionRecord]
 SERVER_SHARE = 0.75
 """Share of a batch that must be seen where a server forms it: its counters are looked at now and
 then, and requests that are sent together are taken in one after the other."""
+SHARED = 1.1
+"""A server that computed so many times what it was sent had somebody else's requests too."""
 WITNESS = {
     FORWARD_PASSES: "counted over forward passes",
     SERVER_COUNTERS: "by the server's own counters",
@@ -106,7 +108,8 @@ def evidence(records: Sequence[ConditionRecord], *, open_loop: bool = False) -> 
         sources = dict.fromkeys(record.evidence_source or FORWARD_PASSES for record in records)
         witness = ", ".join(WITNESS.get(source, source) for source in sources)
         where = " under open-loop arrivals" if open_loop else ""
-        sentence = f"batches of up to {seen} of {asked} asked{where}, {witness}"
+        shared = ", somebody else's requests among them" if _shared(records) else ""
+        sentence = f"batches of up to {seen} of {asked} asked{where}, {witness}{shared}"
     return BatchEvidence(not short, asked, seen, sentence)
 
 
@@ -117,6 +120,18 @@ def _enough(record: ConditionRecord, open_loop: bool) -> int:
     if record.evidence_source in ("", FORWARD_PASSES):
         return record.batch_size
     return math.ceil(SERVER_SHARE * record.batch_size)
+
+
+def _shared(records: Sequence[ConditionRecord]) -> bool:
+    """Whether a server computed more requests together than it was sent.
+
+    By the mean of its iterations; a gauge may be late, and counts beyond the largest size only.
+    """
+    largest = max(record.batch_size for record in records)
+    return any(
+        (record.rows_mean or 0.0) > SHARED * record.batch_size or record.rows_max > largest
+        for record in records
+    )
 
 
 def _nothing_seen(records: Sequence[ConditionRecord]) -> str:

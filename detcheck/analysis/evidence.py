@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detcheck.analysis.batches import SHARED
 from detcheck.analysis.results import Analysis, Group
 from detcheck.experiment import kernels_claimed
 from detcheck.rundir import EndpointCheck
@@ -22,6 +23,8 @@ BATCHES_OBSERVED = "batches-observed"
 KERNELS_PROVEN = "kernels-proven"
 LOAD_VARIED = "load-varied"
 ENDPOINT_SOUND = "endpoint-sound"
+DROWNED = 2.0
+"""Of a server that others use too, the largest batches must be so many times the smallest."""
 CONTROL_DID_NOT_DIVERGE = (
     "the control did not diverge: this prompt, model and load cannot show a difference"
 )
@@ -96,12 +99,14 @@ def _load_varied(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
     """Where nothing changed around the request, no answer could have changed."""
     for group in groups:
         if group.completions and not _saw_two_loads(analysis, group):
-            sizes = ", ".join(str(row.batch_size) for row in group.by_batch_size)
+            asked = dict.fromkeys(row.batch_size for row in group.by_batch_size if row.completions)
             sentence = (
-                f"The load never varied (batch size {sizes} only): this check could not have "
-                "failed; run several batch sizes, such as -b 1,4,8."
+                f"The load never varied (batch size {', '.join(map(str, asked))} only): this check "
+                "could not have failed; run several batch sizes, such as -b 1,4,8."
             )
             yield Lack(LOAD_VARIED, sentence, group)
+        elif (drowned := _drowned(group)) is not None:
+            yield Lack(LOAD_VARIED, drowned, group)
 
 
 def _endpoint_sound(analysis: Analysis) -> Iterator[Lack]:
@@ -130,6 +135,25 @@ def _saw_two_loads(analysis: Analysis, group: Group) -> bool:
     if sizes == {1} or group.completions < 2:
         return False
     return analysis.run.experiment.traffic == "mixed" or _num_observed_loads(analysis, group) > 1
+
+
+def _drowned(group: Group) -> str | None:
+    """Says where so many of somebody else's requests were on a server that ours changed little."""
+    means = [
+        (row.batch_size, row.observed_rows_mean)
+        for row in group.by_batch_size
+        if row.observed_rows_mean is not None
+    ]
+    if len(means) < 2:
+        return None
+    (smallest, low), (largest, high) = min(means), max(means)
+    if low <= SHARED * smallest or high >= DROWNED * low:
+        return None
+    return (
+        f"Somebody else's requests kept the server busy ({low:.3g} were computed together where "
+        f"{smallest} was asked for, {high:.3g} where {largest} were): the load hardly varied; ask "
+        "for larger batches, or for a server of your own."
+    )
 
 
 def _num_observed_loads(analysis: Analysis, group: Group) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,27 @@ class Rows:
         """Rows of these conditions, in the order they were recorded within each."""
         parts = [self.order[self.bounds[c] : self.bounds[c + 1]] for c in conditions]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def by_one_identity(run: Run) -> Run:
+    """The run, its answers without token ids counted under those that have the same text and ids.
+
+    A server may give ids only now and then, or one of several servers none: that makes no second
+    answer of the same text.
+    """
+    known: dict[tuple[int, str], int] = {}
+    for index, variant in enumerate(run.variants):
+        if variant.token_ids is not None:
+            known.setdefault((variant.prompt_index, variant.text), index)
+    if len(known) in (0, len(run.variants)):
+        return run
+    same = np.arange(len(run.variants), dtype=np.int32)
+    for index, variant in enumerate(run.variants):
+        if variant.token_ids is None:
+            same[index] = known.get((variant.prompt_index, variant.text), index)
+    told = run.completions.variant
+    table = replace(run.completions, variant=np.where(told >= 0, same[told], told))
+    return replace(run, completions=table)
 
 
 def tally(run: Run) -> Tally:

@@ -97,9 +97,10 @@ def _count_sentence(group: Group) -> str | None:
     if statistics is None:
         return None
     if statistics.differ_upper_bound is not None:
+        bound = 100 * statistics.differ_upper_bound
+        shown = f"{bound:.0f}" if bound >= 10 else f"{bound:.2g}"
         return (
-            f"0 of {group.completions} differed; with 95 % confidence fewer than "
-            f"{100 * statistics.differ_upper_bound:.2g} % would."
+            f"0 of {group.completions} differed; with 95 % confidence fewer than {shown} % would."
         )
     return (
         f"{counted(group)}; the most common came back {group.most_common} times; an estimated "

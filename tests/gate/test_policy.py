@@ -40,6 +40,17 @@ def test_one_answer_under_proven_kernels_passes_with_its_bound(verdict_on):
     assert "stock control gave 2 distinct" in " ".join(verdict.reasons)
 
 
+def test_what_was_hardly_asked_is_told_in_plain_numbers(verdict_on):
+    verdict = verdict_on(completions=1, batch_sizes=(1,))
+    (bound,) = (reason for reason in verdict.reasons if reason.startswith("0 of 1 differed"))
+    assert "fewer than 100 % would" in bound
+
+
+def test_an_interrupted_run_names_the_load_that_it_saw(verdict_on):
+    verdict = verdict_on(completions=8, batch_sizes=(1, 4), stop_after=2)
+    assert any("(batch size 1 only)" in reason for reason in verdict.reasons)
+
+
 def test_more_answers_than_allowed_fail_and_say_where(verdict_on):
     verdict = verdict_on(DIVERGING, kernels=STOCK)
     assert verdict.value == FAIL

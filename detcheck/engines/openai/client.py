@@ -42,6 +42,15 @@ class Page:
     text: str
     location: str | None
 
+    @property
+    def said(self) -> str:
+        """The server's own words about an error; empty where there are none."""
+        try:
+            data: dict[str, Any] = parse_json(self.text.encode("utf-8", "replace"))
+        except Failure:
+            return ""
+        return server_words(data)
+
 
 class Client:
     """Asks one endpoint. Made and used within one event loop; `close` it there."""
@@ -142,7 +151,7 @@ class Client:
             raise failed_status(
                 page.status,
                 page.text,
-                _words(page.text),
+                page.said,
                 response.headers.get("Retry-After"),
                 page.location,
             )
@@ -222,11 +231,3 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
                     break
     except (TimeoutError, aiohttp.ClientError, OSError):
         return
-
-
-def _words(text: str) -> str:
-    try:
-        data: dict[str, Any] = parse_json(text.encode("utf-8", "replace"))
-    except Failure:
-        return ""
-    return server_words(data)

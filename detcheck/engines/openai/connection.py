@@ -12,6 +12,8 @@ from detcheck.errors import UsageError
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _VARIABLE = "env:"
+_SHOWN_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+"""A variable's name as they are written; what looks otherwise may be the key itself."""
 _SENSITIVE = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE)
 _OURS = {
     "host",
@@ -48,8 +50,12 @@ class Connection:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "headers", tuple(self.headers))
+        given = {"authorization"} if self.api_key_env is not None else set()
         for line in self.headers:
-            _split(line)
+            name = _split(line)[0]
+            if name.lower() in given:
+                raise UsageError(f"The header {name} is given twice: leave one out.")
+            given.add(name.lower())
         for name in ("connect_s", "first_token_s", "between_tokens_s", "total_s"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):
@@ -125,6 +131,11 @@ def _resolved(line: str) -> tuple[str, str]:
 
 def _variable(name: str, wanted_by: str) -> str:
     value = os.environ.get(name, "").strip()
+    if not value and not _SHOWN_NAME.fullmatch(name):
+        raise UsageError(
+            f"What {wanted_by} gives names no environment variable that is set: give the name, "
+            "such as MY_KEY, and never the value itself."
+        )
     if not value:
         raise UsageError(
             f"The environment variable {name} is not set, which {wanted_by} asks for: export it."

@@ -93,14 +93,20 @@ class Endpoint:
             question.prompt, question.max_new_tokens, question.temperature, question.seed
         )
         try:
-            async with asyncio.timeout(self.connection.total_s):
-                return await self._persist(body, question.max_new_tokens, on_tokens)
+            async with asyncio.timeout(self.connection.total_s) as patience:
+                return await self._persist(body, question.max_new_tokens, on_tokens, patience)
         except TimeoutError:
             raise Failure(TIMEOUT, "the reply did not end in time") from None
 
     async def _persist(
-        self, body: bytes, max_new_tokens: int, on_tokens: Callable[[], None]
+        self,
+        body: bytes,
+        max_new_tokens: int,
+        on_tokens: Callable[[], None],
+        patience: asyncio.Timeout,
     ) -> Reply:
+        loop = asyncio.get_running_loop()
+        until = patience.when() or loop.time()
         pause = FIRST_PAUSE_S
         for attempt in range(MOST_RETRIES + 1):
             try:
@@ -109,7 +115,10 @@ class Endpoint:
                 if not failure.nothing_generated or attempt == MOST_RETRIES:
                     raise
                 wanted = pause if failure.retry_after_s is None else failure.retry_after_s
+                wait = min(wanted, LONGEST_PAUSE_S)
+                if loop.time() + wait >= until:  # it is this that failed, not the waiting for it
+                    raise
             self.retries += 1
-            await asyncio.sleep(min(wanted, LONGEST_PAUSE_S))
+            await asyncio.sleep(wait)
             pause *= 2
         raise AssertionError("unreachable")

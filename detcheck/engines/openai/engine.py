@@ -216,6 +216,8 @@ class OpenAIEngine:
         try:
             reply = await endpoint.ask(question, on_tokens)
             completion = reply.completion()
+            if reply.hidden:  # equal to any other: nothing could be seen to differ
+                raise Failure(MALFORMED, "tokens were generated, and none of them shown")
         except Failure as failure:
             progress.failed += 1
             return Completion("", "error", error=failure.phrase, failure=failure.kind)

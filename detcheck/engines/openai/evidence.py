@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from detcheck.completion import STREAMED_TOKENS, LoadEvidence
@@ -99,11 +98,14 @@ def agreed(counted: LoadEvidence | None, streams: Sequence[Stream]) -> LoadEvide
     """What a trial of these `streams` shows, by counters where the streams do not contradict them.
 
     Streams are the weaker witness of how large a batch was, not of whether there was one: replies
-    that came strictly one after the other were in no batch, whatever a gauge says.
+    that came strictly one after the other were in no batch, whatever a gauge says. Of who else was
+    there while one request was asked for, streams say nothing, and iterations do.
     """
     seen = overlapping(streams)
     if counted is None:
         return seen
+    if len(streams) == 1 and (counted.rows_mean or 0.0) > 1:
+        return counted
     one_by_one = seen is not None and seen.rows_max == 1 < counted.rows_max
     return seen if one_by_one else counted
 
@@ -115,12 +117,14 @@ class MetricsWatch:
         self._client = client
         self.available = False
         """Whether its metrics are of a server whose counters are known."""
+        self._model: str | None = None
         self._before = metrics.Counters()
         self._samples: list[metrics.Counters] = []
         self._poll: asyncio.Task[None] | None = None
 
-    async def look(self) -> None:
-        """Find out whether the server has counters."""
+    async def look(self, model: str) -> None:
+        """Find out whether the server has counters, and read those of `model` from now on."""
+        self._model = model
         self.available = (await self._read()).server is not None
 
     async def start(self) -> None:
@@ -142,8 +146,8 @@ class MetricsWatch:
         """Stop reading."""
         if self._poll is not None:
             self._poll.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._poll
+            # Gathered, so that a Ctrl-C that comes meanwhile is not taken for the poll's own end.
+            await asyncio.gather(self._poll, return_exceptions=True)
             self._poll = None
 
     async def _keep_polling(self) -> None:
@@ -158,4 +162,4 @@ class MetricsWatch:
 
     async def _read(self) -> metrics.Counters:
         text = await self._client.metrics()
-        return metrics.Counters() if text is None else metrics.read(text)
+        return metrics.Counters() if text is None else metrics.read(text, self._model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import time
+from email.utils import parsedate_to_datetime
 
 import aiohttp
 
@@ -15,8 +17,6 @@ HTTP_5XX = "http 5xx"
 TRUNCATED = "truncated"
 MALFORMED = "malformed"
 ABORTED = "aborted"
-KINDS = (*(REFUSED, RESET, TIMEOUT, HTTP_4XX, HTTP_429, HTTP_5XX, TRUNCATED, MALFORMED, ABORTED),)
-"""Every kind a failed request may have."""
 UNAVAILABLE = 503
 TOO_MANY_REQUESTS = 429
 
@@ -88,9 +88,16 @@ def _reason(error: Exception) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Seconds of a Retry-After header; None where it is absent or a date."""
+    """Seconds of a Retry-After header, be it a number or a date; None where it is neither."""
     try:
         seconds = float(retry_after or "")
     except ValueError:
-        return None
+        return _until(retry_after or "")
     return seconds if 0 <= seconds < float("inf") else None
+
+
+def _until(date: str) -> float | None:
+    try:
+        return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

@@ -54,9 +54,13 @@ class Counters:
     """Prompt tokens that were found in the prefix cache."""
 
 
-def read(text: str) -> Counters:
-    """Counters in a `/metrics` text; `Counters()` where it is of no known server."""
-    samples = _samples(text)
+def read(text: str, model: str | None = None) -> Counters:
+    """Counters in a `/metrics` text; `Counters()` where it is of no known server.
+
+    Where it names `model`, nothing else is counted: what a router adds up of several models shares
+    no batch. Under another name (an alias, an adapter) a model's requests are among everybody's.
+    """
+    samples = _of_model(_samples(text), model)
     for server, reader in _READERS.items():
         if any(name.startswith(server) for name in samples):
             return reader(samples)
@@ -147,6 +151,17 @@ def _samples(text: str) -> Samples:
             labels = dict(_LABEL.findall(match["labels"] or ""))
             samples.setdefault(match["name"], []).append((labels, value))
     return samples
+
+
+def _of_model(samples: Samples, model: str | None) -> Samples:
+    name = "model_name"
+    named = (labels.get(name) == model for told in samples.values() for labels, _ in told)
+    if model is None or not any(named):
+        return samples
+    return {
+        metric: [one for one in told if one[0].get(name, model) == model]
+        for metric, told in samples.items()
+    }
 
 
 def _number(text: str) -> float | None:

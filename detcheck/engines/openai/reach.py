@@ -11,14 +11,22 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from detcheck.engines.openai.client import Client
-from detcheck.engines.openai.connection import Connection
-from detcheck.engines.openai.failures import MALFORMED, RESET, TIMEOUT, Failure
+from detcheck.engines.openai.connection import Connection, redact
+from detcheck.engines.openai.failures import (
+    MALFORMED,
+    RESET,
+    TIMEOUT,
+    TOO_MANY_REQUESTS,
+    Failure,
+)
 from detcheck.engines.openai.reply import parse_json
 from detcheck.errors import DetcheckError, MeasurementError, ModelError, UsageError
 from detcheck.text import one_line, quoted
 
 MOST_NAMED = 8
 """Served models that a sentence lists."""
+NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
+"""What OpenSSL says of an answer that is no TLS at all; whatever else it says is about TLS."""
 
 
 async def find_model(
@@ -39,6 +47,12 @@ async def find_model(
             raise refused
     served = _served(page.text) if page.status == 200 else None
     if served is None:
+        if wanted is None and (page.status == TOO_MANY_REQUESTS or page.status >= 500):
+            said = f": {page.said}" if page.said else ""
+            raise MeasurementError(
+                f"{client.base_url} does not list its models now ({page.status}{said}): wait until "
+                "it is ready, or name the one to ask as MODEL."
+            )
         if wanted is None:
             raise _not_the_api(client, f"{page.status} at /models" if page.status != 200 else "")
         return wanted, None  # some servers list nothing, and answer all the same
@@ -60,8 +74,8 @@ def refusal(
         )
     if location is not None:
         return UsageError(
-            f"{client.base_url} redirects to {_host(location)}, which is not followed and gets no "
-            "key: give the URL that answers by --endpoint."
+            f"{client.base_url} redirects to {redact(_host(location), client.secrets)}, which is "
+            "not followed and gets no key: give the URL that answers by --endpoint."
         )
     return None
 
@@ -73,27 +87,51 @@ async def unreachable(client: Client, failure: Failure) -> DetcheckError:
     cause = failure.__cause__
     if isinstance(cause, aiohttp.ClientConnectorCertificateError):
         return UsageError(
-            f"The certificate of {url} cannot be verified: use the name it is issued for, or let "
-            "SSL_CERT_FILE name its authority."
+            f"The certificate of {url} cannot be verified{_why_not_verified(cause)}: use the name "
+            "it is issued for, or let SSL_CERT_FILE name its authority."
         )
-    if isinstance(cause, aiohttp.ClientSSLError | ssl.SSLError) or (
-        secure and failure.kind in (RESET, MALFORMED)
-    ):
-        return UsageError(f"{url} does not speak HTTPS: give it as http://, if you trust the net.")
+    if isinstance(cause, aiohttp.ClientSSLError | ssl.SSLError):
+        return _no_tls(url, cause)
     if not secure and failure.kind in (RESET, MALFORMED) and await _speaks_tls(url):
         return UsageError(f"{url} speaks HTTPS: give it as https://.")
     if failure.kind == MALFORMED:
         return _not_the_api(client, failure.phrase)
-    if failure.kind == TIMEOUT:
-        return MeasurementError(f"{url} does not answer in time: is the server up?")
-    return MeasurementError(
-        f"There is no server at {url} ({failure.phrase}): start it, or check the URL."
-    )
+    said = {
+        RESET: f"{url} cut the connection and said nothing: look at the server's log.",
+        TIMEOUT: f"{url} does not answer in time: is the server up?",
+    }
+    nobody = f"There is no server at {url} ({failure.phrase}): start it, or check the URL."
+    return MeasurementError(said.get(failure.kind, nobody))
 
 
 def not_the_api(client: Client, failure: Failure, path: str) -> UsageError:
     """A server that lists models perhaps, and takes no requests at `path`."""
-    return _not_the_api(client, f"{failure.phrase} at {path}")
+    instead = ""
+    if failure.status is not None:  # there is no such path
+        instead = (
+            "; --no-chat-template asks /completions"
+            if path == "/chat/completions"
+            else "; without --no-chat-template /chat/completions is asked"
+        )
+    return _not_the_api(client, f"{failure.phrase} at {path}{instead}")
+
+
+def _no_tls(url: str, cause: BaseException) -> DetcheckError:
+    """Plain HTTP is advised only where the server spoke no TLS, not where TLS went wrong."""
+    error = getattr(cause, "os_error", cause)
+    reason = str(getattr(error, "reason", None) or type(error).__name__)
+    if reason in NOT_TLS:
+        return UsageError(f"{url} does not speak HTTPS: give it as http://, if you trust the net.")
+    said = one_line(reason.lower().replace("_", " "))[:80]
+    return UsageError(
+        f"No TLS connection to {url} comes about ({said}): check which protocols and client "
+        "certificates it asks for."
+    )
+
+
+def _why_not_verified(cause: aiohttp.ClientConnectorCertificateError) -> str:
+    said = getattr(cause.certificate_error, "verify_message", "")
+    return f" ({one_line(str(said))[:120].rstrip('.')})" if said else ""
 
 
 async def _speaks_tls(url: str) -> bool:
@@ -164,7 +202,10 @@ def _not_the_api(client: Client, detail: str) -> UsageError:
 
 def _host(location: str) -> str:
     try:
-        host = urlsplit(location).netloc.rpartition("@")[2]
+        parts = urlsplit(location)
     except ValueError:
-        host = ""
-    return one_line(host)[:80] or "another path"
+        return "another path"
+    host = parts.netloc.rpartition("@")[2]
+    if not host:
+        return "another path"
+    return one_line(f"{parts.scheme}://{host}" if parts.scheme else host)[:80]

@@ -21,8 +21,12 @@ from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Fail
 from detcheck.text import one_line
 
 LARGEST_TOKEN_ID = 2**31 - 1
+MOST_TOKENS = 2**31 - 1
+"""A server that counts more cannot mean it."""
 NOT_ENDED = ("abort", "error")
 """Finish reasons that say the server gave up."""
+NOT_EMPTY = ("length", "tool_calls", "function_call", "content_filter")
+"""Finish reasons that an empty answer cannot have."""
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -44,7 +48,12 @@ def server_words(data: dict[str, Any]) -> str:
     error = data.get("error", data.get("detail", data.get("message", "")))
     if isinstance(error, dict):
         error = error.get("message", "")
-    return one_line(error if isinstance(error, str) else json.dumps(error))[:200]
+    if not isinstance(error, str):
+        try:
+            error = json.dumps(error)
+        except RecursionError:  # orjson reads deeper than json writes
+            return ""
+    return one_line(error)[:200]
 
 
 class Reply:
@@ -64,7 +73,6 @@ class Reply:
         self.finish_reason: str | None = None
         self.reply_id: str | None = None
         self.system_fingerprint: str | None = None
-        self.num_prompt_tokens: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -78,6 +86,12 @@ class Reply:
         return not self._pieces and not self._token_ids and self.finish_reason is None
 
     @property
+    def hidden(self) -> bool:
+        """Whether tokens were generated and none shown, as of a model that was still reasoning."""
+        shown = self._pieces or self._token_ids or self._ranked
+        return not shown and ((self._usage_tokens or 0) > 1 or self.finish_reason in NOT_EMPTY)
+
+    @property
     def has_token_ids(self) -> bool:
         """Whether the server gave ids."""
         return bool(self._token_ids)
@@ -89,8 +103,8 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """What has been said so far."""
-        return "".join(self._pieces)
+        """What has been said so far, without a secret that came back, in however many pieces."""
+        return redact("".join(self._pieces), self._secrets)
 
     def add(self, chunk: dict[str, Any]) -> bool:
         """Take one chunk (or a whole reply); True where it brought tokens. Raises Failure."""
@@ -99,9 +113,9 @@ class Reply:
             raise Failure(ABORTED, f"the server gave up: {words}")
         self._take_usage(chunk.get("usage"))
         if self.reply_id is None:
-            self.reply_id = _short(chunk.get("id"))
+            self.reply_id = self._word(chunk.get("id"))
         if self.system_fingerprint is None:
-            self.system_fingerprint = _short(chunk.get("system_fingerprint"))
+            self.system_fingerprint = self._word(chunk.get("system_fingerprint"))
         choices = chunk.get("choices")
         if not choices:
             return False
@@ -138,10 +152,10 @@ class Reply:
         ranked = _ranked(choice.get("logprobs"))
         if not ids and ranked and all(one.token_id is not None for one in ranked):
             ids = [one.token_id for one in ranked if one.token_id is not None]
-        self._append(redact(piece, self._secrets), ids, ranked)
+        self._append(piece, ids, ranked)
         reason = choice.get("finish_reason")
         if reason is not None:
-            self.finish_reason = _short(reason) or "stop"
+            self.finish_reason = self._word(reason) or "stop"
         return bool(piece or ids or ranked)
 
     def _append(self, piece: str, ids: list[int], ranked: list[Ranked]) -> None:
@@ -164,8 +178,11 @@ class Reply:
         return tuple(self._token_ids)
 
     def _whole_ends(self, num_tokens: int) -> tuple[int, ...] | None:
-        """Ends of the tokens; held back text may come later, the last one takes it."""
-        if num_tokens == 0 or len(self._ends) != num_tokens:
+        """Ends of the tokens; held back text may come later, the last one takes it.
+
+        None where they are not known, or a secret was taken out of the text between them.
+        """
+        if num_tokens == 0 or len(self._ends) != num_tokens or len(self.text) != self._length:
             return None
         return (*self._ends[:-1], self._length)
 
@@ -181,17 +198,21 @@ class Reply:
             tuple(token_id for token_id in ids if token_id is not None) if known else None,
             tuple(one.gap for one in ranked),
             tuple(one.logprob for one in ranked),
-            None if known else tuple(one.runner_up for one in ranked),
+            None if known else tuple(redact(one.runner_up, self._secrets) for one in ranked),
         )
 
     def _take_usage(self, usage: Any) -> None:
         if not isinstance(usage, dict):
             return
-        completion, prompt = usage.get("completion_tokens"), usage.get("prompt_tokens")
-        if type(completion) is int and completion >= 0:
-            self._usage_tokens = completion
-        if type(prompt) is int and prompt >= 0:
-            self.num_prompt_tokens = prompt
+        told = usage.get("completion_tokens")
+        if type(told) is int and 0 <= told <= MOST_TOKENS:
+            self._usage_tokens = told
+
+    def _word(self, value: Any) -> str | None:
+        """A short word of the server's about its reply; None where it is none."""
+        if not isinstance(value, str) or not value:
+            return None
+        return one_line(redact(value, self._secrets))[:120]
 
 
 def _ids(choice: dict[str, Any]) -> list[int]:
@@ -231,7 +252,3 @@ def _ends(start: int, piece: str, num_tokens: int, ranked: Sequence[Ranked]) -> 
     if len(ranked) == num_tokens and "".join(one.token for one in ranked) == piece:
         return [start + end for end in accumulate(len(one.token) for one in ranked)]
     return [start + len(piece) * (index + 1) // num_tokens for index in range(num_tokens)]
-
-
-def _short(value: Any) -> str | None:
-    return one_line(value)[:120] if isinstance(value, str) and value else None

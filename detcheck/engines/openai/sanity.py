@@ -32,6 +32,7 @@ IMPOSSIBLE = 0.05
 MEASURABLE_S = 0.1
 """Fresh requests quicker than this say nothing about repeats."""
 BAD_REQUEST = (400, 422)
+FORBIDDEN = 403
 MOST_ATTEMPTS = 5
 """Short requests may fail so often in a row, less one: that is data, and no reason not to begin."""
 
@@ -52,7 +53,7 @@ async def check(endpoint: Endpoint, experiment: Experiment) -> None:
     model, context = await reach.find_model(endpoint.client, endpoint.connection, experiment.model)
     endpoint.dialect = Dialect(model, chat=experiment.chat_template)
     _check_limit(endpoint, experiment, context)
-    await endpoint.watch.look()
+    await endpoint.watch.look(model)
     first = await _learn_dialect(endpoint)
     await _check_context(endpoint, experiment, context)
     repeats = [await _probe(endpoint, REPEATED, seed=1)]
@@ -69,7 +70,8 @@ async def check(endpoint: Endpoint, experiment: Experiment) -> None:
     endpoint.checks = [
         served_model(endpoint),
         *dropped_fields(endpoint.dialect),
-        greedy(
+        _greedy(
+            endpoint,
             [probe.reply for probe in repeats],
             other_seed.reply,
             needed=experiment.temperature == 0,
@@ -98,11 +100,27 @@ def dropped_fields(dialect: Dialect) -> list[EndpointCheck]:
     return [EndpointCheck("fields", None, f"the server refuses {names}: left out")]
 
 
+def _greedy(
+    endpoint: Endpoint, replies: Sequence[Reply], other_seed: Reply, *, needed: bool
+) -> EndpointCheck:
+    found = greedy(replies, other_seed, needed=needed)
+    if found.holds and "temperature" in endpoint.dialect.dropped:
+        sentence = "the server takes no temperature: it may sample as it likes"
+        return EndpointCheck("temperature 0", False, sentence)
+    return found
+
+
 def greedy(replies: Sequence[Reply], other_seed: Reply, *, needed: bool) -> EndpointCheck:
     """Whether one request, alone and at temperature 0, gets one answer whatever its seed.
 
     Where greedy answers are `needed`, one that is none is evidence that nothing may pass against.
     """
+    if all(reply.hidden for reply in (*replies, other_seed)):
+        sentence = f"replies of {NUM_TOKENS} tokens show none of them: there is nothing to compare"
+        return EndpointCheck("temperature 0", None, sentence)
+    if not any(reply.text or reply.has_token_ids for reply in (*replies, other_seed)):
+        sentence = "every reply is empty: what the server says is not where the OpenAI API has it"
+        return EndpointCheck("temperature 0", False, sentence, decisive=True)
     distinct = len({reply.text for reply in replies})
     if distinct > 1:
         sentence = f"{distinct} answers to {len(replies)} equal requests, one after the other"
@@ -230,6 +248,10 @@ def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
     """The dialect less what the server has just refused; raises where that is not the reason."""
     dialect, client = endpoint.dialect, endpoint.client
     status = failure.status or 0
+    left = [name for name in OPTIONAL if name not in dialect.dropped]
+    named = [name for name in left if name in failure.phrase]
+    if status == FORBIDDEN and named:  # a field that this key may not use, as OpenAI's logprobs
+        return dialect.without(_with_parts(named, dialect))
     refused = reach.refusal(client, endpoint.connection, status, failure.location)
     if refused is not None:
         raise refused
@@ -242,16 +264,22 @@ def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
         raise _useless(endpoint, failure)
     if NEWER_LIMIT in failure.body and dialect.limit_field != NEWER_LIMIT:
         return dialect.with_newer_limit()
-    left = [name for name in OPTIONAL if name not in dialect.dropped]
-    named = [name for name in left if name in failure.phrase]
     named = named or [name for name in left if name in failure.body]
-    if "logprobs" in named and "top_logprobs" not in dialect.dropped and dialect.chat:
-        named.append("top_logprobs")
+    if "chat template" in failure.body.lower() and dialect.chat:
+        raise UsageError(
+            f"{client.base_url} cannot chat with {dialect.model} ({failure.phrase}): give "
+            "--no-chat-template."
+        )
     if "context" in failure.body.lower() and not named:
         raise UsageError(f"{client.base_url} refuses even a short prompt ({failure.phrase}).")
     if not named and not left:
         raise _useless(endpoint, failure)
-    return dialect.without(named or left[:1])
+    return dialect.without(_with_parts(named or left[:1], dialect))
+
+
+def _with_parts(names: list[str], dialect: Dialect) -> list[str]:
+    """`top_logprobs` goes where `logprobs` goes."""
+    return [*names, "top_logprobs"] if "logprobs" in names and dialect.chat else names
 
 
 def _check_limit(endpoint: Endpoint, experiment: Experiment, context: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from detcheck.engines.openai.failures import MALFORMED, Failure
 
 DONE = b"[DONE]"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventParser:
@@ -19,6 +20,7 @@ class EventParser:
         self._left = longest_stream
         self._rest = b""
         self._data: list[bytes] = []
+        self._begun = False
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that `piece` completes."""
@@ -42,8 +44,11 @@ class EventParser:
         return events
 
     def _take(self, line: bytes, events: list[bytes]) -> None:
+        if not self._begun:
+            self._begun, line = True, line.removeprefix(BYTE_ORDER_MARK)
         if line.startswith(b"data:"):
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
         elif not line and self._data:
-            events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
+            if any(self._data):  # an empty one keeps the connection alive
+                events.append(b"\n".join(self._data).strip())
             self._data.clear()

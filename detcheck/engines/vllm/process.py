@@ -126,5 +126,6 @@ def _receive(stream: IO[str] | None, inbox: queue.SimpleQueue[str | None]) -> No
     assert stream is not None
     with suppress(ValueError, OSError), stream:
         for line in stream:
-            inbox.put(line)
+            if line.endswith("\n"):  # killed in the middle of a message, it said half of it
+                inbox.put(line)
     inbox.put(None)

@@ -24,9 +24,20 @@ class Behaviour:
     models: tuple[str, ...] = ("toy",)
     key: str | None = None
     token_ids: bool = True
+    ids_every: int = 1
+    """Only every so many replies come with ids."""
     logprobs: bool = True
     refuses: tuple[str, ...] = ()
-    """Fields that are answered by 400."""
+    """Fields that are answered by `refusal`."""
+    refusal: int = 400
+    chat_error: tuple[int, str] | None = None
+    """Status and words that answer /chat/completions."""
+    models_error: tuple[int, str] | None = None
+    """The same of /models."""
+    ends: str = "length"
+    usage: bool = True
+    hides: bool = False
+    """Tokens come in a field that nobody knows."""
     ignores_seed: bool = False
     ignores_temperature: bool = False
     ignores_max_tokens: bool = False
@@ -80,6 +91,8 @@ class ToyServer:
         b.headers.append(dict(request.headers))
         if (early := self._early(request)) is not None:
             return early
+        if b.models_error is not None:
+            return error(*b.models_error)
         entries = [{"id": name, "object": "model"} for name in b.models]
         if b.context is not None:
             for entry in entries:
@@ -94,13 +107,15 @@ class ToyServer:
             return web.Response(status=307, headers={"Location": b.redirect})
         if b.key is not None and request.headers.get("Authorization") != f"Bearer {b.key}":
             said = f"wrong key {request.headers.get('Authorization')}"
-            return web.json_response({"error": {"message": said}}, status=401)
+            return error(401, said)
         return None
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         b = self.behaviour
         if (early := self._early(request)) is not None:
             return early
+        if b.chat_error is not None and request.path.endswith("/chat/completions"):
+            return error(*b.chat_error)
         body = await request.json()
         b.seen.append(body)
         b.headers.append(dict(request.headers))
@@ -109,10 +124,10 @@ class ToyServer:
         for name in b.refuses:
             if name in body:
                 said = f"Unrecognized request argument supplied: {name}"
-                return web.json_response({"error": {"message": said}}, status=400)
+                return error(b.refusal, said)
         if b.context is not None and body["max_tokens"] + len(prompt_of(body)) > b.context:
             said = "This model's maximum context length is exceeded"
-            return web.json_response({"error": {"message": said}}, status=400)
+            return error(400, said)
         b.in_flight += 1
         b.most_in_flight = max(b.most_in_flight, b.in_flight)
         try:
@@ -223,15 +238,20 @@ class ToyServer:
         if token is None:
             limit = body.get("max_tokens", body.get("max_completion_tokens", 16))
             used = limit * (2 if b.ignores_max_tokens else 1)
-            ending = {"index": 0, "delta": {}, "text": "", "finish_reason": "length"}
-            return chunk | {"choices": [ending], "usage": {"completion_tokens": used}}
+            ending = {"index": 0, "delta": {}, "text": "", "finish_reason": b.ends}
+            return chunk | {
+                "choices": [ending],
+                "usage": {"completion_tokens": used} if b.usage else None,
+            }
         text = f" {WORDS[token]}"
         if b.echo_key:
             text += f" {b.key}"
         chat = "messages" in body
+        if b.hides:
+            return chunk | {"choices": [{"delta": {"thinking": text}, "finish_reason": None}]}
         choice: dict[str, Any] = {"index": 0, "finish_reason": None}
         choice |= {"delta": {"content": text}} if chat else {"text": text}
-        if b.token_ids and body.get("return_token_ids"):
+        if b.token_ids and number % b.ids_every == 0 and body.get("return_token_ids"):
             choice["token_ids"] = [token]
         if b.logprobs and body.get("logprobs"):
             choice["logprobs"] = ranked(token, chat=chat)
@@ -245,6 +265,10 @@ def ranked(token: int, *, chat: bool) -> dict[str, Any]:
         return {"tokens": [text], "token_logprobs": [-0.25], "top_logprobs": [top]}
     tops = [{"token": text, "logprob": -0.25}, {"token": other, "logprob": -1.5}]
     return {"content": [{"token": text, "logprob": -0.25, "top_logprobs": tops}]}
+
+
+def error(status: int, said: str) -> web.Response:
+    return web.json_response({"error": {"message": said}}, status=status)
 
 
 def prompt_of(body: dict[str, Any]) -> str:

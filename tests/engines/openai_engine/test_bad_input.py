@@ -71,6 +71,7 @@ def test_not_an_openai_api(serve, detcheck):
     assert "not as an OpenAI-compatible API" in said
     said = only_sentence(detcheck("toy", "--endpoint", serve(html=True).url), 2)
     assert "not as an OpenAI-compatible API" in said
+    assert "--no-chat-template" not in said
 
 
 def test_another_protocol(detcheck):
@@ -111,9 +112,38 @@ def test_a_redirect_is_not_followed_and_the_key_stays(serve, detcheck, monkeypat
     elsewhere = serve()
     server = serve(redirect=elsewhere.url)
     result = detcheck("--endpoint", server.url, "--api-key-env", "SOME_KEY")
-    assert "redirects to 127.0.0.1" in only_sentence(result, 2)
+    assert "redirects to http://127.0.0.1" in only_sentence(result, 2)
     assert elsewhere.behaviour.headers == []
     assert server.behaviour.headers[0]["Authorization"] == f"Bearer {SECRET}"
+
+
+def test_a_key_in_the_address_of_a_redirect_is_not_shown(serve, detcheck, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", SECRET)
+    server = serve(redirect=f"https://{SECRET}.example/v1")
+    said = only_sentence(detcheck("--endpoint", server.url, "--api-key-env", "SOME_KEY"), 2)
+    assert "redirects to https://[redacted].example" in said
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_models_that_cannot_be_listed_now(serve, detcheck, status):
+    server = serve(models_error=(status, "Loading model"))
+    said = only_sentence(detcheck("--endpoint", server.url), 3)
+    assert f"does not list its models now ({status}: Loading model)" in said
+    assert detcheck("toy", "--endpoint", server.url)[0] == 0
+
+
+def test_a_server_without_chat(serve, detcheck):
+    server = serve(chat_error=(404, "Not Found"))
+    said = only_sentence(detcheck("--endpoint", server.url), 2)
+    assert "404: Not Found at /chat/completions; --no-chat-template asks /completions" in said
+    assert detcheck("--endpoint", server.url, "--no-chat-template")[0] == 0
+
+
+def test_a_model_without_a_chat_template(serve, detcheck):
+    server = serve(chat_error=(400, "you must provide a chat template"))
+    said = only_sentence(detcheck("--endpoint", server.url), 2)
+    assert "cannot chat with toy" in said
+    assert "give --no-chat-template" in said
 
 
 def test_https_spoken_to_http(serve, detcheck):
@@ -146,6 +176,7 @@ def test_certificates_are_verified(detcheck, certificate):
     with serving(Behaviour(), certificate) as server:
         said = only_sentence(detcheck("--endpoint", server.url), 2)
         assert "certificate" in said
+        assert "(self-signed certificate)" in said
         assert server.behaviour.headers == []
 
 
@@ -169,11 +200,17 @@ def test_a_context_that_is_too_short(serve, detcheck, listed, monkeypatch):
         ("ftp://host/v1", "not the base URL"),
         ("http://host:port/v1", "not a valid URL"),
         ("http://[::1/v1", "not a valid URL"),
-        ("http://host", "does not end in /v1"),
-        ("http://host/v1/chat/completions", "does not end in /v1"),
+        ("http://host", "such as http://host/v1"),
+        ("http://host/", "such as http://host/v1"),
+        ("http://host/v1/chat/completions", "such as http://host/v1"),
+        ("http://host/v1/models/", "such as http://host/v1"),
         ("http:///v1", "not the base URL"),
         (f"http://user:{SECRET}@host/v1", "credentials"),
         (f"http://host/v1?key={SECRET}", "credentials"),
+        (f"http:user:{SECRET}@host/v1", "credentials"),
+        (f"user:{SECRET}@host/v1", "credentials"),
+        ("http://host/v1?", "credentials"),
+        ("http://host/v1#", "credentials"),
     ],
 )
 def test_a_malformed_url(detcheck, url, said):
@@ -189,6 +226,7 @@ def test_a_malformed_url(detcheck, url, said):
         ({"endpoints": ("http://h/v1",), "kernels": ("stock",)}, "cannot change the kernels"),
         ({"endpoints": ("http://h/v1",), "engine": "static"}, "for --engine openai"),
         ({"endpoints": ("http://h/v1", "http://h/v1")}, "given twice"),
+        ({"endpoints": ("http://h/v1", "http://h/v1/")}, "given twice"),
         ({"endpoints": ("http://h/v1",), "arrivals": "poisson:0"}, "Unknown arrivals"),
         ({"arrivals": "poisson:4"}, "for endpoints"),
         ({"kernels": ("as-served",)}, "those of an endpoint"),
@@ -201,6 +239,11 @@ def test_a_malformed_url(detcheck, url, said):
 def test_a_grid_that_cannot_be_meant(fields, said):
     with pytest.raises(UsageError, match=said):
         Experiment(**fields)
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/api/v1", "/v1beta/openai", "/api/paas/v4"])
+def test_base_urls_as_hosts_have_them(path):
+    assert Experiment(endpoints=(f"https://host{path}",)).engine == "openai"
 
 
 def test_connection_options_need_an_endpoint(detcheck):

@@ -29,10 +29,17 @@ def test_values_come_from_the_environment_and_show_nowhere(monkeypatch) -> None:
     [
         ({"api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
         ({"headers": ("X-Tenant: env:NO_SUCH",)}, "NO_SUCH is not set"),
+        ({"api_key_env": "sk-hush-hush"}, "never the value itself"),
+        ({"headers": ("X-Tenant: env:hush-hush",)}, "never the value itself"),
         ({"headers": ("no colon hush-hush",)}, "not of the form"),
         ({"headers": ("Bad Name: hush-hush",)}, "not of the form"),
         ({"headers": ("Host: hush-hush",)}, "detcheck's own"),
         ({"headers": ("X-A: hush-hush\r\nX-B: 1",)}, "line breaks"),
+        ({"headers": ("X-A: hush-hush", "x-a: other")}, "x-a is given twice"),
+        (
+            {"api_key_env": "SOME_KEY", "headers": ("authorization: hush-hush",)},
+            "authorization is given twice",
+        ),
         ({"total_s": 0.0}, "above 0"),
         ({"total_s": float("nan")}, "above 0"),
     ],

@@ -101,6 +101,15 @@ def test_failures_are_counted_by_kind_and_nothing_passes(serve, measure, planted
     assert any(f"6 {kind}" in reason for reason in judged.reasons)
 
 
+@pytest.mark.parametrize(("differ_above", "distinct"), [(None, 1), (4, 2)])
+def test_ids_that_come_now_and_then_make_no_second_answer(serve, measure, differ_above, distinct):
+    analysis = measure(serve(ids_every=2, differ_above=differ_above))
+    (group,) = analysis.groups
+    assert {v.fingerprint.split(":")[0] for v in analysis.run.variants} == {"sha256", "sha256-text"}
+    assert group.distinct == distinct
+    assert verdict(analysis).value == (PASS if distinct == 1 else FAIL)
+
+
 @pytest.mark.parametrize("planted", ["429", "503"])
 def test_what_generated_nothing_is_sent_again_and_said(serve, measure, planted):
     analysis = measure(serve(fault=after_sanity(planted, every=4)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from detcheck.completion import STREAMED_TOKENS
-from detcheck.engines.openai.evidence import Stream, overlapping
+from detcheck.completion import SERVER_COUNTERS, STREAMED_TOKENS, LoadEvidence
+from detcheck.engines.openai.evidence import MetricsWatch, Stream, agreed, overlapping
 
 
 def stream(*times: int) -> Stream:
@@ -49,6 +51,41 @@ def test_replies_in_one_piece_are_no_evidence() -> None:
     assert overlapping([stream(5, 5, 5) for _ in range(8)]) is None
     assert overlapping([stream(5) for _ in range(8)]) is None
     assert overlapping([]) is None
+
+
+def test_a_ctrl_c_while_the_poll_ends_is_not_lost() -> None:
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.1)
+
+    async def interrupted() -> None:
+        watch = MetricsWatch(None)
+        watch._poll = asyncio.create_task(slow_to_end())
+        ending = asyncio.create_task(watch.abandon())
+        await asyncio.sleep(0.01)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+
+    asyncio.run(interrupted())
+
+
+@pytest.mark.parametrize(
+    ("rows_max", "rows_mean", "source"),
+    [
+        (31, 31.0, SERVER_COUNTERS),  # somebody else's requests
+        (16, None, STREAMED_TOKENS),  # a gauge that has not moved since the trial before
+        (16, 1.0, STREAMED_TOKENS),
+        (1, 1.0, SERVER_COUNTERS),
+    ],
+)
+def test_a_request_alone_has_company_where_iterations_count_it(rows_max, rows_mean, source) -> None:
+    counted = LoadEvidence(SERVER_COUNTERS, rows_max, rows_mean)
+    found = agreed(counted, [stream(*range(10))])
+    assert found is not None
+    assert found.source == source
 
 
 def test_half_a_batch_counts_as_half() -> None:

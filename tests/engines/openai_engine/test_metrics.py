@@ -107,6 +107,22 @@ def test_requests_of_two_engines_share_no_batch():
     assert (counters.running, counters.generation_tokens) == (34, 12)
 
 
+@pytest.mark.parametrize(
+    ("model", "running", "tokens"),
+    [("small", 1, 5), ("large", 31, 900), ("an alias of small", 31, 905), (None, 31, 905)],
+)
+def test_requests_to_another_model_share_no_batch(model, running, tokens):
+    counters = read(
+        'vllm:num_requests_running{model_name="small"} 1\n'
+        'vllm:num_requests_running{model_name="large"} 31\n'
+        'vllm:generation_tokens_total{model_name="small"} 5\n'
+        'vllm:generation_tokens_total{model_name="large"} 900\n',
+        model,
+    )
+    assert (counters.server, counters.running) == ("vllm", running)
+    assert counters.generation_tokens == tokens
+
+
 def test_sglang_counts_once_a_rank_and_once_a_priority():
     counters = captured("sglang")
     assert (counters.server, counters.running) == ("sglang", 162)

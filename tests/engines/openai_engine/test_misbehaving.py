@@ -27,6 +27,7 @@ TABLE = [
     ({"metrics": False, **SLOW}, {}, PASS, ""),
     ({"metrics_frozen": True, **SLOW}, {}, PASS, ""),
     ({"refuses": ("return_token_ids", "seed")}, {}, PASS, ""),
+    ({"refuses": ("temperature",), "forced_temperature": 0.0}, {}, PASS, "takes no temperature"),
     ({"flip_at": 5}, {}, FAIL, "position 5"),
     ({"flip_at": 5}, {"chat_template": False}, FAIL, "position 5"),
     ({"flip_at": 5, "flip_gap": 3.0}, {}, FAIL, "confident"),
@@ -43,10 +44,14 @@ TABLE = [
     ({"max_num_seqs": 4}, {}, INCONCLUSIVE, "up to 4 where 8 were asked"),
     ({"max_num_seqs": 4, "metrics": False, **SLOW}, {}, INCONCLUSIVE, "up to 4 where 8"),
     ({"buffered": True, "metrics": False}, {}, INCONCLUSIVE, "no batches were observed"),
+    ({"others": 2, **SLOW}, {}, PASS, ""),
+    ({"others": 30, **SLOW}, {}, INCONCLUSIVE, "the load hardly varied"),
+    ({"others": 30, "max_num_seqs": 1, "buffered": True}, {}, INCONCLUSIVE, "hardly varied"),
     ({"cache": True}, {}, INCONCLUSIVE, "come from a cache"),
     ({"status": 500, **SPARSE}, {}, INCONCLUSIVE, "http 5xx"),
     ({"status": 404, **SPARSE, "flip_seed": 1}, {}, INCONCLUSIVE, "http 4xx"),
     ({"status": 429, "retry_after": "0", **SPARSE}, {}, PASS, ""),
+    ({"status": 429, "retry_after": "3600", **SPARSE}, {}, INCONCLUSIVE, "http 429"),
     ({"drop": "before", **SPARSE}, {}, INCONCLUSIVE, "reset"),
     ({"drop": "middle", **SPARSE}, {}, INCONCLUSIVE, "reset"),
     ({"truncate": True, **SPARSE}, {}, INCONCLUSIVE, "truncated"),
@@ -67,7 +72,8 @@ def name_of(row) -> str:
 def test_what_is_planted_is_what_is_said(row, tmp_path):
     faults, asked, value, phrase = row
     with misbehave(Faults(**faults)) as served:
-        patience = Connection().within(3.0) if "stall" in faults else Connection()
+        hurried = "stall" in faults or faults.get("retry_after") == "3600"
+        patience = Connection().within(3.0) if hurried else Connection()
         verdict = measured(served.url, tmp_path, asked, patience)
     assert verdict.value == value, verdict.reasons
     assert phrase in " ".join(verdict.reasons)

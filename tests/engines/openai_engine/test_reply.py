@@ -8,7 +8,7 @@ import pytest
 
 from detcheck.engines.openai.candidates import chat_token, legacy_tokens
 from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
-from detcheck.engines.openai.reply import Reply, parse_json
+from detcheck.engines.openai.reply import Reply, parse_json, server_words
 
 
 def chunk(text: str = "", *, reason: str | None = None, **choice: Any) -> dict[str, Any]:
@@ -114,6 +114,55 @@ def test_secrets_do_not_come_back_in_text_or_errors() -> None:
     with pytest.raises(Failure) as caught:
         folded.add({"error": {"message": "bad key sk-secret"}})
     assert "sk-secret" not in str(caught.value)
+
+
+def test_a_secret_in_pieces_or_beside_the_text_does_not_come_back_either() -> None:
+    folded = Reply(16, ("sk-secret",))
+    for piece in ("my ", "sk-", "sec", "ret"):
+        told = content(entry(piece, -0.5, ("sk-secret", -0.75)))
+        folded.add(chunk(piece, logprobs=told) | {"system_fingerprint": "fp sk-secret"})
+    folded.add(chunk(reason="stop sk-secret"))
+    answer = folded.completion()
+    assert answer.text == "my [redacted]"
+    assert answer.token_ends is None
+    assert "sk-secret" not in f"{answer} {folded.system_fingerprint} {folded.reply_id}"
+
+
+def test_a_runner_up_that_is_a_secret_is_not_kept() -> None:
+    folded = Reply(8, ("sk-secret",))
+    told = content(entry("A", -0.5, ("sk-secret", -0.75)))
+    folded.add(chunk("A", reason="stop", logprobs=told))
+    answer = folded.completion()
+    assert answer.top_two is not None
+    assert answer.top_two.runner_up_texts == ("[redacted]",)
+
+
+@pytest.mark.parametrize("told", [-1, 2**31, 2**80, 1.5, True, "9"])
+def test_a_count_of_tokens_that_cannot_be_meant_is_left_out(told: Any) -> None:
+    folded = reply(chunk("A", reason="stop"), {"choices": [], "usage": {"completion_tokens": told}})
+    assert folded.num_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("chunks", "hidden"),
+    [
+        ([chunk(reason="length")], True),
+        ([chunk(reason="tool_calls")], True),
+        ([chunk(reason="stop"), {"usage": {"completion_tokens": 9}}], True),
+        ([chunk(reason="stop"), {"usage": {"completion_tokens": 1}}], False),
+        ([chunk(reason="stop")], False),
+        ([chunk("A", reason="length"), {"usage": {"completion_tokens": 9}}], False),
+        ([chunk(token_ids=[5], reason="length")], False),
+    ],
+)
+def test_tokens_that_are_counted_and_not_shown(chunks: list[dict[str, Any]], hidden: bool) -> None:
+    assert reply(*chunks).hidden is hidden
+
+
+def test_an_error_too_deep_to_write_down_has_no_words() -> None:
+    data = parse_json(b'{"error": ' + b"[" * 1010 + b"]" * 1010 + b"}")
+    assert server_words(data) == ""
+    assert server_words({"error": [{"msg": "no"}]}) == '[{"msg": "no"}]'
 
 
 @pytest.mark.parametrize(

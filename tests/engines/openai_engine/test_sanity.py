@@ -63,6 +63,34 @@ def test_a_refused_field_is_left_out_and_said(serve, measure, refused):
     assert analysis.groups[0].completions == 20
 
 
+def test_a_field_that_the_key_may_not_use_is_left_out(serve, measure):
+    analysis = measure(serve(refuses=("logprobs",), refusal=403))
+    said = {check.name: check.sentence for check in analysis.run.endpoint_checks}
+    assert said["fields"] == "the server refuses logprobs, top_logprobs: left out"
+    assert analysis.groups[0].completions == 20
+
+
+def test_a_refused_temperature_is_not_called_0(serve, measure):
+    analysis = measure(serve(refuses=("temperature",)))
+    (check,) = (c for c in analysis.run.endpoint_checks if c.name == "temperature 0")
+    assert check.holds is False
+    assert "samples" in check.sentence
+
+
+def test_answers_that_show_nothing_are_not_called_equal(serve, measure):
+    analysis = measure(serve(hides=True))
+    (group,) = analysis.groups
+    assert checks(analysis)["temperature 0"] is None
+    assert (group.completions, set(group.failures)) == (0, {"malformed"})
+
+
+def test_answers_that_are_all_empty_prove_nothing(serve, measure):
+    server = serve(hides=True, ends="stop", usage=False)
+    judged = judge(measure(server), ("as-served",), rules_for(1))
+    assert judged.value == INCONCLUSIVE
+    assert any("is empty" in reason for reason in judged.reasons)
+
+
 def probe(text: str, reply_id: str, elapsed_s: float) -> Probe:
     reply = Reply(12)
     chunk = {"id": reply_id, "choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}

@@ -26,6 +26,19 @@ def test_events_do_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
     assert parse(pieces) == EVENTS
 
 
+@pytest.mark.parametrize(
+    ("stream", "events"),
+    [
+        (b"\xef\xbb\xbfdata: first\n\ndata: second\n\n", [b"first", b"second"]),
+        (b"data: a\n\ndata:\n\ndata: \n\ndata: [DONE] \n\n", [b"a", b"[DONE]"]),
+    ],
+    ids=["byte order mark", "empty events and a trailing space"],
+)
+def test_what_servers_put_around_events_is_taken_off(stream, events) -> None:
+    assert parse([stream]) == events
+    assert parse([stream[i : i + 1] for i in range(len(stream))]) == events
+
+
 def test_an_event_that_the_end_of_the_stream_completes_counts() -> None:
     assert parse([b"data: last"]) == [b"last"]
 

@@ -56,6 +56,9 @@ def main():
         requests = json.loads(line)["requests"]
         if FAKE == "dies":
             os._exit(9)
+        if FAKE == "dies in a word":
+            os.write(1, b'{"answers": [{"te')
+            os._exit(9)
         if FAKE == "hangs with a child":
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             print(f"child {child.pid}", file=sys.stderr, flush=True)

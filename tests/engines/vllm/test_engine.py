@@ -178,6 +178,7 @@ def _runs(process: int) -> bool:
     ("how", "error", "sentence"),
     [
         ("dies", MeasurementError, "vLLM ended"),
+        ("dies in a word", MeasurementError, "vLLM ended"),
         ("memory", OutOfMemory, "out of memory at batch size 4"),
     ],
 )
