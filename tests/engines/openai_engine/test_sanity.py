@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from detcheck.engines.openai.checks import no_cache
 from detcheck.engines.openai.endpoint import Seen
 from detcheck.engines.openai.engine import allow_open_files
+from detcheck.engines.openai.probing import Probe
 from detcheck.engines.openai.reply import Reply
-from detcheck.engines.openai.sanity import Probe, no_cache
 from detcheck.errors import UsageError
 from detcheck.gate.policy import rules_for
 from detcheck.gate.verdict import INCONCLUSIVE, judge
