@@ -73,7 +73,7 @@ def _accumulate(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one binary for any number of rows
 def product_kernel(
     left, right, bias, out, M, N, K,
     stride_lb, stride_lm, stride_lk, stride_rb, stride_rk, stride_rn,
@@ -143,7 +143,7 @@ def product_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "N", "segments"])
 def add_segments_kernel(
     partial, bias, out, count, N, segments, stride_bm, stride_bn,
     HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
@@ -285,15 +285,16 @@ def _launch_product(
     segments: int,
 ) -> None:
     """Launch `product_kernel` into `out`, or into `partial` (segments, B, M, N) if there is one."""
-    _, rows, inner = left.shape
+    batch, rows, inner = left.shape
     parallel = partial is not None
     target = out if partial is None else partial[0]
     added = bias if bias is not None and not parallel else None
     product_kernel[(tiles, segments if parallel else 1)](
         left, right, out if added is None else added, out if partial is None else partial,
         rows, right.shape[2], inner,
-        *left.stride(), *right.stride(), *(target if added is None else added).stride(),
-        *target.stride(), 0 if partial is None else partial.stride(0),
+        *_strides(left, batch), *_strides(right, batch),
+        *_strides(target if added is None else added, batch),
+        *_strides(target, batch), 0 if partial is None else partial.stride(0),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
         WEIGHTS_FIRST=tile.weights_first,
         # One program's segments are the whole sum where there is one of them.
@@ -304,6 +305,14 @@ def _launch_product(
         HAS_BIAS=added is not None,
         num_warps=tile.num_warps, num_stages=tile.num_stages, **NUMERICS,
     )  # fmt: skip
+
+
+def _strides(x: torch.Tensor, batch: int) -> tuple[int, ...]:
+    """Strides, those between the entries of a batch of one being 0.
+
+    They grow with the rows, and would have another binary where they stop being multiples of 16.
+    """
+    return x.stride() if batch > 1 else (0, *x.stride()[1:])
 
 
 def _launch_sum(partial: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
