@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import configs
-from detcheck.kernels.triton.classes import classes
+from detcheck.kernels.triton import configs, descriptors
+from detcheck.kernels.triton.classes import classes, milliseconds
 from detcheck.kernels.triton.configs import Tile
 from detcheck.kernels.triton.launch import NUMERICS, on_device, processors
 
@@ -234,8 +234,12 @@ def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
         return empty if bias is None else empty + bias
     if inner == 1 and bias is None:  # one product an entry: exact, as in rotary embeddings
         return left * right
-    tile = classes(left, right, product).tile(rows)
     segment = configs.segment_k(right.shape[2], inner)
+
+    def time(tile: Tile) -> float:
+        return milliseconds(lambda: product(left, right, bias, tile, segment))
+
+    tile = classes(left, right, product).tile(rows, time if left.is_cuda else None)
     return product(left, right, bias, tile, segment)
 
 
@@ -253,6 +257,8 @@ def product(
     computed side by side, which changes no bit; by default where there are too few tiles
     to keep the device busy. Raises ValueError for a segment that is no multiple.
     """
+    if tile.descriptors and not segment_k and descriptors.fits(left, right):
+        return descriptors.product(left, right, bias, tile)
     if segment_k % tile.block_k:
         raise ValueError(f"segments of {segment_k} are not whole blocks of {tile.block_k}")
     batch, rows, inner = left.shape

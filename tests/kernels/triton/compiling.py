@@ -25,6 +25,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 TYPES = {
     torch.bfloat16: "*bf16",
@@ -106,7 +107,10 @@ def specialised(
     for index, argument in enumerate(launch.kernel.arg_names):
         value = launch.arguments[argument]
         by_value = not parameters[argument].do_not_specialize
-        if parameters[argument].is_constexpr or value is None or (by_value and is_one(value)):
+        if isinstance(value, TensorDescriptor):
+            block = ",".join(map(str, value.block_shape))
+            signature[argument] = f"tensordesc<{TYPES[value.base.dtype][1:]}[{block}]>"
+        elif parameters[argument].is_constexpr or value is None or (by_value and is_one(value)):
             signature[argument] = "constexpr"
             constants[(index,)] = value
         else:
@@ -166,23 +170,25 @@ def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 def matmul_launches(sm: int) -> Iterator[tuple[str, Launch]]:
     """Every tile of the tables, for a linear layer and for a plain right-hand side."""
-    from detcheck.kernels.triton import configs, matmul
+    from detcheck.kernels.triton import configs, descriptors, matmul
 
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for rows, tile in configs.table(dtype, (sm // 10, sm % 10)):
+        tiles = configs.table(dtype, (sm // 10, sm % 10))
+        for tile, rows in {tile: rows for rows, tile in tiles}.items():
             m = min(rows, 8192)
             left = empty(1, m, 4096, dtype=dtype)
             weight = empty(1, 4096, 4096, dtype=dtype)
             layouts = {"linear": weight.transpose(1, 2), "plain": weight}
-            if dtype == torch.float16:  # the same code as for bfloat16
+            # float16 has the same code as bfloat16; descriptors take linear layers alone.
+            if dtype == torch.float16 or tile.descriptors:
                 del layouts["plain"]
             for layout, right in layouts.items():
-                with recorded(matmul) as launches:
+                with recorded(matmul, descriptors) as launches:
                     matmul.product(left, right, None, tile)
-                yield f"matmul {layout} {short(dtype)} m={m}", launches[0]
+                yield f"matmul {layout} {short(dtype)} m={m} {tile}", launches[0]
     bias = empty(4096, dtype=torch.bfloat16)
     left, weight = empty(1, 16, 4096, dtype=bias.dtype), empty(1, 4096, 4096, dtype=bias.dtype)
-    tile = configs.tile_for(16, configs.table(bias.dtype, (sm // 10, sm % 10)))
+    tile = configs.table(bias.dtype, (sm // 10, sm % 10))[0][1]
     with recorded(matmul) as launches:
         matmul.product(left, weight.transpose(1, 2), bias, tile, 1024, parallel=True)
         matmul.product(left, weight.transpose(1, 2), bias, tile, 1024, parallel=False)
