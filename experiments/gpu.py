@@ -36,7 +36,8 @@ def main() -> None:
         from gpu_sections import report, supervisor
 
         found = supervisor.measure(options, Clock(options.minutes * 60), RESULTS)
-        print("\n".join(report.table(found)))
+        if found["sections"]:
+            print("\n".join(report.table(found)))
         sys.exit(1 if report.failed(found) else 0)
 
 
