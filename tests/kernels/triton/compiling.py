@@ -192,7 +192,7 @@ def matmul_launches(sm: int) -> Iterator[tuple[str, Launch]]:
     with recorded(matmul) as launches:
         matmul.product(left, weight.transpose(1, 2), bias, tile, 1024, parallel=True)
         matmul.product(left, weight.transpose(1, 2), bias, tile, 1024, parallel=False)
-    for launch, name in zip(launches, ("segment", "sum", "in order"), strict=True):
+    for launch, name in zip(launches, ("side by side", "in turn"), strict=True):
         yield f"matmul segments {name}", launch
 
 
