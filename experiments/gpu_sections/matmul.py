@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import classes, matmul
+from detcheck.kernels.triton import classes, configs, matmul
 from detcheck.kernels.triton.configs import Tile
 from gpu_sections.clock import Clock
-from gpu_sections.common import describe, geometric_mean, median_ms, random
+from gpu_sections.common import describe, geometric_mean, median_ms, random, time_or_inf
 
 LAYERS: dict[str, dict[str, tuple[int, int]]] = {
     "Qwen3-8B": {
@@ -65,10 +65,21 @@ def matmul_speed(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
             row = {"model": model, "layer": layer, "M": rows, "N": columns, "K": inner}
             row |= {"stock_ms": stock, "ours_ms": ours, "ratio": stock / ours}
             row["tile"] = describe(tile_of(left, weight))
+            if configs.segment_k(columns, inner):
+                row["uncut_ms"] = uncut_ms(left, weight)
             if other is not None:
                 row["batch_invariant_ops_ms"] = median_ms(lambda x=left, w=weight: other(x, w.t()))
             measured.append(row)
     return {"rows": measured}
+
+
+def uncut_ms(left: torch.Tensor, weight: torch.Tensor) -> float:
+    """Of the class without segments of K: its fastest tile, where the sums of ours are cut."""
+    x, right = left[None], weight.t()[None]
+    tiles = classes.classes(x, right, matmul.product).tiles
+    limit = next(limit for limit, _ in tiles if len(left) <= limit)
+    found = (tile for largest, tile in tiles if largest == limit)
+    return min(time_or_inf(lambda t=tile: matmul.product(x, right, None, t)) for tile in found)
 
 
 def tile_of(left: torch.Tensor, weight: torch.Tensor) -> Tile:
@@ -106,6 +117,16 @@ def show_matmul(result: dict[str, Any]) -> list[str]:
         f"all: {geometric_mean(ratios):.3f} (goal 0.95), "
         f"worst {min(ratios, default=0):.2f} (goal 0.85)"
     )
+    cut = [row for row in rows if "uncut_ms" in row]
+    if cut:
+        ours = geometric_mean([row["ratio"] for row in cut])
+        uncut = geometric_mean([row["stock_ms"] / row["uncut_ms"] for row in cut])
+        lines.append(f"layers whose sums are cut: {ours:.3f}, without segments {uncut:.3f}")
+        lines += [
+            f"- M={row['M']} N={row['N']} K={row['K']}: stock {row['stock_ms']:.4f} ms, with "
+            f"segments {row['ours_ms']:.4f}, without {row['uncut_ms']:.4f}"
+            for row in sorted(cut, key=lambda row: row["M"])
+        ]
     others = [
         row["stock_ms"] / row["batch_invariant_ops_ms"]
         for row in rows

@@ -9,7 +9,9 @@ cache is compiled where it is first launched.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +25,17 @@ from detcheck.kernels.triton import (
     reduce,
     softmax,
 )
+from gpu_sections import tiles
 from gpu_sections.common import DTYPES
 
 MODULES = (attention, descriptors, matmul, norm, reduce, softmax)
 ROW_LENGTHS = (128, 576, 4096, 4099, 151936)
+PRODUCTS = (
+    *((4096, 4096), (1024, 4096), (576, 576)),  # real layers
+    *((640, 512), (640, 4096), (640, 4099)),  # ragged ones
+    *((512, 576), (512, 4099)),  # and those by which tiles are tried
+)
+"""(N, K)."""
 HEADS = ((9, 3, 64), (6, 2, 64), (32, 8, 128), (8, 8, 96), (16, 2, 256), (4, 4, 80))
 
 
@@ -91,6 +100,7 @@ def launches(capability: tuple[int, int]) -> Iterator[Callable[[], Any]]:
     """Calls that launch each kernel in each way that the sections do."""
     for dtype in DTYPES:
         yield from product_launches(dtype, capability)
+    yield from tile_launches()
     for dtype in DTYPES:
         for heads in HEADS:
             yield from attention_launches(*heads, dtype)
@@ -103,17 +113,31 @@ def product_launches(
     dtype: torch.dtype, capability: tuple[int, int]
 ) -> Iterator[Callable[[], Any]]:
     """Every tile: real layers, ragged ones, with a bias, and a plain right-hand side."""
-    tiles = dict.fromkeys(tile for _, tile in configs.table(dtype, capability))
-    for columns, inner in ((4096, 4096), (576, 576), (640, 512), (640, 4099), (512, 576)):
+    every = dict.fromkeys(tile for _, tile in configs.table(dtype, capability))
+    for columns, inner in PRODUCTS:
         left, weight = empty(1, 1024, inner, dtype=dtype), empty(1, columns, inner, dtype=dtype)
         right, bias = weight.transpose(1, 2), empty(columns, dtype=dtype)
-        for tile in tiles:
-            yield lambda x=left, w=right, t=tile: matmul.product(x, w, None, t)
-            yield lambda x=left, w=right, b=bias, t=tile: matmul.product(x, w, b, t)
+        segment = configs.segment_k(columns, inner)
+        for tile, added, parallel in itertools.product(
+            every, (None, bias), (False, True) if segment else (False,)
+        ):
+            if not (segment and tile.descriptors):
+                yield partial(matmul.product, left, right, added, tile, segment, parallel)
     plain = empty(1, 2048, 2048, dtype=dtype)
-    for tile in tiles if dtype == torch.bfloat16 else ():
+    for tile in every if dtype == torch.bfloat16 else ():
         if not tile.descriptors:
             yield lambda t=tile: matmul.product(plain, plain, None, t)
+
+
+def tile_launches() -> Iterator[Callable[[], Any]]:
+    """What section `tiles` tries."""
+    weight = empty(1, 4096, 4096, dtype=torch.bfloat16).transpose(1, 2)
+    for rows in tiles.ROWS:
+        left = empty(1, rows, 4096, dtype=torch.bfloat16)
+        for tile in tiles.search_space(rows):
+            yield partial(matmul.product, left, weight, None, tile)
+        for segment, parallel in itertools.product(tiles.SEGMENTS, (False, True)):
+            yield partial(matmul.product, left, weight, None, tiles.narrow(rows), segment, parallel)
 
 
 def attention_launches(

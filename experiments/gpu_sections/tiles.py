@@ -11,9 +11,10 @@ import torch
 from detcheck.kernels.triton import classes, matmul
 from detcheck.kernels.triton.configs import Tile
 from gpu_sections.clock import Clock
-from gpu_sections.common import describe, median_ms, random
+from gpu_sections.common import describe, median_ms, random, time_or_inf
 
 ROWS = (1, 16, 64, 256, 1024, 4096)
+SEGMENTS = (512, 1024, 2048)
 SHAPES = ((4096, 4096), (1024, 4096), (4096, 14336), (14336, 4096))
 
 
@@ -38,6 +39,13 @@ def search_space(rows: int) -> list[Tile]:
     ]
 
 
+def narrow(rows: int) -> Tile:
+    """The tile to try segments with."""
+    if rows <= 16:
+        return Tile(16, 64, 64, 4, 6, weights_first=True)
+    return Tile(64, 64, 64, 4, 4) if rows <= 64 else Tile(128, 128, 64, 8, 4)
+
+
 def tile_search(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
     """For `configs.HOPPER`: the table's choice against others, and what segments of K would bring.
 
@@ -53,32 +61,24 @@ def tile_search(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
         times: dict[str, float] = {}
         outside = []
         for tile in search_space(rows):
-            times[describe(tile)] = time_or_inf(left, weight, tile, 0)
+            times[describe(tile)] = product_ms(left, weight, tile)
             if times[describe(tile)] < float("inf") and not kind.agrees(tile):
                 outside.append(describe(tile))
         best = min(times, key=lambda name: times[name])
-        narrow = (
-            Tile(16, 64, 64, 4, 6, weights_first=True)
-            if rows <= 16
-            else (Tile(64, 64, 64, 4, 4) if rows <= 64 else Tile(128, 128, 64, 8, 4))
-        )
         found.append(
             {"M": rows, "N": columns, "K": inner, "best": best, "best_ms": times[best],
              "in_class": best not in outside,
              "stock_ms": median_ms(lambda x=left, w=weight: torch.bmm(x, w), 15),
              "ours_ms": median_ms(lambda x=left, w=weight: matmul.bmm(x, w), 15),
-             "segments_ms": {n: time_or_inf(left, weight, narrow, n) for n in (512, 1024, 2048)},
+             "segments_ms": {n: product_ms(left, weight, narrow(rows), n) for n in SEGMENTS},
              "times_ms": times, "outside": outside}
         )  # fmt: skip
     return {"best": found}
 
 
-def time_or_inf(left: torch.Tensor, right: torch.Tensor, tile: Tile, segment: int) -> float:
+def product_ms(left: torch.Tensor, right: torch.Tensor, tile: Tile, segment: int = 0) -> float:
     """Median milliseconds; infinity for a tile that the card does not take."""
-    try:
-        return median_ms(lambda: matmul.product(left, right, None, tile, segment), 15)
-    except Exception:
-        return float("inf")
+    return time_or_inf(lambda: matmul.product(left, right, None, tile, segment))
 
 
 def show_tiles(result: dict[str, Any]) -> list[str]:

@@ -126,10 +126,12 @@ def classes(left: torch.Tensor, right: torch.Tensor, multiply: Product) -> TileC
     """The class of the product of `left` (B, M, K) and `right` (B, K, N)."""
     inner, columns = right.shape[1:]
     transposed = right.stride(2) != 1
-    contiguous_fits = inner * left.element_size() % ALIGNMENT_BYTES == 0
-    kind = Kind(
-        inner, columns, left.dtype, transposed, left.device, contiguous_fits and fits(left, right)
+    descriptors = (
+        segment_k(columns, inner) == 0
+        and inner * left.element_size() % ALIGNMENT_BYTES == 0
+        and fits(left, right)
     )
+    kind = Kind(inner, columns, left.dtype, transposed, left.device, descriptors)
     return _class(kind, multiply)
 
 

@@ -108,6 +108,31 @@ def test_segments_are_one_class_however_they_are_computed(parts: bool) -> None:
     torch.testing.assert_close(expected[0], left[0] @ right[0] + bias, rtol=1e-4, atol=1e-4)
 
 
+def test_narrow_weights_are_one_class_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments side by side for few rows and in turn for many: who adds them changes no bit."""
+    for module in (configs, classes):
+        monkeypatch.setattr(module, "segment_k", lambda columns, inner: 64)
+    launched = []
+    launch = matmul._launch_product
+
+    def watched(*args) -> None:
+        launched.append(args[-1])
+        launch(*args)
+
+    monkeypatch.setattr(matmul, "_launch_product", watched)
+    left, weight = random(3, 520, 200), random(4, 72, 200).t()
+    whole = matmul.mm(left, weight)
+    for rows in (1, 2, 17, 65, 129):
+        assert torch.equal(matmul.mm(left[:rows], weight), whole[:rows])
+    assert {1, 4} <= set(launched)
+    torch.testing.assert_close(whole, left @ weight, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_are_cut_by_the_shape_of_the_weight() -> None:
+    assert configs.segment_k(1024, 4096) == 512
+    assert configs.segment_k(4096, 4096) == configs.segment_k(192, 576) == 0
+
+
 def test_segments_must_be_whole_blocks() -> None:
     with pytest.raises(ValueError, match="whole blocks"):
         matmul.product(random(1, 1, 4, 64), random(2, 1, 64, 4), None, configs.FLOAT32[0][1], 48)
