@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from detcheck.kernels.triton import attention
 from gpu_sections.clock import Clock
-from gpu_sections.common import median_ms, random
+from gpu_sections.common import median_ms, random, time_or_inf
 
 
 def attention_speed(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def attention_speed(clock: Clock, options: argparse.Namespace) -> dict[str, Any]
         key, value = (random(batch, 8, keys, 128) for _ in range(2))
         layout = attention.Layout(batch, max_k=keys)
         row: dict[str, Any] = {"phase": phase, "batch": batch, "keys": keys}
-        row["stock_ms"] = median_ms(lambda q=query, k=key, v=value: flash(q, k, v))
+        row["stock_ms"] = time_or_inf(lambda q=query, k=key, v=value: flash(q, k, v))
         for name, parallel in (("ours", None), ("in_turn", False)):
             row[f"{name}_ms"] = median_ms(
                 lambda q=query, k=key, v=value, p=parallel, a=layout: attention.attention(

@@ -23,9 +23,7 @@ def measure_all(options: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         tell(fatal="experiments/gpu.py needs an NVIDIA GPU: PyTorch sees none here.")
         return 2
-    from detcheck import environment
-
-    tell(environment=environment.collect("cuda"))
+    tell(environment=environment())
     whole = Clock(options.minutes * 60)
     for section in plan.named(options.sections):
         seconds = min(section.seconds, whole.left())
@@ -34,6 +32,16 @@ def measure_all(options: argparse.Namespace) -> int:
         if not gpu_answers():
             return GPU_IS_LOST
     return 0
+
+
+def environment() -> dict[str, Any]:
+    """The environment; where it cannot be read, why."""
+    from detcheck import environment
+
+    try:
+        return environment.collect("cuda")
+    except Exception as error:  # no measurement is to fail for it
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def measured(section: plan.Section, seconds: float, options: argparse.Namespace) -> dict[str, Any]:

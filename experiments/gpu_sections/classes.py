@@ -11,13 +11,13 @@ import torch
 from detcheck.kernels.triton import classes, configs, matmul
 from detcheck.kernels.triton.configs import Tile
 from gpu_sections.clock import Clock
-from gpu_sections.common import DTYPES, short
+from gpu_sections.common import DTYPES, describe, short
 
 
 def candidate_tiles(dtype: torch.dtype) -> dict[str, Tile]:
     """The tables' tiles, and those that might leave the class: why, in the name."""
     tiles = configs.table(dtype, torch.cuda.get_device_capability())
-    named = {f"table {tile.block_m}x{tile.block_n}": tile for _, tile in tiles}
+    named = {f"table {describe(tile)}": tile for _, tile in tiles}
     if dtype == torch.float32:
         return named | {"block_k 64": Tile(32, 32, 64, 4, 2), "8 warps": Tile(64, 64, 32, 8, 2)}
     return named | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from math import isnan
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from detcheck.kernels.triton.configs import Tile
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+LIMITS = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5}
+"""Largest relative error by dtype: a few roundings; of float32, far below those of TF32."""
 Failures = list[str]
 
 
@@ -46,7 +49,16 @@ def note_error(
 ) -> None:
     """Keep the largest relative error (Frobenius) of a kernel."""
     error = ((got.double() - expected).norm() / expected.norm()).item()
-    errors[name] = max(errors.get(name, 0.0), error)
+    errors[name] = max(errors.get(name, 0.0), float("inf") if isnan(error) else error)
+
+
+def wrong(errors: dict[str, float]) -> Failures:
+    """Kernels whose error is beyond the limit of their dtype, the last word of their name."""
+    return [
+        f"{name}: relative error {error:.1e}"
+        for name, error in errors.items()
+        if not error <= LIMITS[name.split()[-1]]
+    ]
 
 
 def geometric_mean(values: list[float]) -> float:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from detcheck.kernels.triton import classes, matmul, norm, reduce, softmax
 from gpu_sections.clock import Clock
-from gpu_sections.common import DTYPES, Failures, describe, note_error, random, short
+from gpu_sections.common import DTYPES, Failures, describe, note_error, random, short, wrong
 from gpu_sections.correctness_attention import attention_checks
 
 BOUNDARIES = (
@@ -42,6 +42,7 @@ def correctness(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
             raise
         except Exception as error:  # the other checks are worth having
             failures.append(f"check {checks}: {type(error).__name__}: {error}"[:300])
+    failures += wrong(errors)
     return {"checks": checks, "failures": failures, "relative_error": errors}
 
 

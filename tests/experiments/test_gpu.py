@@ -122,3 +122,21 @@ def test_the_processes_share_the_kernels_out() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     every, compiled = map(int, done.stdout.split())
     assert every == compiled > 200
+
+
+def test_a_kernel_that_is_wrong_is_a_failure() -> None:
+    """Also one whose results are no numbers."""
+    pytest.importorskip("triton")
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
+        "from gpu_sections.common import note_error, wrong\n"
+        "x, errors = torch.ones(4), {}\n"
+        "for name, got in (('good float32', x), ('tf32 float32', x * 1.0003), "
+        "('nan bfloat16', x / 0 * 0)):\n"
+        "    note_error(errors, name, got, x.double()); note_error(errors, name, x, x.double())\n"
+        "print([each.split()[0] for each in wrong(errors)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, EXPERIMENTS], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "['tf32', 'nan']\n", done.stderr[-2000:]
