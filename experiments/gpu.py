@@ -5,7 +5,8 @@
 Needs torch, triton and transformers, and one NVIDIA GPU (sm_80 and up; meant for Hopper). The
 kernels are compiled first, many at a time; then each section has a share of the time and keeps what
 it has measured when that is spent. Sections run in a process of their own: where one hangs or takes
-the GPU down, its process is ended and the others go on in a new one. Writes
+the GPU down, its process is ended, and it and the others go on in a new one, with the plainer
+kernels (no descriptors, no segments of K); so they do where products are wrong. Writes
 `results/gpu/gpu.json` after each section, with the environment, and `results/gpu/table.md`; prints
 the table last. Exit code 1 where a check failed.
 """
@@ -56,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sections", help="names joined by commas (default: all)")
     parser.add_argument("--model", help="folder of the model for the variants (default: embedded)")
     parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -24,6 +24,8 @@ def measure_all(options: argparse.Namespace) -> int:
         tell(fatal="experiments/gpu.py needs an NVIDIA GPU: PyTorch sees none here.")
         return 2
     tell(environment=environment())
+    if options.plain:
+        use_plain_kernels()
     whole = Clock(options.minutes * 60)
     for section in plan.named(options.sections):
         seconds = min(section.seconds, whole.left())
@@ -32,6 +34,14 @@ def measure_all(options: argparse.Namespace) -> int:
         if not gpu_answers():
             return GPU_IS_LOST
     return 0
+
+
+def use_plain_kernels() -> None:
+    """Leave out what may be why a process was lost: descriptors, and segments of K."""
+    from detcheck.kernels.triton import configs
+
+    configs.HOPPER = tuple(entry for entry in configs.HOPPER if not entry[1].descriptors)
+    configs.NARROW = 0
 
 
 def environment() -> dict[str, Any]:

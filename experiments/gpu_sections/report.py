@@ -34,7 +34,8 @@ def table(report: Report) -> list[str]:
     lines = [f"**{gpu.get('name')}**, CUDA {gpu.get('cuda')}, {versions}", ""]
     lines += [f"compiling ahead: {report.get('compiling_s', 0):.0f} s", ""]
     for name, result in report["sections"].items():
-        lines += [f"### {name} ({result.get('elapsed_s', 0)} s)", *result["table"], ""]
+        plain = ", plain kernels" if result.get("plain") else ""
+        lines += [f"### {name} ({result.get('elapsed_s', 0)} s{plain})", *result["table"], ""]
         if result.get("failures"):
             lines += [f"- FAILED {failure}" for failure in result["failures"][:20]] + [""]
     return lines

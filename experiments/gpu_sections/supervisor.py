@@ -34,12 +34,16 @@ def measure(options: argparse.Namespace, whole: Clock, folder: Path) -> Report:
     compile_ahead(Clock(min(COMPILING_S, whole.left())))
     report["compiling_s"] = time.monotonic() - started
     names = [section.name for section in plan.named(options.sections)]
+    plain = False
     while names and whole.left() > 0:
-        one_child(names, options, whole, report, folder)
+        lost = one_child(names, options, whole, report, folder, plain)
         done = [name for name in names if name in report["sections"]]
         if not done:  # it did not even begin
             break
         names = [name for name in names if name not in done]
+        if lost is not None and not plain:  # perhaps for what the plain kernels do without
+            plain, names = True, [lost, *names]
+            report["sections"][f"{lost}, first try"] = report["sections"].pop(lost)
     return report
 
 
@@ -61,11 +65,21 @@ def compile_ahead(clock: Clock) -> None:
 
 
 def one_child(
-    names: list[str], options: argparse.Namespace, whole: Clock, report: Report, folder: Path
-) -> None:
-    """Let one process measure `names`, until it is through or has to be ended."""
+    names: list[str],
+    options: argparse.Namespace,
+    whole: Clock,
+    report: Report,
+    folder: Path,
+    plain: bool,
+) -> str | None:
+    """Let one process measure `names`, until it is through or has to be ended.
+
+    Returns the section that it was lost in, or whose products were found wrong; None if it is
+    through.
+    """
     command = [sys.executable, str(SCRIPT), "--child", "--sections", ",".join(names)]
     command += ["--minutes", str(whole.left() / 60)]
+    command += ["--plain"] if plain else []
     command += ["--model", options.model] if options.model else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -76,13 +90,23 @@ def one_child(
             report["environment"] = event.get("environment", report["environment"])
             current = event.get("begin", None if "end" in event else current)
             if "end" in event:
-                report["sections"][event["end"]] = event["result"]
+                report["sections"][event["end"]] = event["result"] | {"plain": plain}
                 write(report, folder)
+                if products_are_wrong(event["result"]) and not plain:
+                    process.kill()
+                    return str(event["end"])
         process.kill()  # it is through, or hangs
     if current is not None:
         said = "it was ended: it hung, or took its process with it"
-        report["sections"][current] = {"error": said, "table": [f"error: {said}"]}
+        report["sections"][current] = {"error": said, "table": [f"error: {said}"], "plain": plain}
         write(report, folder)
+    return current
+
+
+def products_are_wrong(result: dict[str, Any]) -> bool:
+    """Whether what is measured next would be measured with kernels that do not hold."""
+    products = ("matmul", "addmm", "invariant mm")
+    return any(failure.startswith(products) for failure in result.get("failures", ()))
 
 
 def events(lines: IO[str], whole: Clock) -> Iterator[dict[str, Any]]:
