@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import classes, matmul, norm, reduce, softmax
+from detcheck.kernels.triton import classes, configs, matmul, norm, reduce, softmax
 from gpu_sections.clock import Clock
 from gpu_sections.common import DTYPES, Failures, describe, note_error, random, short, wrong
 from gpu_sections.correctness_attention import attention_checks
@@ -91,10 +91,13 @@ def tiles_that_differ(left: torch.Tensor, weight: torch.Tensor) -> list[str]:
     limits = dict.fromkeys(limit for limit, _ in kind.tiles)
     usable = dict.fromkeys(tile for limit in limits for tile in kind.usable(limit))
     expected = matmul.mm(left, weight.t())
+    segment = configs.segment_k(*weight.shape)
     return [
-        describe(tile)
-        for tile in usable
-        if not torch.equal(matmul.product(left[None], right, None, tile)[0], expected)
+        f"{describe(tile)}, segments side by side: {parallel}"
+        for tile, parallel in itertools.product(usable, (True, False) if segment else (None,))
+        if not torch.equal(
+            matmul.product(left[None], right, None, tile, segment, parallel)[0], expected
+        )
     ]
 
 

@@ -29,8 +29,10 @@ PROBE_COLUMNS = 512
 WARMUP_MS, TIMED_MS = 2, 6
 """What timing one tile may take, about."""
 
-Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Tile, int], torch.Tensor]
-"""(1, M, K) x (1, K, N) with a tile, to (1, M, N)."""
+Product = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor | None, Tile, int, bool | None], torch.Tensor
+]
+"""(1, M, K) x (1, K, N) with a tile, segments of K and whether side by side, to (1, M, N)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,12 @@ class TileClass:
         """Whether a tile gives the anchor's bits on the probe."""
         left, right = cancelling_operands(self.kind)
         segment = segment_k(self.kind.columns, self.kind.inner)
-        expected = self.multiply(left, right, None, anchor(self.tiles), segment)
-        return torch.equal(self.multiply(left, right, None, tile, segment), expected)
+        expected = self.multiply(left, right, None, anchor(self.tiles), segment, None)
+        ways = (True, False) if segment else (None,)  # segments side by side, and in turn
+        return all(
+            torch.equal(self.multiply(left, right, None, tile, segment, way), expected)
+            for way in ways
+        )
 
 
 def cancelling_operands(kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:

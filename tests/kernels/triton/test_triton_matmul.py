@@ -160,7 +160,7 @@ def test_a_tile_of_another_class_is_replaced() -> None:
     odd, good = configs.Tile(16, 64, 32, 4, 2), configs.Tile(32, 64, 32, 4, 2)
     tiles = ((16, odd), (64, good), (configs.ALL_ROWS, configs.FLOAT32[-1][1]))
 
-    def multiply(left, right, bias, tile, segment):
+    def multiply(left, right, bias, tile, segment, parallel):
         same = configs.FLOAT32[-1][1]
         return matmul.product(left, right, bias, same, 64 if tile == odd else segment)
 
@@ -178,7 +178,7 @@ def test_of_the_tiles_in_the_class_the_fastest_is_used() -> None:
     tiles = ((16, broken), (16, slow), (16, fast), (configs.ALL_ROWS, last))
     timed = []
 
-    def multiply(left, right, bias, tile, segment):
+    def multiply(left, right, bias, tile, segment, parallel):
         if tile == broken:
             raise RuntimeError("out of resources")
         return matmul.product(left, right, bias, last, segment)
