@@ -85,3 +85,10 @@ def test_fusion_is_never_left_to_the_compiler(architecture: str) -> None:
 def test_shared_memory_fits(architecture: str, limit_kib: int) -> None:
     """99 KiB is what the smallest cards of the generation (8.6, 8.9) have."""
     assert max(each["shared_bytes"] for each in compiled(architecture)) <= limit_kib << 10
+
+
+def test_no_load_compiles_a_kernel_anew() -> None:
+    """Neither one row, nor a multiple of 16, nor the keys in the cache make another binary."""
+    done = run(False, FOLDER / "compiling.py", "loads")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout) == {"product_kernel": 1, "attention_kernel": 1}

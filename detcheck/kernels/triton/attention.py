@@ -163,7 +163,8 @@ def _merged(best, total, acc, part_best, part_total, part_acc):
     return top, total, acc
 
 
-@triton.jit
+# One binary for any load: what grows with it is not compiled in.
+@triton.jit(do_not_specialize=["requests", "q_size", "k_size", "out_rows"])
 def attention_kernel(
     query, key, value, out, partial_best, partial_total, partial_acc, cu_q, cu_k, starts,
     requests, q_size, k_size, out_rows, scale,
@@ -247,7 +248,7 @@ def attention_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "splits"])
 def merge_kernel(
     partial_best, partial_total, partial_acc, out, count, splits,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
@@ -322,7 +323,7 @@ def attention(
             query if layout.starts is None else layout.starts,
             layout.requests, q_size, k_size, rows,
             (1 / sqrt(dim) if scaling is None else scaling) * LOG2_E,
-            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+            *_strides(query), *_strides(key), *_strides(value),
             GROUP=heads // kv_heads, GROUP_ROWS=shape.group_rows, DIM=dim, BLOCK_D=shape.block_d,
             ROWS=shape.rows, BLOCK_N=shape.block_n, SPLIT_BLOCKS=SPLIT // shape.block_n,
             PARALLEL=parallel, PACKED=packed, HAS_STARTS=layout.starts is not None,
@@ -371,6 +372,11 @@ def _slots(layout: Layout, q_size: int, block_q: int) -> int:
     if layout.cu_q is not None:
         return q_size // block_q + 2 * layout.requests
     return layout.requests * (triton.cdiv(q_size, block_q) + 1)
+
+
+def _strides(x: torch.Tensor) -> tuple[int, ...]:
+    """Strides of (batch, heads, length); 0 between the entries of a batch of one."""
+    return x.stride()[:3] if len(x) > 1 else (0, *x.stride()[1:3])
 
 
 def _workspace(out: torch.Tensor, splits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

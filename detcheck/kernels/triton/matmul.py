@@ -17,13 +17,12 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import configs
-from detcheck.kernels.triton.classes import classes
+from detcheck.kernels.triton import configs, descriptors
+from detcheck.kernels.triton.classes import classes, milliseconds
 from detcheck.kernels.triton.configs import Tile
 from detcheck.kernels.triton.launch import NUMERICS, on_device, processors
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-REDUCE_BLOCK = 1024
 
 _stock_linear = F.linear
 
@@ -74,10 +73,47 @@ def _accumulate(
 
 
 @triton.jit
+def _accumulate_segments(
+    left, right, step_left, step_right, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SEGMENT_K: tl.constexpr,
+    WEIGHTS_FIRST: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """((0 + first segment) + second) + …, as the last of parallel programs adds them, in one loop.
+
+    From 0, so that even the sign of a zero is the same. One loop keeps loads ahead of the sums
+    across segments.
+    """
+    if WEIGHTS_FIRST:
+        acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    else:
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    total = acc
+    ks = tl.arange(0, BLOCK_K)
+    for k in range(0, K, BLOCK_K):
+        if EVEN_K:
+            a = tl.load(left)
+            b = tl.load(right)
+        else:
+            inside = ks < K - k
+            a = tl.load(left, mask=inside[None, :], other=0.0)
+            b = tl.load(right, mask=inside[:, None], other=0.0)
+        if WEIGHTS_FIRST:
+            acc = tl.dot(tl.trans(b), tl.trans(a), acc, input_precision="ieee")
+        else:
+            acc = tl.dot(a, b, acc, input_precision="ieee")
+        if (k + BLOCK_K) % SEGMENT_K == 0:
+            total += acc
+            acc = tl.zeros_like(acc)
+        left += step_left
+        right += step_right
+    return total + acc  # what is left after the last whole segment, or 0
+
+
+@triton.jit(do_not_specialize=["M", "segment_size"])  # one binary for any number of rows
 def product_kernel(
-    left, right, bias, out, M, N, K,
+    left, right, bias, out, partial, arrived, M, N, K,
     stride_lb, stride_lm, stride_lk, stride_rb, stride_rk, stride_rn,
-    stride_bb, stride_bm, stride_bn, stride_ob, stride_om, stride_on, stride_os,
+    stride_bb, stride_bm, stride_bn, stride_ob, stride_om, stride_on, segment_size,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr, SEGMENT_K: tl.constexpr, PARALLEL: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -85,7 +121,8 @@ def product_kernel(
     """out (B, M, N) = left (B, M, K) @ right (B, K, N) + bias, all by strides.
 
     Grid: (tiles * B, segments if PARALLEL else 1). With PARALLEL each program leaves the sum of
-    its segment, in float32, at `out + segment * stride_os`; `add_segments_kernel` adds them.
+    its segment in `partial` (segments, B, M, N) float32, each `segment_size` long, and says in
+    `arrived` (tiles * B,) int32, of zeros, that it has; the last to arrive adds them up in order.
     """
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     index = tl.program_id(0)
@@ -112,21 +149,25 @@ def product_kernel(
             BLOCK_M, BLOCK_N, BLOCK_K, WEIGHTS_FIRST, EVEN_K,
         )  # fmt: skip
     else:
-        # From 0 as `add_segments_kernel` does, so that even the sign of a zero is the same.
-        if WEIGHTS_FIRST:
-            acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-        else:
-            acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for start in range(0, K, SEGMENT_K):
-            acc += _accumulate(
-                left_tile, right_tile, step_left, step_right, start, min(K, start + SEGMENT_K), K,
-                BLOCK_M, BLOCK_N, BLOCK_K, WEIGHTS_FIRST, EVEN_K,
-            )  # fmt: skip
-            left_tile += (SEGMENT_K // BLOCK_K) * step_left
-            right_tile += (SEGMENT_K // BLOCK_K) * step_right
+        acc = _accumulate_segments(
+            left_tile, right_tile, step_left, step_right, K,
+            BLOCK_M, BLOCK_N, BLOCK_K, SEGMENT_K, WEIGHTS_FIRST, EVEN_K,
+        )  # fmt: skip
     if WEIGHTS_FIRST:
         acc = tl.trans(acc)
     inside = (rows < M - row)[:, None] & (columns < N - column)[None, :]
+    if PARALLEL:
+        start = (batch * M + row) * N + column
+        places = partial + start + (rows.to(tl.int64)[:, None] * N + columns[None, :])
+        segment_size = tl.cast(segment_size, tl.int64)
+        tl.store(places + segment * segment_size, acc, mask=inside)
+        tl.debug_barrier()  # every thread has stored before one of them says so
+        if tl.atomic_add(arrived + index, 1, sem="acq_rel") < tl.num_programs(1) - 1:
+            return
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for _ in range(tl.num_programs(1)):
+            acc += tl.load(places, mask=inside, other=0.0, cache_modifier=".cg")
+            places += segment_size
     if HAS_BIAS:
         bias += batch * stride_bb + row.to(tl.int64) * stride_bm + column.to(tl.int64) * stride_bn
         added = tl.load(
@@ -134,35 +175,11 @@ def product_kernel(
         )
         acc += added.to(tl.float32)
     out += batch * stride_ob + row.to(tl.int64) * stride_om + column.to(tl.int64) * stride_on
-    if PARALLEL:
-        out += segment.to(tl.int64) * stride_os
     tl.store(
         out + rows[:, None] * stride_om + columns[None, :] * stride_on,
         acc.to(out.dtype.element_ty),
         mask=inside,
     )
-
-
-@triton.jit
-def add_segments_kernel(
-    partial, bias, out, count, N, segments, stride_bm, stride_bn,
-    HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """out (M, N) = ((0 + partial[0]) + partial[1]) + …, then + bias; `count` is M * N.
-
-    partial (segments, M, N) float32 and out (M, N), contiguous.
-    """
-    entries = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entries < count
-    acc = tl.zeros((BLOCK,), dtype=tl.float32)
-    places = partial + entries
-    for _ in range(segments):
-        acc += tl.load(places, mask=inside, other=0.0)
-        places += count
-    if HAS_BIAS:
-        added = bias + (entries // N) * stride_bm + (entries % N) * stride_bn
-        acc += tl.load(added, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + entries, acc.to(out.dtype.element_ty), mask=inside)
 
 
 def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -234,8 +251,12 @@ def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
         return empty if bias is None else empty + bias
     if inner == 1 and bias is None:  # one product an entry: exact, as in rotary embeddings
         return left * right
-    tile = classes(left, right, product).tile(rows)
     segment = configs.segment_k(right.shape[2], inner)
+
+    def time(tile: Tile) -> float:
+        return milliseconds(lambda: product(left, right, bias, tile, segment))
+
+    tile = classes(left, right, product).tile(rows, time if left.is_cuda else None)
     return product(left, right, bias, tile, segment)
 
 
@@ -253,6 +274,8 @@ def product(
     computed side by side, which changes no bit; by default where there are too few tiles
     to keep the device busy. Raises ValueError for a segment that is no multiple.
     """
+    if tile.descriptors and not segment_k and descriptors.fits(left, right):
+        return descriptors.product(left, right, bias, tile)
     if segment_k % tile.block_k:
         raise ValueError(f"segments of {segment_k} are not whole blocks of {tile.block_k}")
     batch, rows, inner = left.shape
@@ -265,11 +288,8 @@ def product(
     out = left.new_empty((batch, rows, columns))
     if bias is not None:
         bias = bias.expand(out.shape)
-    partial = out.new_empty((segments, *out.shape), dtype=torch.float32) if parallel else None
     with on_device(left):
-        _launch_product(left, right, bias, out, partial, tile, segment_k, tiles, segments)
-        if partial is not None:
-            _launch_sum(partial, bias, out)
+        _launch_product(left, right, bias, out, tile, segment_k, tiles, segments if parallel else 1)
     return out
 
 
@@ -278,22 +298,21 @@ def _launch_product(
     right: torch.Tensor,
     bias: torch.Tensor | None,
     out: torch.Tensor,
-    partial: torch.Tensor | None,
     tile: Tile,
     segment_k: int,
     tiles: int,
     segments: int,
 ) -> None:
-    """Launch `product_kernel` into `out`, or into `partial` (segments, B, M, N) if there is one."""
-    _, rows, inner = left.shape
-    parallel = partial is not None
-    target = out if partial is None else partial[0]
-    added = bias if bias is not None and not parallel else None
-    product_kernel[(tiles, segments if parallel else 1)](
-        left, right, out if added is None else added, out if partial is None else partial,
-        rows, right.shape[2], inner,
-        *left.stride(), *right.stride(), *(target if added is None else added).stride(),
-        *target.stride(), 0 if partial is None else partial.stride(0),
+    """Launch `product_kernel` into `out`; `segments` are computed side by side if more than 1."""
+    batch, rows, inner = left.shape
+    parallel = segments > 1
+    partial = out.new_empty((segments, *out.shape), dtype=torch.float32) if parallel else out
+    arrived = out.new_zeros(tiles, dtype=torch.int32) if parallel else out
+    added = out if bias is None else bias
+    product_kernel[(tiles, segments)](
+        left, right, added, out, partial, arrived, rows, right.shape[2], inner,
+        *_strides(left, batch), *_strides(right, batch), *_strides(added, batch),
+        *_strides(out, batch), partial.stride(0) if parallel else 0,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
         WEIGHTS_FIRST=tile.weights_first,
         # One program's segments are the whole sum where there is one of them.
@@ -301,21 +320,14 @@ def _launch_product(
         PARALLEL=parallel,
         EVEN_N=right.shape[2] % tile.block_n == 0,
         EVEN_K=inner % tile.block_k == 0,
-        HAS_BIAS=added is not None,
+        HAS_BIAS=bias is not None,
         num_warps=tile.num_warps, num_stages=tile.num_stages, **NUMERICS,
     )  # fmt: skip
 
 
-def _launch_sum(partial: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    """Add up (segments, B, M, N) over the segments, in order, and the bias at last."""
-    batch, rows, columns = out.shape
-    count = batch * rows * columns
-    places: tuple[int, ...] = (0, 0)
-    if bias is not None:
-        # Entries of the batch are rows here, which a bias of their own would not fit.
-        bias = bias.reshape(batch * rows, columns) if batch > 1 else bias[0]
-        places = bias.stride()
-    add_segments_kernel[(triton.cdiv(count, REDUCE_BLOCK),)](
-        partial, out if bias is None else bias, out, count, columns, partial.shape[0], *places,
-        HAS_BIAS=bias is not None, BLOCK=REDUCE_BLOCK, num_warps=4, **NUMERICS,
-    )  # fmt: skip
+def _strides(x: torch.Tensor, batch: int) -> tuple[int, ...]:
+    """Strides, those between the entries of a batch of one being 0.
+
+    They grow with the rows, and would have another binary where they stop being multiples of 16.
+    """
+    return x.stride() if batch > 1 else (0, *x.stride()[1:])

@@ -1,6 +1,7 @@
 """Compile every kernel ahead of time, as its launcher would launch it, on a machine with no GPU.
 
     python compiling.py [sm …]     prints one JSON object a kernel and architecture
+    python compiling.py loads      prints how many binaries any number of rows needs
 
 Launchers are called with tensors that have no storage; their launches are recorded instead of run,
 and the recorded arguments (alignment and unit strides included) are what is compiled. Run as a
@@ -24,6 +25,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 TYPES = {
     torch.bfloat16: "*bf16",
@@ -94,22 +96,35 @@ def is_kernel(name: str) -> bool:
     return name.endswith("_kernel")
 
 
-def compile_launch(name: str, launch: Launch, sm: int) -> Compiled:
-    """PTX and cubin for `sm`, with what ptxas says of registers and spills."""
+def specialised(
+    launch: Launch,
+) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
+    """Types, constants and alignments that a launch is compiled for, as Triton finds them."""
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     parameters = {parameter.name: parameter for parameter in launch.kernel.params}
     for index, argument in enumerate(launch.kernel.arg_names):
         value = launch.arguments[argument]
-        if parameters[argument].is_constexpr or value is None or is_one(value):
+        by_value = not parameters[argument].do_not_specialize
+        if isinstance(value, TensorDescriptor):
+            block = ",".join(map(str, value.block_shape))
+            signature[argument] = f"tensordesc<{TYPES[value.base.dtype][1:]}[{block}]>"
+        elif parameters[argument].is_constexpr or value is None or (by_value and is_one(value)):
             signature[argument] = "constexpr"
             constants[(index,)] = value
         else:
             signature[argument] = type_of(value)
-            if isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0):
+            if isinstance(value, torch.Tensor) or (
+                by_value and type(value) is int and value % 16 == 0
+            ):
                 attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    return signature, constants, attributes
+
+
+def compile_launch(name: str, launch: Launch, sm: int) -> Compiled:
+    """PTX and cubin for `sm`, with what ptxas says of registers and spills."""
+    source = ASTSource(launch.kernel, *specialised(launch))
     compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=launch.options)
     ptx = compiled.asm["ptx"]
     return Compiled(
@@ -155,27 +170,29 @@ def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 def matmul_launches(sm: int) -> Iterator[tuple[str, Launch]]:
     """Every tile of the tables, for a linear layer and for a plain right-hand side."""
-    from detcheck.kernels.triton import configs, matmul
+    from detcheck.kernels.triton import configs, descriptors, matmul
 
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for rows, tile in configs.table(dtype, (sm // 10, sm % 10)):
+        tiles = configs.table(dtype, (sm // 10, sm % 10))
+        for tile, rows in {tile: rows for rows, tile in tiles}.items():
             m = min(rows, 8192)
             left = empty(1, m, 4096, dtype=dtype)
             weight = empty(1, 4096, 4096, dtype=dtype)
             layouts = {"linear": weight.transpose(1, 2), "plain": weight}
-            if dtype == torch.float16:  # the same code as for bfloat16
+            # float16 has the same code as bfloat16; descriptors take linear layers alone.
+            if dtype == torch.float16 or tile.descriptors:
                 del layouts["plain"]
             for layout, right in layouts.items():
-                with recorded(matmul) as launches:
+                with recorded(matmul, descriptors) as launches:
                     matmul.product(left, right, None, tile)
-                yield f"matmul {layout} {short(dtype)} m={m}", launches[0]
+                yield f"matmul {layout} {short(dtype)} m={m} {tile}", launches[0]
     bias = empty(4096, dtype=torch.bfloat16)
     left, weight = empty(1, 16, 4096, dtype=bias.dtype), empty(1, 4096, 4096, dtype=bias.dtype)
-    tile = configs.tile_for(16, configs.table(bias.dtype, (sm // 10, sm % 10)))
+    tile = configs.table(bias.dtype, (sm // 10, sm % 10))[0][1]
     with recorded(matmul) as launches:
         matmul.product(left, weight.transpose(1, 2), bias, tile, 1024, parallel=True)
         matmul.product(left, weight.transpose(1, 2), bias, tile, 1024, parallel=False)
-    for launch, name in zip(launches, ("segment", "sum", "in order"), strict=True):
+    for launch, name in zip(launches, ("side by side", "in turn"), strict=True):
         yield f"matmul segments {name}", launch
 
 
@@ -221,6 +238,27 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def binaries_for_any_load() -> dict[str, int]:
+    """How many binaries a linear layer and attention need over loads, one tile each."""
+    from detcheck.kernels.triton import attention, configs, matmul
+
+    weight = empty(1, 4096, 4096, dtype=torch.bfloat16).transpose(1, 2)
+    bounds = empty(2, dtype=torch.int32)
+    with recorded(attention, matmul) as launches:
+        for load in (1, 2, 15, 16, 33, 64):
+            left = empty(1, load, 4096, dtype=torch.bfloat16)
+            matmul.product(left, weight, None, configs.anchor(configs.HOPPER))
+            query = empty(1, 32, load, 128, dtype=torch.bfloat16)
+            for past in (0, 7, 16):
+                key = empty(load + past, 8, 128, dtype=torch.bfloat16).transpose(0, 1)[None]
+                layout = attention.Layout(load, bounds, bounds)
+                attention.attention(query, key, key, layout, parallel=False)
+    kernels = {launch.kernel.fn.__name__: set[str]() for launch in launches}
+    for launch in launches:
+        kernels[launch.kernel.fn.__name__].add(repr((specialised(launch), launch.options)))
+    return {name: len(found) for name, found in kernels.items()}
+
+
 def launches(sm: int) -> Iterator[tuple[str, Launch]]:
     yield from matmul_launches(sm)
     yield from attention_launches()
@@ -228,6 +266,9 @@ def launches(sm: int) -> Iterator[tuple[str, Launch]]:
 
 
 def main(*architectures: str) -> None:
+    if architectures == ("loads",):
+        print(json.dumps(binaries_for_any_load()))
+        return
     for sm in map(int, architectures or ("80", "90")):
         for name, launch in launches(sm):
             print(json.dumps(asdict(compile_launch(name, launch, sm))), flush=True)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from under_test import DEVICE, DOT_DTYPES, classes, configs, matmul, random, rows_differ
+from under_test import (
+    DEVICE,
+    DOT_DTYPES,
+    INTERPRETED,
+    classes,
+    configs,
+    matmul,
+    random,
+    rows_differ,
+)
 
 TILES = {"hopper": configs.HOPPER, "ampere": configs.AMPERE, "float32": configs.FLOAT32}
 
@@ -99,6 +108,31 @@ def test_segments_are_one_class_however_they_are_computed(parts: bool) -> None:
     torch.testing.assert_close(expected[0], left[0] @ right[0] + bias, rtol=1e-4, atol=1e-4)
 
 
+def test_narrow_weights_are_one_class_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments side by side for few rows and in turn for many: who adds them changes no bit."""
+    for module in (configs, classes):
+        monkeypatch.setattr(module, "segment_k", lambda columns, inner: 64)
+    launched = []
+    launch = matmul._launch_product
+
+    def watched(*args) -> None:
+        launched.append(args[-1])
+        launch(*args)
+
+    monkeypatch.setattr(matmul, "_launch_product", watched)
+    left, weight = random(3, 520, 200), random(4, 72, 200).t()
+    whole = matmul.mm(left, weight)
+    for rows in (1, 2, 17, 65, 129):
+        assert torch.equal(matmul.mm(left[:rows], weight), whole[:rows])
+    assert {1, 4} <= set(launched)
+    torch.testing.assert_close(whole, left @ weight, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_are_cut_by_the_shape_of_the_weight() -> None:
+    assert configs.segment_k(1024, 4096) == 512
+    assert configs.segment_k(4096, 4096) == configs.segment_k(192, 576) == 0
+
+
 def test_segments_must_be_whole_blocks() -> None:
     with pytest.raises(ValueError, match="whole blocks"):
         matmul.product(random(1, 1, 4, 64), random(2, 1, 64, 4), None, configs.FLOAT32[0][1], 48)
@@ -115,7 +149,9 @@ def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
         return matmul.product(x[None], right, None, tile, segment)[0]
 
     assert "batch-size 17" in rows_differ(by_rows, left[0])
-    assert rows_differ(lambda x: matmul.product(x[None], right, None, tile)[0], left[0]) == []
+    # The interpreter multiplies tiles by BLAS, which on some CPUs minds the row's place in a tile.
+    same = rows_differ(lambda x: matmul.product(x[None], right, None, tile)[0], left[0])
+    assert set(same) <= ({"position"} if INTERPRETED else set())
 
 
 def test_a_tile_of_another_class_is_replaced() -> None:
@@ -124,7 +160,7 @@ def test_a_tile_of_another_class_is_replaced() -> None:
     odd, good = configs.Tile(16, 64, 32, 4, 2), configs.Tile(32, 64, 32, 4, 2)
     tiles = ((16, odd), (64, good), (configs.ALL_ROWS, configs.FLOAT32[-1][1]))
 
-    def multiply(left, right, bias, tile, segment):
+    def multiply(left, right, bias, tile, segment, parallel):
         same = configs.FLOAT32[-1][1]
         return matmul.product(left, right, bias, same, 64 if tile == odd else segment)
 
@@ -134,18 +170,61 @@ def test_a_tile_of_another_class_is_replaced() -> None:
     assert found.tile(65) == tiles[-1][1]
 
 
+def test_of_the_tiles_in_the_class_the_fastest_is_used() -> None:
+    """Alternatives for one range of M are timed once; a tile that does not run is left out."""
+    kind = classes.Kind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
+    broken, slow, fast = (configs.Tile(16, 64, 32, 4, stages) for stages in (2, 3, 4))
+    last = configs.FLOAT32[-1][1]
+    tiles = ((16, broken), (16, slow), (16, fast), (configs.ALL_ROWS, last))
+    timed = []
+
+    def multiply(left, right, bias, tile, segment, parallel):
+        if tile == broken:
+            raise RuntimeError("out of resources")
+        return matmul.product(left, right, bias, last, segment)
+
+    def time(tile: configs.Tile) -> float:
+        timed.append(tile)
+        return tile.num_stages / 10 if tile == slow else 0.1
+
+    found = classes.TileClass(kind, tiles, multiply)
+    assert found.tile(1, time) == found.tile(16, time) == fast
+    assert timed == [slow, fast]
+    assert classes.TileClass(kind, tiles, multiply).tile(1) == slow
+    assert found.tile(17, time) == last
+
+
+def test_tiles_by_descriptors_serve_only_what_the_copy_unit_takes() -> None:
+    left, weight = random(1, 1, 300, 72, dtype=torch.float16), random(2, 40, 72).half().t()[None]
+    assert classes.classes(left, weight, matmul.product).kind.descriptors
+    for other_left, other in (
+        (left, weight.contiguous()),
+        (left[:, :, :71], weight[:, :71]),
+        (left.expand(2, -1, -1), weight.expand(2, -1, -1)),
+    ):
+        kind = classes.classes(other_left, other, matmul.product).kind
+        assert not kind.descriptors
+    plain = classes.classes(left, weight.contiguous(), matmul.product)
+    assert not any(tile.descriptors for tile in plain.usable(configs.ALL_ROWS))
+
+
 @pytest.mark.parametrize("name", TILES)
-def test_each_table_keeps_to_one_depth(name: str) -> None:
+def test_each_table_is_in_growing_order(name: str) -> None:
     tiles = TILES[name]
-    assert len({tile.block_k for _, tile in tiles}) == 1
+    assert all(tile.block_k % tiles[-1][1].block_k == 0 for _, tile in tiles)
     assert [limit for limit, _ in tiles] == sorted(limit for limit, _ in tiles)
     assert tiles[-1][0] == configs.ALL_ROWS
+    assert not tiles[-1][1].descriptors
 
 
 @pytest.mark.parametrize("name", TILES)
 def test_every_tile_is_right(name: str) -> None:
-    left, right = random(1, 1, 37, 130), random(2, 1, 130, 75)
-    for _, tile in TILES[name]:
-        torch.testing.assert_close(
-            matmul.product(left, right, None, tile), left @ right, rtol=1e-4, atol=1e-4
-        )
+    dtype = torch.float32 if name == "float32" else torch.float16
+    left, bias = random(1, 1, 150, 136, dtype=dtype), random(3, 300, dtype=dtype)
+    right = random(2, 1, 300, 136, dtype=dtype).transpose(1, 2)
+    for tile in {tile for _, tile in TILES[name]}:
+        for added in (None, bias):
+            expected = left.double() @ right.double() + (0 if added is None else bias.double())
+            torch.testing.assert_close(
+                matmul.product(left, right, added, tile), expected.to(dtype), rtol=2e-3, atol=4e-2
+            )

@@ -1,0 +1,96 @@
+"""Section `tiles`: whether tiles beyond the tables, or segments of K, would be faster."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from typing import Any
+
+import torch
+
+from detcheck.kernels.triton import classes, matmul
+from detcheck.kernels.triton.configs import Tile
+from gpu_sections.clock import Clock
+from gpu_sections.common import describe, median_ms, random, time_or_inf
+
+ROWS = (1, 16, 64, 256, 1024, 4096)
+SEGMENTS = (512, 1024, 2048)
+SHAPES = ((4096, 4096), (1024, 4096), (4096, 14336), (14336, 4096))
+
+
+def search_space(rows: int) -> list[Tile]:
+    """Tiles beyond the table's that are worth trying for a number of rows."""
+    if rows <= 64:
+        height = 16 if rows <= 16 else 64
+        return [
+            Tile(height, 64, 64, 4, 8, weights_first=True),
+            Tile(height, 64, 256, 4, 2, weights_first=True),
+            Tile(height, 128, 128, 8, 4, weights_first=True),
+            Tile(16, 32, 64, 4, 8),  # `mma.sync`
+            Tile(16, 32, 128, 2, 4),
+        ]
+    return [
+        Tile(128, 256, 64, 8, 3, descriptors=True, persistent=True, group_m=16),
+        Tile(128, 256, 64, 8, 4, descriptors=True, persistent=True),
+        Tile(256, 128, 64, 8, 3, descriptors=True, persistent=True),
+        Tile(128, 128, 128, 8, 3, descriptors=True),
+        Tile(64, 256, 64, 4, 4, descriptors=True),
+        Tile(128, 128, 64, 4, 4, descriptors=True),
+    ]
+
+
+def narrow(rows: int) -> Tile:
+    """The tile to try segments with."""
+    if rows <= 16:
+        return Tile(16, 64, 64, 4, 6, weights_first=True)
+    return Tile(64, 64, 64, 4, 4) if rows <= 64 else Tile(128, 128, 64, 8, 4)
+
+
+def tile_search(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
+    """For `configs.HOPPER`: the table's choice against others, and what segments of K would bring.
+
+    Segments would be a class of their own, for every M: what they cost at large M counts too.
+    """
+    del options
+    found = []
+    for rows, (columns, inner) in itertools.product(ROWS, SHAPES):
+        if clock.spent():
+            return {"best": found, "unfinished": True}
+        left, weight = random(1, rows, inner), random(columns, inner).t()[None]
+        kind = classes.classes(left, weight, matmul.product)
+        times: dict[str, float] = {}
+        outside = []
+        for tile in search_space(rows):
+            times[describe(tile)] = product_ms(left, weight, tile)
+            if times[describe(tile)] < float("inf") and not kind.agrees(tile):
+                outside.append(describe(tile))
+        best = min(times, key=lambda name: times[name])
+        found.append(
+            {"M": rows, "N": columns, "K": inner, "best": best, "best_ms": times[best],
+             "in_class": best not in outside,
+             "stock_ms": median_ms(lambda x=left, w=weight: torch.bmm(x, w), 15),
+             "ours_ms": median_ms(lambda x=left, w=weight: matmul.bmm(x, w), 15),
+             "segments_ms": {n: product_ms(left, weight, narrow(rows), n) for n in SEGMENTS},
+             "times_ms": times, "outside": outside}
+        )  # fmt: skip
+    return {"best": found}
+
+
+def product_ms(left: torch.Tensor, right: torch.Tensor, tile: Tile, segment: int = 0) -> float:
+    """Median milliseconds; infinity for a tile that the card does not take."""
+    return time_or_inf(lambda: matmul.product(left, right, None, tile, segment))
+
+
+def show_tiles(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| M | N | K | stock ms | ours ms | best other tile | ms | with segments (length: ms) |",
+        "|---" * 8 + "|",
+    ]
+    for row in result["best"]:
+        segments = ", ".join(f"{length}: {ms:.3f}" for length, ms in row["segments_ms"].items())
+        other = row["best"] + ("" if row["in_class"] else " (another class)")
+        lines.append(
+            f"| {row['M']} | {row['N']} | {row['K']} | {row['stock_ms']:.3f} | "
+            f"{row['ours_ms']:.3f} | {other} | {row['best_ms']:.3f} | {segments} |"
+        )
+    return lines

@@ -1,0 +1,92 @@
+"""Section `variants`: how many answers one prompt has over many loads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections import Counter
+from typing import Any
+
+from gpu_sections.clock import Clock
+from gpu_sections.loading import SMALL, engine_for, random_llama, unproved
+
+SIZES = (1, 511, 256, 128, 64, 32, 8)
+"""Requests in flight, in the order they are measured: 1000 completions in all."""
+
+
+def variants(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
+    """The 80-variants question to a model: 1000 completions over many loads.
+
+    A model of random weights where no real one is there: its logits are flat, and part easily.
+    """
+    from detcheck import models
+    from detcheck.errors import ModelError
+
+    try:
+        loaded = models.load(options.model, device="cuda")
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        loaded = random_llama("no real model here: SmolLM2-135M's shape, random weights", SMALL)
+    groups = []
+    failures = []
+    for kernels, share in (("stock", 0.5), ("batch-invariant", 1.0)):
+        try:
+            groups.append(variants_of(loaded, kernels, Clock(share * clock.left())))
+        except Exception as error:  # the other setting is worth having
+            traceback.print_exc()
+            failures.append(f"{kernels}: {type(error).__name__}: {error}"[:300])
+    failures += [
+        f"{group['kernels']}: {group['distinct']} distinct answers"
+        for group in groups
+        if group["kernels"] != "stock" and group["distinct"] != 1
+    ]
+    failures += unproved(groups)
+    return {"model": loaded.name, "groups": groups, "failures": failures}
+
+
+def variants_of(loaded: Any, kernels: str, clock: Clock) -> dict[str, Any]:
+    """Distinct answers, their counts, and where they first part, of up to 1000 completions."""
+    engine, trials = engine_for(loaded, kernels, SIZES, len(SIZES) * max(SIZES))
+    answers = Counter[tuple[int, ...]]()
+    elapsed = 0.0
+    loads = []
+    for trial in sorted(trials, key=lambda trial: SIZES.index(trial.condition.batch_size)):
+        if clock.spent():
+            break
+        result = engine.run_trial(trial)
+        elapsed += result.elapsed_s
+        loads.append(trial.condition.batch_size)
+        answers.update(completion.token_ids for _, completion in result.completions)
+    proof = engine.proof(kernels)
+    engine.close()
+    counts = [count for _, count in answers.most_common()]
+    return {
+        "kernels": kernels,
+        "completions": sum(counts),
+        "loads": loads,
+        "distinct": len(counts),
+        "counts": counts,
+        "first_divergence": first_divergence(list(answers)),
+        "elapsed_s": elapsed,
+        "self_check": proof.self_check,
+    }
+
+
+def first_divergence(answers: list[tuple[int, ...]]) -> int | None:
+    """The first token at which any two answers differ; None where all are equal."""
+    if len(answers) < 2:
+        return None
+    for position, tokens in enumerate(zip(*answers, strict=False)):
+        if len(set(tokens)) > 1:
+            return position
+    return min(map(len, answers))
+
+
+def show_variants(result: dict[str, Any]) -> list[str]:
+    return [result["model"], ""] + [
+        f"- {group['kernels']}: {group['distinct']} distinct of {group['completions']}, "
+        f"the most common {max(group['counts'], default=0)} times, first divergence "
+        f"{group['first_divergence']}, {group['elapsed_s']:.1f} s, self-check {group['self_check']}"
+        for group in result["groups"]
+    ]
