@@ -57,6 +57,7 @@ class BatchInvariantMode:
 
     def __init__(self, families: tuple[str, ...]):
         self.families = families
+        self._held: list[str] = []
         self._before: dict[str, Counter[str]] = {}
         self._served: Counter[str] = Counter()
         self._active = False
@@ -75,6 +76,7 @@ class BatchInvariantMode:
         with _lock:
             for family in self.families:
                 _hold(family)
+                self._held.append(family)
         self._self_check = self_check({family: _families[family].calls for family in self.families})
         self._before = {family: Counter(_families[family].calls) for family in self.families}
         self._active = True
@@ -84,8 +86,8 @@ class BatchInvariantMode:
             self._served = self._running()
             self._active = False
         with _lock:
-            for family in self.families:
-                _release(family)
+            while self._held:
+                _release(self._held.pop())
 
     def _running(self) -> Counter[str]:
         calls: Counter[str] = Counter()
@@ -135,8 +137,6 @@ def _hold(family: str) -> None:
 
 def _release(family: str) -> None:
     state = _families[family]
-    if state.holders == 0:  # entering failed before this family was held
-        return
     state.holders -= 1
     if state.holders == 0 and state.remove is not None:
         state.remove()

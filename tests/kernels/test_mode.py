@@ -64,6 +64,21 @@ def test_an_exception_restores_the_stock_ops() -> None:
     assert active_families() == ()
 
 
+def test_a_mode_that_fails_on_its_way_in_leaves_the_one_around_it_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def install(family: str, calls: Counter[str]) -> None:
+        raise RuntimeError("planted")
+
+    with batch_invariant(["matmul"]):
+        monkeypatch.setattr(mode_module, "install", install)
+        with pytest.raises(RuntimeError, match="planted"), batch_invariant(["norm", "matmul"]):
+            pass
+        assert active_families() == ("matmul",)
+        assert invariant()
+    assert not invariant()
+
+
 def test_the_mode_holds_in_other_threads() -> None:
     seen = []
     with batch_invariant():
