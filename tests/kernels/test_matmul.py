@@ -115,13 +115,53 @@ def test_a_difference_in_one_result_of_hundreds_is_seen() -> None:
     assert RowClasses(shape, rarely).padded_rows(1) == 3
 
 
-def test_a_shape_without_any_class_is_refused() -> None:
-    def hopeless(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return left @ right + torch.rand(())
+def test_large_calls_without_any_class_are_made_of_tiles() -> None:
+    def large_differ(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack([(row[None].repeat(4, 1) @ right)[0] for row in left])
+        return rows * 1.001 if len(left) > 40 else rows
 
-    shape = ProductShape(64, 8, torch.float32, transposed=True, biased=False)
-    with pytest.raises(RuntimeError, match="no two numbers of rows"):
-        RowClasses(shape, hopeless).padded_rows(2)
+    classes = RowClasses(ProductShape(64, 8, torch.float32, True, False), large_differ)
+    assert [classes.padded_rows(rows) for rows in (3, 41)] == [3, None]
+    assert classes.tile_rows == 32
+
+
+def test_a_product_in_which_the_position_matters_is_made_of_single_rows() -> None:
+    def by_position(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack([(row[None].repeat(4, 1) @ right)[0] for row in left])
+        rows[len(left) // 4 * 4 :] *= 1.001
+        rows[3::4] *= 1.001
+        return rows
+
+    classes = RowClasses(ProductShape(64, 8, torch.float32, True, False), by_position)
+    assert classes.padded_rows(64) is None
+    assert classes.tile_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("inner", "columns", "dtype"),
+    [
+        *((inner, columns, torch.float32) for inner in (31, 131, 577) for columns in (2, 7, 9)),
+        *((inner, columns, torch.bfloat16) for inner in (8, 18, 64) for columns in (1, 2, 7, 8)),
+        (131, 90, torch.float64),
+    ],
+)
+def test_products_of_few_columns_keep_the_promise(
+    inner: int, columns: int, dtype: torch.dtype
+) -> None:
+    """Of these, stock kernels give a row another result at another place in a call of one size."""
+    left, weight = cancelling(129, inner, columns, dtype)
+    bias = torch.linspace(-1, 1, columns).to(dtype)
+    with batch_invariant(["matmul"]):
+        for added in (None, bias):
+            whole = F.linear(left, weight, added)
+            for start, stop in ((1, 2), (1, 6), (7, 40), (28, 129)):
+                part = F.linear(left[start:stop], weight, added)
+                assert torch.equal(part, whole[start:stop])
+
+
+def test_the_stock_op_does_depend_on_the_position() -> None:
+    left, weight = cancelling(33, 131, 7, torch.float32)
+    assert not torch.equal(F.linear(left.roll(1, 0), weight), F.linear(left, weight).roll(1, 0))
 
 
 def test_misaligned_weights_keep_the_promise() -> None:

@@ -133,8 +133,17 @@ def _by_rows(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
 def _padded(
     classes: RowClasses, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
+    padded = classes.padded_rows(left.shape[0])
+    if padded is not None:
+        return _padded_to(padded, left, right, bias)
+    size = classes.tile_rows
+    return torch.cat([_padded_to(size, tile.clone(), right, bias) for tile in left.split(size)])
+
+
+def _padded_to(
+    padded: int, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     rows = left.shape[0]
-    padded = classes.padded_rows(rows)
     if padded == rows:
         return _product(left, right, bias)
     wide = left.new_zeros((padded, left.shape[1]))
