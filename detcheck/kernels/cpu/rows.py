@@ -157,7 +157,7 @@ class RowClasses:
         return right
 
     def _random(self, seed: int, *sizes: tuple[int, int]) -> list[torch.Tensor]:
-        """Seeded normal values, as precise as the shape's dtype: products of less would be exact."""
+        """Seeded normal values, as precise as the shape's dtype: of less, products are exact."""
         generator = torch.Generator().manual_seed(seed)
         dtype = torch.promote_types(self.shape.dtype, torch.float32)
         return [torch.randn(size, generator=generator, dtype=dtype) for size in sizes]
