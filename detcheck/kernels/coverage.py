@@ -155,8 +155,6 @@ class _Watch(TorchDispatchMode):
         self._path: list[str] = [""]
         self._hooks: list[Any] = []
         self._served = {name for family in OP_FAMILIES for name in op_names(family)}
-        # The shortcut for linear layers calls the stock kernel once it knows that it may.
-        self._served.add("aten::mm.out")
         device = next(model.parameters()).device.type
         self._on_cpu = device == "cpu"
         self._row_by_row = ROW_BY_ROW.get(device, frozenset())

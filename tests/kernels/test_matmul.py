@@ -71,6 +71,56 @@ def test_products_are_right() -> None:
     )
 
 
+class Packed(torch.Tensor):
+    """A weight of a kind of its own, as quantised models have them: no storage to look at."""
+
+    @staticmethod
+    def __new__(cls, plain: torch.Tensor) -> Packed:
+        return torch.Tensor._make_wrapper_subclass(cls, plain.shape, dtype=plain.dtype)
+
+    def __init__(self, plain: torch.Tensor):
+        self.plain = plain
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args = [x.plain if isinstance(x, Packed) else x for x in args]
+        out = func(*args, **(kwargs or {}))
+        return Packed(out) if func.is_view and args[0].dim() == 2 else out
+
+
+def test_linear_is_called_as_stock_is() -> None:
+    left, weight = torch.randn(4, 64), torch.randn(8, 64)
+    with torch.no_grad(), batch_invariant(["matmul"]):
+        expected = F.linear(left, weight)
+        assert torch.equal(F.linear(input=left, weight=weight), expected)
+        assert torch.equal(F.linear(left, weight, bias=None), expected)
+        assert F.linear(left.to("meta"), weight.to("meta")).shape == (4, 8)
+        for _ in range(3):  # also once such a call is known to need neither copies nor padding
+            assert torch.equal(F.linear(left, Packed(weight)), expected)
+    with batch_invariant(["matmul"]):
+        each = torch.func.vmap(lambda row: F.linear(row[None], weight)[0])(left)
+    torch.testing.assert_close(each, expected)
+
+
+def test_whoever_watches_the_dispatcher_sees_each_product() -> None:
+    """A trace holds op against op: a shortcut on one side only would leave it blind."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    left, weight = torch.randn(32, 64), torch.randn(48, 64)
+    with torch.no_grad(), batch_invariant(["matmul"]):
+        for _ in range(3):
+            F.linear(left, weight)
+        for seen in ([], []):
+            with Names():
+                F.linear(left, weight)
+            assert seen == ["aten.t.default", "aten.mm.default"]
+
+
 def test_gradients_are_those_of_stock() -> None:
     left = torch.randn(5, 24, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 24, dtype=torch.float64, requires_grad=True)

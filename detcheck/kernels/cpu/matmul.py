@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from detcheck.kernels.cpu.rows import BLOCK_ROWS, CACHE_LINE_BYTES, ProductShape, RowClasses
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 _settled: set[tuple[Any, ...]] = set()
 """Calls whose operands run as they are, by all that this may depend on: the common case, fast."""
@@ -34,33 +35,37 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return _by_rows(left, right, None)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """(…, K) by the (N, K) weight of a linear layer to (…, N), without the way round by dispatch.
 
     A shortcut to `mm` for calls that need neither copies nor padding, in inference. All others
-    take the stock decomposition, which reaches `mm` or `addmm` anyway.
+    take the stock decomposition, which reaches `mm` or `addmm` anyway: so do packed weights and
+    other tensors of a kind of their own, and whatever somebody watches the dispatcher for.
     """
+    watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
+    usual = bias is None and not watched and type(weight) in _PLAIN and input.is_cpu
+    if not usual or not input.is_contiguous() or input.data_ptr() % CACHE_LINE_BYTES:
+        return _stock_linear(input, weight, bias)
     key = (
-        x.shape,
+        input.shape,
         weight.shape,
         weight.stride(),
-        x.dtype,
+        input.dtype,
         weight.data_ptr() % CACHE_LINE_BYTES,
         torch.get_num_threads(),
     )
     shapes = _settled_linears.get(key)
-    usual = bias is None and x.is_cpu and not torch.is_grad_enabled()
-    if not usual or x.data_ptr() % CACHE_LINE_BYTES or not x.is_contiguous():
-        return _stock_linear(x, weight, bias)
     if shapes is None:
-        out = _stock_linear(x, weight)
-        rows = (x.numel() // max(1, x.shape[-1]), x.shape[-1])
-        if x.dim() > 1 and _is_settled(x.view(rows), weight.t()):
+        out = _stock_linear(input, weight)
+        rows = (input.numel() // max(1, input.shape[-1]), input.shape[-1])
+        if input.dim() > 1 and _is_settled(input.view(rows), weight.t()):
             _settled_linears[key] = (rows, (rows[0], weight.shape[0]), out.shape)
         return out
     left_shape, product_shape, out_shape = shapes
-    product = x.new_empty(product_shape)
-    return _stock_mm(x.view(left_shape), weight.t(), out=product).view(out_shape)
+    product = input.new_empty(product_shape)
+    return _stock_mm(input.view(left_shape), weight.t(), out=product).view(out_shape)
 
 
 def addmm(
