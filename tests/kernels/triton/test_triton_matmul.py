@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from under_test import DEVICE, DOT_DTYPES, classes, configs, matmul, random, rows_differ
+from under_test import (
+    DEVICE,
+    DOT_DTYPES,
+    INTERPRETED,
+    classes,
+    configs,
+    matmul,
+    random,
+    rows_differ,
+)
 
 TILES = {"hopper": configs.HOPPER, "ampere": configs.AMPERE, "float32": configs.FLOAT32}
 
@@ -115,7 +124,10 @@ def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
         return matmul.product(x[None], right, None, tile, segment)[0]
 
     assert "batch-size 17" in rows_differ(by_rows, left[0])
-    assert rows_differ(lambda x: matmul.product(x[None], right, None, tile)[0], left[0]) == []
+    # Interpreted, a tile's product is numpy's, which on some CPUs depends on a row's place in it.
+    allowed = {"position"} if INTERPRETED else set()
+    whole = rows_differ(lambda x: matmul.product(x[None], right, None, tile)[0], left[0])
+    assert set(whole) <= allowed
 
 
 def test_a_tile_of_another_class_is_replaced() -> None:
