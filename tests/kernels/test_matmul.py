@@ -102,6 +102,21 @@ def test_linear_is_called_as_stock_is() -> None:
     torch.testing.assert_close(each, expected)
 
 
+def test_autocast_still_casts() -> None:
+    left, weight = torch.randn(32, 64), torch.randn(48, 64)
+    with torch.no_grad(), batch_invariant(["matmul"]):
+        for _ in range(3):  # until the product is known to need neither copies nor padding
+            assert F.linear(left, weight).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert F.linear(left, weight).dtype == torch.bfloat16
+
+
+def test_a_bias_that_counts_nothing_is_not_looked_at() -> None:
+    bias = torch.full((3,), torch.nan)
+    with batch_invariant(["matmul"]):
+        assert torch.addmm(bias, torch.ones(2, 4), torch.ones(4, 3), beta=0).eq(4).all()
+
+
 def test_whoever_watches_the_dispatcher_sees_each_product() -> None:
     """A trace holds op against op: a shortcut on one side only would leave it blind."""
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -42,9 +42,10 @@ def linear(
 
     A shortcut to `mm` for calls that need neither copies nor padding, in inference. All others
     take the stock decomposition, which reaches `mm` or `addmm` anyway: so do packed weights and
-    other tensors of a kind of their own, and whatever somebody watches the dispatcher for.
+    other tensors of a kind of their own, and all where autocast or somebody else watches.
     """
     watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
+    watched = watched or torch.is_autocast_enabled("cpu")
     usual = bias is None and not watched and type(weight) in _PLAIN and input.is_cpu
     if not usual or not input.is_contiguous() or input.data_ptr() % CACHE_LINE_BYTES:
         return _stock_linear(input, weight, bias)
@@ -80,7 +81,8 @@ def addmm(
     plain = left.dtype in _FLOATS and left.shape[0] > 0
     if plain and bias.dim() == 1 and beta == 1 and alpha == 1:
         return _by_rows(left, right, bias)
-    return mm(left, right) * alpha + bias * beta
+    product = mm(left, right) * alpha
+    return product + bias * beta if beta else product
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
