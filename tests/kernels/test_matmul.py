@@ -150,6 +150,12 @@ def test_empty_and_integer_products_still_work() -> None:
     with batch_invariant(["matmul"]):
         assert torch.mm(torch.zeros(0, 4), torch.ones(4, 3)).shape == (0, 3)
         assert torch.mm(torch.zeros(2, 0), torch.ones(0, 3)).eq(0).all()
+        assert torch.mm(torch.zeros(2, 4), torch.ones(4, 0)).shape == (2, 0)
+        bias = torch.ones(0)
+        assert F.linear(torch.zeros(2, 4), torch.ones(0, 4), bias).shape == (2, 0)
+        assert torch.bmm(torch.zeros(2, 3, 4), torch.ones(2, 4, 0)).shape == (2, 3, 0)
+        with pytest.raises(RuntimeError, match="batch2"):
+            torch.bmm(torch.zeros(2, 3, 4), torch.ones(3, 4, 5))
         ints = torch.arange(6).view(2, 3)
         assert torch.equal(torch.mm(ints, ints.t()), torch.tensor([[5, 14], [14, 50]]))
 

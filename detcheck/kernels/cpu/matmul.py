@@ -30,7 +30,7 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
     if _is_settled(left, right):
         return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
-    if left.dtype not in _FLOATS or left.shape[1] <= 1 or left.shape[0] == 0:
+    if left.dtype not in _FLOATS or left.shape[1] <= 1 or _empty(left, right):
         return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
     return _by_rows(left, right, None)
 
@@ -78,7 +78,7 @@ def addmm(
     alpha: float = 1,
 ) -> torch.Tensor:
     """beta * bias + alpha * (M, K) x (K, N) to (M, N), row for row independent of M."""
-    plain = left.dtype in _FLOATS and left.shape[0] > 0
+    plain = left.dtype in _FLOATS and not _empty(left, right)
     if plain and bias.dim() == 1 and beta == 1 and alpha == 1:
         return _by_rows(left, right, bias)
     product = mm(left, right) * alpha
@@ -87,10 +87,15 @@ def addmm(
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(B, M, K) x (B, K, N) to (B, M, N): each product on its own, so B and M do not matter."""
-    if left.dtype not in _FLOATS or left.shape[2] <= 1 or left.shape[0] == 0:
+    if left.dtype not in _FLOATS or left.shape[2] <= 1 or len(left) != len(right) or not len(left):
         shape = (left.shape[0], left.shape[1], right.shape[2])
         return torch.bmm(left, right, out=left.new_empty(shape))
     return torch.stack([mm(one, other) for one, other in zip(left, right, strict=True)])
+
+
+def _empty(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether a product has no entries, or only sums of nothing."""
+    return not left.numel() or not right.numel()
 
 
 def _is_settled(left: torch.Tensor, right: torch.Tensor) -> bool:
