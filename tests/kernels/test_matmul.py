@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -69,6 +71,39 @@ def test_products_are_right() -> None:
     torch.testing.assert_close(
         scaled.double(), (expected - bias) / 2 + 2 * bias, rtol=1e-4, atol=1e-4
     )
+
+
+SLICES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "last token": lambda hidden: hidden[:, -1:],
+    "some tokens": lambda hidden: hidden[:, 1:3],
+    "by token": lambda hidden: hidden.transpose(0, 1).contiguous().transpose(0, 1),
+    "by head": lambda hidden: hidden[:, :, None].expand(-1, -1, 2, -1),
+}
+
+
+def biased_rows_differ(cut: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> int:
+    """Requests of five whose part of a biased layer's result is not what it is alone."""
+    hidden = torch.randn(5, 4, 256, generator=torch.Generator().manual_seed(1)).to(dtype)
+    weight = torch.randn(300, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
+    bias = torch.linspace(-1, 1, 300).to(dtype)
+    whole = F.linear(cut(hidden), weight, bias)
+    alone = [F.linear(cut(hidden[at : at + 1].clone()), weight, bias)[0] for at in range(5)]
+    return sum(not torch.equal(one, row) for one, row in zip(alone, whole, strict=True))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_of_a_batch_do_not_matter_with_a_bias(
+    name: str, dtype: torch.dtype, grad: bool
+) -> None:
+    """One request's last token is contiguous, those of several are not."""
+    with torch.set_grad_enabled(grad), batch_invariant(["matmul"]):
+        assert biased_rows_differ(SLICES[name], dtype) == 0
+
+
+def test_the_same_check_catches_the_stock_layer() -> None:
+    assert biased_rows_differ(SLICES["last token"], torch.bfloat16) > 0
 
 
 class Packed(torch.Tensor):

@@ -46,9 +46,13 @@ def linear(
     """
     watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
     watched = watched or torch.is_autocast_enabled("cpu")
-    usual = bias is None and not watched and type(weight) in _PLAIN and input.is_cpu
+    usual = not watched and type(weight) in _PLAIN and input.is_cpu
+    if bias is not None:
+        # Of what is not contiguous PyTorch adds the bias after rounding, and a slice of one request
+        # is contiguous where the same of several is not.
+        return _stock_linear(input.contiguous(), weight, bias)
     if not usual or not input.is_contiguous() or input.data_ptr() % CACHE_LINE_BYTES:
-        return _stock_linear(input, weight, bias)
+        return _stock_linear(input, weight)
     key = (
         input.shape,
         weight.shape,

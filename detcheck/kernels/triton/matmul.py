@@ -222,7 +222,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
     watched = watched or torch.is_autocast_enabled(x.device.type)
     if watched or x.dtype not in FLOATS or weight.dtype != x.dtype or x.dim() == 1:
-        return _stock_linear(x, weight, bias)
+        # Contiguous, or PyTorch adds the bias after rounding, in some batches and not in others.
+        return _stock_linear(x if bias is None else x.contiguous(), weight, bias)
     rows = x.reshape(1, -1, x.shape[-1])
     return _product(rows, weight.t()[None], bias).view(*x.shape[:-1], weight.shape[0])
 

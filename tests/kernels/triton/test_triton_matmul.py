@@ -161,3 +161,13 @@ def test_every_tile_is_right(name: str) -> None:
         torch.testing.assert_close(
             matmul.product(left, right, None, tile), left @ right, rtol=1e-4, atol=1e-4
         )
+
+
+def test_a_biased_layer_takes_a_slice_as_its_copy_where_gradients_are_recorded() -> None:
+    hidden, weight, bias = random(1, 5, 4, 64), random(2, 48, 64), random(3, 48)
+    part = hidden.bfloat16()[:, -1:]
+    operands = weight.bfloat16(), bias.bfloat16()
+    with torch.enable_grad():
+        assert torch.equal(
+            matmul.linear(part, *operands), matmul.linear(part.contiguous(), *operands)
+        )
