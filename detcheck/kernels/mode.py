@@ -105,13 +105,16 @@ def batch_invariant(ops: Iterable[str] | None = None) -> Iterator[BatchInvariant
     into steps and of whether it is prefilled or decoded, too. Works on CPUs and CUDA GPUs for any
     transformers causal LM with `sdpa` attention, in static and continuous batching; gradients are
     those of the stock formulas. Process-wide, not per thread; nests; restored on
-    exceptions. Raises UsageError for an unknown family.
+    exceptions. Raises UsageError for an unknown family, and for none at all.
 
         with detcheck.batch_invariant() as mode:
             model.generate(...)
         print(mode.proof())
     """
-    families = tuple(dict.fromkeys(OP_FAMILIES if ops is None else ops))
+    named = (ops,) if isinstance(ops, str) else ops
+    families = tuple(dict.fromkeys(OP_FAMILIES if named is None else named))
+    if not families:
+        raise UsageError(f"Name at least one op family: known are {', '.join(FAMILIES)}.")
     for family in families:
         if family not in FAMILIES:
             raise UsageError(f"Unknown op family {family!r}: known are {', '.join(FAMILIES)}.")

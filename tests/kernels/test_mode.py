@@ -113,6 +113,17 @@ def test_an_unknown_family_is_refused() -> None:
         pass
 
 
+def test_a_mode_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least one op family"), batch_invariant([]):
+        pass
+
+
+def test_one_family_may_be_named_by_itself() -> None:
+    with batch_invariant("matmul") as mode:
+        assert invariant()
+    assert mode.proof().families == ("matmul",)
+
+
 def test_the_self_check_finds_stock_ops_left_on() -> None:
     """The hole others had: a mode that says it is enabled while stock kernels run."""
     assert "alone" in self_check({"matmul": Counter()})
