@@ -224,6 +224,12 @@ def _why_not_loaded(name: str, error: Exception) -> str:
     if "backend tokenizer" in text:
         return f"{name} holds no tokenizer that can be read: download the whole model."
     first = " ".join(text.split())[:200].rstrip(".")
+    if "scaled_dot_product_attention" in text:
+        kind = text.split(maxsplit=1)[0]
+        first = (
+            f"{kind} has no sdpa attention in transformers, the only one that detcheck runs in "
+            "process: serve it and give --endpoint"
+        )
     return f"{name} cannot be loaded as a causal language model ({first})."
 
 

@@ -210,6 +210,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
         ),
         (OSError("You are trying to access a gated repo."), "a/b is gated on the hub"),
         (OSError("We couldn't connect to …"), "the hub cannot be reached"),
+        (
+            ValueError(
+                "Gemma2ForCausalLM does not support an attention implementation through "
+                "torch.nn.functional.scaled_dot_product_attention yet. Please request …"
+            ),
+            "(Gemma2ForCausalLM has no sdpa attention in transformers, the only one that",
+        ),
         (KeyError("strange\nthing"), "cannot be loaded as a causal language model ("),
         (MemoryError(), "a/b does not fit into memory."),
         (torch.OutOfMemoryError("CUDA out of memory."), "a/b does not fit into memory."),

@@ -165,7 +165,7 @@ def _print(found: Trace) -> None:
                 f"{first.max_ulp} ULPs"
             )
         print_line(
-            "  laid out differently alone; a later op shows that its result differs"
+            "  not all of its tensors could be compared; a later op shows that its result differs"
             if first.indirect
             else f"  its {first.inputs_compared} compared inputs agree bit for bit"
         )

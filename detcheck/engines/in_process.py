@@ -95,6 +95,8 @@ class InProcessEngine:
         self._detokenize = Detokenizer(loaded.tokenizer)
         self._proofs: dict[str, list[Proof]] = {}
         self._warm: set[str] = set()
+        self._longest = 0
+        """Tokens of the longest request, prompt and answer."""
         self._check_lengths()
         self._check_kernels()
 
@@ -179,6 +181,7 @@ class InProcessEngine:
         fillers = FILLER_PROMPTS if self.experiment.traffic == "mixed" else ()
         for number, prompt in enumerate((*self.experiment.prompts, *fillers), start=1):
             needed = len(self.encode(prompt)) + self.experiment.max_new_tokens
+            self._longest = max(self._longest, needed)
             if context is not None and needed > context:
                 raise UsageError(
                     f"Prompt {number} has {len(self.encode(prompt))} tokens; with "
@@ -194,7 +197,7 @@ class InProcessEngine:
         if problem is not None:
             raise UsageError(problem)
         if {BATCH_INVARIANT, FULLY_INVARIANT} & {*wanted}:
-            require_coverage(self.loaded.model, self.loaded.name)
+            require_coverage(self.loaded.model, self.loaded.name, self._longest)
 
     def _completion(self, answer: Answer) -> Completion:
         if answer.error is not None:

@@ -17,6 +17,7 @@ call of its own, as it would have when decoded.
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from torch.nn import functional as F
 from detcheck.errors import UsageError
 
 CACHE_LINE_BYTES = 64
+_HIDDEN = -1e4
+"""What a mask adds where nothing is to be seen is this or less; what is above is a bias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +177,10 @@ def _attend(
             for at, end in enumerate(range(past + 1, k_len + 1))
         )
         return torch.cat(tuple(rows), dim=1)
-    query, key, value = query.contiguous(), _on_cache_lines(key), _on_cache_lines(value)
+    key, value = _on_cache_lines(key), _on_cache_lines(value)
     if q_len == 1:
-        # One query: the heads that share a key-value head become its queries, nothing is copied.
-        query = query.view(1, kv_heads, heads // kv_heads, dim)
+        # One query: the heads that share a key-value head become its queries.
+        query = _on_cache_lines(query.reshape(1, kv_heads, heads // kv_heads, dim))
         out = F.scaled_dot_product_attention(query, key, value, scale=scaling)
         return out.reshape(1, 1, heads, value.shape[3])
     mask = None
@@ -185,7 +188,7 @@ def _attend(
         mask = torch.ones(q_len, k_len, dtype=torch.bool, device=query.device)
         mask = mask.tril(k_len - q_len)
     out = F.scaled_dot_product_attention(
-        query,
+        _on_cache_lines(query),
         key,
         value,
         attn_mask=mask,
@@ -197,15 +200,20 @@ def _attend(
 
 
 def _on_cache_lines(x: torch.Tensor) -> torch.Tensor:
-    """`x` (1, heads, length, dim) as is where each head starts on a cache line, else a copy."""
-    itemsize = x.element_size()
+    """`x` (1, heads, length, dim) where each head starts on a cache line, else such a copy."""
+    row_bytes = x.shape[3] * x.element_size()
     aligned = (
         x.data_ptr() % CACHE_LINE_BYTES == 0
-        and x.stride(1) * itemsize % CACHE_LINE_BYTES == 0
+        and x.stride(1) * x.element_size() % CACHE_LINE_BYTES == 0
         and x.stride(2) == x.shape[3]
         and x.stride(3) == 1
     )
-    return x if aligned else x.clone(memory_format=torch.contiguous_format)
+    if aligned:
+        return x
+    whole_lines = CACHE_LINE_BYTES // math.gcd(CACHE_LINE_BYTES, row_bytes)
+    length = -(-x.shape[2] // whole_lines) * whole_lines
+    copy = x.new_empty((*x.shape[:2], length, x.shape[3]))[:, :, : x.shape[2]]
+    return copy.copy_(x)
 
 
 def _padded_batch(
@@ -228,7 +236,7 @@ def _padded_batch(
 
         padding = _known_padding(attention_mask, query.shape[0], k_len)
         return padded_attention(query, key, value, padding, scaling, attention_mask)
-    padding = _padding(attention_mask, query.shape[0], k_len)
+    padding = _known_padding(attention_mask, query.shape[0], k_len)
     starts = [0] * query.shape[0] if padding is None else padding.tolist()
     out = query.new_zeros((query.shape[0], q_len, query.shape[1], value.shape[3]))
     for row, start in enumerate(starts):
@@ -242,18 +250,24 @@ def _padded_batch(
 
 
 def _padding(mask: torch.Tensor | None, rows: int, k_len: int) -> torch.Tensor | None:
-    """Keys of left padding in each row (rows,), from the mask of the last query; None without mask.
+    """Keys of left padding in each row (rows,), from a mask (…, 1, q, k_len); None without mask.
 
-    Raises UsageError for masks that are not causal with left padding.
+    Queries that are padding may see nothing, themselves or all. Raises UsageError for masks that
+    are not causal with left padding: windows and chunks, several sequences in a row, biases.
     """
     if mask is None:
         return None
-    last = mask[:, 0, -1, :k_len]
-    visible = last if last.dtype == torch.bool else last == 0
-    lengths = visible.sum(-1)
-    starts = k_len - lengths
-    columns = torch.arange(k_len, device=mask.device)
-    if not torch.equal(visible, columns >= starts[:, None]):
+    mask = mask[..., :k_len]
+    visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
+    num_seen = visible.sum(-1)
+    starts = k_len - num_seen[:, -1]
+    key = torch.arange(k_len, device=mask.device)
+    query = key[k_len - visible.shape[1] :, None]
+    is_padding = query[:, 0] < starts[:, None]
+    causal = ((key <= query) & (key >= starts[:, None, None]) == visible).all(-1)
+    unread = is_padding & ((num_seen <= 1) | (num_seen == k_len))
+    biased = mask.dtype != torch.bool and bool(((mask != 0) & (mask > _HIDDEN)).any())
+    if mask.shape[1] != 1 or biased or not bool((causal | unread).all()):
         raise UsageError("Batch-invariant attention needs causal masks with padding on the left.")
     return starts.expand(rows)
 
@@ -280,7 +294,7 @@ _last_mask = threading.local()
 
 
 def _known_padding(mask: torch.Tensor | None, rows: int, k_len: int) -> torch.Tensor | None:
-    """As `_padding`, asking the GPU once a forward pass instead of once a layer."""
+    """As `_padding`, looking once a forward pass instead of once a layer."""
     if mask is None:
         return None
     if not hasattr(_last_mask, "value"):

@@ -1,14 +1,15 @@
 """Which ops of a model the batch-invariant kernels do not cover, found by a short forward pass.
 
 An op is covered where a kernel of ours serves it, where it computes nothing (views, copies,
-gathers), where it gives whole numbers or truth values, or where it works entry by entry. Whatever
-else runs, by whatever name it goes, is not: quantised products, expert routing, convolutions,
-scans, attention that does not go through transformers' interface.
+gathers), where it gives whole numbers or truth values, or where it works entry by entry and rounds
+each entry alike wherever it stands. Whatever else runs, by whatever name it goes, is not: quantised
+products, expert routing, convolutions, scans, attention that does not go through transformers'
+interface.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.overrides import ATTENTION_NAME, PAGED_ATTENTION_NAME, op_names
 
 PROBE_TOKENS = 3
+_HALF = (torch.bfloat16, torch.float16)
 MOVES = frozenset(
     {
         *("embedding", "index", "index_select", "gather", "scatter", "cat", "stack", "copy_"),
@@ -34,6 +36,21 @@ MOVES = frozenset(
     }
 )
 """aten ops that put values elsewhere and compute none."""
+EVEN = frozenset(
+    {
+        *("add", "sub", "rsub", "mul", "div", "neg", "abs", "reciprocal", "sqrt", "square", "sign"),
+        *("exp", "expm1", "log", "log1p", "log2", "erf", "sin", "cos", "tanh", "relu", "celu"),
+        *("leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "log_sigmoid_forward", "floor"),
+        *("ceil", "round", "trunc", "clamp", "clamp_min", "clamp_max", "minimum", "maximum"),
+        *("lerp", "addcmul", "addcdiv", "nan_to_num", "threshold"),
+    }
+)
+"""Entry-by-entry ops whose vector and scalar kernels round alike on the CPU, in every float dtype.
+
+Which of the two an entry meets depends on its place, and so on the batch: of exp2, cosh or
+softshrink they differ, of silu and its like our own kernels see to it."""
+EVEN_POWERS = (0, 0.5, 1, 2, 3, -1, -2)
+"""Exponents of which the same holds for pow; -0.5 in float32 only."""
 ROW_BY_ROW = {"cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum"})}
 """Ops whose stock kernels, by device, take each row by itself, in one order."""
 
@@ -47,11 +64,19 @@ class Uncovered:
     module: str
 
 
-def require_coverage(model: torch.nn.Module, name: str) -> None:
+def require_coverage(model: torch.nn.Module, name: str, longest: int = 0) -> None:
     """Refuse a model that the whole batch-invariant mode cannot make invariant.
 
-    Runs a forward pass of a few tokens. Raises UsageError that names the first such op.
+    Runs a forward pass of a few tokens. `longest` is the number of tokens of the longest request.
+    Raises UsageError that names the first such op.
     """
+    limit = rescaled_beyond(model)
+    if limit is not None and longest > limit:
+        raise UsageError(
+            f"{name} rescales the positions of a whole batch once one request in it is longer than "
+            f"{limit} tokens, and the longest here may have {longest}: use shorter prompts, lower "
+            "--max-new-tokens, or --kernels stock."
+        )
     found = uncovered(model)
     if found:
         first, more = found[0], len(found) - 1
@@ -69,10 +94,26 @@ def uncovered(model: torch.nn.Module) -> tuple[Uncovered, ...]:
     input_ids = torch.arange(1, PROBE_TOKENS + 1, device=device)[None]
     # Not inference mode: there, composite ops are not seen as what they are made of.
     with batch_invariant(), torch.no_grad(), _watched_attention() as inside:
+        model(input_ids=input_ids, use_cache=False)  # tables that are made once are made here
         watch = _Watch(model, inside)
         with watch:
             model(input_ids=input_ids, use_cache=False)
     return tuple(watch.found.values())
+
+
+def rescaled_beyond(model: Any) -> int | None:
+    """Tokens of one request from which on all others get another rotary embedding; None: never."""
+    config = model.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # One for all layers, or one by kind of layer.
+    each = [rope for rope in (given, *given.values()) if isinstance(rope, dict)]
+    own = getattr(config, "original_max_position_embeddings", None)
+    limits = [
+        rope.get("original_max_position_embeddings") or own or config.max_position_embeddings
+        for rope in each
+        if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)
 
 
 @contextmanager
@@ -114,7 +155,9 @@ class _Watch(TorchDispatchMode):
         self._path: list[str] = [""]
         self._hooks: list[Any] = []
         self._served = {name for family in OP_FAMILIES for name in op_names(family)}
-        self._row_by_row = ROW_BY_ROW.get(next(model.parameters()).device.type, frozenset())
+        device = next(model.parameters()).device.type
+        self._on_cpu = device == "cpu"
+        self._row_by_row = ROW_BY_ROW.get(device, frozenset())
 
     def __enter__(self) -> Any:
         for name, module in self._model.named_modules():
@@ -131,26 +174,47 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self._inside_attention and not self._covered(func, result):
+        if not self._inside_attention and not self._covered(func, args, kwargs or {}, result):
             name = func._schema.name
+            if name == "aten::bmm":
+                name += " past the attention interface"
             self.found.setdefault(name, Uncovered(name, self._path[-1]))
         return result
 
-    def _covered(self, func: Any, result: Any) -> bool:
+    def _covered(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> bool:
         namespace, _, op = func._schema.name.partition("::")
-        if func.is_view or torch.Tag.pointwise in func.tags:
+        if func.is_view or not _gives_floats(result):
             return True
-        if not _gives_floats(result):
-            return True
+        if op == "bmm":  # of the rotary embedding: sums of one product
+            return args[0].shape[2] <= 1
         overload = func._schema.overload_name
-        served = {f"{namespace}::{op}", f"{namespace}::{op}.{overload}"} & self._served
-        return bool(served) or (namespace == "aten" and (op in MOVES or op in self._row_by_row))
+        if (f"{namespace}::{op}.{overload}" if overload else f"{namespace}::{op}") in self._served:
+            return True
+        if namespace == "aten" and (op in MOVES or op in self._row_by_row):
+            return True
+        return torch.Tag.pointwise in func.tags and (not self._on_cpu or _even(op, args, kwargs))
 
     def _entering(self, name: str) -> Any:
         return lambda *_: self._path.append(name)
 
     def _leaving(self, *_: Any) -> None:
         self._path.pop()
+
+
+def _even(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an entry-by-entry op on the CPU rounds each entry alike wherever it stands."""
+    op = op.removesuffix("_")
+    half = any(isinstance(x, torch.Tensor) and x.dtype in _HALF for x in args)
+    if op == "pow":
+        exponent = args[1]
+        if not isinstance(exponent, int | float):
+            return False
+        return exponent in EVEN_POWERS or (exponent == -0.5 and not half)
+    if kwargs.get("alpha", 1) != 1 and half:
+        return False
+    return op in EVEN
 
 
 def _gives_floats(result: Any) -> bool:

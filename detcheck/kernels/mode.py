@@ -57,6 +57,7 @@ class BatchInvariantMode:
 
     def __init__(self, families: tuple[str, ...]):
         self.families = families
+        self._held: list[str] = []
         self._before: dict[str, Counter[str]] = {}
         self._served: Counter[str] = Counter()
         self._active = False
@@ -75,6 +76,7 @@ class BatchInvariantMode:
         with _lock:
             for family in self.families:
                 _hold(family)
+                self._held.append(family)
         self._self_check = self_check({family: _families[family].calls for family in self.families})
         self._before = {family: Counter(_families[family].calls) for family in self.families}
         self._active = True
@@ -84,8 +86,8 @@ class BatchInvariantMode:
             self._served = self._running()
             self._active = False
         with _lock:
-            for family in self.families:
-                _release(family)
+            while self._held:
+                _release(self._held.pop())
 
     def _running(self) -> Counter[str]:
         calls: Counter[str] = Counter()
@@ -103,13 +105,16 @@ def batch_invariant(ops: Iterable[str] | None = None) -> Iterator[BatchInvariant
     into steps and of whether it is prefilled or decoded, too. Works on CPUs and CUDA GPUs for any
     transformers causal LM with `sdpa` attention, in static and continuous batching; gradients are
     those of the stock formulas. Process-wide, not per thread; nests; restored on
-    exceptions. Raises UsageError for an unknown family.
+    exceptions. Raises UsageError for an unknown family, and for none at all.
 
         with detcheck.batch_invariant() as mode:
             model.generate(...)
         print(mode.proof())
     """
-    families = tuple(dict.fromkeys(OP_FAMILIES if ops is None else ops))
+    named = (ops,) if isinstance(ops, str) else ops
+    families = tuple(dict.fromkeys(OP_FAMILIES if named is None else named))
+    if not families:
+        raise UsageError(f"Name at least one op family: known are {', '.join(FAMILIES)}.")
     for family in families:
         if family not in FAMILIES:
             raise UsageError(f"Unknown op family {family!r}: known are {', '.join(FAMILIES)}.")
@@ -135,8 +140,6 @@ def _hold(family: str) -> None:
 
 def _release(family: str) -> None:
     state = _families[family]
-    if state.holders == 0:  # entering failed before this family was held
-        return
     state.holders -= 1
     if state.holders == 0 and state.remove is not None:
         state.remove()

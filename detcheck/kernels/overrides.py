@@ -109,9 +109,9 @@ def _linear() -> Kernel:
     from detcheck.kernels.triton.matmul import linear as cuda_linear
 
     def linear(
-        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return (cuda_linear if x.is_cuda else cpu_matmul.linear)(x, weight, bias)
+        return (cuda_linear if input.is_cuda else cpu_matmul.linear)(input, weight, bias)
 
     return linear
 

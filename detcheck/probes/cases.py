@@ -61,10 +61,20 @@ def cases(shapes: LayerShapes) -> tuple[Case, ...]:
     return (*_linears(shapes), *_row_ops(shapes), *_attention(shapes))
 
 
-OPS = (
-    *("linear", "rms_norm", "layer_norm", "softmax", "log_softmax", "logsumexp", "sum", "mean"),
-    *("silu", "gelu", "attention-decode", "attention-packed", "attention-prefill"),
-)
+FAMILIES_OF: dict[str, frozenset[str]] = {
+    "linear": frozenset({"matmul"}),
+    "rms_norm": frozenset({"norm", "reduce"}),
+    "layer_norm": frozenset({"norm"}),
+    "softmax": frozenset({"softmax"}),
+    "log_softmax": frozenset({"softmax"}),
+    **dict.fromkeys(("logsumexp", "sum", "mean"), frozenset({"reduce"})),
+    **dict.fromkeys(("silu", "gelu"), frozenset({"pointwise"})),
+    **dict.fromkeys(
+        ("attention-decode", "attention-packed", "attention-prefill"), frozenset({"attention"})
+    ),
+}
+"""Op families that make an op invariant, all of them together."""
+OPS = tuple(FAMILIES_OF)
 """Names of the ops, in the order of `cases`."""
 
 

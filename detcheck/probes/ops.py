@@ -11,12 +11,12 @@ from time import perf_counter
 import torch
 
 from detcheck.errors import MeasurementError, UsageError
-from detcheck.experiment import BATCH_INVARIANT, PREFILL, STOCK, kernel_families
+from detcheck.experiment import AS_SERVED, BATCH_INVARIANT, PREFILL, STOCK, kernel_families
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.self_check import PASSED
 from detcheck.models import resolve_device
 from detcheck.probes.bits import row_ulps
-from detcheck.probes.cases import OPS, Call, Case, cases
+from detcheck.probes.cases import FAMILIES_OF, OPS, Call, Case, cases
 from detcheck.probes.relations import RELATIONS, ROW_RELATIONS, Outcome, run, try_relation
 from detcheck.probes.shapes import LayerShapes
 
@@ -50,7 +50,8 @@ class Cell:
     def promised(self) -> bool:
         """Whether a difference here breaks what the kernels promise."""
         families = kernel_families(self.kernels)
-        return bool(families) and (self.relation in PROMISED or PREFILL in families)
+        covered = FAMILIES_OF[self.op] <= {*families}
+        return covered and (self.relation in PROMISED or PREFILL in families)
 
 
 def audit(
@@ -73,6 +74,8 @@ def audit(
     tried = _known("relation", relations, RELATIONS)
     floats = _known("dtype", dtypes, DTYPES)
     for setting in kernels:
+        if setting == AS_SERVED:
+            raise UsageError(f"{AS_SERVED} is of endpoints, whose ops cannot be probed.")
         kernel_families(setting)
     target = resolve_device(device)
     grid = [(case, dtype) for case in cases(shapes) if case.op in wanted for dtype in floats]
@@ -82,6 +85,11 @@ def audit(
             found += _cells(case, dtype, tried, kernels, target, seed)
             if on_case is not None:
                 on_case(done, len(grid))
+    if not found:
+        raise UsageError(
+            f"{', '.join(tried)} do not apply to {', '.join(wanted)}, so nothing was probed: "
+            "padding, chunking and prefill-decode are of the attention ops."
+        )
     return found
 
 

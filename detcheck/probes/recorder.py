@@ -60,7 +60,7 @@ class Finding:
     shape: Shape
     inputs_compared: int
     indirect: bool = False
-    """The op's own tensors cannot be laid side by side; its result was first seen to differ as
+    """Not all of the op's own tensors can be laid side by side; its result was seen to differ as
     the input of a later op, while every op before it agreed."""
 
 
@@ -194,7 +194,7 @@ class Comparison(Recorder):
         self.found: Finding | None = None
         self.compared = Compared()
         self._blind: tuple[int, Key, Shape, Shape] | None = None
-        """The last op whose result could not be laid beside the reference's."""
+        """The last op whose result or inputs could not be laid beside the reference's."""
 
     def watch(self, step: Step) -> Any:
         if self.found is not None or step.index >= self._reference.window:
@@ -226,14 +226,18 @@ class Comparison(Recorder):
             return
         self.compared.ops += 1
         self.compared.tensors += 1 + sum(a is not None for a in agreements)
-        if not same and True in agreements:
-            self.found = Finding(
-                step.index,
-                key,
-                op.output.shape,
-                tuple(output.shape),
-                sum(a is not None for a in agreements),
-            )
+        if same:
+            return
+        if True not in agreements:  # it may be this op, or one before that was not seen either
+            self._blind = (step.index, key, op.output.shape, tuple(output.shape))
+            return
+        self.found = Finding(
+            step.index,
+            key,
+            op.output.shape,
+            tuple(output.shape),
+            sum(a is not None for a in agreements),
+        )
 
     def _pass_blindly(
         self, step: Step, key: Key, op: Op | None, output: torch.Tensor | None

@@ -105,6 +105,7 @@ def try_relation(
     signatures: dict[int, list[bytes]] = {}
     for variant in variants(relation, inputs, batch_sizes, seed):
         outputs = run(function, variant.inputs)
+        _check_alike(outputs, whole, variant.batch_size)
         outcome = compare(outcome, variant, outputs, whole)
         if relation == "batch-size":
             _sign(signatures, variant, outputs)
@@ -200,6 +201,20 @@ def run(function: Function, inputs: Tensors) -> Tensors:
                 "every output must be the batch."
             )
     return tuple(output.detach() for output in outputs)
+
+
+def _check_alike(outputs: Tensors, whole: Tensors, rows: int) -> None:
+    """Raises UsageError where a batch of `rows` gives something else than tensors of one kind."""
+    kinds = [[(str(x.dtype), tuple(x.shape[1:])) for x in each] for each in (outputs, whole)]
+    if kinds[0] != kinds[1]:
+        few, all_rows = (
+            ", ".join(f"{dtype.removeprefix('torch.')} {shape}" for dtype, shape in kind)
+            for kind in kinds
+        )
+        raise UsageError(
+            f"A row's result is {few} in a batch of {rows} and {all_rows} in the whole one: "
+            "number, dtype and shape of the outputs must not depend on the batch."
+        )
 
 
 def compare(outcome: Outcome, variant: Variant, outputs: Tensors, whole: Tensors) -> Outcome:

@@ -24,7 +24,7 @@ class FirstOp:
     inputs_compared: int
     """Inputs seen to agree bit for bit; 0 where `indirect`."""
     indirect: bool
-    """Its own tensors are laid out differently alone; a later op showed that its result differs."""
+    """Not all of its tensors could be compared; a later op showed that its result differs."""
 
 
 @dataclass(frozen=True, slots=True)

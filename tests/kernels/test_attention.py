@@ -173,11 +173,73 @@ def test_what_is_not_covered_is_refused_by_name(kwargs: dict[str, Any], feature:
         attention(Layer(), *request(0, 1, 4, 64, torch.float32), None, **kwargs)
 
 
-def test_masks_that_are_not_left_padding_are_refused() -> None:
+def hole() -> torch.Tensor:
     mask = torch.ones(1, 1, 1, 6, dtype=torch.bool)
     mask[..., 3] = False
+    return mask
+
+
+def blocks(*lengths: int) -> torch.Tensor:
+    """Several sequences in one row, or chunks of one: the last query sees but the last of them."""
+    parts = [torch.ones(length, length, dtype=torch.bool).tril() for length in lengths]
+    return torch.block_diag(*parts).bool()[None, None]
+
+
+MASKS: dict[str, torch.Tensor] = {
+    "hole": hole(),
+    "sequences": blocks(2, 4),
+    "window": torch.ones(1, 1, 6, 6, dtype=torch.bool).tril().triu(-2),
+    "bidirectional": torch.ones(1, 1, 6, 6, dtype=torch.bool),
+    "bias": -torch.arange(6.0).flip(0).expand(1, 1, 1, 6),
+    "by head": blocks(6).repeat(1, HEADS, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_that_are_not_left_padding_are_refused(name: str) -> None:
+    mask = MASKS[name]
     with pytest.raises(UsageError, match="padding on the left"):
-        attention(Layer(), *request(0, 1, 6, 64, torch.float32), mask)
+        attention(Layer(), *request(0, mask.shape[2], 6, 64, torch.float32), mask)
+
+
+@pytest.mark.parametrize("seen", ["nothing", "itself", "all"])
+def test_what_padding_itself_may_see_does_not_matter(seen: str) -> None:
+    parts = request(0, 6, 6, 64, torch.float32)
+    mask = blocks(6)
+    mask[..., :2] = False
+    alone, _ = attention(Layer(), *(x[:, :, 2:] for x in parts), None)
+    if seen != "nothing":
+        mask[..., :2, :] = True if seen == "all" else torch.eye(2, 6, dtype=torch.bool)
+    out, _ = attention(Layer(), *parts, mask)
+    assert torch.equal(out[:, 2:], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(5, 1, 18), (1, 1, 18), (5, 5, 66)])
+@pytest.mark.parametrize("length", [14, 73])
+def test_rows_that_start_off_cache_lines_do_not_matter(
+    dtype: torch.dtype, heads: int, kv_heads: int, dim: int, length: int
+) -> None:
+    """Odd widths: the queries of a batch start anywhere, those of a request alone do not."""
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(4, 1, heads, dim, generator=generator).to(dtype).transpose(1, 2)
+    key, value = torch.randn(2, 4, kv_heads, length, dim, generator=generator).to(dtype)
+    batch, _ = attention(Layer(), query, key, value, None)
+    for row in range(4):
+        parts = (x[row : row + 1].clone() for x in (query, key, value))
+        assert torch.equal(attention(Layer(), *parts, None)[0], batch[row : row + 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_heads_of_a_copy_start_where_those_of_a_cache_do(dtype: torch.dtype) -> None:
+    """Keys as they lie in a cache of whole lines, and copied out of one where they do not."""
+    query, key, value = request(6, 1, 31, 66, dtype)
+    cached = [x.new_zeros(1, KV_HEADS, 64, 66) for x in (key, value)]
+    for whole, part in zip(cached, (key, value), strict=True):
+        whole[:, :, 32:63] = part
+    there, _ = attention(Layer(), query, *(x[:, :, 32:63] for x in cached), None)
+    alone, _ = attention(Layer(), query, key, value, None)
+    assert torch.equal(there, alone)
 
 
 def step(states: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ import transformers as T
 from torch import nn
 
 from detcheck.errors import UsageError
-from detcheck.kernels.coverage import Uncovered, require_coverage, uncovered
+from detcheck.kernels.coverage import EVEN, EVEN_POWERS, Uncovered, require_coverage, uncovered
+from detcheck.kernels.mode import batch_invariant
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -87,3 +88,111 @@ def test_attention_past_the_interface_is_refused() -> None:
     (found,) = uncovered(model)
     assert "scaled_dot_product" in found.op
     assert found.module == "model.layers.0.self_attn"
+
+
+def test_attention_written_out_is_refused() -> None:
+    """Products and a softmax of ours, but over keys that include the padding."""
+    config = T.GPTJConfig(
+        vocab_size=64, n_embd=64, n_layer=2, n_head=4, rotary_dim=8, bos_token_id=0, eos_token_id=1
+    )
+    with pytest.raises(
+        UsageError, match=r"bmm past the attention interface \(in transformer\.h\.0"
+    ):
+        require_coverage(T.GPTJForCausalLM(config).eval(), "J")
+
+
+class Activated(nn.Module):
+    """A linear layer and an activation."""
+
+    def __init__(self, layer: nn.Linear, activate: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.layer, self.activate = layer, activate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activate(self.layer(x))
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softshrink": nn.functional.softshrink,
+    "exp2": torch.exp2,
+    "pow": lambda x: x.abs().pow(1.5),
+    "silu": lambda x: torch.ops.aten.silu.out(x, out=torch.empty_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_that_rounds_by_place_is_refused(name: str) -> None:
+    activate = ACTIVATIONS[name]
+    x = torch.randn(4099) * 3
+    with batch_invariant():
+        assert not rounds_alike(activate, x)
+    model = TAKEN["Llama"]().eval()
+    model.model.layers[1].mlp.down_proj = Activated(model.model.layers[1].mlp.down_proj, activate)
+    assert uncovered(model) == (Uncovered(f"aten::{name}", "model.layers.1.mlp.down_proj"),)
+
+
+def rounds_alike(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
+    """Whether each entry of (4099,) is the same in whole, in parts, spread out, and far on."""
+    whole = function(x.clone())
+    parts = [(function(x[start : start + 7]), whole[start : start + 7]) for start in range(0, 99)]
+    spread = function(torch.stack((x, x), 1)[:, 0])
+    long = function(x.repeat(23)).view(23, -1)
+    same = [*parts, (spread, whole), *((row, whole) for row in long)]
+    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in same)
+
+
+ALIKE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "add": lambda x: x + 1.7,
+    "mul": lambda x: x * 1.7,
+    "div": lambda x: x / 1.7,
+    "lerp": lambda x: torch.lerp(x, x * 3, 0.3),
+    "addcmul": lambda x: torch.addcmul(x, x, x, value=0.3),
+    "addcdiv": lambda x: torch.addcdiv(x, x, x.abs() + 3, value=0.3),
+    "leaky_relu": nn.functional.leaky_relu,
+    "hardtanh": nn.functional.hardtanh,
+    "hardswish": nn.functional.hardswish,
+    "hardsigmoid": nn.functional.hardsigmoid,
+    "log_sigmoid_forward": nn.functional.logsigmoid,
+    "celu": nn.functional.celu,
+    **{name: getattr(torch, name) for name in ("neg", "abs", "reciprocal", "square", "exp")},
+    **{name: getattr(torch, name) for name in ("expm1", "erf", "sin", "cos", "tanh", "relu")},
+    **{
+        name: lambda x, name=name: getattr(torch, name)(x.abs() + 0.1)
+        for name in ("sqrt", "log", "log1p", "log2")
+    },
+    **{f"pow {power}": lambda x, power=power: (x.abs() + 0.1).pow(power) for power in EVEN_POWERS},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ALIKE)
+def test_ops_that_pass_as_even_are(name: str, dtype: torch.dtype) -> None:
+    assert name.startswith("pow") or name in EVEN
+    x = (torch.randn(4099, generator=torch.Generator().manual_seed(8)) * 3).to(dtype)
+    with batch_invariant():
+        assert rounds_alike(ALIKE[name], x)
+
+
+def test_a_sum_with_a_factor_is_even_in_float32_only() -> None:
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return torch.add(x, x * 1.7, alpha=0.3)
+
+    x = torch.randn(4099)
+    assert rounds_alike(scaled, x)
+    assert not rounds_alike(scaled, x.bfloat16())
+    model = TAKEN["Llama"]().eval()
+    model.model.layers[1].mlp.down_proj = Activated(model.model.layers[1].mlp.down_proj, scaled)
+    assert uncovered(model) == ()
+    assert uncovered(model.bfloat16()) == (Uncovered("aten::add", "model.layers.1.mlp.down_proj"),)
+
+
+def test_positions_that_depend_on_the_longest_request_are_refused() -> None:
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8, "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    config = T.Phi3Config(**SIZES, rope_parameters=rope, original_max_position_embeddings=32)
+    model = T.Phi3ForCausalLM(config).eval()
+    require_coverage(model, "Phi", longest=32)
+    with pytest.raises(UsageError, match="longer than 32 tokens, and the longest here may have 33"):
+        require_coverage(model, "Phi", longest=33)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -71,6 +73,104 @@ def test_products_are_right() -> None:
     )
 
 
+SLICES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "last token": lambda hidden: hidden[:, -1:],
+    "some tokens": lambda hidden: hidden[:, 1:3],
+    "by token": lambda hidden: hidden.transpose(0, 1).contiguous().transpose(0, 1),
+    "by head": lambda hidden: hidden[:, :, None].expand(-1, -1, 2, -1),
+}
+
+
+def biased_rows_differ(cut: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> int:
+    """Requests of five whose part of a biased layer's result is not what it is alone."""
+    hidden = torch.randn(5, 4, 256, generator=torch.Generator().manual_seed(1)).to(dtype)
+    weight = torch.randn(300, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
+    bias = torch.linspace(-1, 1, 300).to(dtype)
+    whole = F.linear(cut(hidden), weight, bias)
+    alone = [F.linear(cut(hidden[at : at + 1].clone()), weight, bias)[0] for at in range(5)]
+    return sum(not torch.equal(one, row) for one, row in zip(alone, whole, strict=True))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_of_a_batch_do_not_matter_with_a_bias(
+    name: str, dtype: torch.dtype, grad: bool
+) -> None:
+    """One request's last token is contiguous, those of several are not."""
+    with torch.set_grad_enabled(grad), batch_invariant(["matmul"]):
+        assert biased_rows_differ(SLICES[name], dtype) == 0
+
+
+def test_the_same_check_catches_the_stock_layer() -> None:
+    assert biased_rows_differ(SLICES["last token"], torch.bfloat16) > 0
+
+
+class Packed(torch.Tensor):
+    """A weight of a kind of its own, as quantised models have them: no storage to look at."""
+
+    @staticmethod
+    def __new__(cls, plain: torch.Tensor) -> Packed:
+        return torch.Tensor._make_wrapper_subclass(cls, plain.shape, dtype=plain.dtype)
+
+    def __init__(self, plain: torch.Tensor):
+        self.plain = plain
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args = [x.plain if isinstance(x, Packed) else x for x in args]
+        out = func(*args, **(kwargs or {}))
+        return Packed(out) if func.is_view and args[0].dim() == 2 else out
+
+
+def test_linear_is_called_as_stock_is() -> None:
+    left, weight = torch.randn(4, 64), torch.randn(8, 64)
+    with torch.no_grad(), batch_invariant(["matmul"]):
+        expected = F.linear(left, weight)
+        assert torch.equal(F.linear(input=left, weight=weight), expected)
+        assert torch.equal(F.linear(left, weight, bias=None), expected)
+        assert F.linear(left.to("meta"), weight.to("meta")).shape == (4, 8)
+        for _ in range(3):  # also once such a call is known to need neither copies nor padding
+            assert torch.equal(F.linear(left, Packed(weight)), expected)
+    with batch_invariant(["matmul"]):
+        each = torch.func.vmap(lambda row: F.linear(row[None], weight)[0])(left)
+    torch.testing.assert_close(each, expected)
+
+
+def test_autocast_still_casts() -> None:
+    left, weight = torch.randn(32, 64), torch.randn(48, 64)
+    with torch.no_grad(), batch_invariant(["matmul"]):
+        for _ in range(3):  # until the product is known to need neither copies nor padding
+            assert F.linear(left, weight).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert F.linear(left, weight).dtype == torch.bfloat16
+
+
+def test_a_bias_that_counts_nothing_is_not_looked_at() -> None:
+    bias = torch.full((3,), torch.nan)
+    with batch_invariant(["matmul"]):
+        assert torch.addmm(bias, torch.ones(2, 4), torch.ones(4, 3), beta=0).eq(4).all()
+
+
+def test_whoever_watches_the_dispatcher_sees_each_product() -> None:
+    """A trace holds op against op: a shortcut on one side only would leave it blind."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    left, weight = torch.randn(32, 64), torch.randn(48, 64)
+    with torch.no_grad(), batch_invariant(["matmul"]):
+        for _ in range(3):
+            F.linear(left, weight)
+        for seen in ([], []):
+            with Names():
+                F.linear(left, weight)
+            assert seen == ["aten.t.default", "aten.mm.default"]
+
+
 def test_gradients_are_those_of_stock() -> None:
     left = torch.randn(5, 24, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 24, dtype=torch.float64, requires_grad=True)
@@ -85,6 +185,12 @@ def test_empty_and_integer_products_still_work() -> None:
     with batch_invariant(["matmul"]):
         assert torch.mm(torch.zeros(0, 4), torch.ones(4, 3)).shape == (0, 3)
         assert torch.mm(torch.zeros(2, 0), torch.ones(0, 3)).eq(0).all()
+        assert torch.mm(torch.zeros(2, 4), torch.ones(4, 0)).shape == (2, 0)
+        bias = torch.ones(0)
+        assert F.linear(torch.zeros(2, 4), torch.ones(0, 4), bias).shape == (2, 0)
+        assert torch.bmm(torch.zeros(2, 3, 4), torch.ones(2, 4, 0)).shape == (2, 3, 0)
+        with pytest.raises(RuntimeError, match="batch2"):
+            torch.bmm(torch.zeros(2, 3, 4), torch.ones(3, 4, 5))
         ints = torch.arange(6).view(2, 3)
         assert torch.equal(torch.mm(ints, ints.t()), torch.tensor([[5, 14], [14, 50]]))
 
@@ -115,13 +221,53 @@ def test_a_difference_in_one_result_of_hundreds_is_seen() -> None:
     assert RowClasses(shape, rarely).padded_rows(1) == 3
 
 
-def test_a_shape_without_any_class_is_refused() -> None:
-    def hopeless(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return left @ right + torch.rand(())
+def test_large_calls_without_any_class_are_made_of_tiles() -> None:
+    def large_differ(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack([(row[None].repeat(4, 1) @ right)[0] for row in left])
+        return rows * 1.001 if len(left) > 40 else rows
 
-    shape = ProductShape(64, 8, torch.float32, transposed=True, biased=False)
-    with pytest.raises(RuntimeError, match="no two numbers of rows"):
-        RowClasses(shape, hopeless).padded_rows(2)
+    classes = RowClasses(ProductShape(64, 8, torch.float32, True, False), large_differ)
+    assert [classes.padded_rows(rows) for rows in (3, 41)] == [3, None]
+    assert classes.tile_rows == 32
+
+
+def test_a_product_in_which_the_position_matters_is_made_of_single_rows() -> None:
+    def by_position(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack([(row[None].repeat(4, 1) @ right)[0] for row in left])
+        rows[len(left) // 4 * 4 :] *= 1.001
+        rows[3::4] *= 1.001
+        return rows
+
+    classes = RowClasses(ProductShape(64, 8, torch.float32, True, False), by_position)
+    assert classes.padded_rows(64) is None
+    assert classes.tile_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("inner", "columns", "dtype"),
+    [
+        *((inner, columns, torch.float32) for inner in (31, 131, 577) for columns in (2, 7, 9)),
+        *((inner, columns, torch.bfloat16) for inner in (8, 18, 64) for columns in (1, 2, 7, 8)),
+        (131, 90, torch.float64),
+    ],
+)
+def test_products_of_few_columns_keep_the_promise(
+    inner: int, columns: int, dtype: torch.dtype
+) -> None:
+    """Of these, stock kernels give a row another result at another place in a call of one size."""
+    left, weight = cancelling(129, inner, columns, dtype)
+    bias = torch.linspace(-1, 1, columns).to(dtype)
+    with batch_invariant(["matmul"]):
+        for added in (None, bias):
+            whole = F.linear(left, weight, added)
+            for start, stop in ((1, 2), (1, 6), (7, 40), (28, 129)):
+                part = F.linear(left[start:stop], weight, added)
+                assert torch.equal(part, whole[start:stop])
+
+
+def test_the_stock_op_does_depend_on_the_position() -> None:
+    left, weight = cancelling(33, 131, 7, torch.float32)
+    assert not torch.equal(F.linear(left.roll(1, 0), weight), F.linear(left, weight).roll(1, 0))
 
 
 def test_misaligned_weights_keep_the_promise() -> None:

@@ -64,6 +64,21 @@ def test_an_exception_restores_the_stock_ops() -> None:
     assert active_families() == ()
 
 
+def test_a_mode_that_fails_on_its_way_in_leaves_the_one_around_it_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def install(family: str, calls: Counter[str]) -> None:
+        raise RuntimeError("planted")
+
+    with batch_invariant(["matmul"]):
+        monkeypatch.setattr(mode_module, "install", install)
+        with pytest.raises(RuntimeError, match="planted"), batch_invariant(["norm", "matmul"]):
+            pass
+        assert active_families() == ("matmul",)
+        assert invariant()
+    assert not invariant()
+
+
 def test_the_mode_holds_in_other_threads() -> None:
     seen = []
     with batch_invariant():
@@ -96,6 +111,17 @@ def test_a_subset_leaves_the_rest_stock() -> None:
 def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(UsageError, match="known are matmul"), batch_invariant(["magic"]):
         pass
+
+
+def test_a_mode_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least one op family"), batch_invariant([]):
+        pass
+
+
+def test_one_family_may_be_named_by_itself() -> None:
+    with batch_invariant("matmul") as mode:
+        assert invariant()
+    assert mode.proof().families == ("matmul",)
 
 
 def test_the_self_check_finds_stock_ops_left_on() -> None:

@@ -135,6 +135,9 @@ def test_the_sign_of_zero_is_a_difference() -> None:
         (lambda x: x * 0 + 1, (ROWS,), "the same for every row"),
         (lambda x: x.sum(), (ROWS,), "must be the batch"),
         (lambda x: None, (ROWS,), "must return tensors"),
+        (lambda x: (x, x) if len(x) == 1 else (x,), (ROWS,), "in a batch of 1 and"),
+        (lambda x: x[:, :5] if len(x) == 1 else x, (ROWS,), r"float32 \(5,\) in a batch of 1"),
+        (lambda x: x.double() if len(x) == 1 else x, (ROWS,), "float64"),
     ],
 )
 def test_what_could_not_have_failed_is_an_error(function: Any, inputs: Any, words: str) -> None:

@@ -112,6 +112,7 @@ def test_relations_about_requests_compare_the_right_rows(
         ({"relations": ["magic"]}, "Unknown relation 'magic'"),
         ({"dtypes": ["float8"]}, "Unknown dtype 'float8'"),
         ({"kernels": ["magic"]}, "Unknown kernels 'magic'"),
+        ({"kernels": ["as-served"]}, "is of endpoints"),
         ({"ops": []}, "at least one op"),
     ],
 )
@@ -148,6 +149,30 @@ def test_shapes_come_from_a_configuration(tmp_path: Any) -> None:
 def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Any) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         shapes_of(str(tmp_path / "nothing"))
+
+
+def test_relations_that_apply_to_none_of_the_ops_are_not_a_result() -> None:
+    with pytest.raises(UsageError, match="padding do not apply to silu, so nothing was probed"):
+        audit(EMBEDDED, ops=["silu"], relations=["padding"], dtypes=["float32"])
+
+
+@pytest.mark.parametrize(
+    ("kernels", "promised"),
+    [
+        ("batch-invariant", True),
+        ("batch-invariant:norm+reduce", True),
+        ("batch-invariant:norm", False),
+        ("batch-invariant:matmul", False),
+        ("stock", False),
+    ],
+)
+def test_a_subset_promises_nothing_of_other_ops(kernels: str, promised: bool) -> None:
+    cell = Cell("rms_norm", "batch-size", "float32", "576", kernels, 9, 1, 1, (), None)
+    assert cell.promised == promised
+
+
+def test_every_op_has_its_families() -> None:
+    assert set(cases_module.FAMILIES_OF) == set(cases_module.OPS)
 
 
 def test_lines_group_cells() -> None:

@@ -21,7 +21,8 @@ from detcheck.kernels.cpu.stock import stock_kernel
 from detcheck.models import LoadedModel
 from detcheck.probes import trace as trace_module
 from detcheck.probes.cutting import cut
-from detcheck.probes.replay import Extent
+from detcheck.probes.recorder import Comparison, Reference
+from detcheck.probes.replay import Extent, Step
 from detcheck.probes.trace import subject_of_prompt, subject_of_run, trace
 from detcheck.rundir import Run
 
@@ -112,6 +113,21 @@ def test_stock_kernels_are_caught(engine: str) -> None:
     assert found.layers[-1].elements_differ > 0
     assert 0 < found.layers[-1].relative < 1e-3
     assert found.flip.max_logit_change > 0
+
+
+def test_an_op_whose_inputs_are_too_large_to_compare_is_named_all_the_same() -> None:
+    step = Step(0, (Extent(1, 3, 0),))
+    reference = Reference(torch.nn.Module(), 1)
+    comparison = Comparison(torch.nn.Module(), reference)
+    own = torch.randn(1, 8)
+    batch = torch.cat([own * 1.001, torch.randn(2, 8)])
+    first, second = ("mlp", "aten::mm", 0), ("", "aten::add", 0)
+    reference.saw(step, first, (None,), own)
+    reference.saw(step, second, reference.look(step, [own]), own * 2)
+    comparison.saw(step, first, [torch.zeros(3, 4)], batch)
+    comparison.saw(step, second, [batch], batch * 2)
+    assert comparison.found is not None
+    assert (comparison.found.key, comparison.found.indirect) == (first, True)
 
 
 def diverging_run(path: Path, loaded: LoadedModel, engine: str) -> Run:

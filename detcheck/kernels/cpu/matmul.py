@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from detcheck.kernels.cpu.rows import BLOCK_ROWS, CACHE_LINE_BYTES, ProductShape, RowClasses
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 _settled: set[tuple[Any, ...]] = set()
 """Calls whose operands run as they are, by all that this may depend on: the common case, fast."""
@@ -29,38 +30,47 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
     if _is_settled(left, right):
         return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
-    if left.dtype not in _FLOATS or left.shape[1] <= 1 or left.shape[0] == 0:
+    if left.dtype not in _FLOATS or left.shape[1] <= 1 or _empty(left, right):
         return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
     return _by_rows(left, right, None)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """(…, K) by the (N, K) weight of a linear layer to (…, N), without the way round by dispatch.
 
     A shortcut to `mm` for calls that need neither copies nor padding, in inference. All others
-    take the stock decomposition, which reaches `mm` or `addmm` anyway.
+    take the stock decomposition, which reaches `mm` or `addmm` anyway: so do packed weights and
+    other tensors of a kind of their own, and all where autocast or somebody else watches.
     """
+    watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
+    watched = watched or torch.is_autocast_enabled("cpu")
+    usual = not watched and type(weight) in _PLAIN and input.is_cpu
+    if bias is not None:
+        # Of what is not contiguous PyTorch adds the bias after rounding, and a slice of one request
+        # is contiguous where the same of several is not.
+        return _stock_linear(input.contiguous(), weight, bias)
+    if not usual or not input.is_contiguous() or input.data_ptr() % CACHE_LINE_BYTES:
+        return _stock_linear(input, weight)
     key = (
-        x.shape,
+        input.shape,
         weight.shape,
         weight.stride(),
-        x.dtype,
+        input.dtype,
         weight.data_ptr() % CACHE_LINE_BYTES,
         torch.get_num_threads(),
     )
     shapes = _settled_linears.get(key)
-    usual = bias is None and x.is_cpu and not torch.is_grad_enabled()
-    if not usual or x.data_ptr() % CACHE_LINE_BYTES or not x.is_contiguous():
-        return _stock_linear(x, weight, bias)
     if shapes is None:
-        out = _stock_linear(x, weight)
-        rows = (x.numel() // max(1, x.shape[-1]), x.shape[-1])
-        if x.dim() > 1 and _is_settled(x.view(rows), weight.t()):
+        out = _stock_linear(input, weight)
+        rows = (input.numel() // max(1, input.shape[-1]), input.shape[-1])
+        if input.dim() > 1 and _is_settled(input.view(rows), weight.t()):
             _settled_linears[key] = (rows, (rows[0], weight.shape[0]), out.shape)
         return out
     left_shape, product_shape, out_shape = shapes
-    product = x.new_empty(product_shape)
-    return _stock_mm(x.view(left_shape), weight.t(), out=product).view(out_shape)
+    product = input.new_empty(product_shape)
+    return _stock_mm(input.view(left_shape), weight.t(), out=product).view(out_shape)
 
 
 def addmm(
@@ -72,18 +82,24 @@ def addmm(
     alpha: float = 1,
 ) -> torch.Tensor:
     """beta * bias + alpha * (M, K) x (K, N) to (M, N), row for row independent of M."""
-    plain = left.dtype in _FLOATS and left.shape[0] > 0
+    plain = left.dtype in _FLOATS and not _empty(left, right)
     if plain and bias.dim() == 1 and beta == 1 and alpha == 1:
         return _by_rows(left, right, bias)
-    return mm(left, right) * alpha + bias * beta
+    product = mm(left, right) * alpha
+    return product + bias * beta if beta else product
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(B, M, K) x (B, K, N) to (B, M, N): each product on its own, so B and M do not matter."""
-    if left.dtype not in _FLOATS or left.shape[2] <= 1 or left.shape[0] == 0:
+    if left.dtype not in _FLOATS or left.shape[2] <= 1 or len(left) != len(right) or not len(left):
         shape = (left.shape[0], left.shape[1], right.shape[2])
         return torch.bmm(left, right, out=left.new_empty(shape))
     return torch.stack([mm(one, other) for one, other in zip(left, right, strict=True)])
+
+
+def _empty(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether a product has no entries, or only sums of nothing."""
+    return not left.numel() or not right.numel()
 
 
 def _is_settled(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -133,8 +149,17 @@ def _by_rows(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
 def _padded(
     classes: RowClasses, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
+    padded = classes.padded_rows(left.shape[0])
+    if padded is not None:
+        return _padded_to(padded, left, right, bias)
+    size = classes.tile_rows
+    return torch.cat([_padded_to(size, tile.clone(), right, bias) for tile in left.split(size)])
+
+
+def _padded_to(
+    padded: int, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     rows = left.shape[0]
-    padded = classes.padded_rows(rows)
     if padded == rows:
         return _product(left, right, bias)
     wide = left.new_zeros((padded, left.shape[1]))

@@ -2,13 +2,15 @@
 
 oneDNN and MKL choose a kernel by shape. For most numbers of rows M the kernels add up over K in
 the same order and a row's result does not depend on M; for a few (M = 1 in bfloat16 at large K,
-M < 4 in float32) it does. Within one shape a row's result depends on neither its position nor its
-neighbours. So the classes are found once per (K, N, dtype, layout, threads), by experiment: the
-rows of a call of M rows are compared with those of an anchor call, bit for bit, on data made to
-show a change of order. A call whose M is in the anchor's class runs as it is; another is padded up
-to the next M that is; a large one is cut into blocks. Rounding to bfloat16 hides almost every
-difference of order, so the probe's columns cancel: each product has a partner of nearly the
-opposite value at a random distance, partial sums are large and the total is small.
+M < 4 in float32) it does. Within one shape a row's result does not depend on its neighbours, nor,
+but for products of few columns, on its position. So the classes are found once per (K, N, dtype,
+layout, threads), by experiment: the rows of a call of M rows are compared with those of an anchor
+call, bit for bit, on data made to show a change of order. A call whose M is in the anchor's class
+runs as it is; another is padded up to the next M that is; a large one is cut into blocks. Where no
+larger M agrees a call is cut into tiles of the anchor's size, and into single rows where a row's
+position in the anchor call matters. Rounding to bfloat16 hides almost every difference of order,
+so the probe's columns cancel: each product has a partner of nearly the opposite value at a random
+distance, partial sums are large and the total is small.
 """
 
 from __future__ import annotations
@@ -64,32 +66,49 @@ class RowClasses:
     shape: ProductShape
     multiply: MatMul
     """The stock product, (rows, K) x (K, N) to (rows, N)."""
-    _padded: dict[int, int] = field(default_factory=dict)
+    _padded: dict[int, int | None] = field(default_factory=dict)
+    _tile_rows: int = 0
+    """ANCHOR_ROWS, or 1 where a row's position matters; 0 before it was looked at."""
     _right: torch.Tensor | None = None
     """The probe's (K, N) operand, kept unless it is large."""
     _anchored: tuple[torch.Tensor, torch.Tensor] | None = None
     """The probe's (rows, K) operand and its result by anchor calls, kept unless they are large."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def padded_rows(self, rows: int) -> int:
+    def padded_rows(self, rows: int) -> int | None:
         """The smallest number of rows in the anchor's class that holds `rows` of them.
 
-        `rows` is at most BLOCK_ROWS. Raises RuntimeError where not even whole blocks agree.
+        `rows` is at most BLOCK_ROWS. None where there is none: see `tile_rows`.
         """
-        padded = self._padded.get(rows)
-        if padded is None:
+        if rows not in self._padded:
             with self._lock:
-                padded = self._padded[rows] = self._search(rows)
-        return padded
+                self._padded[rows] = self._search(rows)
+        return self._padded[rows]
 
-    def _search(self, rows: int) -> int:
+    @property
+    def tile_rows(self) -> int:
+        """Rows of the calls by which all others are made where `padded_rows` knows none."""
+        return self._tile_rows
+
+    def _search(self, rows: int) -> int | None:
         right = self._probe_right()
+        if not self._tile_rows:
+            self._tile_rows = 1 if self._position_matters(right) else ANCHOR_ROWS
+        if self._tile_rows == 1:
+            return None
         first_step = -(-max(rows, DENSE_ROWS + 1) // ROW_STEP) * ROW_STEP
         dense = range(rows, DENSE_ROWS + 1)
         for candidate in (*dense, *range(first_step, BLOCK_ROWS + 1, ROW_STEP)):
             if self._in_class(candidate, right):
                 return candidate
-        raise RuntimeError(f"no two numbers of rows agree bit for bit for {self.shape}")
+        return None
+
+    def _position_matters(self, right: torch.Tensor) -> bool:
+        """Whether rows of an anchor call are otherwise one place further on."""
+        columns = min(self.shape.columns, PATTERN_COLUMNS)
+        left, anchor = self._anchor(-(-PROBED_ELEMENTS // columns), right)
+        moved = torch.cat([self.multiply(x, right) for x in left.roll(1, 0).split(ANCHOR_ROWS)])
+        return not torch.equal(moved, anchor.roll(1, 0))
 
     def _in_class(self, rows: int, right: torch.Tensor) -> bool:
         """Whether each row of a call of `rows` is what it is in a call of ANCHOR_ROWS.
@@ -117,10 +136,8 @@ class RowClasses:
 
     def _probe_left(self, rows: int) -> torch.Tensor:
         """Seeded (rows, K): the second of each pair of columns is the first, a little off."""
-        generator = torch.Generator().manual_seed(0)
         first, second = _partners(self.shape.inner)
-        left = torch.randn(rows, self.shape.inner, generator=generator)
-        jitter = torch.randn(rows, len(first), generator=generator)
+        left, jitter = self._random(0, (rows, self.shape.inner), (rows, len(first)))
         left[:, second] = left[:, first] * (1 + jitter / 128)
         return left.to(self.shape.dtype)
 
@@ -129,9 +146,8 @@ class RowClasses:
         if self._right is not None:
             return self._right
         shape = self.shape
-        generator = torch.Generator().manual_seed(1)
         first, second = _partners(shape.inner)
-        pattern = torch.randn(min(shape.columns, PATTERN_COLUMNS), shape.inner, generator=generator)
+        (pattern,) = self._random(1, (min(shape.columns, PATTERN_COLUMNS), shape.inner))
         pattern[:, second] = -pattern[:, first]
         repeats = -(-shape.columns // len(pattern))
         weight = pattern.to(shape.dtype).repeat(repeats, 1)[: shape.columns]
@@ -139,6 +155,12 @@ class RowClasses:
         if right.numel() * right.element_size() <= KEPT_BYTES:
             self._right = right
         return right
+
+    def _random(self, seed: int, *sizes: tuple[int, int]) -> list[torch.Tensor]:
+        """Seeded normal values, as precise as the shape's dtype: of less, products are exact."""
+        generator = torch.Generator().manual_seed(seed)
+        dtype = torch.promote_types(self.shape.dtype, torch.float32)
+        return [torch.randn(size, generator=generator, dtype=dtype) for size in sizes]
 
     def _laid_out(self, weight: torch.Tensor) -> torch.Tensor:
         """(N, K) weight as the (K, N) right-hand side, in the shape's layout and alignment."""

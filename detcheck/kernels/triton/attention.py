@@ -439,10 +439,14 @@ def padded_attention(
     `mask` is what the model passed, for the backward pass.
     """
     layout = Layout(query.shape[0], starts=starts, max_k=key.shape[2])
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+    if _needs_gradients(query, key, value):
         out: torch.Tensor = _Differentiable.apply(query, key, value, layout, scaling, mask)
         return out
     return attention(query, key, value, layout, scaling)
+
+
+def _needs_gradients(*inputs: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 def packed_attention(
@@ -452,12 +456,33 @@ def packed_attention(
     scaling: float | None,
     kwargs: dict[str, Any],
 ) -> torch.Tensor:
-    """Attention of requests packed along q, bounded by transformers' `cu_seq_lens_q` and `_k`."""
+    """Attention of requests packed along q, bounded by transformers' `cu_seq_lens_q` and `_k`.
+
+    With gradients, as a trainer has them of several sequences in one row.
+    """
     cu_q, cu_k = kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]
     longest = kwargs.get("max_length_k", kwargs.get("max_seqlen_k"))
     requests = min(len(cu_q), len(cu_k)) - 1
     layout = Layout(requests, cu_q, cu_k, max_k=longest if isinstance(longest, int) else None)
+    if _needs_gradients(query, key, value):
+        mask = _packed_mask(cu_q, cu_k, query.shape[2], key.shape[2])
+        out: torch.Tensor = _Differentiable.apply(query, key, value, layout, scaling, mask)
+        return out
     return attention(query, key, value, layout, scaling)
+
+
+def _packed_mask(cu_q: torch.Tensor, cu_k: torch.Tensor, q_len: int, k_len: int) -> torch.Tensor:
+    """(q, k) of booleans: causal within each request, whose last query is its last key."""
+
+    def places(bounds: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each token: its request, and how many of that request come after it."""
+        at = torch.arange(length, device=bounds.device)
+        request = torch.bucketize(at, bounds[1:], right=True)
+        ends = F.pad(bounds[1:], (0, 1), value=length)  # what is left over belongs to nobody
+        return request, ends[request] - at
+
+    (q_request, q_left), (k_request, k_left) = places(cu_q, q_len), places(cu_k, k_len)
+    return (q_request[:, None] == k_request) & (q_left[:, None] <= k_left)
 
 
 def _causal(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

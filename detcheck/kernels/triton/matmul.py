@@ -233,12 +233,14 @@ def baddbmm(
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """(…, K) by the (N, K) weight of a linear layer to (…, N), without the way round by dispatch.
 
-    A shortcut for inference. Where gradients are recorded, or somebody watches the dispatcher, the
-    stock decomposition reaches `mm` or `addmm` anyway.
+    A shortcut for inference. Where gradients are recorded, or autocast or somebody else watches,
+    the stock decomposition reaches `mm` or `addmm` anyway.
     """
     watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
+    watched = watched or torch.is_autocast_enabled(x.device.type)
     if watched or x.dtype not in FLOATS or weight.dtype != x.dtype or x.dim() == 1:
-        return _stock_linear(x, weight, bias)
+        # Contiguous, or PyTorch adds the bias after rounding, in some batches and not in others.
+        return _stock_linear(x if bias is None else x.contiguous(), weight, bias)
     rows = x.reshape(1, -1, x.shape[-1])
     return _product(rows, weight.t()[None], bias).view(*x.shape[:-1], weight.shape[0])
 

@@ -147,6 +147,18 @@ def test_gradients_are_those_of_the_stock_formula() -> None:
         torch.testing.assert_close(x.grad, expected.grad.float(), rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_packed_requests_are_those_of_each() -> None:
+    requests = [request(0, 20, 20), request(3, 5, 5), request(6, 3, 9)]
+    inputs = [torch.cat(parts, dim=2).requires_grad_() for parts in zip(*requests, strict=True)]
+    lengths = {"cu_seq_lens_q": bounds([20, 5, 3]), "cu_seq_lens_k": bounds([20, 5, 9])}
+    attention.packed_attention(*inputs, None, lengths).square().sum().backward()
+    doubles = [[x.double().requires_grad_() for x in one] for one in requests]
+    sum(reference((one[0], one[1], one[2])).square().sum() for one in doubles).backward()
+    for x, parts in zip(inputs, zip(*doubles, strict=True), strict=True):
+        expected = torch.cat([part.grad for part in parts], dim=2)
+        torch.testing.assert_close(x.grad, expected.float(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("sizes", "named"),
     [

@@ -115,6 +115,7 @@ def test_an_engine_refuses_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch
 
     engine = object.__new__(in_process.InProcessEngine)
     engine.experiment = SimpleNamespace(kernels=("stock", "batch-invariant"))
+    engine._longest = 40
     engine.loaded = SimpleNamespace(device=torch.device("cuda"))
     monkeypatch.setattr(in_process, "why_unavailable", lambda: "Triton is missing.")
     with pytest.raises(UsageError, match="Triton is missing"):
@@ -124,7 +125,7 @@ def test_an_engine_refuses_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(in_process, "require_coverage", lambda *model: looked_at.append(model))
     engine.loaded = SimpleNamespace(device=torch.device("cuda"), model="model", name="name")
     engine._check_kernels()
-    assert looked_at == [("model", "name")]
+    assert looked_at == [("model", "name", 40)]
     engine.loaded = SimpleNamespace(device=torch.device("meta"))
     with pytest.raises(UsageError, match="no batch-invariant kernels for meta"):
         engine._check_kernels()
