@@ -72,7 +72,7 @@ def attention(
         return _padded_batch(module, query, key, value, attention_mask, scaling, is_causal), None
     if query.is_cuda:
         _heard()  # holds there anyway
-        from detcheck.kernels.triton.attention import packed_attention
+        from detcheck.kernels.triton.differentiable import packed_attention
 
         return packed_attention(query, key, value, scaling, kwargs), None
     out = query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3]))
@@ -232,7 +232,7 @@ def _padded_batch(
     q_len, k_len = query.shape[2], key.shape[2]
     if query.is_cuda:
         _heard()
-        from detcheck.kernels.triton.attention import padded_attention
+        from detcheck.kernels.triton.differentiable import padded_attention
 
         padding = _known_padding(attention_mask, query.shape[0], k_len)
         return padded_attention(query, key, value, padding, scaling, attention_mask)

@@ -29,6 +29,8 @@ HEAD_ROWS = 33
 BOUNDARY_INNER = (512, 577, 1024, 1536, 2048, 4096)
 """Lengths K of sums at which matmul kernels are known to change their ways; 577 is odd."""
 BOUNDARY_COLUMNS = 64
+FEW = (577, 3)
+"""K and N of a product so narrow that a row's place in the call may matter."""
 PREFIXES = (31, 32, 33, 127, 128, 129, 513)
 """Keys of one request: one block exactly, and one less and more."""
 PREFILL_TOKENS = 65
@@ -62,7 +64,7 @@ def cases(shapes: LayerShapes) -> tuple[Case, ...]:
 
 
 FAMILIES_OF: dict[str, frozenset[str]] = {
-    "linear": frozenset({"matmul"}),
+    **dict.fromkeys(("linear", "linear-last"), frozenset({"matmul"})),
     "rms_norm": frozenset({"norm", "reduce"}),
     "layer_norm": frozenset({"norm"}),
     "softmax": frozenset({"softmax"}),
@@ -79,7 +81,7 @@ OPS = tuple(FAMILIES_OF)
 
 
 def _linears(shapes: LayerShapes) -> Iterator[Case]:
-    boundary = [(inner, BOUNDARY_COLUMNS) for inner in BOUNDARY_INNER]
+    boundary = [*((inner, BOUNDARY_COLUMNS) for inner in BOUNDARY_INNER), FEW]
     for inner, columns in dict.fromkeys((*shapes.linears, *boundary)):
         yield Case("linear", f"{inner}→{columns}", _linear(inner, columns, ROWS))
     yield Case(
@@ -87,6 +89,8 @@ def _linears(shapes: LayerShapes) -> Iterator[Case]:
         f"{shapes.hidden}→{shapes.vocabulary}",
         _linear(shapes.hidden, shapes.vocabulary, HEAD_ROWS),
     )
+    hidden = shapes.hidden
+    yield Case("linear-last", f"{hidden}→{hidden}", _linear_of_last_token(hidden, hidden))
 
 
 def _linear(inner: int, columns: int, rows: int) -> Callable[[torch.dtype, int], Call]:
@@ -94,6 +98,21 @@ def _linear(inner: int, columns: int, rows: int) -> Callable[[torch.dtype, int],
         left, weight = cancelling(rows, inner, columns, seed)
         weight = weight.to(dtype)
         return Call(lambda x: F.linear(x, weight.to(x.device)), (left.to(dtype),))
+
+    return build
+
+
+def _linear_of_last_token(inner: int, columns: int) -> Callable[[torch.dtype, int], Call]:
+    """A biased layer on the last of each request's two tokens: of one request alone contiguous."""
+
+    def build(dtype: torch.dtype, seed: int) -> Call:
+        left, weight = cancelling(ROWS, inner, columns, seed)
+        tokens = torch.stack((left.flip(0), left), dim=1)
+        weight, bias = weight.to(dtype), weight[:, 0].contiguous().to(dtype)
+        return Call(
+            lambda x: F.linear(x[:, -1:], weight.to(x.device), bias.to(x.device)),
+            (tokens.to(dtype),),
+        )
 
     return build
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import attention
+from detcheck.kernels.triton import attention, differentiable
 from gpu_sections.common import DTYPES, Failures, note_error, random, short
 
 Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -56,7 +56,7 @@ def attention_check(
 
 def padding_failures(name: str, whole: Request, expected: torch.Tensor) -> Failures:
     padded = [F.pad(x, (0, 0, 77, 0), value=5.0) for x in whole]
-    out = attention.padded_attention(*padded, torch.tensor([77], device="cuda"), None, None)
+    out = differentiable.padded_attention(*padded, torch.tensor([77], device="cuda"), None, None)
     return [f"{name}: padding"] * (not torch.equal(out[0, 77:], expected))
 
 

@@ -1,7 +1,7 @@
 """The matrix product through tensor descriptors: Hopper's copy unit (TMA) moves the tiles.
 
-The same sums in the same order as `matmul.product_kernel`, for a weight that lies as a linear layer
-has it, with addresses and strides that the copy unit takes. Nothing is masked in the loop: what
+The same sums in the same order as `product_kernel`, for a weight that lies as a linear layer has
+it, with addresses and strides that the copy unit takes. Nothing is masked in the loop: what
 lies past an edge is read as zero. With PERSISTENT a program goes on to its next tile while the last
 one's results are being stored.
 """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch.nn import functional as F
-from under_test import DEVICE, DOT_DTYPES, attention, random
+from under_test import DEVICE, DOT_DTYPES, attention, differentiable, random
 
 from detcheck.errors import UsageError
 
@@ -54,7 +54,7 @@ def part(whole: Request, first: int, end: int) -> Request:
 def reference(one: Request) -> torch.Tensor:
     """(q, heads, dim) in float64."""
     query, key, value = (x.double() for x in one)
-    mask = attention._causal(query, key)
+    mask = differentiable._causal(query, key)
     gqa = query.shape[1] != key.shape[1]
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=gqa)
     return out[0].transpose(0, 1)
@@ -130,8 +130,8 @@ def test_padding_does_not_matter(q_len: int) -> None:
     whole = request(10, q_len + pads[0], k_len + padding)
     batch = [torch.cat(pair) for pair in zip(padded, whole, strict=True)]
     starts = torch.tensor([padding, 0], device=DEVICE)
-    out = attention.padded_attention(*batch, starts, None, None)
-    alone = attention.padded_attention(*probe, None, None, None)
+    out = differentiable.padded_attention(*batch, starts, None, None)
+    alone = differentiable.padded_attention(*probe, None, None, None)
     assert torch.equal(out[:1, pads[0] :], alone)
     assert not out[0, : pads[0]].any()
     torch.testing.assert_close(alone[0], reference(probe).float())
@@ -140,7 +140,7 @@ def test_padding_does_not_matter(q_len: int) -> None:
 
 def test_gradients_are_those_of_the_stock_formula() -> None:
     inputs = [x.requires_grad_() for x in request(0, 20, 20)]
-    attention.padded_attention(*inputs, None, None, None).square().sum().backward()
+    differentiable.padded_attention(*inputs, None, None, None).square().sum().backward()
     doubles = [x.detach().double().requires_grad_() for x in inputs]
     reference((doubles[0], doubles[1], doubles[2])).square().sum().backward()
     for x, expected in zip(inputs, doubles, strict=True):
@@ -151,7 +151,7 @@ def test_gradients_of_packed_requests_are_those_of_each() -> None:
     requests = [request(0, 20, 20), request(3, 5, 5), request(6, 3, 9)]
     inputs = [torch.cat(parts, dim=2).requires_grad_() for parts in zip(*requests, strict=True)]
     lengths = {"cu_seq_lens_q": bounds([20, 5, 3]), "cu_seq_lens_k": bounds([20, 5, 9])}
-    attention.packed_attention(*inputs, None, lengths).square().sum().backward()
+    differentiable.packed_attention(*inputs, None, lengths).square().sum().backward()
     doubles = [[x.double().requires_grad_() for x in one] for one in requests]
     sum(reference((one[0], one[1], one[2])).square().sum() for one in doubles).backward()
     for x, parts in zip(inputs, zip(*doubles, strict=True), strict=True):

@@ -19,6 +19,7 @@ from detcheck.kernels.triton import (  # noqa: E402  (only where Triton is insta
     attention,
     classes,
     configs,
+    differentiable,
     matmul,
     norm,
     ops,
@@ -34,6 +35,7 @@ ROW_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 __all__ = [
     "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROW_DTYPES", "attention", "classes", "configs",
+    "differentiable",
     "matmul", "norm", "ops", "random", "reduce", "rows_differ", "softmax",
 ]  # fmt: skip
 
