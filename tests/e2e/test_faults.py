@@ -404,7 +404,7 @@ def test_a_redirect_is_not_followed_and_takes_no_key_along(ask):
     with serve(CLEAN) as other, serve(server(redirect_to=other.root)) as served:
         code, said = ask(served, *TIMEOUT, "--api-key-env", "PLANTED_KEY")
         assert code == USAGE
-        assert "redirects to 127.0.0.1" in said
+        assert "redirects to http://127.0.0.1" in said
         assert other.server.seen == []
 
 
