@@ -15,7 +15,8 @@ the commit to disk; the others' are their own reports' (requests a second while 
 it as bare as the others (the comparison), and in the row `detcheck, full replies` with both.
 `--memory N` asks N requests more, with full replies, for the peak memory of the whole process.
 
-A real server under `--server` is asked by detcheck as always, with log-probabilities and token ids.
+A real server under `--server` has work to do for log-probabilities and token ids, which detcheck
+asks for: there every client asks for them, and in the rows `…, bare` the others do not.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -42,6 +44,8 @@ VLLM = (
     "import argparse; from vllm.benchmarks.serve import add_cli_args, main;"
     "p = argparse.ArgumentParser(); add_cli_args(p); main(p.parse_args())"
 )
+FIELDS = {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}
+"""What detcheck asks a server for."""
 DETCHECK, FULL = "detcheck", "detcheck, full replies"
 
 
@@ -95,10 +99,15 @@ def chosen(options: argparse.Namespace, bare: str, full: str) -> dict[str, Calla
     clients = {DETCHECK: lambda: detcheck(options, bare, options.requests)}
     if full != bare:
         clients[FULL] = lambda: detcheck(options, full, options.requests)
-    if options.guidellm:
-        clients["guidellm"] = lambda: guidellm(options, bare)
-    if options.vllm_python:
-        clients["vllm bench serve"] = lambda: vllm(options, bare)
+    others = {
+        "guidellm": (options.guidellm, guidellm),
+        "vllm bench serve": (options.vllm_python, vllm),
+    }
+    for name, (installed, client) in others.items():
+        if installed:
+            clients[name] = partial(client, options, bare, FIELDS if options.server else {})
+        if installed and options.server:
+            clients[f"{name}, bare"] = partial(client, options, bare, {})
     return clients
 
 
@@ -167,7 +176,7 @@ def ask(options: argparse.Namespace) -> None:
     print(json.dumps(asdict(Measured(completed / clock.elapsed, completed, round(peak_mb, 1)))))
 
 
-def vllm(options: argparse.Namespace, root: str) -> Measured:
+def vllm(options: argparse.Namespace, root: str, fields: dict[str, Any]) -> Measured:
     """`vllm bench serve` on a file of prompts, without a tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.jsonl"
@@ -183,6 +192,8 @@ def vllm(options: argparse.Namespace, root: str) -> Measured:
             "dataset-name": "custom",
             "dataset-path": prompts,
             "custom-output-len": options.tokens,
+            # without a tokenizer it would ask for one token
+            "extra-body": json.dumps({"max_completion_tokens": options.tokens, **fields}),
             "num-prompts": options.requests,
             "max-concurrency": options.in_flight,
             "temperature": 0,
@@ -196,15 +207,16 @@ def vllm(options: argparse.Namespace, root: str) -> Measured:
     return Measured(result["request_throughput"], result["completed"])
 
 
-def guidellm(options: argparse.Namespace, root: str) -> Measured:
+def guidellm(options: argparse.Namespace, root: str, fields: dict[str, Any]) -> Measured:
     """`guidellm run` on a file of prompts."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.jsonl"
         prompts.write_text(f"{json.dumps({'prompt': PROMPT})}\n" * options.requests)
         report = Path(folder) / "report.json"
+        body = [f",extras.body.{name}={json.dumps(value)}" for name, value in fields.items()]
         flags = {
             "backend": f"kind=openai_http,target={root},model={options.model},"
-            f"max_tokens={options.tokens},extras.body.temperature=0",
+            f"max_tokens={options.tokens},extras.body.temperature=0{''.join(body)}",
             "profile": f"kind=concurrent,streams={options.in_flight}",
             "constraint": f"kind=max_requests,count={options.requests}",
             "data": f"kind=json_file,path={prompts}",
