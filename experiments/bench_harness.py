@@ -130,7 +130,8 @@ def compare(
 
 
 def show(rows: list[dict[str, float]], *, as_json: bool) -> None:
-    total = sum(row["watched_s"] for row in rows) / sum(row["bare_s"] for row in rows)
+    bare = sum(row["bare_s"] for row in rows)
+    total = sum(row["bare_s"] * row["ratio_median"] for row in rows) / bare
     if as_json:
         machine = environment.collect("cpu")
         print(json.dumps({"rows": rows, "total_ratio": total, "environment": machine}, indent=2))
@@ -141,7 +142,7 @@ def show(rows: list[dict[str, float]], *, as_json: bool) -> None:
             f"{row['batch_size']:10.0f} {row['bare_s']:8.3f} {row['watched_s']:10.3f}   "
             f"{row['ratio_median']:.3f}  {row['ratio_min']:.3f} to {row['ratio_max']:.3f}"
         )
-    print(f"in total, of medians: {total:.3f}")
+    print(f"in total, each size by its bare time: {total:.3f}")
 
 
 def arguments() -> argparse.Namespace:
