@@ -23,6 +23,25 @@ def _tile_origin(index, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROU
 
 
 @triton.jit
+def _add_block(
+    acc, left, right, remaining, BLOCK_K: tl.constexpr,
+    WEIGHTS_FIRST: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """`acc` and the products of one block, with `remaining` of K from its beginning on."""
+    if EVEN_K:
+        a = tl.load(left)
+        b = tl.load(right)
+    else:
+        inside = tl.arange(0, BLOCK_K) < remaining
+        a = tl.load(left, mask=inside[None, :], other=0.0)
+        b = tl.load(right, mask=inside[:, None], other=0.0)
+    if WEIGHTS_FIRST:
+        return tl.dot(tl.trans(b), tl.trans(a), acc, input_precision="ieee")
+    else:  # noqa: RET505  (Triton compiles one of the two)
+        return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
 def _accumulate(
     left, right, step_left, step_right, begin, end, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -37,19 +56,8 @@ def _accumulate(
         acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    ks = tl.arange(0, BLOCK_K)
     for k in range(begin, end, BLOCK_K):
-        if EVEN_K:
-            a = tl.load(left)
-            b = tl.load(right)
-        else:
-            inside = ks < K - k
-            a = tl.load(left, mask=inside[None, :], other=0.0)
-            b = tl.load(right, mask=inside[:, None], other=0.0)
-        if WEIGHTS_FIRST:
-            acc = tl.dot(tl.trans(b), tl.trans(a), acc, input_precision="ieee")
-        else:
-            acc = tl.dot(a, b, acc, input_precision="ieee")
+        acc = _add_block(acc, left, right, K - k, BLOCK_K, WEIGHTS_FIRST, EVEN_K)
         left += step_left
         right += step_right
     return acc
@@ -71,19 +79,8 @@ def _accumulate_segments(
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     total = acc
-    ks = tl.arange(0, BLOCK_K)
     for k in range(0, K, BLOCK_K):
-        if EVEN_K:
-            a = tl.load(left)
-            b = tl.load(right)
-        else:
-            inside = ks < K - k
-            a = tl.load(left, mask=inside[None, :], other=0.0)
-            b = tl.load(right, mask=inside[:, None], other=0.0)
-        if WEIGHTS_FIRST:
-            acc = tl.dot(tl.trans(b), tl.trans(a), acc, input_precision="ieee")
-        else:
-            acc = tl.dot(a, b, acc, input_precision="ieee")
+        acc = _add_block(acc, left, right, K - k, BLOCK_K, WEIGHTS_FIRST, EVEN_K)
         if (k + BLOCK_K) % SEGMENT_K == 0:
             total += acc
             acc = tl.zeros_like(acc)
