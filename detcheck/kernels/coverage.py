@@ -18,9 +18,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcheck.errors import UsageError
-from detcheck.experiment import OP_FAMILIES
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.overrides import ATTENTION_NAME, PAGED_ATTENTION_NAME, op_names
+from detcheck.kernels.settings import OP_FAMILIES
 
 PROBE_TOKENS = 3
 _HALF = (torch.bfloat16, torch.float16)
@@ -75,7 +75,7 @@ def require_coverage(model: torch.nn.Module, name: str, longest: int = 0) -> Non
         raise UsageError(
             f"{name} rescales the positions of a whole batch once one request in it is longer than "
             f"{limit} tokens, and the longest here may have {longest}: use shorter prompts, lower "
-            "--max-new-tokens, or --kernels stock."
+            '`max_new_tokens`, or use `kernels="stock"`.'
         )
     found = uncovered(model)
     if found:
@@ -83,8 +83,8 @@ def require_coverage(model: torch.nn.Module, name: str, longest: int = 0) -> Non
         others = f" and {more} more" if more else ""
         raise UsageError(
             f"{name} runs {first.op} (in {first.module or 'the model itself'}){others}, which the "
-            "batch-invariant kernels do not cover: use --kernels stock, or name the families that "
-            f"matter, such as batch-invariant:{OP_FAMILIES[0]}+{OP_FAMILIES[1]}."
+            'batch-invariant kernels do not cover: use `kernels="stock"`, or name the families to '
+            f'cover, such as `kernels="batch-invariant:{OP_FAMILIES[0]}+{OP_FAMILIES[1]}"`.'
         )
 
 

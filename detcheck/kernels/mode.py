@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from detcheck.errors import UsageError
-from detcheck.experiment import FAMILIES, OP_FAMILIES
 from detcheck.kernels.overrides import install, op_names
 from detcheck.kernels.self_check import self_check
+from detcheck.kernels.settings import FAMILIES, OP_FAMILIES
 
 
 @dataclass(slots=True)

@@ -9,18 +9,19 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from detcheck.experiment import PREFILL
-from detcheck.kernels import attention
+from detcheck.kernels.attention import attention
 from detcheck.kernels.cpu import matmul as cpu_matmul
 from detcheck.kernels.cpu import norm as cpu_norm
 from detcheck.kernels.cpu import pointwise as cpu_pointwise
 from detcheck.kernels.cpu import reduce as cpu_reduce
 from detcheck.kernels.cpu import softmax as cpu_softmax
+from detcheck.kernels.settings import PREFILL
 from detcheck.kernels.triton import why_unavailable
 
 Kernel = Callable[..., Any]
@@ -42,7 +43,8 @@ PAGED_ATTENTION_NAME = "paged|sdpa"
 """A second entry, for continuous batching, in the versions that still have one (5.17)."""
 ATTENTION_OP = f"transformers::{ATTENTION_NAME}"
 LINEAR_OP = "aten::linear"
-PREFILL_OP = f"{ATTENTION_OP}, query by query"
+_ATTENTION_OPS = {"attention": ATTENTION_OP, PREFILL: f"{ATTENTION_OP}, query by query"}
+"""The families that transformers' attention table serves, with the names of their calls."""
 
 
 def kernels_of(family: str) -> dict[str, dict[str, Kernel]]:
@@ -57,20 +59,16 @@ def kernels_of(family: str) -> dict[str, dict[str, Kernel]]:
 
 def op_names(family: str) -> tuple[str, ...]:
     """The ops that a family overrides, on any device, such as `aten::mm`."""
-    if family == "attention":
-        return (ATTENTION_OP,)
-    if family == PREFILL:
-        return (PREFILL_OP,)
+    if family in _ATTENTION_OPS:
+        return (_ATTENTION_OPS[family],)
     names = dict.fromkeys(f"aten::{op}" for table in kernels_of(family).values() for op in table)
     return (LINEAR_OP, *names) if family == "matmul" else tuple(names)
 
 
 def install(family: str, calls: Counter[str]) -> Callable[[], None]:
     """Override a family's ops, counting their calls; returns what restores the stock ops."""
-    if family == "attention":
-        return _install_attention(calls)
-    if family == PREFILL:
-        return attention.query_by_query(lambda: calls.update((PREFILL_OP,)))
+    if family in _ATTENTION_OPS:
+        return _attention.hold(family, calls)
     library = torch.library.Library("aten", "IMPL")
     for key, table in kernels_of(family).items():
         for op, kernel in table.items():
@@ -89,17 +87,46 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
     return remove
 
 
-def _install_attention(calls: Counter[str]) -> Callable[[], None]:
-    from transformers import AttentionInterface
+class _AttentionTable:
+    """transformers' attention table, with our entry in it while a family holds it.
 
-    table: dict[str, Any] = AttentionInterface._global_mapping
-    stock = {name: table[name] for name in (ATTENTION_NAME, PAGED_ATTENTION_NAME) if name in table}
-    table.update(dict.fromkeys(stock, _counted(ATTENTION_OP, attention.attention, calls)))
+    The entry depends on the families held now: `prefill` makes it compute query by query. So
+    families may be released in any order.
+    """
 
-    def remove() -> None:
-        table.update(stock)
+    def __init__(self) -> None:
+        self._stock: dict[str, Any] = {}
+        self._calls: dict[str, Counter[str]] = {}
 
-    return remove
+    def hold(self, family: str, calls: Counter[str]) -> Callable[[], None]:
+        """Put our entry in place, counting its calls; returns what releases the family."""
+        from transformers import AttentionInterface
+
+        table: dict[str, Any] = AttentionInterface._global_mapping
+        if not self._calls:
+            names = (ATTENTION_NAME, PAGED_ATTENTION_NAME)
+            self._stock = {name: table[name] for name in names if name in table}
+        self._calls[family] = calls
+        table.update(self._entries())
+
+        def release() -> None:
+            del self._calls[family]
+            table.update(self._entries())
+
+        return release
+
+    def _entries(self) -> dict[str, Any]:
+        if not self._calls:
+            return self._stock
+        entry: Kernel = attention
+        if PREFILL in self._calls:
+            entry = partial(attention, query_by_query=True)
+        for family, calls in self._calls.items():
+            entry = _counted(_ATTENTION_OPS[family], entry, calls)
+        return dict.fromkeys(self._stock, entry)
+
+
+_attention = _AttentionTable()
 
 
 def _linear() -> Kernel:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AttentionInterface
 
 from detcheck.errors import UsageError
 from detcheck.kernels.attention import attention
 from detcheck.kernels.mode import batch_invariant
 
 HEADS, KV_HEADS = 6, 2
+OP = "transformers::sdpa"
 
 
 class PagedCache:
@@ -242,16 +244,21 @@ def test_heads_of_a_copy_start_where_those_of_a_cache_do(dtype: torch.dtype) -> 
     assert torch.equal(there, alone)
 
 
+def in_table(*args: Any, **kwargs: Any) -> Any:
+    """Attention as transformers calls it now: ours if a mode is on."""
+    return AttentionInterface._global_mapping["sdpa"](*args, **kwargs)
+
+
 def step(states: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
-    """Queries [start, stop) of a request as a step of its own, after those before it."""
+    """Queries [start, stop) of a request as a step of their own, after those before them."""
     query, key, value = states
-    (out,) = packed([[query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop]]])
+    (out,) = packed([[query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop]]], in_table)
     return out
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_fully_invariant_attention_does_not_see_how_a_prompt_is_cut(
+def test_fully_invariant_attention_does_not_depend_on_how_a_prompt_is_cut(
     dim: int, dtype: torch.dtype
 ) -> None:
     states = request(3, 70, 70, dim, dtype)
@@ -262,19 +269,38 @@ def test_fully_invariant_attention_does_not_see_how_a_prompt_is_cut(
     assert torch.equal(chunks, whole)
     assert torch.equal(decoded, whole)
     assert mode.proof().self_check == "passed"
+    assert mode.proof().overrides == {OP: 73, f"{OP}, query by query": 73}
 
 
-def test_the_level_below_does_see_it() -> None:
-    """The twin: without `prefill`, another number of queries is another order of summation."""
+def decoding_differs() -> bool:
+    """True if a prompt that is decoded token by token differs from the same prompt prefilled."""
     states = request(3, 70, 70, 64, torch.float32)
+    decoded = torch.cat([step(states, at, at + 1) for at in range(70)], dim=1)
+    return not torch.equal(decoded, step(states, 0, 70))
+
+
+def test_without_prefill_decoding_differs() -> None:
+    """The twin: a different number of queries is a different order of summation."""
     with batch_invariant(("attention",)):
-        decoded = torch.cat([step(states, at, at + 1) for at in range(70)], dim=1)
-        assert not torch.equal(decoded, step(states, 0, 70))
+        assert decoding_differs()
 
 
-def test_queries_are_together_again_after_the_mode() -> None:
-    states = request(3, 70, 70, 64, torch.float32)
-    before = step(states, 0, 70)
+@pytest.mark.parametrize("first_to_end", ["attention", "prefill"])
+def test_the_attention_families_may_end_in_any_order(first_to_end: str) -> None:
+    stock = AttentionInterface._global_mapping["sdpa"]
+    modes = {family: batch_invariant(family) for family in ("attention", "prefill")}
+    for mode in modes.values():
+        mode.__enter__()
+    assert not decoding_differs()
+    modes.pop(first_to_end).__exit__(None, None, None)
+    assert decoding_differs() is (first_to_end == "prefill")
+    for mode in modes.values():
+        mode.__exit__(None, None, None)
+    assert AttentionInterface._global_mapping["sdpa"] is stock
+
+
+def test_an_exception_ends_query_by_query() -> None:
+    stock = AttentionInterface._global_mapping["sdpa"]
     with pytest.raises(ZeroDivisionError), batch_invariant(("attention", "prefill")):
         raise ZeroDivisionError
-    assert torch.equal(step(states, 0, 70), before)
+    assert AttentionInterface._global_mapping["sdpa"] is stock

@@ -12,10 +12,10 @@ from transformers import AttentionInterface
 
 import detcheck
 from detcheck.errors import UsageError
-from detcheck.experiment import OP_FAMILIES
 from detcheck.kernels import mode as mode_module
 from detcheck.kernels.mode import active_families, batch_invariant
 from detcheck.kernels.self_check import self_check
+from detcheck.kernels.settings import OP_FAMILIES
 
 LEFT = torch.randn(9, 1536, generator=torch.Generator().manual_seed(3))
 WEIGHT = torch.randn(576, 1536, generator=torch.Generator().manual_seed(4))
