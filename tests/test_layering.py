@@ -22,19 +22,20 @@ TIERS = (
     {"engines", "analysis"},
     {"rundir", "traffic"},
     {"kernels", "models", "environment"},
-    {"experiment", "endpoints", "completion", "errors", "prompts", "text"},
+    {"config", "experiment", "endpoints", "completion", "errors", "prompts", "text"},
 )
 """Rooms from the top down; a room may import those of lower tiers, and itself."""
 SIDEWAYS = {
     ("experiment", "errors"): "an experiment refuses what cannot be meant",
     ("experiment", "endpoints"): "what an experiment says of endpoints has a file of its own",
     ("endpoints", "errors"): "an endpoint is refused where its URL cannot be meant",
+    ("config", "errors"): "a settings file is refused if it is broken",
     ("prompts", "errors"): "a prompts file is refused where it is broken",
 }
 """Imports between rooms of one tier that are allowed, and why."""
 WITHOUT_TORCH = {
     *("analysis", "cli", "completion", "errors", "experiment", "gate", "report", "rundir"),
-    *("endpoints", "prompts", "text", "traffic"),
+    *("config", "endpoints", "prompts", "text", "traffic"),
 }
 HEAVY = ("torch", "transformers")
 

@@ -1,0 +1,255 @@
+"""Settings from a file: `detcheck.toml`, or `[tool.detcheck]` of a `pyproject.toml`.
+
+The file is looked for in the current folder, then in each folder above it, up to the root of the
+repository. Its sections, such as `[gate]`, hold fields of a Struct; nothing else is accepted, so
+that no setting is ignored because of a typing error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from detcheck.errors import UsageError
+
+FILE = "detcheck.toml"
+PYPROJECT = "pyproject.toml"
+TABLE = ("tool", "detcheck")
+"""Where the sections are in a pyproject.toml; in a detcheck.toml they are at the top."""
+REPOSITORY = ".git"
+"""A folder or file of this name marks the root of a repository."""
+PLAIN_TYPES = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "object": "a table",
+    "str": "text",
+}
+"""msgspec's names of types, and the words for them in TOML."""
+
+Kind = type[Any] | tuple[type[Any], ...]
+"""The Struct that declares the keys of a section; or several, if it may hold any one of them."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings that a file gives."""
+
+    path: Path | None
+    """The file; None if there is none."""
+    values: Mapping[str, Mapping[str, Any]]
+    """By section, then by field: only what the file gives, each value of its field's type."""
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """The fields that section `name` gives; empty if the file has no such section."""
+        return self.values.get(name, {})
+
+    def build(self, name: str, kind: type[T]) -> T:
+        """A `kind` made of section `name`.
+
+        Raises UsageError, which names the file, if the values make no sense together.
+        """
+        try:
+            return kind(**self.section(name))
+        except UsageError as error:
+            raise UsageError(f"{_shown(self.path)}: {error}") from error
+
+
+def load_config(start: Path, sections: Mapping[str, Kind]) -> Config:
+    """The nearest settings file at or above the folder `start`; an empty Config if there is none.
+
+    The search ends at the root of the repository, which is the folder with `.git`. `sections` maps
+    each known section to the Struct that declares its keys. Raises UsageError as `read_config`, and
+    if a folder has two files with settings.
+    """
+    for folder in _folders(start):
+        found = [file for name in (FILE, PYPROJECT) if (file := folder / name).exists()]
+        held = [file for file in found if _document(file) is not None]
+        if len(held) > 1:
+            raise UsageError(
+                f"{_shown(held[0])} and {PYPROJECT} beside it both hold settings: keep one of them."
+            )
+        if held:
+            return read_config(held[0], sections)
+    return Config(None, {})
+
+
+def read_config(path: Path, sections: Mapping[str, Kind]) -> Config:
+    """The settings of one file, which is a pyproject.toml or has the sections at its top.
+
+    Relative paths among the values are relative to the file. Raises UsageError if the file cannot
+    be read, has an unknown section or key, or gives a value of the wrong type.
+    """
+    document = _document(path)
+    values = {}
+    for section, table in (document or {}).items():
+        reader = _Section(path, section, sections)
+        values[section] = reader.values(table)
+    return Config(path, values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """One section of a file."""
+
+    path: Path
+    name: str
+    sections: Mapping[str, Kind]
+
+    def values(self, table: Any) -> dict[str, Any]:
+        """The section's values by field name, checked and converted."""
+        if self.name not in self.sections:
+            raise self._unknown_section(table)
+        if not isinstance(table, dict):
+            raise self._error(f"{self._title} must be a table.")
+        types = field_types(self.sections[self.name])
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            name = key.replace("-", "_")
+            if name not in types:
+                raise self._unknown_key(key, types)
+            if name in values:
+                raise self._error(f"{name!r} is given twice in {self._title}: keep one.")
+            values[name] = self._convert(key, value, types[name])
+        return values
+
+    @property
+    def _title(self) -> str:
+        return f"[{'.'.join((*_prefix(self.path), self.name))}]"
+
+    def _convert(self, key: str, value: Any, kind: Any) -> Any:
+        folder = self.path.parent
+        try:
+            return msgspec.convert(value, kind, strict=True, dec_hook=_paths_below(folder))
+        except msgspec.ValidationError as error:
+            problem, _, place = str(error).partition(" - at `$")
+            where = ".".join((*_prefix(self.path), self.name, key)) + place.rstrip("`")
+            raise self._error(f"{where}: {_in_words(problem, value, kind)}") from error
+
+    def _unknown_key(self, key: str, types: Mapping[str, Any]) -> UsageError:
+        known = [name.replace("_", "-") for name in types]
+        return self._error(f"unknown key {key!r} in {self._title}{_advice(key, known)}")
+
+    def _unknown_section(self, table: Any) -> UsageError:
+        """For a key that is no section: it may be a section's key in the wrong place."""
+        top = f"[{'.'.join(_prefix(self.path))}]" if _prefix(self.path) else "the file"
+        if isinstance(table, dict):
+            advice = _advice(self.name, list(self.sections))
+            return self._error(f"unknown section {self._title}{advice}")
+        owners = [
+            section
+            for section, kind in self.sections.items()
+            if self.name.replace("-", "_") in field_types(kind)
+        ]
+        if owners:
+            section = ".".join((*_prefix(self.path), owners[0]))
+            return self._error(f"{self.name!r} belongs into [{section}], not into {top}.")
+        known = [name for kind in self.sections.values() for name in field_types(kind)]
+        known = [*self.sections, *(name.replace("_", "-") for name in known)]
+        return self._error(f"unknown key {self.name!r} in {top}{_advice(self.name, known)}")
+
+    def _error(self, sentence: str) -> UsageError:
+        return UsageError(f"{_shown(self.path)}: {sentence}")
+
+
+def field_types(kind: Kind) -> dict[str, Any]:
+    """The declared type of each field of a Struct; of several, of the fields of all."""
+    found: dict[str, list[Any]] = {}
+    for struct in kind if isinstance(kind, tuple) else (kind,):
+        hints = get_type_hints(struct, include_extras=True)
+        for name in struct.__struct_fields__:
+            found.setdefault(name, []).append(hints[name])
+    return {name: reduce(or_, types) for name, types in found.items()}
+
+
+def _advice(word: str, known: list[str]) -> str:
+    """The end of a refusal of `word`: the known word most like it, and all known words."""
+    close = difflib.get_close_matches(word.replace("_", "-"), known, 1, cutoff=0.5)
+    nearest = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{nearest}: known are {', '.join(dict.fromkeys(known))}."
+
+
+def _folders(start: Path) -> Iterator[Path]:
+    """`start` and the folders above it, up to the root of its repository."""
+    absolute = start.absolute()
+    for folder in (absolute, *absolute.parents):
+        yield folder
+        if (folder / REPOSITORY).exists():
+            return
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    """The sections of a file; None if it is a pyproject.toml without any."""
+    try:
+        document: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {_shown(path)}: check the path.") from error
+    except OSError as error:
+        raise UsageError(f"{_shown(path)} cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UsageError(f"{_shown(path)} is not valid TOML: {error}.") from error
+    for depth, key in enumerate(_prefix(path), start=1):
+        document = document.get(key)
+        if document is None:
+            return None
+        if not isinstance(document, dict):
+            raise UsageError(f"{_shown(path)}: [{'.'.join(TABLE[:depth])}] must be a table.")
+    return dict(document)
+
+
+def _prefix(path: Path) -> tuple[str, ...]:
+    return TABLE if path.name == PYPROJECT else ()
+
+
+def _paths_below(folder: Path) -> Any:
+    """A hook for msgspec that reads paths, relative ones below `folder`."""
+
+    def read(kind: type, value: Any) -> Any:
+        if kind is not Path:
+            raise NotImplementedError
+        if not isinstance(value, str):
+            raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+        return folder / Path(value).expanduser()
+
+    return read
+
+
+def _in_words(problem: str, value: Any, kind: Any) -> str:
+    """msgspec's message about `value` in plain words."""
+    choices = list(_choices(kind))
+    if choices and isinstance(value, str):
+        return f"unknown value {value!r}{_advice(value, choices)}"
+    words = re.sub(r"`([^`]+)`", lambda match: _types_in_words(match[1]), problem)
+    return f"{words[:1].lower()}{words[1:]}."
+
+
+def _types_in_words(types: str) -> str:
+    """`str | array | null` as `text or a list`: TOML has no null."""
+    names = [name for name in types.split(" | ") if name != "null"]
+    return " or ".join(PLAIN_TYPES.get(name, name) for name in names)
+
+
+def _choices(kind: Any) -> Iterator[str]:
+    """The values that a type allows, if it is made of Literals."""
+    for argument in get_args(kind):
+        if get_origin(kind) is Literal:
+            yield str(argument)
+        else:
+            yield from _choices(argument)
+
+
+def _shown(path: Path | None) -> str:
+    """A path as short as it can be written from the current folder."""
+    return min(str(path), os.path.relpath(path or "."), key=len)
