@@ -25,6 +25,7 @@ from pathlib import Path
 from detcheck import models
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+GUARD = Path(__file__).with_name("guard.py")
 ENVIRONMENTS = REPOSITORY / ".venv-servers"
 START_S = 300.0
 STOP_S = 20.0
@@ -34,32 +35,36 @@ CONTEXT_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Kind:
-    """How a server is started and where it says that it is ready."""
+    """How to start a server, and the path that answers once it is ready."""
 
     arguments: Callable[[int], list[str]]
-    """Of the environment's Python, for a port."""
+    """Takes a port; returns the arguments for the Python of the server's environment."""
     ready: str
+    """Path that answers with status 200 once the server is ready."""
     variables: Mapping[str, str] = field(default_factory=dict)
     model: Callable[[], str] = lambda: SERVED_NAME
-    """The name it serves the model under."""
+    """Returns the name under which the model is served."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """One that runs."""
+    """A server that is ready."""
 
     endpoint: str
     """Base URL of its OpenAI-compatible API."""
     model: str
+    """Name under which it serves the model."""
     log: Path
+    """Its standard output and error."""
 
 
 def _folder() -> str:
-    """The embedded model as safetensors."""
+    """Folder of the embedded model as safetensors."""
     return models.source(None, "bfloat16")
 
 
 def _gguf() -> str:
+    """File of the embedded model as GGUF."""
     return str(models.embedded_gguf())
 
 
@@ -73,7 +78,7 @@ def _vllm(port: int) -> list[str]:
 
 
 def _transformers(port: int) -> list[str]:
-    # The cache of 512 pages of 32 tokens: left to itself it takes most of the memory, for a minute.
+    # 512 cache blocks of 32 tokens: by default it takes a minute to reserve most of the memory.
     return [
         *("-c", "from transformers.cli.transformers import main; main()"),
         *("serve", Path(_folder()).name, "--continuous-batching"),
@@ -84,7 +89,7 @@ def _transformers(port: int) -> list[str]:
 
 
 def _llama(port: int) -> list[str]:
-    # Left to itself it cuts a streamed answer short as soon as another request comes in.
+    # By default it cuts a streamed answer short as soon as another request comes in.
     return [
         *("-m", "llama_cpp.server", "--model", _gguf(), "--model_alias", SERVED_NAME),
         *("--n_ctx", str(CONTEXT_TOKENS), "--interrupt_requests", "false"),
@@ -104,12 +109,12 @@ KINDS = {
 
 
 def python(kind: str) -> Path:
-    """Python of the environment that `tests/servers/install.sh` makes for a server."""
+    """The Python of the environment that `tests/servers/install.sh` makes for a server."""
     return ENVIRONMENTS / kind / "bin" / "python"
 
 
 def missing(kind: str) -> str | None:
-    """Why a server cannot be started here; None where it can."""
+    """Why a server cannot be started on this machine; None if it can."""
     if (ENVIRONMENTS / kind / ".installed").is_file():
         return None
     return f"{kind} is not installed: run `make servers`"
@@ -117,25 +122,26 @@ def missing(kind: str) -> str | None:
 
 @contextmanager
 def launch(kind: str) -> Iterator[Server]:
-    """A server of this kind, ready; it is gone afterwards, with whatever it started.
+    """Start a server of this kind, wait until it is ready, and end it after the block.
 
-    Raises RuntimeError, with the end of its log, where it ends or is not ready in `START_S`.
+    The server and every process it started end with this process too, however this one ends.
+    Raises RuntimeError with the end of its log if it ends early or is not ready in `START_S`.
     """
-    what, port = KINDS[kind], _free_port()
+    settings, port = KINDS[kind], _free_port()
     log = Path(tempfile.mkstemp(prefix=f"detcheck-{kind}-", suffix=".log")[1])
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [str(python(kind)), *what.arguments(port)],
+            [sys.executable, str(GUARD), str(python(kind)), *settings.arguments(port)],
             stdout=sink,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # closed by the system when this process ends: see guard.py
             start_new_session=True,
             cwd=Path(_folder()).parent,  # transformers serve names a model by its folder
-            env=_environment(what.variables),
+            env=_environment(settings.variables),
         )
     try:
-        _wait(process, f"http://127.0.0.1:{port}{what.ready}", log)
-        yield Server(f"http://127.0.0.1:{port}/v1", what.model(), log)
+        _wait(process, f"http://127.0.0.1:{port}{settings.ready}", log)
+        yield Server(f"http://127.0.0.1:{port}/v1", settings.model(), log)
     except BaseException:
         print(f"the log of {kind} is kept in {log}", file=sys.stderr)
         raise
@@ -146,7 +152,7 @@ def launch(kind: str) -> Iterator[Server]:
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    # transformers serve fails where this folder is not there.
+    # transformers serve fails without this folder.
     hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
     hub.mkdir(parents=True, exist_ok=True)
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -176,25 +182,23 @@ def _tail(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the whole group, and SIGKILL to whoever is left."""
-    _signal(process, signal.SIGTERM)
+    """SIGTERM to the guard, which ends its group; SIGKILL to whatever is left of the group."""
+    process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
-    _signal(process, signal.SIGKILL)
-    process.wait()
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def main() -> None:
     """Start one by hand."""
-    with launch(sys.argv[1]) as server:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), launch(sys.argv[1]) as server:
         print(f"{server.endpoint} serves {server.model}; Ctrl-C stops it", flush=True)
-        with suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.pause()
 
 
 if __name__ == "__main__":
