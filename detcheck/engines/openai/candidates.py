@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,30 +17,46 @@ class Ranked:
     token: str
     token_id: int | None
     logprob: float
-    """Log-probability of the best token; NaN where it was not told."""
+    """Log-probability of the best token, in nats; NaN if the server did not send it."""
     gap: float
-    """Best minus second best, in nats; NaN where fewer than two were told."""
+    """Best minus second best, in nats; NaN if the server sent fewer than two."""
     runner_up: str
-    """Text of the best token that was not chosen; empty where none was told."""
+    """Text of the best token that was not chosen; empty if the server sent none."""
     runner_up_id: int | None
 
     @classmethod
     def unknown(cls) -> Ranked:
-        """A token of which the server told nothing."""
+        """A token without log-probabilities."""
         return cls("", None, NAN, NAN, "", None)
 
 
-Candidate = tuple[float, str, int | None]
-"""(log-probability, text, id)."""
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One token that could have come next."""
+
+    logprob: float
+    """In nats; NaN if the server did not send a usable number."""
+    text: str
+    token_id: int | None = None
+    data: tuple[int, ...] | None = None
+    """Its bytes: two tokens that hold parts of a character are both shown as U+FFFD or ""."""
+
+    def same_token(self, other: Candidate) -> bool:
+        """Whether both are one token: by id, else by bytes, else by text."""
+        if self.token_id is not None and other.token_id is not None:
+            return self.token_id == other.token_id
+        if self.data is not None and other.data is not None:
+            return self.data == other.data
+        return self.text == other.text
 
 
 def chat_token(entry: Any) -> Ranked:
-    """One element of `logprobs.content`, with its `top_logprobs`."""
+    """The token in one element of `logprobs.content`, with its `top_logprobs`."""
     if not isinstance(entry, dict):
         return Ranked.unknown()
     others = entry.get("top_logprobs")
     chosen = _candidate(entry)
-    return _rank(chosen, map(_candidate, others if isinstance(others, list) else ()))
+    return _rank(chosen, [_candidate(one) for one in others] if isinstance(others, list) else [])
 
 
 def legacy_tokens(logprobs: dict[str, Any]) -> list[Ranked]:
@@ -53,44 +69,65 @@ def legacy_tokens(logprobs: dict[str, Any]) -> list[Ranked]:
     ranked = []
     for index, token in enumerate(tokens):
         top = tops[index] if index < len(tops) and isinstance(tops[index], dict) else {}
-        score = scores[index] if index < len(scores) else None
-        chosen = (_number(score), token if isinstance(token, str) else "", None)
-        ranked.append(_rank(chosen, ((_number(value), text, None) for text, value in top.items())))
+        score = _number(scores[index] if index < len(scores) else None)
+        chosen = Candidate(score, token if isinstance(token, str) else "")
+        others = [Candidate(_number(value), text) for text, value in top.items()]
+        # An object has one entry a text: under the chosen text stands another token if the
+        # log-probability is another one.
+        others = [one for one in others if one.text != chosen.text or not _equal(one, chosen)]
+        ranked.append(_ranked(chosen, others))
     return ranked
 
 
-def _rank(chosen: Candidate, others: Iterable[Candidate]) -> Ranked:
-    """At a tie the chosen token is the best: a runner-up is never the chosen one."""
-    chosen_logprob, token, token_id = chosen
-    rest = [
-        one
-        for one in others
-        if not math.isnan(one[0])
-        and (one[2] != token_id if None not in (one[2], token_id) else one[1] != token)
-    ]
-    if math.isnan(chosen_logprob) or not rest:
-        return Ranked(token, token_id, chosen_logprob, NAN, "", None)
-    rest.sort(key=lambda one: -one[0])
-    runner_up_logprob, runner_up, runner_up_id = rest[0]
-    best = max(chosen_logprob, runner_up_logprob)
-    # Sampled beyond the second best: the gap is between the two best, whoever was chosen.
-    others_best = min(chosen_logprob, runner_up_logprob)
-    if len(rest) > 1 and chosen_logprob < rest[1][0]:
-        others_best = rest[1][0]
-    return Ranked(token, token_id, best, best - others_best, runner_up, runner_up_id)
+def _rank(chosen: Candidate, candidates: Sequence[Candidate]) -> Ranked:
+    """`candidates` hold the chosen token at most once; any other with its text is another one."""
+    same = [index for index, one in enumerate(candidates) if chosen.same_token(one)]
+    own = min(same, key=lambda index: _distance(candidates[index], chosen), default=None)
+    return _ranked(chosen, [one for index, one in enumerate(candidates) if index != own])
+
+
+def _distance(one: Candidate, chosen: Candidate) -> float:
+    distance = abs(one.logprob - chosen.logprob)
+    return math.inf if math.isnan(distance) else distance
+
+
+def _equal(one: Candidate, chosen: Candidate) -> bool:
+    """Whether both log-probabilities are one number, however it was rounded when written."""
+    return math.isclose(one.logprob, chosen.logprob, rel_tol=1e-5, abs_tol=1e-6)
+
+
+def _ranked(chosen: Candidate, others: Sequence[Candidate]) -> Ranked:
+    """`others` are without the chosen token. At a tie the chosen token is the best."""
+    rest = [one for one in others if not math.isnan(one.logprob)]
+    if math.isnan(chosen.logprob) or not rest:
+        return Ranked(chosen.text, chosen.token_id, chosen.logprob, NAN, "", None)
+    rest.sort(key=lambda one: -one.logprob)
+    runner_up = rest[0]
+    best, second = chosen.logprob, runner_up.logprob
+    if best < second:
+        best, second = second, best
+        # A token sampled from below the second best: the gap is between the two best all the same.
+        if len(rest) > 1:
+            second = max(second, rest[1].logprob)
+    return Ranked(
+        chosen.text, chosen.token_id, best, best - second, runner_up.text, runner_up.token_id
+    )
 
 
 def _candidate(entry: Any) -> Candidate:
     if not isinstance(entry, dict):
-        return NAN, "", None
-    token, token_id = entry.get("token"), entry.get("id")
-    return (
+        return Candidate(NAN, "")
+    token, token_id, data = entry.get("token"), entry.get("id"), entry.get("bytes")
+    usable = isinstance(data, list) and data and all(type(one) is int for one in data)
+    return Candidate(
         _number(entry.get("logprob")),
         token if isinstance(token, str) else "",
         token_id if type(token_id) is int and 0 <= token_id < 2**31 else None,
+        tuple(data) if usable else None,
     )
 
 
 def _number(value: Any) -> float:
+    """A finite number; NaN for anything else."""
     usable = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if usable and abs(value) < 1e300 else NAN

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import json
-import math
 from typing import Any
 
 import pytest
 
-from detcheck.engines.openai.candidates import chat_token, legacy_tokens
 from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
 from detcheck.engines.openai.reply import Reply, parse_json, server_words
 
@@ -163,32 +160,3 @@ def test_an_error_too_deep_to_write_down_has_no_words() -> None:
     data = parse_json(b'{"error": ' + b"[" * 1010 + b"]" * 1010 + b"}")
     assert server_words(data) == ""
     assert server_words({"error": [{"msg": "no"}]}) == '[{"msg": "no"}]'
-
-
-@pytest.mark.parametrize(
-    ("token", "others", "runner_up", "gap"),
-    [
-        (("A", -1.0), [("B", -1.5), ("C", -2.0)], "B", 0.5),
-        (("A", -1.0), [("B", -1.0)], "B", 0.0),
-        (("B", -1.5), [("A", -1.0)], "A", 0.5),
-        (("C", -3.0), [("A", -1.0), ("B", -1.5)], "A", 0.5),
-    ],
-)
-def test_the_runner_up_is_the_best_that_was_not_chosen(
-    token: tuple[str, float], others: list[tuple[str, float]], runner_up: str, gap: float
-) -> None:
-    ranked = chat_token(entry(*token, *others))
-    assert (ranked.runner_up, ranked.gap) == (runner_up, gap)
-    legacy = {
-        "tokens": [token[0]],
-        "token_logprobs": [token[1]],
-        "top_logprobs": [dict([token, *others])],
-    }
-    assert legacy_tokens(legacy)[0] == ranked
-
-
-@pytest.mark.parametrize(
-    "broken", [None, 7, {"token": 5, "logprob": "x", "top_logprobs": [None, {"logprob": True}]}]
-)
-def test_candidates_that_cannot_be_meant_say_nothing(broken: Any) -> None:
-    assert math.isnan(chat_token(json.loads(json.dumps(broken))).gap)
