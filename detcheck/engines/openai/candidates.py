@@ -118,13 +118,19 @@ def _candidate(entry: Any) -> Candidate:
     if not isinstance(entry, dict):
         return Candidate(NAN, "")
     token, token_id, data = entry.get("token"), entry.get("id"), entry.get("bytes")
-    usable = isinstance(data, list) and data and all(type(one) is int for one in data)
     return Candidate(
         _number(entry.get("logprob")),
         token if isinstance(token, str) else "",
         token_id if type(token_id) is int and 0 <= token_id < 2**31 else None,
-        tuple(data) if usable else None,
+        _bytes(data),
     )
+
+
+def _bytes(data: Any) -> tuple[int, ...] | None:
+    """The bytes of a token; None if the server sent none. Special tokens have an empty list."""
+    if not isinstance(data, list) or not data:
+        return None
+    return tuple(data) if all(type(one) is int for one in data) else None
 
 
 def _number(value: Any) -> float:
