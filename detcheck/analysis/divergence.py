@@ -1,28 +1,30 @@
-"""Where answers part: the first unit (token, or character without tokens) that differs."""
+"""Where answers diverge: the first unit (token, or character without tokens) that differs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.analysis.flips import judge
-from detcheck.analysis.results import Divergence
+from detcheck.analysis.flips import FlipJudge
+from detcheck.analysis.results import Divergence, Flip, VariantCount
 from detcheck.rundir import StoredVariant
 from detcheck.text import quoted
 
 CONTEXT_TOKENS = 8
 PIECE_TOKENS = 6
 CHARACTERS_PER_TOKEN = 5
-"""How much text stands for a token where a server gave none."""
+"""How much text stands for a token if a server gave no tokens."""
+
+_NEVER = np.iinfo(np.int64).max
 
 Units = npt.NDArray[np.int32]
 
 
 def units(variant: StoredVariant) -> Units:
-    """What is compared: token ids, or the code points of the text; (units,) int32."""
+    """What is compared: token ids, or else the code points of the text; (units,) int32."""
     if variant.token_ids is not None:
         return variant.token_ids
     return np.frombuffer(variant.text.encode("utf-32-le", "surrogatepass"), dtype="<i4")
@@ -31,7 +33,7 @@ def units(variant: StoredVariant) -> Units:
 def comparable(variants: Sequence[StoredVariant]) -> list[StoredVariant]:
     """The variants, all with tokens or all without.
 
-    A server that gave token ids only now and then leaves nothing but text to compare.
+    If a server gave token ids only now and then, only the text can be compared.
     """
     if len({variant.token_ids is None for variant in variants}) < 2:
         return list(variants)
@@ -49,7 +51,10 @@ def comparable(variants: Sequence[StoredVariant]) -> list[StoredVariant]:
 
 
 def first_difference(a: Units, b: Units) -> int | None:
-    """Index at which `a` and `b` part; a strict prefix parts at its own length; None: equal."""
+    """Index of the first unit that differs; a strict prefix differs at its own length.
+
+    None if `a` and `b` are equal.
+    """
     shared = min(len(a), len(b))
     differ = a[:shared] != b[:shared]
     index = int(differ.argmax()) if shared else 0
@@ -58,26 +63,68 @@ def first_difference(a: Units, b: Units) -> int | None:
     return None if len(a) == len(b) else shared
 
 
-def describe(
-    reference: StoredVariant,
-    variant: StoredVariant,
-    *,
-    stored: StoredVariant,
-    count: int,
-    position: int,
-    noise: float | None,
+def words_before(variant: StoredVariant, position: int) -> str:
+    """Text of the few tokens of `variant` before unit `position`."""
+    return variant.piece(max(0, position - CONTEXT_TOKENS * _scale(variant)), position)
+
+
+def next_words(variant: StoredVariant, position: int) -> str:
+    """Text of the few tokens of `variant` from unit `position` on; empty if it ends there."""
+    return variant.piece(position, position + PIECE_TOKENS * _scale(variant))
+
+
+def _scale(variant: StoredVariant) -> int:
+    """Units that stand for one token."""
+    return 1 if variant.token_ids is not None else CHARACTERS_PER_TOKEN
+
+
+def divergences(variants: Sequence[VariantCount], noise: float | None) -> tuple[Divergence, ...]:
+    """Where and how each variant leaves the reference, in the order of `variants`.
+
+    `variants` are most common first; one of them is the reference. `noise` is in nats.
+    """
+    compared = comparable([counted.variant for counted in variants])
+    judge = FlipJudge(compared, noise)
+    reference = next(index for index, counted in enumerate(variants) if counted.is_reference)
+    flips: dict[int, Flip] = {}
+    for position, staying, leaving in _branches(variants, compared):
+        flips |= dict.fromkeys(leaving, judge.flip(staying, leaving, position))
+    return tuple(
+        _describe(compared[reference], compared[index], counted, flips[index])
+        for index, counted in enumerate(variants)
+        if index in flips
+    )
+
+
+def _branches(
+    variants: Sequence[VariantCount], compared: Sequence[StoredVariant]
+) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Each branch that leaves the reference: (position, variants that stay, those that leave)."""
+    at = np.array([_NEVER if v.first_divergence is None else v.first_divergence for v in variants])
+    for position in np.unique(at[at < _NEVER]).tolist():
+        staying = np.flatnonzero(at > position).tolist()
+        by_unit: dict[int | None, list[int]] = {}
+        for index in np.flatnonzero(at == position).tolist():
+            own = units(compared[index])
+            unit = int(own[position]) if position < len(own) else None
+            by_unit.setdefault(unit, []).append(index)
+        for leaving in by_unit.values():
+            yield position, staying, leaving
+
+
+def _describe(
+    reference: StoredVariant, variant: StoredVariant, counted: VariantCount, flip: Flip
 ) -> Divergence:
-    """Say where and how `variant` (as compared; as stored: `stored`) leaves the reference."""
-    scale = 1 if reference.token_ids is not None else CHARACTERS_PER_TOKEN
-    stop = position + PIECE_TOKENS * scale
+    position = counted.first_divergence
+    assert position is not None, "only variants that leave the reference are described"
     return Divergence(
-        variant=stored,
-        count=count,
+        variant=counted.variant,
+        count=counted.count,
         position=position,
-        context=reference.piece(max(0, position - CONTEXT_TOKENS * scale), position),
-        reference_piece=reference.piece(position, stop),
-        piece=variant.piece(position, stop),
-        flip=judge(reference, variant, position, noise),
+        context=words_before(reference, position),
+        reference_piece=next_words(reference, position),
+        piece=next_words(variant, position),
+        flip=flip,
     )
 
 

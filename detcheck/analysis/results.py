@@ -1,7 +1,8 @@
-"""What an analysis says: frozen records that the gate judges and the reports show.
+"""The result of an analysis: frozen records that the gate judges and the reports show.
 
-A `Group` is everything about one prompt under one kernels setting. Positions are 0-based
-completion-token indices (characters where a server gave no token ids).
+A `Group` holds the findings on one prompt under one kernels setting. Positions are 0-based
+completion-token indices, or character indices if a server gave no token ids. Gaps and noise are in
+nats.
 """
 
 from __future__ import annotations
@@ -13,84 +14,70 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from detcheck.analysis.flip_records import (
+    CONFIDENT,
+    FLIP_KINDS,
+    NEAR_TIE,
+    TIE,
+    UNKNOWN,
+    Branching,
+    Divergence,
+    Flip,
+)
+from detcheck.experiment import STOCK
 from detcheck.rundir import Run, StoredVariant
 from detcheck.text import quoted
 
-TIE = "tie"
-NEAR_TIE = "near tie"
-CONFIDENT = "confident"
-UNKNOWN = "unknown"
-FLIP_KINDS = (TIE, NEAR_TIE, CONFIDENT, UNKNOWN)
-
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """Why two variants part where they do."""
-
-    kind: str
-    """One of FLIP_KINDS; `unknown` where the engine gave no log-probabilities."""
-    reference_gap: float | None
-    """The reference's best minus second-best logit at the divergence, in nats."""
-    variant_gap: float | None
-    """The same of the variant that parted."""
-    noise: float | None
-    """Change of such gaps between loads, measured in this run before any divergence, in nats."""
-    runner_up_won: bool | None
-    """Whether the variant's token is the one the reference ranked second."""
-
-    @property
-    def gap(self) -> float | None:
-        """The gap that decides the kind, in nats: 0 at a tie, else the larger of the two."""
-        gaps = [gap for gap in (self.reference_gap, self.variant_gap) if gap is not None]
-        return None if not gaps else 0.0 if self.kind == TIE else max(gaps)
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """Where and how one variant leaves the reference."""
-
-    variant: StoredVariant
-    count: int
-    """Completions with this variant."""
-    position: int
-    context: str
-    """Text both share just before they part."""
-    reference_piece: str
-    """The next words of the reference; empty where it ends."""
-    piece: str
-    """The next words of the variant; empty where it ends."""
-    flip: Flip
+__all__ = [
+    "CONFIDENT",
+    "FLIP_KINDS",
+    "NEAR_TIE",
+    "TIE",
+    "UNKNOWN",
+    "Analysis",
+    "BatchEvidence",
+    "BatchSizeRow",
+    "Branching",
+    "Divergence",
+    "Flip",
+    "Group",
+    "PrefixCache",
+    "Statistics",
+    "TreeNode",
+    "VariantCount",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class VariantCount:
-    """One distinct answer, and how often it came back."""
+    """One distinct answer, and how many completions gave it."""
 
     rank: int
     """1 for the most common."""
     variant: StoredVariant
     count: int
     share: float
+    """`count` as a fraction of the group's completions."""
     is_reference: bool
     first_divergence: int | None
     """Position at which it leaves the reference; None for the reference itself."""
     batch_sizes: tuple[int, ...]
-    """Batch sizes under which it was seen."""
+    """Batch sizes under which it was seen, smallest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeNode:
-    """A stretch of text that all the completions below it share, then a branch or an end."""
+    """A stretch of text that all completions below it share, then a branching or an end."""
 
     text: str
     start: int
     """Position of its first token."""
     stop: int
-    """One past its last token: where its children part."""
+    """One past its last token: the position at which its children diverge."""
     count: int
     """Completions that pass through."""
     variants: int
-    """Distinct completions that pass through."""
+    """Distinct answers that pass through."""
     children: tuple[TreeNode, ...]
     """Most common first; empty at a leaf."""
     ends: int
@@ -102,7 +89,7 @@ class BatchSizeRow:
     """One condition of a group, summed up."""
 
     placement: str
-    """Where it was computed, such as `endpoint 2`; empty where the grid has only one place."""
+    """Place of computation, such as `endpoint 2`; empty if the grid has only one place."""
     batch_size: int
     asked: int
     completions: int
@@ -111,31 +98,31 @@ class BatchSizeRow:
     most_common: int
     differ_from_reference: int
     observed_rows_max: int
-    """0 where batches were not observed."""
+    """0 if batches were not observed."""
     observed_rows_mean: float | None
     tokens_per_second: float | None
     relative_cost: float | None
-    """Time a token against stock at the same batch size; None for stock or without it."""
+    """Time a token against stock at the same batch size; None for stock or without stock."""
     exact_repeats_differ: int | None
-    """Completions of trial 1, an exact repeat of trial 0, that differ from it; None if not run,
-    and for batches that a server forms, which nobody can repeat."""
+    """Completions of trial 1, an exact repeat of trial 0, that differ from it. None if there was
+    no trial 1, and for batches that a server forms, which cannot be repeated exactly."""
     failures: Mapping[str, int]
-    """Failed requests by kind, fillers included; empty where the engine tells no kinds."""
+    """Failed requests by kind, fillers included; empty if the engine names no kinds."""
     retries: int
-    """Requests that were sent again since nothing had been generated."""
+    """Requests that were sent again because nothing had been generated."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixCache:
-    """A server's prefix cache as a factor of its own: only the first request of all finds none."""
+    """The effect of a server's prefix cache: only the very first request finds it empty."""
 
     first_differs: bool | None
-    """Whether the first answer differs from every later one at its batch size; None where there
-    were fewer than two later ones."""
+    """True if the first answer differs from every later one at its batch size; None if there were
+    fewer than two later ones."""
     later: int
-    """Answers that the first was held against."""
+    """Later answers that the first was compared with."""
     hits: int | None
-    """Prompt tokens that the server took from its cache; None where it does not count them."""
+    """Prompt tokens that the server took from its cache; None if it does not count them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +130,7 @@ class BatchEvidence:
     """Whether the batches that were asked for were really formed."""
 
     observed: bool
-    """Every batch size that was asked for was seen in full in some forward pass."""
+    """True if every batch size that was asked for was seen in full in some forward pass."""
     asked_max: int
     observed_max: int
     sentence: str
@@ -154,19 +141,25 @@ class BatchEvidence:
 class Statistics:
     """What the counts can and cannot say."""
 
+    comparisons: int
+    """Completions from a batch larger than one that were held against the reference. Exact repeats
+    of a load count once: they could not have differed."""
+    differing: int
+    """Comparisons whose answer is not the reference."""
+    differ_upper_bound: float | None
+    """95 % upper bound (exact binomial) on the rate of differing answers under load, from
+    `comparisons` alone; None if any completion differed."""
     coverage: float
     """Good-Turing: estimated share of answers that belong to a variant already seen."""
     chao1: float
     """Chao1: lower bound on the number of variants there are, unseen ones included."""
-    differ_upper_bound: float | None
-    """95 % upper bound (exact binomial) on the rate of differing answers, where none differed."""
     effective_trials: int
     """Distinct compositions of load behind the counts: exact repeats add nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Everything about one prompt under one kernels setting."""
+    """The findings on one prompt under one kernels setting."""
 
     prompt_index: int
     prompt: str
@@ -178,26 +171,33 @@ class Group:
     """Most common first."""
     divergences: tuple[Divergence, ...]
     """One per variant that is not the reference, most common first."""
+    branchings: tuple[Branching, ...]
+    """Every branching of the prefix tree, by position, then most completions first."""
     flips: Mapping[str, int]
-    """Divergences by kind; keys are FLIP_KINDS."""
+    """Branchings by kind; keys are FLIP_KINDS."""
     noise: float | None
-    """Measured noise of the top-two gap in nats; None where it was not measured."""
+    """Measured noise of the gap between the two best logits, pooled over all prompts and
+    conditions of these kernels; None if it was not measured (see `noise.Noise`)."""
     logprobs_differ: int | None
-    """Completions with the reference's tokens whose log-probabilities differ in some bit."""
+    """Completions with the reference's tokens whose log-probabilities differ in some bit; None if
+    the engine gave no log-probabilities."""
     tree: TreeNode | None
-    """None where nothing came back."""
+    """None if no completion came back."""
     by_batch_size: tuple[BatchSizeRow, ...]
     statistics: Statistics | None
+    """None if no completion came back."""
     evidence: BatchEvidence
     tokens_per_second: float | None
     relative_cost: float | None
-    """Time a token against stock on the same loads (total); None for stock or without it."""
+    """Time a token against stock on the same loads (total); None for stock or without stock."""
     prefix_cache: PrefixCache | None = None
-    """None where the engine keeps none between requests."""
+    """None if the engine keeps no cache between requests."""
+    noise_positions: int = 0
+    """Token positions, over all prompts of these kernels, at which noise could be seen."""
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """Failed requests by kind, fillers included; empty where the engine tells no kinds."""
+        """Failed requests by kind, fillers included; empty if the engine names no kinds."""
         total: Counter[str] = Counter()
         for row in self.by_batch_size:
             total.update(row.failures)
@@ -210,29 +210,56 @@ class Group:
 
     @property
     def unit(self) -> str:
-        """What positions count: `token`, or `character` where a server gave no token ids."""
+        """The unit of positions: `token`, or `character` if a server gave no token ids."""
         characters = any(counted.variant.token_ids is None for counted in self.variants)
         return "character" if characters else "token"
 
     @property
     def distinct(self) -> int:
-        """How many different answers came back."""
+        """Number of different answers."""
         return len(self.variants)
 
     @property
     def most_common(self) -> int:
-        """Completions with the most common answer; 0 where nothing came back."""
+        """Completions with the most common answer; 0 if no completion came back."""
         return self.variants[0].count if self.variants else 0
 
     @property
     def reference(self) -> VariantCount | None:
-        """The variant the others are compared with; None where nothing came back."""
+        """The variant that the others are compared with; None if no completion came back."""
         return next((variant for variant in self.variants if variant.is_reference), None)
 
     @property
     def first_divergence(self) -> int | None:
         """Earliest position at which any variant leaves the reference."""
         return min((divergence.position for divergence in self.divergences), default=None)
+
+    @property
+    def flip_completions(self) -> Mapping[str, int]:
+        """Completions that take the less common branch at a branching of each kind.
+
+        Keys are FLIP_KINDS. A completion counts once a branching, so it may count several times.
+        """
+        completions: Counter[str] = Counter()
+        for branching in self.branchings:
+            completions[branching.flip.kind] += branching.completions
+        return {kind: completions[kind] for kind in FLIP_KINDS}
+
+    @property
+    def comparisons(self) -> int:
+        """Completions from a batch larger than one that were held against the reference."""
+        return 0 if self.statistics is None else self.statistics.comparisons
+
+    @property
+    def alive(self) -> bool | None:
+        """Whether any load moved anything: another answer, or one bit of a log-probability.
+
+        None if this cannot be told: nothing was compared, or there is one answer and the engine
+        gave no log-probabilities.
+        """
+        if self.distinct > 1 or self.logprobs_differ:
+            return True
+        return None if self.logprobs_differ is None or self.comparisons == 0 else False
 
     @property
     def exact_repeats_differ(self) -> int | None:
@@ -252,13 +279,29 @@ class Analysis:
     with each other within a group."""
     agreement: npt.NDArray[np.float64]
     """(conditions, conditions): chance that one completion of each agree; on the diagonal, two
-    different ones. NaN across prompts, and where there are no two to compare."""
+    different completions. NaN across prompts, and if there are no two completions to compare."""
     total_agreement_rate: Mapping[str, float]
     """TARr@N by kernels: share of prompts whose N raw answers are all equal."""
 
+    @property
+    def gaps_perturbed(self) -> bool:
+        """True above temperature 0, where gaps are not of logits but of perturbed scores.
+
+        An engine on this machine draws the best of logits / temperature + Gumbel noise, and the
+        gaps are differences of these sums.
+        """
+        return self.run.experiment.temperature > 0
+
     def group(self, prompt_index: int, kernels: str) -> Group:
-        """The group of one prompt and kernels setting; raises KeyError where there is none."""
+        """The group of one prompt and kernels setting; raises KeyError if there is none."""
         for group in self.groups:
             if (group.prompt_index, group.kernels) == (prompt_index, kernels):
                 return group
         raise KeyError((prompt_index, kernels))
+
+    def control(self, group: Group) -> Group | None:
+        """The stock group of the same prompt in this run; None if there is none, or it is stock."""
+        if group.kernels == STOCK:
+            return None
+        same = (other for other in self.groups if other.prompt_index == group.prompt_index)
+        return next((other for other in same if other.kernels == STOCK), None)

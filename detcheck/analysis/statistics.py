@@ -1,11 +1,8 @@
 """What the counts can and cannot say: bounds, coverage, agreement.
 
-A deterministic engine answers an identical load identically, so a repeated load is no new
-evidence. Two requests face the same load where condition, composition of the trial and position
-in it agree. Trials of one composition are: trial 1, which repeats trial 0 on purpose; every trial
-of a batch of one; and every trial of a lockstep engine whose batch holds only copies of the prompt,
-since arrivals do not matter there. Of each load, the first completion counts. Should a repeat be
-seen to differ, then loads do not decide the answer, every trial is a fresh draw, and all count.
+A repeated load is no new evidence (see `loads.py`): of each load, the first completion counts. If
+a repeat is seen to differ, loads do not decide the answer, every trial is a fresh draw, and all
+count.
 
 Completions of one trial are counted each: they sit at other positions. They are not independent
 draws in the strict sense, so read the bound as "of loads like those that were tried".
@@ -20,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from detcheck.analysis.loads import composition
 from detcheck.analysis.results import Group, Statistics
 from detcheck.analysis.variants import IntArray, Rows, Tally
-from detcheck.experiment import OPENAI
 from detcheck.rundir import Run
 
 CONFIDENCE = 0.95
@@ -34,22 +31,41 @@ class _Loads:
 
     rows: IntArray
     trials: int
-    """Distinct compositions of load they came under."""
+    """Distinct compositions of load that they came under."""
 
 
-def group_statistics(run: Run, conditions: Sequence[int], rows: Rows) -> Statistics | None:
-    """Statistics of one group; None where nothing came back."""
+def group_statistics(
+    run: Run, conditions: Sequence[int], rows: Rows, reference: int | None
+) -> Statistics | None:
+    """Statistics of one group, with the index of its reference variant.
+
+    None if no completion came back.
+    """
     loads = _distinct_loads(run, conditions, rows)
-    if not len(loads.rows):
+    if reference is None or not len(loads.rows):
         return None
     counts = np.unique(run.completions.variant[loads.rows], return_counts=True)[1]
-    comparisons = len(loads.rows) - 1  # the reference itself is not compared with anything
+    compared = _compared(run, loads.rows, reference)
     return Statistics(
+        comparisons=len(compared),
+        differing=int((run.completions.variant[compared] != reference).sum()),
+        differ_upper_bound=zero_upper_bound(len(compared)) if len(counts) == 1 else None,
         coverage=good_turing_coverage(counts),
         chao1=chao1(counts),
-        differ_upper_bound=zero_upper_bound(comparisons) if len(counts) == 1 else None,
         effective_trials=loads.trials,
     )
+
+
+def _compared(run: Run, rows: IntArray, reference: int) -> IntArray:
+    """The completions of `rows` that came from a batch larger than one.
+
+    Without the reference itself, which is the first completion with its answer.
+    """
+    table = run.completions
+    own = rows[table.variant[rows] == reference].min()
+    batch_size = np.array([record.batch_size for record in run.conditions])
+    compared: IntArray = rows[(batch_size[table.condition[rows]] > 1) & (rows != own)]
+    return compared
 
 
 def good_turing_coverage(counts: npt.NDArray[np.int64]) -> float:
@@ -63,7 +79,7 @@ def good_turing_coverage(counts: npt.NDArray[np.int64]) -> float:
 def chao1(counts: npt.NDArray[np.int64]) -> float:
     """Lower bound on the number of variants there are (Chao, 1984), from completions by variant.
 
-    Seen + f1² / (2 f2), or seen + f1 (f1 - 1) / 2 where no variant came back exactly twice.
+    Seen + f1² / (2 f2), or seen + f1 (f1 - 1) / 2 if no variant came back exactly twice.
     """
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
     unseen = once**2 / (2 * twice) if twice else once * (once - 1) / 2
@@ -73,7 +89,7 @@ def chao1(counts: npt.NDArray[np.int64]) -> float:
 def zero_upper_bound(comparisons: int, confidence: float = CONFIDENCE) -> float:
     """Exact (Clopper-Pearson, one-sided) upper bound on a rate after 0 hits in `comparisons`.
 
-    The rate p at which (1 - p)^n is 1 - confidence; 1.0 where nothing was compared.
+    The rate p at which (1 - p)^n is 1 - confidence; 1.0 if nothing was compared.
     """
     if comparisons < 1:
         return 1.0
@@ -88,13 +104,13 @@ def _distinct_loads(run: Run, conditions: Sequence[int], rows: Rows) -> _Loads:
     for condition in conditions:
         here = rows.of([condition])
         here = here[table.variant[here] >= 0]
-        composition = _composition(run, condition, table.trial[here])
-        load = composition.astype(np.int64) << 32 | table.request[here]
+        composed = composition(run, condition, table.trial[here])
+        load = composed.astype(np.int64) << 32 | table.request[here]
         _, first, inverse = np.unique(load, return_index=True, return_inverse=True)
         answers = table.variant[here]
         repeats_agree &= bool((answers[first][inverse] == answers).all())
         trials += len(np.unique(table.trial[here]))
-        compositions += len(np.unique(composition))
+        compositions += len(np.unique(composed))
         everything.append(here)
         first_of_load.append(here[first])
     if repeats_agree:
@@ -102,22 +118,11 @@ def _distinct_loads(run: Run, conditions: Sequence[int], rows: Rows) -> _Loads:
     return _Loads(np.concatenate(everything), trials)
 
 
-def _composition(run: Run, condition: int, trial: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Which composition of load each trial of a condition had: equal numbers, equal loads."""
-    experiment = run.experiment
-    lockstep = experiment.engine == "static" and experiment.traffic == "alone"
-    if run.conditions[condition].batch_size == 1 or lockstep:
-        return np.zeros_like(trial)
-    if experiment.engine == OPENAI:  # a server forms its batches anew each time
-        return trial
-    return np.where(trial == 1, 0, trial).astype(np.int32)
-
-
 def agreement(run: Run, pairs: Tally) -> npt.NDArray[np.float64]:
     """(conditions, conditions): chance that a completion of each are the same variant.
 
-    Within a condition, of two different completions. NaN across prompts, and where there are no
-    two completions to compare.
+    Within a condition, of two different completions. NaN across prompts, and if there are no two
+    completions to compare.
     """
     prompt = np.array([record.prompt_index for record in run.conditions])
     matrix = np.full((len(prompt), len(prompt)), np.nan)

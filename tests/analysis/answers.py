@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from detcheck.analysis.results import VariantCount
 from detcheck.completion import Completion, ObservedBatch, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.rundir import KernelsProof, StoredVariant
@@ -82,3 +83,32 @@ def stored(
 def stored_text(text: str) -> StoredVariant:
     """An answer from a server that gives no token ids, as it is loaded."""
     return StoredVariant(0, f"sha256-text:{text}", text, None, None, None, None)
+
+
+def text_variant(
+    tokens: Sequence[str], gaps: Sequence[float], runners_up: Sequence[str]
+) -> StoredVariant:
+    """An answer from a server that gives log-probabilities by text and no token ids."""
+    text = "".join(tokens)
+    return StoredVariant(
+        prompt_index=0,
+        fingerprint=f"sha256-text:{text}",
+        text=text,
+        token_ids=None,
+        token_ends=np.cumsum([len(token) for token in tokens], dtype=np.int32),
+        runner_up_token_ids=None,
+        gaps=np.asarray(gaps, dtype=np.float32),
+        runner_up_texts=tuple(runners_up),
+    )
+
+
+def counted(
+    variant: StoredVariant,
+    count: int,
+    *,
+    rank: int = 1,
+    is_reference: bool = False,
+    first_divergence: int | None = None,
+) -> VariantCount:
+    """A variant with its number of completions."""
+    return VariantCount(rank, variant, count, 0.5, is_reference, first_divergence, (1, 4))

@@ -1,4 +1,4 @@
-"""What is planted is what is reported, and nothing is reported where nothing is planted."""
+"""What is planted is reported, and nothing is reported if nothing was planted."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ import pytest
 from recorded import record, small_experiment
 
 from detcheck.analysis import analyse
-from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, UNKNOWN
+from detcheck.analysis.results import (
+    CONFIDENT,
+    NEAR_TIE,
+    TIE,
+    UNKNOWN,
+    Group,
+    VariantCount,
+)
 from detcheck.completion import Completion
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.scripted import WORDS, Planted, ScriptedEngine
 from detcheck.experiment import BATCH_INVARIANT, STOCK
-from detcheck.rundir import Run
+from detcheck.rundir import Run, load
 from detcheck.traffic import Trial
 
 from .answers import AnsweringEngine, answer
+
+EIGHTY_VARIANTS = Path(__file__).parents[2] / "results" / "eighty_variants"
 
 
 class Remembering(ScriptedEngine):
@@ -103,6 +112,94 @@ def test_the_kind_of_a_flip_is_judged_by_the_noise_of_the_run(
     assert group.divergences[0].flip.reference_gap == pytest.approx(gap)
 
 
+def test_a_tie_does_not_hide_a_gap_beyond_the_noise(tmp_path: Path) -> None:
+    """Alone the two best are equal; in a batch the other one wins by 9 nats, noise 0.2."""
+
+    def respond(trial: Trial, position: int) -> Completion:
+        loaded = trial.condition.batch_size > 1
+        gaps = [2.0 + 0.1 * loaded] * 24
+        gaps[9] = 9.0 * loaded
+        return answer([*range(9), 100 if loaded else 9, *range(10, 24)], gaps=gaps)
+
+    experiment = small_experiment(kernels=(STOCK,), batch_sizes=(1, 8))
+    [group] = analyse(record(tmp_path / "run", AnsweringEngine(respond), experiment)).groups
+    [branching] = group.branchings
+    assert group.noise == pytest.approx(0.2, rel=1e-6)
+    assert branching.flip.kind == group.divergences[0].flip.kind == CONFIDENT
+    assert branching.flip.gap == 9.0
+
+
+def test_flips_count_branchings_and_completions_stand_beside_them(tmp_path: Path) -> None:
+    """Two answers leave the reference at token 5 by a tie, and part from each other at 12.
+
+    Counted by where they leave the reference, there would be two ties and no near tie.
+    """
+
+    def respond(trial: Trial, position: int) -> Completion:
+        loaded = trial.condition.batch_size > 1
+        token_ids, gaps = list(range(24)), [2.0 + 0.1 * loaded] * 24
+        if loaded:
+            token_ids[5:] = [100 + token for token in token_ids[5:]]
+            gaps[12] = 0.15
+            if position % 4 == 3:
+                token_ids[12] = 200
+        gaps[5] = 0.0
+        return answer(token_ids, gaps=gaps)
+
+    experiment = small_experiment(kernels=(STOCK,), batch_sizes=(1, 4), completions=19)
+    [group] = analyse(record(tmp_path / "run", AnsweringEngine(respond), experiment)).groups
+    asked = {row.batch_size: row.completions for row in group.by_batch_size}
+    assert asked == {1: 3, 4: 16}
+    assert group.distinct == 3
+    assert group.flips == {TIE: 1, NEAR_TIE: 1, CONFIDENT: 0, UNKNOWN: 0}
+    # The less common branches: 3 of 19 completions at token 5, 4 of 16 at token 12.
+    assert group.flip_completions == {TIE: 3, NEAR_TIE: 4, CONFIDENT: 0, UNKNOWN: 0}
+    assert [(b.position, b.completions) for b in group.branchings] == [(5, 3), (12, 4)]
+    assert [d.position for d in group.divergences] == [5, 5]
+
+
+def test_the_headline_run_is_explained_branching_by_branching() -> None:
+    """The committed run: as many branchings as answers but one, each a tie or a near tie."""
+    analysis = analyse(load(EIGHTY_VARIANTS))
+    stock = analysis.group(0, STOCK)
+    assert sum(stock.flips.values()) == len(stock.branchings) == stock.distinct - 1
+    assert stock.flips[CONFIDENT] == stock.flips[UNKNOWN] == 0
+    assert stock.flips == independent_count(stock)
+    assert stock.alive
+    assert analysis.group(0, BATCH_INVARIANT).branchings == ()
+
+
+def independent_count(group: Group) -> dict[str, int]:
+    """Flips by kind, from the answers alone: every pair of branches by its most common answers."""
+    kinds = dict.fromkeys((TIE, NEAR_TIE, CONFIDENT, UNKNOWN), 0)
+    pending = [(list(group.variants), 0)]
+    while pending:
+        passing, position = pending.pop()
+        branches: dict[int | None, list[VariantCount]] = {}
+        for counted in passing:
+            ids = counted.variant.token_ids
+            assert ids is not None
+            branches.setdefault(int(ids[position]) if position < len(ids) else None, []).append(
+                counted
+            )
+        pending += [(branch, position + 1) for branch in branches.values() if len(branch) > 1]
+        if len(branches) > 1:
+            ordered = sorted(branches.values(), key=lambda branch: -sum(v.count for v in branch))
+            gaps = [float(branch[0].variant.gaps[position]) for branch in ordered]
+            for gap in gaps[1:]:
+                beyond = max(gap, gaps[0]) > group.noise
+                kinds[CONFIDENT if beyond else TIE if 0 in (gap, gaps[0]) else NEAR_TIE] += 1
+    return kinds
+
+
+@pytest.mark.parametrize(("temperature", "perturbed"), [(0.0, False), (0.7, True)])
+def test_above_temperature_0_gaps_are_of_perturbed_scores(
+    planted_run: Callable[..., Run], temperature: float, perturbed: bool
+) -> None:
+    analysis = analyse(planted_run(Planted(9, 2), temperature=temperature))
+    assert analysis.gaps_perturbed is perturbed
+
+
 def test_a_rare_fault_is_told_from_rounding(tmp_path: Path) -> None:
     """Rounding by 0.1 everywhere; near ties in a third; 3 % pick a word that was far behind.
 
@@ -153,7 +250,7 @@ def test_of_equally_common_answers_the_first_seen_is_the_reference(tmp_path: Pat
     ]
 
 
-def test_where_the_smallest_batch_failed_the_next_gives_the_reference(tmp_path: Path) -> None:
+def test_if_the_smallest_batch_failed_the_next_gives_the_reference(tmp_path: Path) -> None:
     def respond(trial: Trial, position: int) -> Completion:
         if trial.condition.batch_size == 1:
             return Completion("", "error", error="gone")
@@ -186,7 +283,7 @@ def test_before_anything_came_back_a_group_is_empty(tmp_path: Path) -> None:
     assert analysis.total_agreement_rate == {}
 
 
-def test_log_probabilities_may_differ_where_tokens_agree(tmp_path: Path) -> None:
+def test_log_probabilities_may_differ_while_tokens_agree(tmp_path: Path) -> None:
     def respond(trial: Trial, position: int) -> Completion:
         return answer([1, 2], gaps=[2.0, 1.0 + (position == 3) * 1e-9])
 

@@ -1,34 +1,65 @@
+"""The kind of a flip: both gaps count, against a noise that was measured."""
+
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
-from detcheck.analysis.flips import SAFETY, group_noise, judge
+from detcheck.analysis.flips import BEYOND_ROUNDING, FlipJudge, judge
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, UNKNOWN
+from detcheck.rundir import StoredVariant
 
-from .answers import stored, stored_text
+from .answers import stored, stored_text, text_variant
 
 
 @pytest.mark.parametrize(
     ("reference_gap", "variant_gap", "noise", "kind", "gap"),
     [
-        (0.0, 0.3, 0.1, TIE, 0.0),
-        (0.3, 0.0, 0.1, TIE, 0.0),
+        (0.0, 0.05, 0.1, TIE, 0.0),
+        (0.05, 0.0, 0.1, TIE, 0.0),
         (0.0, 0.0, 0.0, TIE, 0.0),
         (0.05, 0.02, 0.1, NEAR_TIE, 0.05),
         (0.02, 0.05, 0.1, NEAR_TIE, 0.05),
         (0.05, 0.5, 0.1, CONFIDENT, 0.5),
         (0.5, 0.05, 0.1, CONFIDENT, 0.5),
         (0.5, 0.5, 0.0, CONFIDENT, 0.5),
-        (0.5, 0.5, None, UNKNOWN, 0.5),
-        (0.0, 0.5, None, TIE, 0.0),
         (math.nan, 0.5, 0.1, CONFIDENT, 0.5),
         (math.inf, math.nan, 0.1, UNKNOWN, None),
     ],
 )
 def test_kind_and_the_gap_that_decides_it(
+    reference_gap: float, variant_gap: float, noise: float, kind: str, gap: float | None
+) -> None:
+    check_kind(reference_gap, variant_gap, noise, kind, gap)
+
+
+@pytest.mark.parametrize(
+    ("reference_gap", "variant_gap", "noise"), [(0.0, 9.0, 0.25), (9.0, 0.0, 0.25), (0.0, 0.3, 0.0)]
+)
+def test_a_tie_under_one_load_does_not_hide_a_gap_beyond_the_noise_under_the_other(
+    reference_gap: float, variant_gap: float, noise: float
+) -> None:
+    check_kind(reference_gap, variant_gap, noise, CONFIDENT, max(reference_gap, variant_gap))
+
+
+@pytest.mark.parametrize(
+    ("reference_gap", "variant_gap", "kind", "gap"),
+    [
+        (0.5, 0.5, UNKNOWN, 0.5),
+        (9.0, 9.0, UNKNOWN, 9.0),
+        (0.0, 9.0, UNKNOWN, 9.0),
+        (0.0, math.nan, UNKNOWN, 0.0),
+        (0.0, 0.0, TIE, 0.0),
+    ],
+)
+def test_without_measured_noise_only_two_gaps_of_zero_have_a_kind(
+    reference_gap: float, variant_gap: float, kind: str, gap: float
+) -> None:
+    check_kind(reference_gap, variant_gap, None, kind, gap)
+
+
+def check_kind(
     reference_gap: float, variant_gap: float, noise: float | None, kind: str, gap: float | None
 ) -> None:
     reference = stored([1, 2], gaps=[2, reference_gap], runners_up=[9, 3])
@@ -51,7 +82,26 @@ def test_whether_the_runner_up_won(token: int, won: bool) -> None:
     assert judge(reference, variant, 1, 0.1).runner_up_won is won
 
 
-def test_where_one_ends_the_gap_of_the_other_decides() -> None:
+@pytest.mark.parametrize(
+    ("chosen", "runner_up", "won"),
+    [
+        (" cat", " cat", True),
+        (" cat", " dog", False),
+        (" cat", "", None),  # not told, or a token of no text: it names nothing
+        (" cat", "\ufffd", None),  # some bytes of a character: several tokens read like this
+        ("\ufffd", "\ufffd", None),
+    ],
+)
+def test_a_runner_up_is_known_by_text_only_if_the_text_names_it(
+    chosen: str, runner_up: str, won: bool | None
+) -> None:
+    reference = text_variant([" a", " the"], [2.0, 0.5], ["-", runner_up])
+    variant = text_variant([" a", chosen], [2.0, 0.5], ["-", "-"])
+    flip = judge(reference, variant, 3, 1.0)
+    assert (flip.kind, flip.reference_gap, flip.runner_up_won) == (NEAR_TIE, 0.5, won)
+
+
+def test_if_one_ended_the_gap_of_the_other_decides() -> None:
     short = stored([1], gaps=[2], runners_up=[9])
     long = stored([1, 2], gaps=[2, 0.05], runners_up=[9, 9])
     for reference, variant in ((short, long), (long, short)):
@@ -62,25 +112,34 @@ def test_where_one_ends_the_gap_of_the_other_decides() -> None:
     assert judge(long, short, 1, 0.1).variant_gap is None
 
 
-def test_noise_is_unknown_where_nothing_was_measured() -> None:
-    assert group_noise(np.array([], dtype=np.float32)) is None
-    assert group_noise(np.array([np.nan, np.nan], dtype=np.float32)) is None
+def branch(token: int, *gaps: float) -> list[StoredVariant]:
+    """Answers that go on with `token` after token 1, and then differ; most common first."""
+    return [stored([1, token, 10 + i], gaps=[2.0, gap, 2.0]) for i, gap in enumerate(gaps)]
 
 
-def test_noise_is_zero_where_everything_is_bitwise_equal() -> None:
-    assert group_noise(np.array([0, 0, np.nan], dtype=np.float32)) == 0.0
+def test_a_branch_is_judged_by_its_most_common_answer() -> None:
+    variants = [*branch(2, 0.25, 0.0), *branch(3, 0.125, 0.5)]
+    flip = FlipJudge(variants, 0.3).flip([0, 1], [2, 3], 1)
+    assert (flip.kind, flip.reference_gap, flip.variant_gap) == (NEAR_TIE, 0.25, 0.125)
 
 
-def test_bitwise_equal_completions_do_not_dilute_the_noise() -> None:
-    noise = np.array([0.0] * 90 + [0.25] * 10, dtype=np.float32)
-    assert group_noise(noise) == SAFETY * 0.25
+@pytest.mark.parametrize("faulty_is_common", [True, False])
+def test_common_answers_do_not_hide_one_that_rounding_cannot_explain(
+    faulty_is_common: bool,
+) -> None:
+    beyond = 0.3 * BEYOND_ROUNDING + 0.1
+    good, bad = branch(2, 0.0, 0.125), branch(3, 0.0, beyond)
+    if faulty_is_common:
+        good, bad = bad, good
+    flip = FlipJudge([*good, *bad], 0.3).flip([0, 1], [2, 3], 1)
+    assert (flip.kind, flip.gap) == (CONFIDENT, pytest.approx(beyond))
 
 
-def test_a_fault_in_some_completions_does_not_set_the_yardstick() -> None:
-    rng = np.random.default_rng(0)
-    honest = rng.uniform(0.09, 0.11, 600)
-    faulty = rng.uniform(3.0, 9.0, 400)
-    noise = np.concatenate([honest, faulty, np.zeros(500)]).astype(np.float32)
-    found = group_noise(noise)
-    assert found is not None
-    assert 0.09 * SAFETY <= found <= 0.11 * SAFETY
+def test_branches_of_text_are_judged_at_their_token() -> None:
+    variants = [
+        text_variant([" a", " the", " x"], [2.0, 0.0, 2.0], ["-"] * 3),
+        text_variant([" a", " then", " y"], [2.0, 0.125, 2.0], ["-"] * 3),
+        text_variant([" a", " then", " z"], [2.0, 5.0, 2.0], ["-"] * 3),
+    ]
+    assert FlipJudge(variants[:2], 0.3).flip([0], [1], 6).kind == TIE
+    assert FlipJudge(variants, 0.3).flip([0], [1, 2], 6).kind == CONFIDENT

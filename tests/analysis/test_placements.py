@@ -7,7 +7,7 @@ import json
 import pytest
 from recorded import create, record, small_experiment
 
-from analysis.answers import AnsweringEngine, answer
+from analysis.answers import AnsweringEngine, answer, text_variant
 from detcheck.analysis import analyse
 from detcheck.analysis.flips import judge
 from detcheck.completion import (
@@ -23,7 +23,7 @@ from detcheck.report.csv_export import conditions_csv
 from detcheck.report.html import render
 from detcheck.report.markdown import render as render_markdown
 from detcheck.report.reproduce import command
-from detcheck.rundir import EndpointCheck, StoredVariant, load
+from detcheck.rundir import EndpointCheck, load
 
 ENDPOINTS = ("http://one/v1", "http://two/v1")
 
@@ -136,16 +136,6 @@ def test_failures_and_checks_are_kept(tmp_path) -> None:
     said = {f.rule: (f.effect, f.sentence) for f in found}
     assert said["endpoint-sound"][0] == "inconclusive"
     assert "1 timeout" in said["every-completion"][1]
-
-
-def text_variant(tokens, gaps, runners_up) -> StoredVariant:
-    ends = [sum(map(len, tokens[: index + 1])) for index in range(len(tokens))]
-    import numpy as np
-
-    return StoredVariant(
-        0, "", "".join(tokens), None, np.asarray(ends, np.int32), None,
-        np.asarray(gaps, np.float32), tuple(runners_up),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from detcheck.analysis import analyse
 from detcheck.analysis.statistics import chao1, good_turing_coverage, zero_upper_bound
 from detcheck.completion import Completion
 from detcheck.engines.scripted import Planted
-from detcheck.experiment import STOCK
+from detcheck.experiment import BATCH_INVARIANT, STOCK
 from detcheck.rundir import Run
 from detcheck.traffic import Trial
 
@@ -61,7 +61,95 @@ def test_exact_repeats_and_batches_of_one_count_once(planted_run: Callable[..., 
     statistics = analyse(run).group(0, STOCK).statistics
     assert statistics is not None
     assert statistics.effective_trials == 1 + 3
-    assert statistics.differ_upper_bound == pytest.approx(zero_upper_bound(1 + 12 - 1))
+    assert (statistics.comparisons, statistics.differing) == (12, 0)
+    assert statistics.differ_upper_bound == pytest.approx(zero_upper_bound(12))
+
+
+def test_of_40_completions_32_are_comparisons(planted_run: Callable[..., Run]) -> None:
+    """16 in one batch of 16; 20 in batches of 4, of which 4 repeat others; 4 alone."""
+    run = planted_run(kernels=(STOCK,), batch_sizes=(1, 4, 16), completions=40)
+    assert {record.batch_size: record.asked for record in run.conditions} == {16: 16, 4: 20, 1: 4}
+    group = analyse(run).group(0, STOCK)
+    assert group.completions == 40
+    assert group.comparisons == 32
+    assert group.statistics is not None
+    assert group.statistics.differ_upper_bound == pytest.approx(0.089, abs=0.0005)
+
+
+def test_without_a_batch_of_one_the_reference_itself_is_not_compared(
+    planted_run: Callable[..., Run],
+) -> None:
+    run = planted_run(kernels=(STOCK,), batch_sizes=(8,), completions=8)
+    group = analyse(run).group(0, STOCK)
+    assert (group.completions, group.comparisons) == (8, 7)
+
+
+def test_a_batch_of_one_alone_makes_no_comparison(planted_run: Callable[..., Run]) -> None:
+    run = planted_run(kernels=(STOCK,), batch_sizes=(1,), completions=30)
+    group = analyse(run).group(0, STOCK)
+    assert group.comparisons == 0
+    assert group.statistics is not None
+    assert group.statistics.differ_upper_bound == 1.0
+
+
+def test_comparisons_that_differ_are_counted(planted_run: Callable[..., Run]) -> None:
+    run = planted_run(
+        Planted(3, 1, min_batch_size=8), kernels=(STOCK,), batch_sizes=(1, 4, 8), completions=32
+    )
+    group = analyse(run).group(0, STOCK)
+    asked = {record.batch_size: record.asked for record in run.conditions}
+    assert group.statistics is not None
+    assert (asked[8], group.statistics.differing) == (16, 8)  # the second batch repeats the first
+    assert group.statistics.differ_upper_bound is None
+
+
+def test_completions_that_failed_are_no_comparisons(tmp_path: Path) -> None:
+    def respond(trial: Trial, position: int) -> Completion:
+        return Completion("", "error", error="gone") if position == 2 else answer([1, 2])
+
+    experiment = small_experiment(kernels=(STOCK,), batch_sizes=(1, 8), completions=10)
+    group = analyse(record(tmp_path / "run", AnsweringEngine(respond), experiment)).group(0, STOCK)
+    assert (group.failed, group.comparisons) == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("planted", "noise", "alive"),
+    [((), 0.0, False), ((), 1e-9, True), ((Planted(3, 1),), 0.0, True)],
+)
+def test_a_control_is_alive_if_anything_moved(
+    planted_run: Callable[..., Run], planted: tuple[Planted, ...], noise: float, alive: bool
+) -> None:
+    analysis = analyse(planted_run(*planted, engine={"noise": noise}))
+    stock, invariant = analysis.groups
+    assert stock.alive is alive
+    assert analysis.control(invariant) is stock
+    assert analysis.control(stock) is None
+
+
+def test_without_log_probabilities_one_answer_does_not_tell_whether_it_is_alive(
+    tmp_path: Path,
+) -> None:
+    for name, differs, alive in (("one", False, None), ("two", True, True)):
+        engine = AnsweringEngine(
+            lambda trial, position, differs=differs: answer([1, 2 if differs and position else 3])
+        )
+        experiment = small_experiment(kernels=(STOCK,), batch_sizes=(1, 4))
+        group = analyse(record(tmp_path / name, engine, experiment)).group(0, STOCK)
+        assert group.alive is alive
+
+
+def test_a_control_without_a_comparison_is_neither_alive_nor_dead(
+    planted_run: Callable[..., Run],
+) -> None:
+    analysis = analyse(planted_run(batch_sizes=(1,)))
+    assert analysis.group(0, STOCK).alive is None
+
+
+def test_kernels_without_stock_beside_them_have_no_control(
+    planted_run: Callable[..., Run],
+) -> None:
+    analysis = analyse(planted_run(kernels=(BATCH_INVARIANT,)))
+    assert analysis.control(analysis.groups[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -83,6 +171,7 @@ def test_lockstep_copies_of_the_prompt_are_one_load(
     statistics = analyse(record(tmp_path / "run", None, experiment)).group(0, STOCK).statistics
     assert statistics is not None
     assert statistics.effective_trials == expected
+    assert statistics.comparisons == 4 * expected - 1
     assert statistics.differ_upper_bound == pytest.approx(zero_upper_bound(4 * expected - 1))
 
 
@@ -91,17 +180,17 @@ def differing_repeats(trial: Trial, position: int) -> Completion:
     return answer([1, 2, 9 if (trial.index, position) == (1, 2) else 3], rows=4)
 
 
-def test_where_a_repeat_differs_all_completions_count(tmp_path: Path) -> None:
+def test_if_a_repeat_differs_all_completions_count(tmp_path: Path) -> None:
     experiment = small_experiment(kernels=(STOCK,), batch_sizes=(4,), completions=16)
     run = record(tmp_path / "run", AnsweringEngine(differing_repeats), experiment)
     group = analyse(run).group(0, STOCK)
     assert group.by_batch_size[0].exact_repeats_differ == 1
     assert group.statistics is not None
-    assert group.statistics.effective_trials == 4
+    assert (group.statistics.effective_trials, group.comparisons) == (4, 15)
     assert group.statistics.coverage == pytest.approx(15 / 16)
 
 
-def test_a_bound_is_given_only_where_none_differed(planted_run: Callable[..., Run]) -> None:
+def test_a_bound_is_given_only_if_none_differed(planted_run: Callable[..., Run]) -> None:
     analysis = analyse(planted_run(Planted(3, 1, rate=0.5)))
     stock, invariant = analysis.groups
     assert stock.statistics is not None

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detcheck.analysis.results import TreeNode
-from detcheck.analysis.tree import prefix_tree
+from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, UNKNOWN, TreeNode
+from detcheck.analysis.tree import PrefixTree, prefix_tree
 from detcheck.rundir import StoredVariant
 
 from .answers import stored, stored_text
@@ -116,3 +116,62 @@ def test_a_chain_deeper_than_the_stack_needs_no_recursion(parts_late: bool) -> N
         node = max(node.children, key=lambda child: child.variants)
         depth += 1
     assert depth >= num_variants - 1
+
+
+def naive_branchings(
+    paths_of: list[tuple[int, ...]], counts: list[int]
+) -> Counter[tuple[int, int, int]]:
+    """(position, completions of the most common branch, of the other), straight from its words."""
+    found: Counter[tuple[int, int, int]] = Counter()
+    for position in range(max(map(len, paths_of)) + 1):
+        prefixes = {path[:position] for path in paths_of if len(path) >= position}
+        for prefix in prefixes:
+            ways: Counter[int | None] = Counter()
+            for path, count in zip(paths_of, counts, strict=True):
+                if path[:position] == prefix and len(path) >= position:
+                    ways[path[position] if position < len(path) else None] += count
+            (_, most), *others = ways.most_common()
+            found.update((position, most, count) for _, count in others)
+    return found
+
+
+@given(COUNTED_TOKENS)
+def test_every_branching_of_the_tree_is_found(counted: dict[tuple[int, ...], int]) -> None:
+    ordered = sorted(counted, key=lambda path: -counted[path])
+    counts = [counted[path] for path in ordered]
+    found = PrefixTree([stored(path) for path in ordered], counts).branchings(None)
+    assert len(found) == len(counted) - 1
+    assert Counter(
+        (branching.position, branching.common_completions, branching.completions)
+        for branching in found
+    ) == naive_branchings(ordered, counts)
+    assert [b.position for b in found] == sorted(b.position for b in found)
+
+
+def test_a_branching_below_the_first_is_judged_by_the_answers_that_pass_through_it() -> None:
+    """The reference goes its own way at token 0, far from a tie; the others part at token 2."""
+    variants = [
+        stored([1, 1, 1], gaps=[0.0, 8.0, 8.0]),
+        stored([2, 1, 5], gaps=[0.0, 8.0, 0.125], runners_up=[1, 0, 6]),
+        stored([2, 1, 6], gaps=[0.0, 8.0, 0.25]),
+        stored([2, 1, 7], gaps=[0.0, 8.0, 3.0]),
+    ]
+    first, *others = PrefixTree(variants, [9, 5, 2, 1]).branchings(0.5)
+    assert (first.position, first.flip.kind, first.completions, first.variants) == (0, TIE, 8, 3)
+    assert (first.common_rank, first.rank) == (1, 2)
+    assert [(b.position, b.flip.kind, b.common_rank, b.rank) for b in others] == [
+        (2, NEAR_TIE, 2, 3),
+        (2, CONFIDENT, 2, 4),
+    ]
+    near = others[0]
+    assert (near.context, near.common_piece, near.piece) == ("2 1 ", "5 ", "6 ")
+    assert (near.common_completions, near.completions, near.variants) == (5, 2, 1)
+    assert (near.flip.reference_gap, near.flip.variant_gap) == (0.125, 0.25)
+    assert near.flip.runner_up_won is True
+
+
+def test_answers_that_end_at_a_node_are_a_branch() -> None:
+    [branching] = PrefixTree([stored([1, 2, 3]), stored([1, 2])], [4, 1]).branchings(0.1)
+    assert (branching.position, branching.piece, branching.flip.kind) == (2, "", UNKNOWN)
+    [branching] = PrefixTree([stored([1, 2]), stored([1, 2, 3])], [4, 1]).branchings(0.1)
+    assert (branching.common_piece, branching.piece) == ("", "3 ")
