@@ -1,14 +1,15 @@
-"""Two runs side by side: which conditions agree, and where their references part."""
+"""Two runs side by side: which conditions agree, and where their references diverge."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from detcheck.analysis.common_answers import Answers, common_answers, common_limit
 from detcheck.analysis.divergence import two_ways
 from detcheck.analysis.results import Analysis, Group
+from detcheck.analysis.variants import tally
 from detcheck.completion import first_divergence
 from detcheck.environment import differences
 from detcheck.errors import UsageError
@@ -16,9 +17,12 @@ from detcheck.experiment import Experiment
 from detcheck.rundir import Run, StoredVariant
 from detcheck.text import quoted
 
-WORDS_BEFORE = 6
-WORDS_AFTER = 5
-"""Tokens shown before and after a parting."""
+TOKENS_BEFORE = 6
+TOKENS_AFTER = 5
+"""Tokens shown before and after a divergence."""
+CHARACTERS_BEFORE = 30
+CHARACTERS_AFTER = 25
+"""The same for answers without tokens."""
 DECISIVE = (
     "model",
     "engine",
@@ -38,19 +42,19 @@ DECISIVE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
-    """Where two answers part, in words."""
+class PromptDivergence:
+    """Where the answers of two runs to one prompt diverge, in words."""
 
     position: int
-    """First token at which they differ (character, where one has no token ids)."""
+    """First token at which they differ; first character if one has no token ids."""
     unit: str
     """`token` or `character`."""
     context: str
-    """Text both share just before."""
+    """Text that both share just before."""
     left: str
-    """The next words of the first; empty where it ends."""
+    """The next words of the first; empty if it ends here."""
     right: str
-    """The next words of the second; empty where it ends."""
+    """The next words of the second; empty if it ends here."""
 
     @property
     def sentence(self) -> str:
@@ -67,16 +71,16 @@ class GroupPair:
     left: Group
     right: Group
     shared: int
-    """Distinct answers that both runs gave."""
+    """Distinct answers that both runs gave, up to the smaller token limit."""
     agreement: float | None
-    """Chance that one completion of each are equal; None where one gave nothing."""
-    parting: Parting | None
-    """Where the references part; None where they are equal, or one gave nothing."""
+    """Chance that one completion of each are equal; None if a run gave no completion."""
+    divergence: PromptDivergence | None
+    """Where the references diverge; None if they are equal or a run gave no completion."""
 
     @property
     def references_equal(self) -> bool:
         """Whether both runs have the same reference answer."""
-        return None not in (self.left.reference, self.right.reference) and self.parting is None
+        return None not in (self.left.reference, self.right.reference) and self.divergence is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +91,14 @@ class ConditionPair:
     kernels: str
     batch_size: int
     agreement: float | None
-    """Chance that one completion of each are equal; None where one gave nothing."""
+    """Chance that one completion of each are equal; None if a run gave no completion."""
     placement: str = ""
-    """Empty where the grid has only one place."""
+    """Empty if the grid has only one place."""
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """What two runs have in common and what not."""
+class RunComparison:
+    """What two runs have in common, and what differs."""
 
     left: Run
     right: Run
@@ -105,45 +109,54 @@ class Comparison:
     only_right: tuple[str, ...]
     experiment_differences: tuple[str, ...]
     environment_differences: tuple[str, ...]
+    compared_tokens: int | None = None
+    """The smaller token limit, if the limits differ: no answer is compared beyond it."""
 
 
-def parting(left: StoredVariant, right: StoredVariant) -> Parting | None:
-    """Where two answers part; None where they are the same.
+def parting(left: StoredVariant, right: StoredVariant) -> PromptDivergence | None:
+    """Where two answers diverge; None if they are the same.
 
-    By tokens where both have them, by characters of the text otherwise.
+    By tokens if both have them, else by characters of the text.
     """
     if left.token_ids is None or right.token_ids is None:
-        return _parting_of_text(left.text, right.text)
+        return _divergence_of_text(left.text, right.text)
     position = first_divergence(left.token_ids.tolist(), right.token_ids.tolist())
     if position is None:
         return None
-    stop = position + WORDS_AFTER
-    return Parting(
+    stop = position + TOKENS_AFTER
+    return PromptDivergence(
         position,
         "token",
-        left.piece(max(0, position - WORDS_BEFORE), position),
+        left.piece(max(0, position - TOKENS_BEFORE), position),
         left.piece(position, stop),
         right.piece(position, stop),
     )
 
 
-def compare(left: Analysis, right: Analysis) -> Comparison:
-    """Hold two runs side by side; raises UsageError where they have no prompt in common."""
+def compare(left: Analysis, right: Analysis) -> RunComparison:
+    """Hold two runs side by side; raises UsageError if they have no prompt in common.
+
+    If their token limits differ, answers are compared up to the smaller limit.
+    """
     ours, theirs = left.run.experiment, right.run.experiment
     common = [prompt for prompt in ours.prompts if prompt in theirs.prompts]
     if not common:
         raise UsageError(
             f"{left.run.path} and {right.run.path} have no prompt in common: nothing to compare."
         )
-    return Comparison(
+    answers = {prompt: common_answers(left.run, right.run, prompt) for prompt in common}
+    return RunComparison(
         left=left.run,
         right=right.run,
-        pairs=tuple(pair for prompt in common for pair in _group_pairs(left, right, prompt)),
-        conditions=tuple(_condition_pairs(left.run, right.run)),
+        pairs=tuple(
+            pair for prompt in common for pair in _group_pairs(left, right, prompt, answers[prompt])
+        ),
+        conditions=tuple(_condition_pairs(left.run, right.run, answers)),
         only_left=tuple(prompt for prompt in ours.prompts if prompt not in common),
         only_right=tuple(prompt for prompt in theirs.prompts if prompt not in common),
         experiment_differences=tuple(experiment_differences(ours, theirs)),
         environment_differences=tuple(differences(left.run.environment, right.run.environment)),
+        compared_tokens=common_limit(left.run, right.run),
     )
 
 
@@ -173,28 +186,48 @@ def groups_of(analysis: Analysis, prompt: str) -> dict[str, Group]:
     return {group.kernels: group for group in analysis.groups if group.prompt == prompt}
 
 
-def _group_pairs(left: Analysis, right: Analysis, prompt: str) -> Iterator[GroupPair]:
-    """Pairs with the same kernels; every pair where the runs have none in common."""
+def _group_pairs(
+    left: Analysis, right: Analysis, prompt: str, answers: tuple[Answers, Answers]
+) -> Iterator[GroupPair]:
+    """Pairs with the same kernels; every pair if the runs have no kernels in common."""
     ours, theirs = groups_of(left, prompt), groups_of(right, prompt)
     shared = [kernels for kernels in ours if kernels in theirs]
     names = [(name, name) for name in shared] or [(a, b) for a in ours for b in theirs]
     for ours_name, theirs_name in names:
-        yield _pair(prompt, ours[ours_name], theirs[theirs_name])
+        yield _pair(prompt, ours[ours_name], theirs[theirs_name], answers)
 
 
-def _pair(prompt: str, left: Group, right: Group) -> GroupPair:
-    ours = {count.variant.fingerprint: count.count for count in left.variants}
-    theirs = {count.variant.fingerprint: count.count for count in right.variants}
-    apart = None
+def _pair(prompt: str, left: Group, right: Group, answers: tuple[Answers, Answers]) -> GroupPair:
+    ours, theirs = (_counts(group, of) for group, of in zip((left, right), answers, strict=True))
+    divergence = None
     if left.reference is not None and right.reference is not None:
-        apart = parting(left.reference.variant, right.reference.variant)
+        divergence = parting(
+            answers[0][left.reference.variant.fingerprint],
+            answers[1][right.reference.variant.fingerprint],
+        )
     return GroupPair(
-        prompt, left, right, len(ours.keys() & theirs.keys()), _agreement(ours, theirs), apart
+        prompt, left, right, len(ours.keys() & theirs.keys()), _agreement(ours, theirs), divergence
     )
 
 
-def _condition_pairs(left: Run, right: Run) -> Iterator[ConditionPair]:
-    ours, theirs = _counts_by_condition(left), _counts_by_condition(right)
+def _counts(group: Group, answers: Answers) -> Counter[str]:
+    """Completions of a group by the fingerprint of the answer as compared."""
+    counts: Counter[str] = Counter()
+    for counted in group.variants:
+        counts[answers[counted.variant.fingerprint].fingerprint] += counted.count
+    return counts
+
+
+_CellKey = tuple[str, str, int, str]
+"""(prompt, kernels, batch size, placement)."""
+
+
+def _condition_pairs(
+    left: Run, right: Run, answers: Mapping[str, tuple[Answers, Answers]]
+) -> Iterator[ConditionPair]:
+    """The conditions that both runs have."""
+    ours = _counts_by_condition(left, {prompt: of for prompt, (of, _) in answers.items()})
+    theirs = _counts_by_condition(right, {prompt: of for prompt, (_, of) in answers.items()})
     for key, counts in ours.items():
         other = theirs.get(key)
         if other is not None:
@@ -203,42 +236,33 @@ def _condition_pairs(left: Run, right: Run) -> Iterator[ConditionPair]:
             yield ConditionPair(prompt, kernels, batch_size, agreement, placement)
 
 
-def _counts_by_condition(run: Run) -> dict[tuple[str, str, int, str], dict[str, int]]:
-    """How often each answer came back, by (prompt, kernels, batch size, placement)."""
-    prompts = run.experiment.prompts
-    return {
-        (
-            prompts[record.prompt_index],
-            record.kernels,
-            record.batch_size,
-            record.placement,
-        ): _counts(run, index)
-        for index, record in enumerate(run.conditions)
-    }
+def _counts_by_condition(run: Run, answers: Mapping[str, Answers]) -> dict[_CellKey, Counter[str]]:
+    """Completions of each condition whose prompt is in `answers`, by the answer as compared."""
+    pairs = tally(run)
+    found: dict[_CellKey, Counter[str]] = {}
+    for index, record in enumerate(run.conditions):
+        prompt = run.experiment.prompts[record.prompt_index]
+        if prompt not in answers:
+            continue
+        counts = found[prompt, record.kernels, record.batch_size, record.placement] = Counter()
+        here = pairs.of([index])
+        for variant, count in zip(here.variant.tolist(), here.count.tolist(), strict=True):
+            counts[answers[prompt][run.variants[variant].fingerprint].fingerprint] += count
+    return found
 
 
-def _counts(run: Run, condition: int) -> dict[str, int]:
-    table = run.completions
-    seen = table.variant[(table.condition == condition) & (table.variant >= 0)]
-    indices, counts = np.unique(seen, return_counts=True)
-    return {
-        run.variants[int(index)].fingerprint: int(count)
-        for index, count in zip(indices, counts, strict=True)
-    }
-
-
-def _agreement(left: dict[str, int], right: dict[str, int]) -> float | None:
+def _agreement(left: Mapping[str, int], right: Mapping[str, int]) -> float | None:
     pairs = sum(left.values()) * sum(right.values())
     if pairs == 0:
         return None
     return sum(count * right.get(key, 0) for key, count in left.items()) / pairs
 
 
-def _parting_of_text(left: str, right: str) -> Parting | None:
+def _divergence_of_text(left: str, right: str) -> PromptDivergence | None:
     position = first_divergence(left, right)
     if position is None:
         return None
-    before, stop = max(0, position - 30), position + 25
-    return Parting(
+    before, stop = max(0, position - CHARACTERS_BEFORE), position + CHARACTERS_AFTER
+    return PromptDivergence(
         position, "character", left[before:position], left[position:stop], right[position:stop]
     )

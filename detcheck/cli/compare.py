@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from detcheck.analysis.compare import Comparison, GroupPair
+    from detcheck.analysis.compare import GroupPair, RunComparison
 
 
 def compare_command(
@@ -31,7 +31,7 @@ def compare_command(
     _print_json(comparison) if as_json else _print(comparison)
 
 
-def _print(comparison: Comparison) -> None:
+def _print(comparison: RunComparison) -> None:
     from detcheck.cli.console import print_line, stdout
     from detcheck.text import quoted
 
@@ -42,17 +42,19 @@ def _print(comparison: Comparison) -> None:
         print_line(f"{number}  {quoted(prompt, 72)}")
     stdout.print(_pairs_table(comparison, numbers))
     for pair in comparison.pairs:
-        if pair.parting is not None:
+        if pair.divergence is not None:
             name = f"{numbers[pair.prompt]} {_kernels(pair)}"
-            print_line(f"{name}: the references differ, {pair.parting.sentence}")
+            print_line(f"{name}: the references differ, {pair.divergence.sentence}")
     if len(comparison.conditions) > 1:
         stdout.print(_conditions_table(comparison, numbers))
     for line in _differences(comparison):
         print_line(line)
 
 
-def _differences(comparison: Comparison) -> Iterator[str]:
+def _differences(comparison: RunComparison) -> Iterator[str]:
     """What differs about the runs themselves, a line each."""
+    if comparison.compared_tokens is not None:
+        yield f"answers are compared up to token {comparison.compared_tokens}, the smaller limit"
     for phrase in comparison.experiment_differences:
         yield f"experiment: {phrase}"
     for phrase in comparison.environment_differences:
@@ -62,7 +64,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
             yield f"only in {name}: {len(prompts)} of the prompts"
 
 
-def _numbers(comparison: Comparison) -> dict[str, str]:
+def _numbers(comparison: RunComparison) -> dict[str, str]:
     """What the tables call each prompt, so that they fit the width of a terminal."""
     prompts = dict.fromkeys(pair.prompt for pair in comparison.pairs)
     return {prompt: str(number) for number, prompt in enumerate(prompts, start=1)}
@@ -86,7 +88,7 @@ def _table(*columns: str, title: str) -> Any:
     return table
 
 
-def _pairs_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any:
+def _pairs_table(comparison: RunComparison, numbers: Mapping[str, str]) -> Any:
     from detcheck.cli.console import untrusted
     from detcheck.report.text import number, percent
 
@@ -109,7 +111,7 @@ def _pairs_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any:
     return table
 
 
-def _conditions_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any:
+def _conditions_table(comparison: RunComparison, numbers: Mapping[str, str]) -> Any:
     """Agreement by batch size: a row a prompt and kernels setting."""
     from detcheck.cli.console import untrusted
     from detcheck.report.text import percent
@@ -128,12 +130,12 @@ def _conditions_table(comparison: Comparison, numbers: Mapping[str, str]) -> Any
 
 
 def _references(pair: GroupPair) -> str:
-    if pair.parting is not None:
-        return f"part at {pair.parting.position}"
+    if pair.divergence is not None:
+        return f"part at {pair.divergence.position}"
     return "equal" if pair.references_equal else "none"
 
 
-def _print_json(comparison: Comparison) -> None:
+def _print_json(comparison: RunComparison) -> None:
     from detcheck.cli.console import print_json
 
     print_json(
@@ -142,6 +144,7 @@ def _print_json(comparison: Comparison) -> None:
             "right": {"run": comparison.right.path, "run_id": comparison.right.run_id},
             "pairs": [_pair_row(pair) for pair in comparison.pairs],
             "conditions": comparison.conditions,
+            "compared_tokens": comparison.compared_tokens,
             "only_left": comparison.only_left,
             "only_right": comparison.only_right,
             "experiment_differences": comparison.experiment_differences,
@@ -167,5 +170,5 @@ def _pair_row(pair: GroupPair) -> dict[str, Any]:
         "shared": pair.shared,
         "agreement": pair.agreement,
         "references_equal": pair.references_equal,
-        "parting": pair.parting,
+        "parting": pair.divergence,
     }

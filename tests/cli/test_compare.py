@@ -78,3 +78,13 @@ def test_a_run_without_answers_is_compared_all_the_same(detcheck, good, tmp_path
     document = json.loads(detcheck("compare", good, empty, "--json").out)
     assert document["pairs"][0]["agreement"] is None
     assert document["pairs"][0]["references_equal"] is False
+
+
+def test_different_token_limits_are_said(detcheck, tmp_path):
+    left = write(tmp_path / "left", kernels=(STOCK,), max_new_tokens=6)
+    right = write(tmp_path / "right", kernels=(STOCK,), max_new_tokens=12)
+    out = detcheck("compare", left, right).out
+    assert "answers are compared up to token 6, the smaller limit" in out
+    document = json.loads(detcheck("compare", left, right, "--json").out)
+    assert document["compared_tokens"] == 6
+    assert document["pairs"][0]["shared"] == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from detcheck.analysis.compare import Parting
+from detcheck.analysis.compare import PromptDivergence
 from detcheck.cli import console
 
 
@@ -30,7 +30,7 @@ def test_json_takes_what_an_analysis_holds(printed):
         "array": np.array([1.0, np.nan]),
         "bound": float("inf"),
         "flag": True,
-        "parting": Parting(3, "token", "a", "b", "c"),
+        "parting": PromptDivergence(3, "token", "a", "b", "c"),
         1: ("x", None),
     }
     assert json.loads(printed(data)) == {
