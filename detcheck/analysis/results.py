@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from detcheck.analysis.flip_records import (
 from detcheck.experiment import STOCK
 from detcheck.rundir import Run, StoredVariant
 from detcheck.text import quoted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "CONFIDENT",
@@ -291,6 +295,30 @@ class Analysis:
         gaps are differences of these sums.
         """
         return self.run.experiment.temperature > 0
+
+    def frame(self) -> pd.DataFrame:
+        """One row a condition; columns and units: `analysis.frames.conditions_frame`."""
+        from detcheck.analysis.frames import conditions_frame
+
+        return conditions_frame(self)
+
+    def variants_frame(self) -> pd.DataFrame:
+        """One row per (prompt, kernels, variant); columns: `analysis.frames.variants_frame`."""
+        from detcheck.analysis.frames import variants_frame
+
+        return variants_frame(self)
+
+    def branchings_frame(self) -> pd.DataFrame:
+        """One row a branching; columns and units: `analysis.frames.branchings_frame`."""
+        from detcheck.analysis.frames import branchings_frame
+
+        return branchings_frame(self)
+
+    def _repr_html_(self) -> str:
+        """The summary, for notebooks."""
+        from detcheck.analysis.frames import analysis_html
+
+        return analysis_html(self)
 
     def group(self, prompt_index: int, kernels: str) -> Group:
         """The group of one prompt and kernels setting; raises KeyError if there is none."""

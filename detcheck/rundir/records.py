@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from detcheck.experiment import Experiment, kernels_claimed
 from detcheck.text import quoted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
@@ -201,3 +204,21 @@ class Run:
     def complete(self) -> bool:
         """Whether every condition was measured to its end."""
         return all(record.status == "done" for record in self.conditions)
+
+    def completions_frame(self) -> pd.DataFrame:
+        """One row a request; columns and units: `rundir.frames.completions_frame`."""
+        from detcheck.rundir.frames import completions_frame
+
+        return completions_frame(self)
+
+    def variants_frame(self) -> pd.DataFrame:
+        """One row a distinct answer; columns and units: `rundir.frames.variants_frame`."""
+        from detcheck.rundir.frames import variants_frame
+
+        return variants_frame(self)
+
+    def _repr_html_(self) -> str:
+        """The summary, for notebooks."""
+        from detcheck.rundir.frames import run_html
+
+        return run_html(self)
