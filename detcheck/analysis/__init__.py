@@ -1,4 +1,4 @@
-"""What a run means: variants, divergences, flips and statistics. No torch."""
+"""Analysis of a run: variants, divergences, flips and statistics. Imports no torch."""
 
 from detcheck.analysis.analyse import analyse
 from detcheck.analysis.results import Analysis, Group

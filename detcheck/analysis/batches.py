@@ -16,10 +16,10 @@ from detcheck.rundir import ConditionRecord, Run
 StockRecords = dict[tuple[int, int, str], ConditionRecord]
 """(prompt index, batch size, placement) -> the condition under stock kernels."""
 SERVER_SHARE = 0.75
-"""Share of a batch that must be seen where a server forms it: its counters are looked at now and
-then, and requests that are sent together are taken in one after the other."""
+"""Share of a batch that must be seen if a server forms it: its counters are read only now and then,
+and requests that are sent together are taken in one after the other."""
 SHARED = 1.1
-"""A server that computed so many times what it was sent had somebody else's requests too."""
+"""A server that computed so many times the requests it was sent had other clients too."""
 WITNESS = {
     FORWARD_PASSES: "counted over forward passes",
     SERVER_COUNTERS: "by the server's own counters",
@@ -36,7 +36,7 @@ def batch_size_row(
     reference: int | None,
     stock: StockRecords,
 ) -> BatchSizeRow:
-    """Sum up one condition; `pairs` are those of its group, `rows` its own."""
+    """Sum up one condition; `pairs` are those of its group, `rows` its own completions."""
     record = run.conditions[condition]
     here = pairs.of([condition])
     same = int(here.count[here.variant == reference].sum()) if reference is not None else 0
@@ -66,17 +66,20 @@ def _rows_mean(run: Run, rows: IntArray) -> float | None:
 
 
 def _exact_repeats(run: Run, record: ConditionRecord, rows: IntArray) -> int | None:
-    """None where a server forms the batches: no two of them need be alike."""
+    """Completions that differ in an exact repeat; None if a server formed the batches.
+
+    No two batches that a server forms need to be alike.
+    """
     if run.experiment.engine == OPENAI and record.batch_size > 1:
         return None
     return exact_repeats_differ(run, rows)
 
 
 def exact_repeats_differ(run: Run, rows: IntArray) -> int | None:
-    """Requests of trial 1 whose answer differs from that of trial 0, which it repeats exactly.
+    """Requests of trial 1 whose answer differs from the answer of trial 0, which it repeats.
 
-    Answers differ by fingerprint, or by log-probability digest where both have one. None where
-    no request came back in both trials.
+    Answers differ by fingerprint, or by log-probability digest if both have one. None if no request
+    was answered in both trials.
     """
     table = run.completions
     answered = rows[table.variant[rows] >= 0]
@@ -95,8 +98,10 @@ def exact_repeats_differ(run: Run, rows: IntArray) -> int | None:
 
 
 def evidence(records: Sequence[ConditionRecord], *, open_loop: bool = False) -> BatchEvidence:
-    """Whether each batch size that was asked for was seen: in full in a forward pass, or, where a
-    server forms the batches, by `SERVER_SHARE` of it."""
+    """Whether each batch size that was asked for was seen.
+
+    In full in some forward pass; or, if a server forms the batches, SERVER_SHARE of it.
+    """
     asked = max(record.batch_size for record in records)
     seen = max(record.rows_max for record in records)
     short = [record for record in records if record.rows_max < _enough(record, open_loop)]
@@ -108,14 +113,14 @@ def evidence(records: Sequence[ConditionRecord], *, open_loop: bool = False) -> 
         sources = dict.fromkeys(record.evidence_source or FORWARD_PASSES for record in records)
         witness = ", ".join(WITNESS.get(source, source) for source in sources)
         where = " under open-loop arrivals" if open_loop else ""
-        shared = ", somebody else's requests among them" if _shared(records) else ""
+        shared = ", other clients' requests among them" if _shared(records) else ""
         sentence = f"batches of up to {seen} of {asked} asked{where}, {witness}{shared}"
     return BatchEvidence(not short, asked, seen, sentence)
 
 
 def _enough(record: ConditionRecord, open_loop: bool) -> int:
     """Requests that must have been seen together for a condition to count as loaded."""
-    if open_loop:  # how many meet is up to the arrivals; that some do is what counts
+    if open_loop:  # how many requests meet is up to their arrivals: some must
         return min(2, record.batch_size)
     if record.evidence_source in ("", FORWARD_PASSES):
         return record.batch_size
@@ -125,7 +130,8 @@ def _enough(record: ConditionRecord, open_loop: bool) -> int:
 def _shared(records: Sequence[ConditionRecord]) -> bool:
     """Whether a server computed more requests together than it was sent.
 
-    By the mean of its iterations; a gauge may be late, and counts beyond the largest size only.
+    By the mean over its iterations. Its largest value counts only beyond the largest batch size,
+    since a gauge may still show the condition before.
     """
     largest = max(record.batch_size for record in records)
     return any(
@@ -150,9 +156,9 @@ def _short(worst: ConditionRecord, seen: int) -> str:
 
 
 def prefix_cache(run: Run, conditions: Sequence[int], rows: Rows) -> PrefixCache | None:
-    """Hold the very first answer of a group, which found no cache, against those that follow it.
+    """Compare the very first answer of a group, which found no cache, with those that follow it.
 
-    Only within its own condition, so that the load is the same. None where no server is asked.
+    Only within its own condition, so that the load is the same. None if no server was asked.
     """
     if run.experiment.engine != OPENAI:
         return None
@@ -168,13 +174,13 @@ def prefix_cache(run: Run, conditions: Sequence[int], rows: Rows) -> PrefixCache
 
 
 def tokens_per_second(records: Sequence[ConditionRecord]) -> float | None:
-    """Generated tokens a second over all of them, fillers included; None where nothing ran."""
+    """Generated tokens a second over all `records`, fillers included; None if none was timed."""
     elapsed = sum(record.elapsed_s for record in records)
     return sum(record.generated_tokens for record in records) / elapsed if elapsed > 0 else None
 
 
 def stock_records(run: Run) -> StockRecords:
-    """The conditions under stock kernels, by what cost is compared at."""
+    """The conditions under stock kernels, by what must agree for costs to be compared."""
     return {
         (record.prompt_index, record.batch_size, record.placement): record
         for record in run.conditions
@@ -183,9 +189,9 @@ def stock_records(run: Run) -> StockRecords:
 
 
 def relative_cost(records: Sequence[ConditionRecord], stock: StockRecords) -> float | None:
-    """Time a token against stock's, over the batch sizes that both were timed at.
+    """Time a token as a multiple of stock's, over the batch sizes that were timed under both.
 
-    None for stock itself, and where no batch size was timed under both.
+    None for stock itself, and if no batch size was timed under both.
     """
     pairs = [
         (record, other)

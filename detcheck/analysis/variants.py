@@ -1,7 +1,7 @@
 """Which answers came back, and how often: completions counted by (condition, variant).
 
-Everything later works on these counts, of which there are as many as (condition, variant) pairs
-that occurred, so that its cost does not grow with the number of completions.
+Later stages work on these counts. There is one for each (condition, variant) pair that occurred, so
+their cost does not grow with the number of completions.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Rows:
 
 
 def by_one_identity(run: Run) -> Run:
-    """The run, its answers without token ids counted under those that have the same text and ids.
+    """The run with each answer without token ids counted as the answer of the same text with ids.
 
-    A server may give ids only now and then, or one of several servers none: that makes no second
-    answer of the same text.
+    A server may give ids only now and then, or one of several servers may give none. That does not
+    make a second answer of the same text.
     """
     known: dict[tuple[int, str], int] = {}
     for index, variant in enumerate(run.variants):
@@ -71,13 +71,14 @@ def by_one_identity(run: Run) -> Run:
     for index, variant in enumerate(run.variants):
         if variant.token_ids is None:
             same[index] = known.get((variant.prompt_index, variant.text), index)
-    told = run.completions.variant
-    table = replace(run.completions, variant=np.where(told >= 0, same[told], told))
+    recorded = run.completions.variant
+    merged = np.where(recorded >= 0, same[recorded], recorded)
+    table = replace(run.completions, variant=merged)
     return replace(run, completions=table)
 
 
 def tally(run: Run) -> Tally:
-    """Count the completions of a run that came back, by (condition, variant)."""
+    """Count the completions that came back, by (condition, variant)."""
     table = run.completions
     rows = np.flatnonzero(table.variant >= 0)
     num_variants = max(1, len(run.variants))
@@ -96,11 +97,10 @@ def rows_by_condition(run: Run) -> Rows:
 
 
 def pick_reference(run: Run, pairs: Tally) -> int | None:
-    """Index of the variant that the others are compared with; None where nothing came back.
+    """Index of the variant that the others are compared with; None if no completion came back.
 
-    It is the most common variant of the smallest batch size with any completions, in the first
-    place that has any, first seen first: a batch of one is what the model says when nobody else
-    is there.
+    It is the most common variant of the smallest batch size that has completions, in the first
+    place that has any. Of equally common variants it is the one that was seen first.
     """
     if not len(pairs.condition):
         return None
@@ -134,7 +134,10 @@ def variant_counts(
     reference: int,
     first_divergence: dict[int, int | None],
 ) -> tuple[VariantCount, ...]:
-    """The variants of a group, most common first; `first_divergence` is by variant index."""
+    """The variants of a group, most common first.
+
+    `reference` is the index of one of them; `first_divergence` has a position for each index.
+    """
     variants, counts = rank(pairs)
     seen = _batch_sizes(run, pairs)
     total = int(counts.sum())

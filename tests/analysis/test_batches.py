@@ -48,11 +48,11 @@ def test_evidence_needs_every_batch_in_full(
     ("rows_max", "rows_mean", "shared"),
     [(8, 7.9, False), (8, None, False), (9, None, True), (8, 8.4, False), (8, 9.4, True)],
 )
-def test_more_than_were_asked_for_are_somebody_elses(
+def test_more_requests_than_were_sent_are_other_clients(
     rows_max: int, rows_mean: float | None, shared: bool
 ) -> None:
     record = dataclasses.replace(condition(8, rows_max), rows_mean=rows_mean)
-    assert ("somebody else's requests among them" in evidence([record]).sentence) is shared
+    assert ("other clients' requests among them" in evidence([record]).sentence) is shared
 
 
 def test_batches_that_were_not_formed_show(planted_run: Callable[..., Run]) -> None:
