@@ -1,0 +1,137 @@
+"""Parsers of answers: from the text of a completion to the answer that an evaluation scores.
+
+    number       the last number, without thousands separators: `1,234.50` is `1234.5`
+    letter       the letter of a choice, A to Z, such as `(B)`, `B.` or `the answer is B`
+    regex:P      the last match of the regular expression P; its first group if it has one
+    json:path    a member of the first JSON value, such as `json:result.items.0`
+    last-line    the last line that is not empty
+    exact        the whole text
+
+Spaces around an answer do not count. A parser returns None if the text holds no such answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from detcheck.errors import UsageError
+
+AnswerParser = Callable[[str], str | None]
+"""From the text of a completion to its answer; None if it holds none."""
+
+_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
+_SAID = re.compile(r"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*[*_]*\(?([A-Z])\b")
+_ALONE = re.compile(r"^[\s*_]*\(?([A-Z])[).:]*[\s*_]*$", re.MULTILINE)
+_MARKED = re.compile(r"\(([A-Z])\)|(?:^|(?<=\s))([A-Z])[).:](?=\s|$)")
+_STANDING = re.compile(r"(?<![\w'’])([B-HJ-Z])(?![\w'’])")
+"""A and I are words as well: they count only in one of the forms above."""
+
+
+def answer_parser(name: str) -> AnswerParser:
+    """The parser called `name`, such as `number` or `regex:P`.
+
+    Raises UsageError if there is no such parser, or its expression is not valid.
+    """
+    kind, colon, argument = name.partition(":")
+    if colon and argument and kind in ("regex", "json"):
+        return _regex(argument) if kind == "regex" else _json(argument)
+    if name in _PLAIN:
+        return _PLAIN[name]
+    raise UsageError(
+        f"`answer` must be one of {', '.join(_PLAIN)}, regex:PATTERN or json:PATH, not {name!r}."
+    )
+
+
+def _exact(text: str) -> str | None:
+    return text.strip() or None
+
+
+def _last_line(text: str) -> str | None:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else None
+
+
+def _number(text: str) -> str | None:
+    found = _NUMBER.findall(text)
+    return _canonical(found[-1]) if found else None
+
+
+def _canonical(number: str) -> str:
+    """A number in one form: `1,234.50`, `+1234.5` and `1.2345e3` are `1234.5`."""
+    plain = number.replace(",", "").replace("−", "-")
+    try:
+        value = Decimal(plain).normalize()
+    except InvalidOperation:  # an exponent beyond what Decimal takes
+        return plain
+    if abs(value.adjusted()) > 100:  # written out it would be endless
+        return str(value)
+    return "0" if value == 0 else f"{value:f}"
+
+
+def _letter(text: str) -> str | None:
+    for pattern in (_SAID, _ALONE, _MARKED, _STANDING):
+        letters = [letter for match in pattern.finditer(text) for letter in match.groups("")]
+        found = [str(letter) for letter in letters if letter]
+        if found:
+            return found[-1]
+    return None
+
+
+_PLAIN: dict[str, AnswerParser] = {
+    "number": _number,
+    "letter": _letter,
+    "last-line": _last_line,
+    "exact": _exact,
+}
+
+
+def _regex(pattern: str) -> AnswerParser:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(
+            f"The pattern of `answer` is not a regular expression ({error}): {pattern!r}."
+        ) from error
+
+    def parse(text: str) -> str | None:
+        matches = list(compiled.finditer(text))
+        if not matches:
+            return None
+        found = matches[-1].group(1 if compiled.groups else 0)
+        return None if found is None else found.strip() or None
+
+    return parse
+
+
+def _json(path: str) -> AnswerParser:
+    steps = path.split(".")
+
+    def parse(text: str) -> str | None:
+        try:
+            value = _member(_first_json(text), steps)
+        except (LookupError, ValueError, TypeError, RecursionError):
+            return None
+        return value.strip() or None if isinstance(value, str) else json.dumps(value)
+
+    return parse
+
+
+def _first_json(text: str) -> Any:
+    """The first JSON object or list in `text`; raises ValueError if there is none."""
+    decoder = json.JSONDecoder()
+    for match in re.finditer(r"[\[{]", text):
+        try:
+            return decoder.raw_decode(text, match.start())[0]
+        except ValueError:
+            continue
+    raise ValueError("no JSON")
+
+
+def _member(value: Any, steps: list[str]) -> Any:
+    for step in steps:
+        value = value[int(step)] if isinstance(value, list) else value[step]
+    return value

@@ -1,0 +1,100 @@
+"""Each parser finds the answer in the forms that models write it, and nothing in other text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detcheck.analysis.parsers import answer_parser
+from detcheck.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("42", "42"),
+        ("17 × 23 = 391.", "391"),
+        ("It costs $1,234.50.", "1234.5"),
+        ("#### -7", "-7"),
+        ("between 3 and 5", "5"),
+        ("about 1.2345e3 or so", "1234.5"),
+        ("2.50", "2.5"),
+        ("+4", "4"),
+        ("-0.0", "0"),
+        ("100", "100"),
+        ("−3 degrees", "-3"),
+        (".5", "0.5"),
+        ("1,23", "23"),
+        ("1e999999999999999999999", "1e999999999999999999999"),
+        ("1e500", "1E+500"),
+        ("no number", None),
+        ("", None),
+    ],
+)
+def test_number(text: str, answer: str | None) -> None:
+    assert answer_parser("number")(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("B", "B"),
+        (" (C) ", "C"),
+        ("**D**", "D"),
+        ("The answer is B.", "B"),
+        ("Answer: (A)", "A"),
+        ("A. because a cat is an animal", "A"),
+        ("First I thought (A), but it is (D).", "D"),
+        ("I believe that B fits best", "B"),
+        ("A cat sat on the mat", None),
+        ("I do not know", None),
+        ("BOTH", None),
+        ("", None),
+    ],
+)
+def test_letter(text: str, answer: str | None) -> None:
+    assert answer_parser("letter")(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "answer"),
+    [
+        ("last-line", "thinking\n\n  so it is 4  \n\n", "so it is 4"),
+        ("last-line", " \n ", None),
+        ("exact", "  yes\n", "yes"),
+        ("exact", " ", None),
+        (r"regex:answer=(\w+)", "answer=a answer=b", "b"),
+        (r"regex:\d+", "a1 b22", "22"),
+        (r"regex:x(y)?", "x", None),
+        (r"regex:\d+", "none", None),
+        ("json:answer", 'Sure: {"answer": "yes"}', "yes"),
+        ("json:a.0.b", '```json\n{"a": [{"b": 1.5}]}\n```', "1.5"),
+        ("json:a", '{"b": 1}', None),
+        ("json:a", '{"a": 1', None),
+        ("json:a", "{not json} [1]", None),
+        ("json:0", "{not json} [1]", "1"),
+        ("json:a", '{"a": ["x"]}', '["x"]'),
+        ("json:x", "[1]", None),
+    ],
+)
+def test_other_parsers(name: str, text: str, answer: str | None) -> None:
+    assert answer_parser(name)(text) == answer
+
+
+@pytest.mark.parametrize("name", ["", "numbers", "regex:", "json:", "regex", "number:x"])
+def test_an_unknown_parser_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"`answer` must be one of number, .* regex:PATTERN"):
+        answer_parser(name)
+
+
+def test_a_broken_expression_is_refused() -> None:
+    with pytest.raises(UsageError, match="not a regular expression"):
+        answer_parser("regex:(")
+
+
+@given(st.text())
+def test_no_text_breaks_a_parser(text: str) -> None:
+    for name in ("number", "letter", "last-line", "exact", "json:a", "regex:(.)"):
+        found = answer_parser(name)(text)
+        assert found is None or found == found.strip() != ""
