@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from detcheck.probes.asserts import assert_batch_invariant
     from detcheck.rundir import Run, load
     from detcheck.runner import resume, run
+    from detcheck.targets import InProcess, Served, Vllm
 
 __all__ = [
     "Experiment",
+    "InProcess",
     "Run",
+    "Served",
+    "Vllm",
     "analyse",
     "assert_batch_invariant",
     "batch_invariant",
@@ -34,7 +38,10 @@ __all__ = [
 
 _HOMES = {
     "Experiment": "detcheck.experiment",
+    "InProcess": "detcheck.targets",
     "Run": "detcheck.rundir",
+    "Served": "detcheck.targets",
+    "Vllm": "detcheck.targets",
     "analyse": "detcheck.analysis",
     "assert_batch_invariant": "detcheck.probes.asserts",
     "batch_invariant": "detcheck.kernels.mode",

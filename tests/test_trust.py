@@ -8,9 +8,9 @@ import pytest
 from gate.runs import analysed
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
-from detcheck.experiment import BATCH_INVARIANT, STOCK
 from detcheck.gate.policy import rules_for
 from detcheck.gate.verdict import INCONCLUSIVE, PASS, judge
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.report.answers import BAD, GOOD, OPEN, six_answers
 from detcheck.report.view import headline
 

@@ -15,7 +15,7 @@ from detcheck.analysis.results import (
     Divergence,
     Group,
 )
-from detcheck.experiment import AS_SERVED, BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import AS_SERVED, BATCH_INVARIANT, STOCK
 from detcheck.report.checks import batches, checks
 from detcheck.report.text import factor, number
 from detcheck.text import count, one_line

@@ -17,7 +17,7 @@ from detcheck.analysis.evidence import (
     lacking,
 )
 from detcheck.analysis.results import Analysis, Group
-from detcheck.experiment import STOCK, kernels_claimed
+from detcheck.kernels.settings import STOCK, KernelSettings
 from detcheck.report.text import number, percent
 from detcheck.text import count
 
@@ -107,7 +107,9 @@ def _held(analysis: Analysis) -> dict[str, str]:
     sizes = ", ".join(map(str, analysis.run.experiment.batch_sizes))
     decisive = [check for check in analysis.run.endpoint_checks if check.decisive]
     needed = {
-        KERNELS_PROVEN: any(kernels_claimed(group.kernels) for group in analysis.groups),
+        KERNELS_PROVEN: any(
+            KernelSettings.parse(group.kernels).claims_invariance for group in analysis.groups
+        ),
         ENDPOINT_SOUND: bool(decisive),
     }
     held = {
@@ -130,7 +132,7 @@ def _sent_again(analysis: Analysis) -> str:
 def _calls(analysis: Analysis) -> Iterator[str]:
     """How often each override ran, by kernels setting."""
     for kernels, proof in analysis.run.proofs.items():
-        if kernels_claimed(kernels):
+        if KernelSettings.parse(kernels).claims_invariance:
             ran = ", ".join(f"{op} {calls:,}" for op, calls in proof.overrides.items() if calls)
             yield f"{kernels}: every op family ran (calls: {ran})"
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from detcheck.analysis.results import BatchSizeRow, Group
-from detcheck.experiment import STOCK
+from detcheck.kernels.settings import STOCK
 from detcheck.report import figure_style as look
 from detcheck.report.figure_style import Drawing
 from detcheck.report.text import number

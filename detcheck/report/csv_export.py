@@ -14,7 +14,7 @@ from io import StringIO
 from typing import Any
 
 from detcheck.analysis.results import Analysis, BatchSizeRow, Group
-from detcheck.experiment import condition_id
+from detcheck.grid import Condition
 from detcheck.text import HIDDEN, cap, stand_in
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
@@ -34,7 +34,7 @@ VARIANT_COLUMNS = (
 
 def conditions_csv(analysis: Analysis) -> str:
     """One row per (prompt, kernels, batch size, placement); the last a column where it varies."""
-    if len(analysis.run.experiment.placements) == 1:
+    if len(analysis.run.target.placements) == 1:
         return _csv(CONDITION_COLUMNS, _condition_rows(analysis.groups))
     places = [row.placement for group in analysis.groups for row in group.by_batch_size]
     rows = zip(_condition_rows(analysis.groups), places, strict=True)
@@ -66,9 +66,9 @@ def _shown_in_cell(match: re.Match[str]) -> str:
 def _condition_rows(groups: Sequence[Group]) -> Iterator[tuple[Any, ...]]:
     for group in groups:
         for row in group.by_batch_size:
-            condition = condition_id(
-                group.prompt_index, group.kernels, row.batch_size, row.placement
-            )
+            condition = Condition(
+                group.prompt_index, group.kernels, row.batch_size, row.asked, row.placement
+            ).condition_id
             values = (getattr(row, name) for name in ROW_COLUMNS)
             yield (condition, group.prompt, group.kernels, *values)
 

@@ -21,7 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, UNKNOWN
-from detcheck.experiment import STOCK
+from detcheck.kernels.settings import STOCK
 
 INK = "#1d2329"
 MUTED = "#5c6670"

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from detcheck.analysis.results import FLIP_KINDS, Analysis, BatchSizeRow, Divergence, Group
-from detcheck.experiment import STOCK
+from detcheck.kernels.settings import STOCK
 from detcheck.report import figure_style as look
 from detcheck.report.cost_figure import cost_beside_benefit
 from detcheck.report.figure_style import Drawing

@@ -56,7 +56,7 @@ def render(
             bounds=bounds(analysis),
             prompts=sections,
             probes=[Markup(drawing.body) for drawing in probes],
-            command=command(analysis.run.experiment),
+            command=command(analysis.run.experiment, analysis.run.target),
             environment=environment_rows(analysis.run.environment),
             glossary=GLOSSARY,
             css=_css(),

@@ -48,7 +48,10 @@ def render(
     if probes:
         blocks += ["## Which op is it?", *(f"![{_title(name)}]({name})" for name in probes)]
     blocks += ["## Can I trust this result?", _checks(analysis)]
-    blocks += ["## Run it again", fenced(command(analysis.run.experiment), "sh")]
+    blocks += [
+        "## Run it again",
+        fenced(command(analysis.run.experiment, analysis.run.target), "sh"),
+    ]
     blocks.append(_environment(analysis))
     words = "\n\n".join(f"**{word}**: {meaning}" for word, meaning in GLOSSARY)
     blocks.append(_folded("The words", words))

@@ -9,7 +9,7 @@ from typing import Any
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, lacking
 from detcheck.analysis.results import Analysis, BatchSizeRow, Flip, Group, VariantCount
 from detcheck.environment import settings
-from detcheck.experiment import STOCK, Experiment
+from detcheck.kernels.settings import STOCK
 from detcheck.report.answers import beside_stock, control_groups, cure_groups
 from detcheck.report.partings import Parting, partings
 from detcheck.report.prefix_tree import Branch, prune
@@ -126,24 +126,19 @@ def headline(analysis: Analysis) -> str:
 
 def about(analysis: Analysis) -> str:
     """The setting in one line."""
-    experiment = analysis.run.experiment
+    experiment, target = analysis.run.experiment, analysis.run.target
+    dtype = analysis.run.model.dtype or getattr(target, "dtype", None)
     facts = [
-        _model(experiment),
-        f"{experiment.engine} engine",
-        ", ".join(clip(url, 60) for url in experiment.endpoints),
+        clip(target.model_name, 60),
+        f"{target.engine} engine",
+        ", ".join(clip(url, 60) for url in getattr(target, "endpoints", ())),
         f"{experiment.traffic} traffic",
         f"batch sizes {', '.join(map(str, experiment.batch_sizes))}",
         f"{experiment.max_new_tokens} tokens",
         f"temperature {experiment.temperature:g}",
-        experiment.dtype if experiment.dtype != "auto" else "",
+        "" if dtype in (None, "auto") else dtype,
     ]
     return " · ".join(fact for fact in facts if fact)
-
-
-def _model(experiment: Experiment) -> str:
-    if experiment.model:
-        return clip(experiment.model, 60)
-    return "the served model" if experiment.endpoints else "SmolLM2-135M-Instruct (embedded)"
 
 
 def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

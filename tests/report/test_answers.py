@@ -9,10 +9,10 @@ import pytest
 
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, Analysis, VariantCount
+from detcheck.evidence import KernelsProof
 from detcheck.report.answers import BAD, GOOD, OPEN, beside_stock, six_answers
 from detcheck.report.checks import checks
 from detcheck.report.view import headline
-from detcheck.rundir import KernelsProof
 
 
 def without_groups(analysis: Analysis, *kernels: str) -> Analysis:
