@@ -32,9 +32,17 @@ class Condition:
     @property
     def condition_id(self) -> str:
         """Name of the cell within its run, such as `p0/stock/b4` or `p0/stock/b4/s1/tp2`."""
-        seed = f"/s{self.seed}" if self.several_seeds else ""
-        place = f"/{self.placement.replace(' ', '-')}" if self.placement else ""
-        return f"p{self.prompt_index}/{self.kernels}/b{self.batch_size}{seed}{place}"
+        seed = self.seed if self.several_seeds else None
+        return condition_id(self.prompt_index, self.kernels, self.batch_size, self.placement, seed)
+
+
+def condition_id(
+    prompt_index: int, kernels: str, batch_size: int, placement: str = "", seed: int | None = None
+) -> str:
+    """Name of a cell of the grid within its run; `seed` is None if the run has only one."""
+    sample = "" if seed is None else f"/s{seed}"
+    place = f"/{placement.replace(' ', '-')}" if placement else ""
+    return f"p{prompt_index}/{kernels}/b{batch_size}{sample}{place}"
 
 
 def conditions(experiment: Experiment, target: Target) -> tuple[Condition, ...]:
