@@ -9,7 +9,6 @@ import typer
 
 from detcheck.errors import UsageError
 from detcheck.experiment import Experiment
-from detcheck.targets import from_dict
 
 if TYPE_CHECKING:
     from detcheck.probes.trace import Subject
@@ -80,6 +79,7 @@ def trace_command(
 
     given = {
         "model": model,
+        "max_new_tokens": max_new_tokens,
         "engine": engine,
         "dtype": dtype,
         "device": device,
@@ -89,14 +89,13 @@ def trace_command(
         _check_kernels(kernels)
     subject: Subject
     if run is not None:
-        if options or any(value is not None for value in (prompt, batch_sizes, max_new_tokens)):
+        if prompt is not None or batch_sizes is not None or options:
             raise UsageError("A run says what was asked: give RUN, or -p with its options.")
         from detcheck.rundir import load
 
         subject = subject_of_run(load(run))
     else:
-        experiment = _experiment(prompt, batch_sizes, kernels, max_new_tokens)
-        subject = subject_of_prompt(experiment, from_dict(options))
+        subject = subject_of_prompt(_experiment(prompt, batch_sizes, kernels, options))
     found = trace(subject, kernels)
     print_json(found) if as_json else _print(found)
     if out is not None:
@@ -104,15 +103,15 @@ def trace_command(
 
 
 def _check_kernels(kernels: str) -> None:
-    from detcheck.kernels.settings import KernelSettings
+    from detcheck.experiment import kernel_families
 
     if "," in kernels:
         raise UsageError("Trace under one kernels setting at a time, such as -k stock.")
-    KernelSettings.parse(kernels)
+    kernel_families(kernels)
 
 
 def _experiment(
-    prompt: str | None, batch_sizes: str | None, kernels: str | None, max_new_tokens: int | None
+    prompt: str | None, batch_sizes: str | None, kernels: str | None, options: dict[str, Any]
 ) -> Experiment:
     if prompt is None:
         raise UsageError("Give a RUN in which answers part, or a prompt with -p.")
@@ -122,7 +121,7 @@ def _experiment(
         kernels=(kernels or "stock",),
         batch_sizes=sizes,
         completions=sum(sizes),
-        max_new_tokens=100 if max_new_tokens is None else max_new_tokens,
+        **options,
     )
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from asking import conditions_of
 from recorded import small_experiment
 
 from detcheck import Run
@@ -87,7 +86,7 @@ def by_id(run: Run) -> dict[str, ConditionRecord]:
 def whole_plan() -> list[tuple[str, int]]:
     return [
         (condition.condition_id, trial.index)
-        for condition in conditions_of(EXPERIMENT)
+        for condition in EXPERIMENT.conditions()
         for trial in plan_trials(EXPERIMENT, condition)
     ]
 
