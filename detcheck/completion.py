@@ -1,4 +1,4 @@
-"""What came back for one request, and the fingerprint that decides whether two answers are one."""
+"""The answer to one request, and the fingerprint that decides whether two answers are equal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from detcheck.evidence import ObservedBatch
 
 
 def fingerprint_token_ids(token_ids: Sequence[int]) -> str:
@@ -19,46 +21,6 @@ def fingerprint_text(text: str) -> str:
     """Tagged SHA-256 of UTF-8 text, for servers that give no token ids: `sha256-text:<hex>`."""
     data = text.encode("utf-8", "surrogatepass")
     return "sha256-text:" + hashlib.sha256(data).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class ObservedBatch:
-    """The batches that one request was really computed in, counted over its forward passes."""
-
-    rows_min: int
-    """Fewest requests that shared one of its forward passes, itself included."""
-    rows_max: int
-    """Most requests that shared one of its forward passes, itself included."""
-    rows_mean: float
-    """Mean requests a forward pass."""
-    query_tokens_max: int
-    """Most query tokens (prefill and decode together) in one of its forward passes."""
-    steps: int
-    """Forward passes that it took part in."""
-
-
-FORWARD_PASSES = "forward passes"
-SERVER_COUNTERS = "server counters"
-STREAMED_TOKENS = "streamed tokens"
-"""Sources of evidence that batches were formed, the strongest first."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadEvidence:
-    """The batches of one trial, where they were seen for the trial and not for each request."""
-
-    source: str
-    """`forward passes`, `server counters` or `streamed tokens`."""
-    rows_max: int
-    """Most requests that were seen to be computed together."""
-    rows_mean: float | None = None
-    """Mean requests computed together; None where the source does not tell."""
-    query_tokens_max: int | None = None
-    """Most query tokens in one forward pass; None where the source does not tell."""
-    preemptions: int | None = None
-    """Requests that the server put off and computed anew; None where it does not count them."""
-    prefix_cache_hits: int | None = None
-    """Prompt tokens answered from the server's prefix cache; None where it does not count them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Experiment × engine → run directory. Prints nothing: a listener hears what happens."""
+"""Experiment × target → run directory. Prints nothing; a listener is called as it goes on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from typing import Any
 from detcheck import __version__, environment, rundir
 from detcheck.analysis import analyse
 from detcheck.analysis.summary import summary_rows
-from detcheck.engines import Connection, Engine, TrialResult, create
-from detcheck.engines.base import ChecksEndpoints, InFlight
+from detcheck.engines import Connection, Engine, TrialResult, open_engine
+from detcheck.engines.base import ChecksEndpoints, IdentifiesModel, InFlight
 from detcheck.errors import MeasurementError, OutOfMemory, RunDirectoryError, StorageError
-from detcheck.experiment import OPENAI, Condition, Experiment
-from detcheck.rundir import ConditionRecord, EndpointCheck, KernelsProof, Run, RunWriter
+from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity
+from detcheck.experiment import Experiment
+from detcheck.grid import Condition, conditions
+from detcheck.rundir import ConditionRecord, Run, RunWriter
 from detcheck.rundir.folder import check_vacant
+from detcheck.targets import InProcess, Target
 from detcheck.text import one_line
 from detcheck.traffic import Trial, iterate_trials
 
@@ -29,13 +32,13 @@ RUNS_FOLDER = Path("results/runs")
 
 
 class Listener:
-    """Hears how a run goes on; every method does nothing unless overridden."""
+    """Is called as a run goes on; every method does nothing unless overridden."""
 
     def endpoints_checked(self, checks: tuple[EndpointCheck, ...]) -> None:
-        """Servers were asked a few questions; called before the directory is there."""
+        """The servers were checked; called before the directory exists."""
 
     def run_started(self, path: Path, conditions: list[ConditionRecord]) -> None:
-        """The directory is there, the model is loaded."""
+        """The directory exists and the model is loaded."""
 
     def condition_started(self, index: int, record: ConditionRecord) -> None:
         """A condition begins, or goes on after a resume."""
@@ -44,16 +47,16 @@ class Listener:
         """Tokens that the trial in flight has generated so far."""
 
     def requests_in_flight(self, index: int, requests: InFlight) -> None:
-        """Where the requests of the trial in flight stand, where a server is asked."""
+        """How many requests of the trial are in flight, done and failed, if a server is asked."""
 
     def trial_finished(self, index: int, record: ConditionRecord, distinct: int) -> None:
-        """A trial is committed; `distinct` counts the variants of this prompt and kernels."""
+        """A trial is committed; `distinct` counts variants of this prompt, kernels and seed."""
 
     def condition_finished(self, index: int, record: ConditionRecord) -> None:
         """A condition is done or has failed."""
 
     def interrupted(self) -> None:
-        """Ctrl-C came; what is committed is kept."""
+        """Ctrl-C was pressed; committed trials are kept."""
 
 
 def new_run_id() -> str:
@@ -63,76 +66,90 @@ def new_run_id() -> str:
 
 def run(
     experiment: Experiment,
+    target: Target | None = None,
     out: str | Path | None = None,
     *,
     engine: Engine | None = None,
     connection: Connection | None = None,
     listener: Listener | None = None,
 ) -> Run:
-    """Run an experiment into a new directory and return what was measured.
+    """Run an experiment against a target into a new directory, and return the loaded run.
 
-    `out` must be empty or not exist; by default it is `results/runs/<run_id>`. `engine` replaces
-    the one that the experiment names; `connection` holds keys and timeouts for endpoints. Ctrl-C
-    and faults of single conditions end early with what is there: see `Run.complete`. Raises
-    DetcheckError where nothing can be measured or written.
+    `target` is the embedded model in this process by default. `out` must be empty or not exist; by
+    default it is `results/runs/<run_id>`. `engine` replaces the target's own; `connection` holds
+    keys and timeouts for servers. Ctrl-C and failures of single conditions end early and keep what
+    was measured: see `Run.complete`. Raises DetcheckError if nothing can be measured or written.
     """
+    target = target or getattr(engine, "target", None) or InProcess()
+    experiment = target.settle(experiment)
     run_id = new_run_id()
     path = Path(out) if out is not None else RUNS_FOLDER / run_id
     check_vacant(path)  # before a model is loaded in vain
     with ExitStack() as held:
-        engine = engine or create(experiment, connection)
+        engine = engine or open_engine(experiment, target, connection)
         held.callback(engine.close)
         writer = RunWriter.create(
             path,
             experiment,
-            environment.collect(_device(experiment)),
+            target,
+            environment.collect(_device(target)),
             run_id=run_id,
             version=__version__,
             created=_now(),
+            model=_identity(engine),
         )
         held.callback(writer.close)
-        return _Execution(experiment, engine, writer, listener or Listener()).go()
+        return _Execution(experiment, target, engine, writer, listener or Listener()).go()
 
 
 def resume(
     path: str | Path,
     *,
     experiment: Experiment | None = None,
+    target: Target | None = None,
     engine: Engine | None = None,
     connection: Connection | None = None,
     listener: Listener | None = None,
 ) -> Run:
-    """Go on with an interrupted run from its last committed trial.
+    """Go on with an interrupted run after its last committed trial.
 
-    `connection` is given anew: no run keeps it. Raises RunDirectoryError where `experiment` is
-    given and differs from the run's, or where the environment has changed in something that can
-    change an answer.
+    `connection` is given anew: no run keeps it. Raises RunDirectoryError if `experiment` or
+    `target` is given and differs from the run's, if the environment has changed in something that
+    can change an answer, or if the model is another one now.
     """
     folder = Path(path)
     stored = rundir.load(folder)
-    if experiment is not None and experiment != stored.experiment:
-        raise RunDirectoryError(
-            f"{folder} was run with {_difference(stored.experiment, experiment)}: resume it "
-            "without that option, or start a new run."
-        )
+    for ours, theirs in ((experiment, stored.experiment), (target, stored.target)):
+        if ours is not None and ours != theirs:
+            raise RunDirectoryError(
+                f"{folder} was run with {_difference(theirs, ours)}: resume it without that "
+                "option, or start a new run."
+            )
     with ExitStack() as held:
-        engine = engine or create(stored.experiment, connection)
+        engine = engine or open_engine(stored.experiment, stored.target, connection)
         held.callback(engine.close)
         _check_environment(stored)
+        _check_model(stored, _identity(engine))
         writer, loaded = RunWriter.resume(folder)
         held.callback(writer.close)
-        execution = _Execution(stored.experiment, engine, writer, listener or Listener())
+        execution = _Execution(
+            stored.experiment, stored.target, engine, writer, listener or Listener()
+        )
         execution.remember(loaded)
         return execution.go()
 
 
-def _device(experiment: Experiment) -> str | None:
-    """The device whose settings matter; None where a server computes, and torch has no part."""
-    return None if experiment.engine == OPENAI else experiment.device
+def _device(target: Target) -> str | None:
+    """The device whose settings matter; None if a server computes and torch has no part in it."""
+    return getattr(target, "device", "auto") if target.traits.computes_here else None
+
+
+def _identity(engine: Engine) -> ModelIdentity:
+    return engine.model_identity() if isinstance(engine, IdentifiesModel) else ModelIdentity()
 
 
 def _check_environment(run: Run) -> None:
-    changes = environment.differences(run.environment, environment.collect(_device(run.experiment)))
+    changes = environment.differences(run.environment, environment.collect(_device(run.target)))
     if changes:
         raise RunDirectoryError(
             f"{run.path} cannot be resumed, its environment has changed ({changes[0]}): start a "
@@ -140,23 +157,40 @@ def _check_environment(run: Run) -> None:
         )
 
 
+def _check_model(run: Run, now: ModelIdentity) -> None:
+    """Raise RunDirectoryError if the model is another one than when the run began."""
+    for name in now.__struct_fields__:
+        before, after = getattr(run.model, name), getattr(now, name)
+        if before and after and before != after:
+            raise RunDirectoryError(
+                f"{run.path} cannot be resumed, the model's {name.replace('_', ' ')} has changed: "
+                "start a new run."
+            )
+
+
 class _Execution:
     """One pass over the conditions that are not done yet."""
 
     def __init__(
-        self, experiment: Experiment, engine: Engine, writer: RunWriter, listener: Listener
+        self,
+        experiment: Experiment,
+        target: Target,
+        engine: Engine,
+        writer: RunWriter,
+        listener: Listener,
     ):
         self.experiment = experiment
+        self.target = target
         self.engine = engine
         self.writer = writer
         self.listener = listener
-        self._seen: defaultdict[tuple[int, str], set[str]] = defaultdict(set)
+        self._seen: defaultdict[tuple[int, str, int], set[str]] = defaultdict(set)
         self._out_of_memory_at: dict[str, int] = {}
         self._proofs_before: dict[str, KernelsProof] = {}
         self._checks_before: tuple[EndpointCheck, ...] = ()
 
     def remember(self, run: Run) -> None:
-        """Take over what a resumed run has seen already: variants, and proof of its kernels."""
+        """Take over the variants, proofs and checks of a run that is resumed."""
         self._proofs_before = dict(run.proofs)
         self._checks_before = run.endpoint_checks
         table = run.completions
@@ -164,7 +198,7 @@ class _Execution:
             if variant >= 0:
                 record = run.conditions[condition]
                 fingerprint = run.variants[variant].fingerprint
-                self._seen[record.prompt_index, record.kernels].add(fingerprint)
+                self._seen[record.prompt_index, record.kernels, record.seed].add(fingerprint)
 
     def go(self) -> Run:
         """Measure, summarise and load the result back from disk, verified."""
@@ -172,7 +206,7 @@ class _Execution:
         try:
             self.listener.endpoints_checked(self._keep_checks())
             self.listener.run_started(self.writer.path, self.writer.records)
-            for index, condition in enumerate(self.experiment.conditions()):
+            for index, condition in enumerate(conditions(self.experiment, self.target)):
                 self._measure(index, condition)
             finished = True
         except KeyboardInterrupt:
@@ -187,7 +221,7 @@ class _Execution:
         return replace(run, summary=tuple(summary), finished=ended)
 
     def _keep_checks(self) -> tuple[EndpointCheck, ...]:
-        """Keep what the engine has found out about its servers, beside what it had before."""
+        """Keep the checks of the engine's servers, beside those that failed before a resume."""
         if not isinstance(self.engine, ChecksEndpoints):
             return ()
         now = self.engine.endpoint_checks()
@@ -251,13 +285,13 @@ class _Execution:
         )
 
     def _proof(self, kernels: str) -> KernelsProof:
-        """What this pass has seen of `kernels`, with what the run had seen before it."""
+        """The proof of `kernels` of this pass, joined with the proof before a resume."""
         now, before = self.engine.proof(kernels), self._proofs_before.get(kernels)
         return now if before is None else _joined(before, now)
 
     def _distinct(self, condition: Condition, result: TrialResult) -> int:
-        """Variants of the condition's prompt and kernels, this trial included."""
-        seen = self._seen[condition.prompt_index, condition.kernels]
+        """Variants of the condition's prompt, kernels and seed, this trial included."""
+        seen = self._seen[condition.prompt_index, condition.kernels, condition.seed]
         seen.update(
             completion.fingerprint for _, completion in result.completions if not completion.failed
         )
@@ -270,7 +304,7 @@ class _Execution:
 
 
 def _joined(before: KernelsProof, now: KernelsProof) -> KernelsProof:
-    """The proof of a resumed run: a problem of either part is a problem of the whole."""
+    """The proof of a resumed run: a fault of either part is a fault of the whole."""
     calls = {
         name: before.overrides.get(name, 0) + now.overrides.get(name, 0)
         for name in {**before.overrides, **now.overrides}
@@ -292,21 +326,21 @@ def _uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    came: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    pending: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if came:
-        handler(*came[0])
+    if pending:
+        handler(*pending[0])
 
 
-def _difference(stored: Experiment, asked: Experiment) -> str:
+def _difference(stored: Experiment | Target, asked: Experiment | Target) -> str:
     """The first field that differs, such as `completions 48, not 64`."""
     left, right = stored.to_dict(), asked.to_dict()
-    name = next(name for name in left if left[name] != right[name])
-    return f"{name.replace('_', ' ')} {_shown(left[name])}, not {_shown(right[name])}"
+    name = next(name for name in (*left, *right) if left.get(name) != right.get(name))
+    return f"{name.replace('_', ' ')} {_shown(left.get(name))}, not {_shown(right.get(name))}"
 
 
 def _shown(value: Any) -> str:

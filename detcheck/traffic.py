@@ -1,10 +1,11 @@
-"""The load around the probe: which requests share a batch, in which order, arriving when.
+"""The load around the probed request: who shares its batch, in which order, arriving when.
 
-A deterministic engine answers an identical trial identically, bit for bit, so repeating one tells
-nothing after the first repeat. Trial 1 of a condition therefore repeats trial 0 exactly; every
-later trial has a composition of its own: other positions, other neighbours, other arrivals. The
-composition depends on the seed, prompt, batch size and trial, never on the kernels, so that stock
-and batch-invariant kernels face the same load.
+A deterministic engine answers an identical trial identically, bit for bit, so a second repeat
+tells nothing new. Trial 1 of a condition therefore repeats trial 0 exactly (and more trials do if
+`Experiment.repeat_trial` says so); every later trial has
+its own composition: other positions, other neighbours, other arrivals. The composition depends on
+the load seed, prompt, batch size and trial. It never depends on the kernels or the seed, so that
+all kernels and all wanted samples are computed under the same loads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from detcheck.experiment import Condition, Experiment, probes_per_trial
+from detcheck.experiment import Experiment
+from detcheck.grid import Condition, probes_per_trial
 
 ARRIVAL_WINDOW_STEPS = 8
 """A staggered trial's requests arrive within this many forward passes of each other."""
@@ -43,7 +45,7 @@ FILLER_PROMPTS = (
     "them, with rough cooking times: chickpeas, spinach, two onions, garlic, a tin of tomatoes, "
     "cumin, rice, yoghurt, lemons, flat bread, olive oil, feta cheese, parsley, almonds, raisins.",
 )
-"""Requests that share the batch under `mixed` traffic: other lengths, other subjects."""
+"""Requests that share the batch under `mixed` traffic, of other lengths and subjects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,12 @@ class PlannedRequest:
 
     prompt: str
     is_probe: bool
-    """Whether its completion is recorded; fillers only make load."""
+    """If true, its completion is recorded; fillers only make load."""
     arrival_step: int
     """Forward pass of the trial at which it is submitted; ignored by engines in lockstep."""
     max_new_tokens: int
+    seed: int = 0
+    """Seed of its sampled tokens; without effect at temperature 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +82,20 @@ def plan_trials(experiment: Experiment, condition: Condition) -> tuple[Trial, ..
 
 
 def iterate_trials(experiment: Experiment, condition: Condition, first: int = 0) -> Iterator[Trial]:
-    """The same from trial `first` on, planned as they are asked for: there may be a million."""
+    """The same from trial `first` on, one at a time: there may be a million."""
     probes = probes_per_trial(condition.batch_size, experiment.traffic)
     for index in range(first, -(-condition.completions // probes)):
         yield _plan_trial(experiment, condition, index, condition.completions - index * probes)
 
 
+def composition_of(index: int, repeat_trial: int) -> int:
+    """The composition of load of trial `index`: the first `repeat_trial` trials share one."""
+    return 0 if index < repeat_trial else index
+
+
 def _plan_trial(experiment: Experiment, condition: Condition, index: int, left: int) -> Trial:
-    composition = 0 if index == 1 else index
-    key = f"{experiment.seed}/{condition.prompt_index}/{condition.batch_size}/{composition}"
+    composition = composition_of(index, experiment.repeat_trial)
+    key = f"{experiment.load_seed}/{condition.prompt_index}/{condition.batch_size}/{composition}"
     rng = random.Random(key)
     prompt = experiment.prompts[condition.prompt_index]
     same = probes_per_trial(condition.batch_size, experiment.traffic)
@@ -102,7 +111,13 @@ def _plan_trial(experiment: Experiment, condition: Condition, index: int, left: 
         condition,
         index,
         tuple(
-            PlannedRequest(text, is_probe, rng.randrange(window), max_new_tokens)
+            PlannedRequest(
+                text,
+                is_probe,
+                rng.randrange(window),
+                max_new_tokens,
+                condition.seed if is_probe else rng.getrandbits(31),
+            )
             for text, is_probe, max_new_tokens in requests
         ),
     )

@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace, engine: str, dtype: str) -> list[dict[s
         dtype=dtype,
         device=options.device,
     )
-    groups = detcheck.analyse(detcheck.run(experiment, folder)).groups
+    groups = detcheck.analyse(detcheck.run(experiment, out=folder)).groups
     return [row_of(engine, dtype, group) for group in groups]
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from detcheck.analysis import analyse
-from detcheck.completion import Completion, ObservedBatch, TopTwo
+from detcheck.completion import Completion, TopTwo
+from detcheck.evidence import ObservedBatch
 from detcheck.experiment import Experiment
 from detcheck.rundir import RunWriter, load
 

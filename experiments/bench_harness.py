@@ -27,7 +27,8 @@ from detcheck.engines.continuous import (
     generation_config,
     paged_attention,
 )
-from detcheck.experiment import Condition, Experiment
+from detcheck.experiment import Experiment
+from detcheck.grid import Condition
 from detcheck.rundir import RunWriter
 from detcheck.traffic import Trial, plan_trials
 

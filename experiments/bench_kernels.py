@@ -17,7 +17,8 @@ from collections import defaultdict
 
 from detcheck import environment, models
 from detcheck.engines.continuous import ContinuousEngine
-from detcheck.experiment import BATCH_INVARIANT, CORE_FAMILIES, FULLY_INVARIANT, STOCK, Experiment
+from detcheck.experiment import Experiment
+from detcheck.kernels.settings import BATCH_INVARIANT, CORE_FAMILIES, FULLY_INVARIANT, STOCK
 from detcheck.traffic import plan_trials
 
 SETTINGS = (BATCH_INVARIANT, f"{BATCH_INVARIANT}:{'+'.join(CORE_FAMILIES)}", FULLY_INVARIANT)

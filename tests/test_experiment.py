@@ -4,25 +4,24 @@ import json
 from typing import Any
 
 import pytest
+from asking import ask, conditions_of, settled
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detcheck.errors import ExitCode, UsageError
-from detcheck.experiment import (
+from detcheck.experiment import Experiment
+from detcheck.grid import probes_per_trial, share_completions
+from detcheck.kernels.settings import (
     BATCH_INVARIANT,
     CORE_FAMILIES,
     OP_FAMILIES,
     STOCK,
-    Experiment,
-    kernel_families,
-    probes_per_trial,
-    required_families,
-    share_completions,
+    KernelSettings,
 )
 
 
 def test_the_default_is_the_experiment_of_the_readme() -> None:
-    experiment = Experiment()
+    experiment = settled()
     assert experiment.prompts == ("Tell me about Richard Feynman",)
     assert experiment.kernels == (STOCK, BATCH_INVARIANT)
     assert experiment.temperature == 0.0
@@ -33,7 +32,7 @@ def test_the_default_is_the_experiment_of_the_readme() -> None:
     [
         ({"batch_sizes": (0,)}, "at least 1, not 0"),
         ({"batch_sizes": (4, -1)}, "at least 1, not -1"),
-        ({"batch_sizes": ()}, "at least one batch size"),
+        ({"batch_sizes": ()}, "at least one, such as"),
         ({"batch_sizes": (4, 4)}, "given twice"),
         ({"batch_sizes": (64,), "completions": 48}, "larger than the 48 completions"),
         ({"batch_sizes": (1, 2, 3), "completions": 3}, None),
@@ -59,10 +58,10 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
     fields: dict[str, Any], said: str | None
 ) -> None:
     if said is None:
-        Experiment(**fields)
+        ask(**fields)
         return
     with pytest.raises(UsageError, match=said) as caught:
-        Experiment(**fields)
+        ask(**fields)
     assert caught.value.exit_code == ExitCode.USAGE
     assert str(caught.value).endswith(".")
 
@@ -78,7 +77,7 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(
     ],
 )
 def test_kernel_families(kernels: str, families: tuple[str, ...]) -> None:
-    assert kernel_families(kernels) == families
+    assert KernelSettings.parse(kernels).families == families
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,7 @@ def test_kernel_families(kernels: str, families: tuple[str, ...]) -> None:
 def test_of_all_families_only_the_core_must_be_seen_to_run(
     kernels: str, families: tuple[str, ...]
 ) -> None:
-    assert required_families(kernels) == families
+    assert KernelSettings.parse(kernels).required_families == families
 
 
 @pytest.mark.parametrize(
@@ -101,12 +100,12 @@ def test_of_all_families_only_the_core_must_be_seen_to_run(
 )
 def test_unknown_kernels_are_refused(kernels: str) -> None:
     with pytest.raises(UsageError, match="Unknown"):
-        kernel_families(kernels)
+        KernelSettings.parse(kernels)
 
 
 def test_the_grid_is_every_combination_smallest_batch_first() -> None:
-    experiment = Experiment(prompts=("One?", "Two?"), batch_sizes=(8, 1))
-    conditions = experiment.conditions()
+    experiment = settled(prompts=("One?", "Two?"), batch_sizes=(8, 1))
+    conditions = conditions_of(experiment)
     assert [condition.condition_id for condition in conditions] == [
         "p0/stock/b1",
         "p0/batch-invariant/b1",
@@ -121,7 +120,7 @@ def test_the_grid_is_every_combination_smallest_batch_first() -> None:
 
 def test_stock_and_invariant_kernels_are_asked_the_same() -> None:
     shares: dict[str, list[tuple[int, int]]] = {STOCK: [], BATCH_INVARIANT: []}
-    for condition in Experiment(completions=50).conditions():
+    for condition in conditions_of(settled(completions=50)):
         shares[condition.kernels].append((condition.batch_size, condition.completions))
     assert shares[STOCK] == shares[BATCH_INVARIANT]
 
@@ -156,7 +155,7 @@ def test_probes_per_trial(batch_size: int, traffic: str, probes: int) -> None:
 
 
 def test_an_experiment_survives_json() -> None:
-    experiment = Experiment(prompts=("Ä?", "two"), kernels=("batch-invariant:matmul",), seed=7)
+    experiment = Experiment(prompts=("Ä?", "two"), kernels=("batch-invariant:matmul",), load_seed=7)
     assert Experiment.from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment
 
 
@@ -164,11 +163,14 @@ def test_an_experiment_survives_json() -> None:
     ("data", "said"),
     [
         ({"colour": "blue"}, "Unknown experiment field 'colour'"),
-        ({"completions": "many"}, "completions must be a whole number"),
-        ({"batch_sizes": 5}, "malformed"),
-        ({"temperature": None}, "temperature must be a number"),
-        ({"batch_sizes": [1.5]}, "batch size must be a whole number"),
-        ({"prompts": [3]}, "Each prompt must be text"),
+        ({"completions": "many"}, "`completions` must be a whole number"),
+        ({"batch_sizes": 5}, "`batch_sizes` must be a list, not 5"),
+        ({"temperature": None}, "`temperature` must be a number"),
+        ({"batch_sizes": [1.5]}, "`batch_sizes` must each be a whole number"),
+        ({"prompts": [3]}, "`prompts` must each be text"),
+        ({"prompts": "Hey"}, "`prompts` must be a list, not 'Hey'"),
+        ({"temperature": 0.7, "seeds": ()}, "A seed is given twice or none"),
+        ({"seeds": (1, 2)}, "At temperature 0 a seed changes nothing"),
     ],
 )
 def test_malformed_data_is_refused(data: dict[str, Any], said: str) -> None:

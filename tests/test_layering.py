@@ -22,20 +22,20 @@ TIERS = (
     {"engines", "analysis"},
     {"rundir", "traffic"},
     {"kernels", "models", "environment"},
-    {"config", "experiment", "endpoints", "completion", "errors", "prompts", "text"},
+    {"completion", "grid"},
+    {"evidence", "targets"},
+    {"experiment"},
+    {"config", "options", "kernels.settings", "prompts"},
+    {"errors", "text"},
 )
 """Rooms from the top down; a room may import those of lower tiers, and itself."""
-SIDEWAYS = {
-    ("experiment", "errors"): "an experiment refuses what cannot be meant",
-    ("experiment", "endpoints"): "what an experiment says of endpoints has a file of its own",
-    ("endpoints", "errors"): "an endpoint is refused where its URL cannot be meant",
-    ("config", "errors"): "a settings file is refused if it is broken",
-    ("prompts", "errors"): "a prompts file is refused where it is broken",
-}
+SIDEWAYS: dict[tuple[str, str], str] = {}
 """Imports between rooms of one tier that are allowed, and why."""
+ROOMS_WITHIN = {"kernels.settings"}
+"""Files that are rooms of their own: names without code, which lower rooms need."""
 WITHOUT_TORCH = {
-    *("analysis", "cli", "completion", "errors", "experiment", "gate", "report", "rundir"),
-    *("config", "endpoints", "prompts", "text", "traffic"),
+    *("analysis", "cli", "completion", "config", "errors", "evidence", "experiment", "gate"),
+    *("grid", "options", "prompts", "report", "rundir", "targets", "text", "traffic"),
 }
 HEAVY = ("torch", "transformers")
 
@@ -93,6 +93,9 @@ def is_text(node: ast.expr) -> bool:
 def room_of(module: str) -> str | None:
     """`gate` of `detcheck.gate.policy`; None for the public API itself."""
     parts = module.split(".")
+    within = ".".join(parts[1:3])
+    if within in ROOMS_WITHIN:
+        return within
     return parts[1] if len(parts) > 1 else None
 
 
@@ -158,6 +161,47 @@ def run_python(code: str) -> str:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     return result.stdout
+
+
+ENGINE_NAMES = {"continuous", "static", "openai", "vllm", "scripted"}
+
+
+def engine_names_in(package: Path) -> list[str]:
+    """Places outside the targets and engines that decide something by an engine's name."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        if path.relative_to(package).parts[0] in ("engines", "targets"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [
+            f"{path.relative_to(package)}:{node.lineno} {ast.unparse(node)}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Compare | ast.Match) and names_an_engine(node)
+        ]
+    return found
+
+
+def names_an_engine(node: ast.AST) -> bool:
+    return any(
+        isinstance(part, ast.Constant) and part.value in ENGINE_NAMES for part in ast.walk(node)
+    ) or any(isinstance(part, ast.Attribute) and part.attr == "engine" for part in ast.walk(node))
+
+
+def test_no_room_decides_by_an_engines_name():
+    assert engine_names_in(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lockstep = run.target.engine == 'static'",
+        "if name in ('openai', 'vllm'):\n    pass",
+        "served = target.engine != OPENAI",
+        "match engine:\n    case 'vllm':\n        pass",
+    ],
+)
+def test_a_planted_decision_by_name_is_found(planted, line):
+    assert len(engine_names_in(planted("analysis/a.py", line))) == 1
 
 
 def test_imports_point_down():

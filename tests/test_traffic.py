@@ -1,23 +1,25 @@
 from __future__ import annotations
 
 import pytest
+from asking import conditions_of, settled
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detcheck.experiment import BATCH_INVARIANT, STOCK, Experiment
+from detcheck.experiment import Experiment
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.traffic import ARRIVAL_WINDOW_STEPS, FILLER_PROMPTS, Trial, plan_trials
 
 PROMPT = "Why?"
 
 
 def experiment(**fields: object) -> Experiment:
-    return Experiment(**({"prompts": (PROMPT,), "completions": 64} | fields))  # type: ignore[arg-type]
+    return settled(**({"prompts": (PROMPT,), "completions": 64} | fields))
 
 
 def trials(grid: Experiment, batch_size: int, kernels: str = STOCK) -> tuple[Trial, ...]:
     condition = next(
         condition
-        for condition in grid.conditions()
+        for condition in conditions_of(grid)
         if (condition.batch_size, condition.kernels) == (batch_size, kernels)
     )
     return plan_trials(grid, condition)
@@ -27,8 +29,8 @@ def trials(grid: Experiment, batch_size: int, kernels: str = STOCK) -> tuple[Tri
 def test_a_condition_is_probed_exactly_as_often_as_asked(
     completions: int, traffic: str, seed: int
 ) -> None:
-    grid = experiment(completions=completions, traffic=traffic, seed=seed)
-    for condition in grid.conditions():
+    grid = experiment(completions=completions, traffic=traffic, load_seed=seed)
+    for condition in conditions_of(grid):
         planned = plan_trials(grid, condition)
         assert sum(trial.num_probes for trial in planned) == condition.completions
         assert [trial.index for trial in planned] == list(range(len(planned)))
@@ -89,7 +91,30 @@ def test_both_kernels_face_the_same_load(traffic: str) -> None:
         assert [t.requests for t in stock] == [t.requests for t in invariant]
 
 
-def test_another_seed_is_another_load() -> None:
-    one, other = (trials(experiment(traffic="mixed", seed=seed), 8) for seed in (0, 1))
+def test_another_load_seed_is_another_load() -> None:
+    one, other = (trials(experiment(traffic="mixed", load_seed=seed), 8) for seed in (0, 1))
     assert one[0].requests != other[0].requests
-    assert one == trials(experiment(traffic="mixed", seed=0), 8)
+    assert one == trials(experiment(traffic="mixed", load_seed=0), 8)
+
+
+def test_another_seed_is_the_same_load_with_other_samples() -> None:
+    grid = experiment(traffic="mixed", temperature=0.7, seeds=(3, 4))
+    by_seed = {
+        condition.seed: plan_trials(grid, condition)
+        for condition in conditions_of(grid)
+        if (condition.batch_size, condition.kernels) == (8, STOCK)
+    }
+    plans = [
+        [(r.prompt, r.arrival_step, r.is_probe) for trial in planned for r in trial.requests]
+        for planned in by_seed.values()
+    ]
+    assert plans[0] == plans[1]
+    for seed, planned in by_seed.items():
+        probes = {r.seed for trial in planned for r in trial.requests if r.is_probe}
+        assert probes == {seed}
+
+
+def test_the_first_trial_is_repeated_as_often_as_asked() -> None:
+    planned = trials(experiment(traffic="mixed", repeat_trial=4), 8)
+    assert all(trial.requests == planned[0].requests for trial in planned[:4])
+    assert planned[4].requests != planned[0].requests

@@ -39,8 +39,7 @@ from detcheck.analysis.variants import (
     tally,
     variant_counts,
 )
-from detcheck.endpoints import poisson_rate
-from detcheck.experiment import STOCK
+from detcheck.kernels.settings import STOCK
 from detcheck.rundir import Run
 
 
@@ -125,7 +124,7 @@ def _group(run: Run, cell: _Cell, counted: _Counted, noise: Noise) -> Group:
         tree=None if tree is None else tree.root(),
         by_batch_size=_by_batch_size(run, cell.conditions, pairs, counted, reference),
         statistics=group_statistics(run, cell.conditions, counted.rows, reference),
-        evidence=evidence(records, open_loop=poisson_rate(run.experiment.arrivals) is not None),
+        evidence=evidence(records, open_loop=run.traits.open_loop),
         tokens_per_second=tokens_per_second(records),
         relative_cost=relative_cost(records, counted.stock),
         prefix_cache=prefix_cache(run, cell.conditions, counted.rows),

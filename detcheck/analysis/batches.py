@@ -9,8 +9,8 @@ import numpy as np
 
 from detcheck.analysis.results import BatchEvidence, BatchSizeRow, PrefixCache
 from detcheck.analysis.variants import IntArray, Rows, Tally
-from detcheck.completion import FORWARD_PASSES, SERVER_COUNTERS, STREAMED_TOKENS
-from detcheck.experiment import AS_SERVED, OPENAI, STOCK
+from detcheck.evidence import FORWARD_PASSES, SERVER_COUNTERS, STREAMED_TOKENS
+from detcheck.kernels.settings import AS_SERVED, STOCK
 from detcheck.rundir import ConditionRecord, Run
 
 StockRecords = dict[tuple[int, int, str], ConditionRecord]
@@ -70,7 +70,7 @@ def _exact_repeats(run: Run, record: ConditionRecord, rows: IntArray) -> int | N
 
     No two batches that a server forms need to be alike.
     """
-    if run.experiment.engine == OPENAI and record.batch_size > 1:
+    if not run.traits.repeats_exactly and record.batch_size > 1:
         return None
     return exact_repeats_differ(run, rows)
 
@@ -160,7 +160,7 @@ def prefix_cache(run: Run, conditions: Sequence[int], rows: Rows) -> PrefixCache
 
     Only within its own condition, so that the load is the same. None if no server was asked.
     """
-    if run.experiment.engine != OPENAI:
+    if not run.traits.forms_batches:
         return None
     counted = [run.conditions[index].prefix_cache_hits for index in conditions]
     hits = [number for number in counted if number is not None]

@@ -13,7 +13,6 @@ from detcheck.analysis.variants import tally
 from detcheck.completion import first_divergence
 from detcheck.environment import differences
 from detcheck.errors import UsageError
-from detcheck.experiment import Experiment
 from detcheck.rundir import Run, StoredVariant
 from detcheck.text import quoted
 
@@ -35,7 +34,8 @@ DECISIVE = (
     "device",
     "max_new_tokens",
     "temperature",
-    "seed",
+    "seeds",
+    "load_seed",
     "chat_template",
 )
 """Fields of an experiment that can change its answers or its load."""
@@ -154,15 +154,15 @@ def compare(left: Analysis, right: Analysis) -> RunComparison:
         conditions=tuple(_condition_pairs(left.run, right.run, answers)),
         only_left=tuple(prompt for prompt in ours.prompts if prompt not in common),
         only_right=tuple(prompt for prompt in theirs.prompts if prompt not in common),
-        experiment_differences=tuple(experiment_differences(ours, theirs)),
+        experiment_differences=tuple(experiment_differences(left.run, right.run)),
         environment_differences=tuple(differences(left.run.environment, right.run.environment)),
         compared_tokens=common_limit(left.run, right.run),
     )
 
 
-def experiment_differences(left: Experiment, right: Experiment) -> list[str]:
-    """Settings of two experiments that can change an answer and differ, a phrase each."""
-    pairs = ((name, getattr(left, name), getattr(right, name)) for name in DECISIVE)
+def experiment_differences(left: Run, right: Run) -> list[str]:
+    """Settings of two runs that can change an answer and differ, a phrase each."""
+    pairs = ((name, left.setting(name), right.setting(name)) for name in DECISIVE)
     return [
         f"{name.replace('_', ' ')} {in_words(ours)} → {in_words(theirs)}"
         for name, ours, theirs in pairs

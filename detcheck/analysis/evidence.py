@@ -13,8 +13,8 @@ import numpy as np
 
 from detcheck.analysis.batches import SHARED
 from detcheck.analysis.results import Analysis, Group
-from detcheck.experiment import kernels_claimed
-from detcheck.rundir import EndpointCheck
+from detcheck.evidence import EndpointCheck
+from detcheck.kernels.settings import KernelSettings
 from detcheck.text import count, one_line, quoted
 
 RUN_COMPLETE = "run-complete"
@@ -87,7 +87,7 @@ def _batches_observed(groups: Sequence[Group]) -> Iterator[Lack]:
 
 def _kernels_proven(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
     for kernels in dict.fromkeys(
-        group.kernels for group in groups if kernels_claimed(group.kernels)
+        group.kernels for group in groups if KernelSettings.parse(group.kernels).claims_invariance
     ):
         proof = analysis.run.proofs.get(kernels)
         fault = "the run recorded no proof" if proof is None else proof.fault

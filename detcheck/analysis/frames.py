@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from detcheck.analysis.results import Analysis, BatchSizeRow, Group
 from detcheck.analysis.summary import summary_rows
-from detcheck.experiment import condition_id
+from detcheck.grid import condition_id
 from detcheck.rundir.frames import table_html
 from detcheck.text import count
 

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from detcheck.analysis.variants import IntArray
-from detcheck.experiment import OPENAI
 from detcheck.rundir import Run
 
 
@@ -35,10 +34,9 @@ def same_load(run: Run, rows: IntArray, row: int) -> npt.NDArray[np.bool_]:
 
 def composition(run: Run, condition: int, trial: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """The composition of load of each trial of a condition: equal numbers, equal compositions."""
-    experiment = run.experiment
-    lockstep = experiment.engine == "static" and experiment.traffic == "alone"
+    lockstep = run.traits.lockstep and run.experiment.traffic == "alone"
     if run.conditions[condition].batch_size == 1 or lockstep:
         return np.zeros_like(trial)
-    if experiment.engine == OPENAI:  # a server forms its batches anew each time
+    if not run.traits.repeats_exactly:
         return trial
-    return np.where(trial == 1, 0, trial).astype(np.int32)
+    return np.where(trial < run.experiment.repeat_trial, 0, trial).astype(np.int32)

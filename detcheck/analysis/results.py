@@ -25,7 +25,7 @@ from detcheck.analysis.flip_records import (
     Divergence,
     Flip,
 )
-from detcheck.experiment import STOCK
+from detcheck.kernels.settings import STOCK
 from detcheck.rundir import Run, StoredVariant
 from detcheck.text import quoted
 

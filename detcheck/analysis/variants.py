@@ -115,7 +115,7 @@ def pick_reference(run: Run, pairs: Tally) -> int | None:
 def place_and_size(run: Run, condition: int) -> tuple[int, int]:
     """(number of the place, batch size) of a condition: the order of a group's conditions."""
     record = run.conditions[condition]
-    return run.experiment.placements.index(record.placement), record.batch_size
+    return run.target.placements.index(record.placement), record.batch_size
 
 
 def rank(pairs: Tally) -> tuple[IntArray, IntArray]:

@@ -174,7 +174,9 @@ def run_program(args: list[str] | None = None) -> int:
 def explain(error: Exception) -> tuple[int, str]:
     """Exit code and one sentence for whatever stopped a command."""
     if isinstance(error, DetcheckError):
-        return error.exit_code, str(error)
+        from detcheck.cli.options import with_flags
+
+        return error.exit_code, with_flags(str(error))
     # The base class of Typer's usage errors has moved between versions; this method has not.
     if hasattr(error, "format_message"):
         return ExitCode.USAGE, _usage_sentence(error)

@@ -1,4 +1,4 @@
-"""`detcheck compare`: two runs side by side."""
+"""`detcheck compare`: hold two runs side by side."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detcheck.text import count
-
 if TYPE_CHECKING:
     from detcheck.analysis.compare import GroupPair, RunComparison
 
 
 def compare_command(
     left: Annotated[Path, typer.Argument(metavar="A", help="Run directory.")],
-    right: Annotated[Path, typer.Argument(metavar="B", help="Run directory to compare it with.")],
+    right: Annotated[Path, typer.Argument(metavar="B", help="Run directory to hold beside it.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare two runs: do they agree?
+    """Hold two runs side by side: do they agree?
 
     For each prompt that both asked: how many answers each gave, how many they share, the chance
-    that one completion of each are equal, and where their references diverge. It judges nothing
-    (exit code 0); `detcheck gate --baseline` does.
+    that one completion of each are equal, and where their references part. It judges nothing
+    (exit code 0): `detcheck gate --baseline` does.
     """
     from detcheck import rundir
     from detcheck.analysis.analyse import analyse
@@ -54,7 +52,7 @@ def _print(comparison: RunComparison) -> None:
 
 
 def _differences(comparison: RunComparison) -> Iterator[str]:
-    """How the runs themselves differ, one line for each difference."""
+    """What differs about the runs themselves, a line each."""
     if comparison.compared_tokens is not None:
         yield f"answers are compared up to token {comparison.compared_tokens}, the smaller limit"
     for phrase in comparison.experiment_differences:
@@ -63,11 +61,11 @@ def _differences(comparison: RunComparison) -> Iterator[str]:
         yield f"environment: {phrase}"
     for name, prompts in (("A", comparison.only_left), ("B", comparison.only_right)):
         if prompts:
-            yield f"only in {name}: {count(len(prompts), 'prompt')}"
+            yield f"only in {name}: {len(prompts)} of the prompts"
 
 
 def _numbers(comparison: RunComparison) -> dict[str, str]:
-    """A number for each prompt, so that the tables fit the width of a terminal."""
+    """What the tables call each prompt, so that they fit the width of a terminal."""
     prompts = dict.fromkeys(pair.prompt for pair in comparison.pairs)
     return {prompt: str(number) for number, prompt in enumerate(prompts, start=1)}
 
@@ -96,8 +94,7 @@ def _pairs_table(comparison: RunComparison, numbers: Mapping[str, str]) -> Any:
 
     table = _table(
         *("distinct", "shared", "agree", "references", "tok/s"),
-        title="A / B; agree: chance that one completion of each are equal;\n"
-        "references: equal, or the place at which they diverge",
+        title="A / B; agree: chance that one completion of each are equal",
     )
     for pair in comparison.pairs:
         left, right = pair.left, pair.right
@@ -115,7 +112,7 @@ def _pairs_table(comparison: RunComparison, numbers: Mapping[str, str]) -> Any:
 
 
 def _conditions_table(comparison: RunComparison, numbers: Mapping[str, str]) -> Any:
-    """Agreement by batch size: a row for each prompt and kernels setting."""
+    """Agreement by batch size: a row a prompt and kernels setting."""
     from detcheck.cli.console import untrusted
     from detcheck.report.text import percent
 
@@ -134,7 +131,7 @@ def _conditions_table(comparison: RunComparison, numbers: Mapping[str, str]) -> 
 
 def _references(pair: GroupPair) -> str:
     if pair.divergence is not None:
-        return f"{pair.divergence.unit} {pair.divergence.position}"
+        return f"part at {pair.divergence.position}"
     return "equal" if pair.references_equal else "none"
 
 

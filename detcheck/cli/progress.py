@@ -18,16 +18,16 @@ from rich.progress import (
 
 from detcheck.cli.console import print_line, stderr, untrusted
 from detcheck.engines.base import InFlight
-from detcheck.experiment import OPENAI
-from detcheck.rundir import ConditionRecord, EndpointCheck
+from detcheck.evidence import EndpointCheck
+from detcheck.rundir import ConditionRecord
 from detcheck.runner import Listener
 
 
 class ProgressListener(Listener):
     """Shows a bar a condition; without a terminal, one line when a condition ends."""
 
-    def __init__(self, engine: str = "") -> None:
-        self._waiting = "checking the endpoint …" if engine == OPENAI else "loading the model …"
+    def __init__(self, waiting: str = "loading the model …") -> None:
+        self._waiting = waiting
         self._status: Any = None
         self._tasks: dict[int, TaskID] = {}
         self._distinct: dict[int, int] = {}

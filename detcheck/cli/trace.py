@@ -9,6 +9,7 @@ import typer
 
 from detcheck.errors import UsageError
 from detcheck.experiment import Experiment
+from detcheck.targets import from_dict
 
 if TYPE_CHECKING:
     from detcheck.probes.trace import Subject
@@ -79,7 +80,6 @@ def trace_command(
 
     given = {
         "model": model,
-        "max_new_tokens": max_new_tokens,
         "engine": engine,
         "dtype": dtype,
         "device": device,
@@ -89,13 +89,14 @@ def trace_command(
         _check_kernels(kernels)
     subject: Subject
     if run is not None:
-        if prompt is not None or batch_sizes is not None or options:
+        if options or any(value is not None for value in (prompt, batch_sizes, max_new_tokens)):
             raise UsageError("A run says what was asked: give RUN, or -p with its options.")
         from detcheck.rundir import load
 
         subject = subject_of_run(load(run))
     else:
-        subject = subject_of_prompt(_experiment(prompt, batch_sizes, kernels, options))
+        experiment = _experiment(prompt, batch_sizes, kernels, max_new_tokens)
+        subject = subject_of_prompt(experiment, from_dict(options))
     found = trace(subject, kernels)
     print_json(found) if as_json else _print(found)
     if out is not None:
@@ -103,15 +104,15 @@ def trace_command(
 
 
 def _check_kernels(kernels: str) -> None:
-    from detcheck.experiment import kernel_families
+    from detcheck.kernels.settings import KernelSettings
 
     if "," in kernels:
         raise UsageError("Trace under one kernels setting at a time, such as -k stock.")
-    kernel_families(kernels)
+    KernelSettings.parse(kernels)
 
 
 def _experiment(
-    prompt: str | None, batch_sizes: str | None, kernels: str | None, options: dict[str, Any]
+    prompt: str | None, batch_sizes: str | None, kernels: str | None, max_new_tokens: int | None
 ) -> Experiment:
     if prompt is None:
         raise UsageError("Give a RUN in which answers part, or a prompt with -p.")
@@ -121,7 +122,7 @@ def _experiment(
         kernels=(kernels or "stock",),
         batch_sizes=sizes,
         completions=sum(sizes),
-        **options,
+        max_new_tokens=100 if max_new_tokens is None else max_new_tokens,
     )
 
 

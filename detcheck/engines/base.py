@@ -1,4 +1,4 @@
-"""What every engine is: something that answers the requests of a trial, and says how."""
+"""The protocol of every engine: it answers the requests of a trial and attests how."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from detcheck.completion import Completion, LoadEvidence
-from detcheck.rundir import EndpointCheck, KernelsProof
+from detcheck.completion import Completion
+from detcheck.evidence import EndpointCheck, KernelsProof, LoadEvidence, ModelIdentity
 from detcheck.traffic import Trial
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Where the requests of the trial in flight stand."""
+    """How many requests of the trial are in flight, done and failed."""
 
     in_flight: int
     done: int
@@ -30,7 +30,7 @@ class OnTokens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What came of one trial."""
+    """The answers of one trial and the evidence of its load."""
 
     completions: tuple[tuple[int, Completion], ...]
     """(position of the request in the trial, its completion), probes only."""
@@ -39,11 +39,11 @@ class TrialResult:
     elapsed_s: float
     """Wall time from the first submission to the last answer."""
     load: LoadEvidence | None = None
-    """What was seen of its batches, where completions do not tell of their own."""
+    """Evidence of its batches, if completions hold none of their own."""
     filler_failures: Mapping[str, int] = field(default_factory=dict)
     """Requests that only made load and failed, by kind."""
     retries: int = 0
-    """Requests that were sent again since nothing had been generated."""
+    """Requests that were sent again because nothing had been generated."""
 
 
 class Engine(Protocol):
@@ -52,25 +52,34 @@ class Engine(Protocol):
     def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
         """Answer every request of `trial` under its condition's kernels.
 
-        Raises OutOfMemory, naming the batch size, or MeasurementError where nothing came back;
-        a request that failed alone is a Completion with `error`. KeyboardInterrupt leaves the
-        engine fit for the next trial.
+        Raises OutOfMemory, which names the batch size, or MeasurementError if no answer came
+        back. A single failed request is a Completion with `error`. After a KeyboardInterrupt
+        the engine can run the next trial.
         """
         ...
 
     def proof(self, kernels: str) -> KernelsProof:
-        """What was overridden for a kernels setting and seen to run, up to now."""
+        """The overrides of a kernels setting and their calls, up to now."""
         ...
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's model or connections."""
         ...
 
 
 @runtime_checkable
 class ChecksEndpoints(Protocol):
-    """An engine that asks servers, and finds out about them before it trusts them."""
+    """An engine that asks servers and checks them before the experiment."""
 
     def endpoint_checks(self) -> tuple[EndpointCheck, ...]:
-        """What was found out up to now; more may be known after the last trial."""
+        """The checks up to now; there may be more after the last trial."""
+        ...
+
+
+@runtime_checkable
+class IdentifiesModel(Protocol):
+    """An engine that knows which model answers."""
+
+    def model_identity(self) -> ModelIdentity:
+        """Name, revision and digests of the model, as far as they are known."""
         ...

@@ -19,7 +19,8 @@ from detcheck.engines.in_process import Answer, InProcessEngine, pad_token_id, t
 from detcheck.errors import MeasurementError
 from detcheck.experiment import Experiment
 from detcheck.models import LoadedModel
-from detcheck.traffic import FILLER_PROMPTS, Trial
+from detcheck.targets import InProcess
+from detcheck.traffic import FILLER_PROMPTS, PlannedRequest, Trial
 
 PAGE_TOKENS = 32
 """Tokens of one request that share a page of the cache."""
@@ -32,8 +33,10 @@ a prompt split over steps would change `chunking` beside the batch."""
 class ContinuousEngine(InProcessEngine):
     """Engine `continuous`."""
 
-    def __init__(self, loaded: LoadedModel, experiment: Experiment):
-        super().__init__(loaded, experiment)
+    def __init__(
+        self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None
+    ):
+        super().__init__(loaded, experiment, target)
         self._loop: _Loop | None = None
 
     def answer(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
@@ -86,7 +89,7 @@ class _Loop:
         """Answer one trial's requests, in their order."""
         waiting = self._plan(trial)
         answers = self._answers = {}
-        order = [request_id for _, request_id, _, _ in waiting]
+        order = [request_id for request_id, _ in waiting]
         step = generated = 0
         while waiting or any(answer.finish_reason is None for answer in answers.values()):
             waiting = self._admit(waiting, step)
@@ -97,32 +100,27 @@ class _Loop:
         self._drain()
         return [answers[request_id] for request_id in order]
 
-    def _plan(self, trial: Trial) -> list[tuple[int, str, tuple[int, ...], int]]:
-        """(arrival step, id, prompt token ids, token limit) of each request, in plan order."""
-        return [
-            (
-                request.arrival_step,
-                f"request-{position}",
-                self._engine.encode(request.prompt),
-                request.max_new_tokens,
-            )
-            for position, request in enumerate(trial.requests)
-        ]
+    def _plan(self, trial: Trial) -> list[tuple[str, PlannedRequest]]:
+        """(id, request) of each request, in plan order."""
+        return [(f"request-{position}", request) for position, request in enumerate(trial.requests)]
 
     def _admit(
-        self, waiting: list[tuple[int, str, tuple[int, ...], int]], step: int
-    ) -> list[tuple[int, str, tuple[int, ...], int]]:
-        """Submit what has arrived and fits into this step whole; returns what still waits."""
+        self, waiting: list[tuple[str, PlannedRequest]], step: int
+    ) -> list[tuple[str, PlannedRequest]]:
+        """Submit requests that have arrived and fit whole into this step; returns the others."""
         active = sum(answer.finish_reason is None for answer in self._answers.values())
         room = self._budget - active
         later = []
-        for arrival, request_id, prompt, limit in waiting:
-            if arrival > step or len(prompt) > room:
-                later.append((arrival, request_id, prompt, limit))
+        for request_id, request in waiting:
+            prompt = self._engine.encode(request.prompt)
+            if request.arrival_step > step or len(prompt) > room:
+                later.append((request_id, request))
                 continue
             room -= len(prompt)
-            self._answers[request_id] = Answer(limit)
-            self._manager.add_request(list(prompt), request_id=request_id, max_new_tokens=limit)
+            self._answers[request_id] = Answer(request.max_new_tokens, request.seed)
+            self._manager.add_request(
+                list(prompt), request_id=request_id, max_new_tokens=request.max_new_tokens
+            )
         return later
 
     def _step(self) -> int:
@@ -149,9 +147,9 @@ class _Loop:
 
         The same choice (argmax, first among equals), with the runner-up kept.
         """
-        positions = [len(answer.token_ids) for answer in self._speakers]
-        ranked = self._engine.sampler.choose(scores[0, : len(positions)], positions)
-        output_ids[0, : len(positions)].copy_(ranked.best)
+        draws = [answer.draw for answer in self._speakers]
+        ranked = self._engine.sampler.choose(scores[0, : len(draws)], draws)
+        output_ids[0, : len(draws)].copy_(ranked.best)
         self._rows = token_rows(ranked)
 
     def _drain(self) -> None:

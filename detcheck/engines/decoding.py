@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -72,6 +73,10 @@ def _best(blocks: torch.Tensor, best_of_block: torch.Tensor) -> tuple[torch.Tens
     return chosen[rows, inside], block * _BLOCK + inside
 
 
+Draw = tuple[int, int]
+"""(seed of the request, index of the token in its completion)."""
+
+
 class Sampler:
     """Chooses tokens: the best at temperature 0, else by seeded Gumbel noise.
 
@@ -79,15 +84,15 @@ class Sampler:
     batch: the same request with the same seed draws the same token wherever it is computed.
     """
 
-    def __init__(self, temperature: float, seed: int):
+    def __init__(self, temperature: float):
         self.temperature = temperature
-        self._noise = lru_cache(maxsize=256)(lambda *key: _gumbel(seed, *key))
+        self._noise = lru_cache(maxsize=1024)(_gumbel)
 
-    def choose(self, scores: torch.Tensor, positions: list[int]) -> RankedTokens:
-        """Rank (rows, vocabulary) scores; `positions` are the rows' completion-token indices."""
+    def choose(self, scores: torch.Tensor, draws: Sequence[Draw]) -> RankedTokens:
+        """Rank (rows, vocabulary) scores; `draws` has one (seed, position) for each row."""
         if self.temperature > 0:
             vocabulary = scores.shape[1]
-            noise = torch.stack([self._noise(position, vocabulary) for position in positions])
+            noise = torch.stack([self._noise(*draw, vocabulary) for draw in draws])
             scores = scores.float() / self.temperature + noise.to(scores.device)
         return rank(scores)
 

@@ -12,23 +12,19 @@ from typing import Any
 
 import torch
 
-from detcheck.completion import Completion, ObservedBatch, TopTwo
+from detcheck import models
+from detcheck.completion import Completion, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
-from detcheck.engines.decoding import Detokenizer, RankedTokens, Sampler
+from detcheck.engines.decoding import Detokenizer, Draw, RankedTokens, Sampler
 from detcheck.errors import OutOfMemory, UsageError
-from detcheck.experiment import (
-    BATCH_INVARIANT,
-    FULLY_INVARIANT,
-    STOCK,
-    Experiment,
-    kernel_families,
-    required_families,
-)
+from detcheck.evidence import KernelsProof, ObservedBatch
+from detcheck.experiment import Experiment
 from detcheck.kernels.coverage import require_coverage
 from detcheck.kernels.mode import Proof, batch_invariant
+from detcheck.kernels.settings import BATCH_INVARIANT, FULLY_INVARIANT, STOCK, KernelSettings
 from detcheck.kernels.triton import why_unavailable
 from detcheck.models import LoadedModel
-from detcheck.rundir import KernelsProof
+from detcheck.targets import InProcess
 from detcheck.traffic import FILLER_PROMPTS, Trial
 
 WARM_UP_TOKENS = 2
@@ -39,6 +35,7 @@ class Answer:
     """One request while it is being answered."""
 
     max_new_tokens: int
+    seed: int = 0
     token_ids: list[int] = field(default_factory=list)
     runner_up_token_ids: list[int] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
@@ -67,6 +64,11 @@ class Answer:
             self.finish_reason = "length"
 
     @property
+    def draw(self) -> Draw:
+        """What decides its next sampled token: its seed, and how many tokens it has."""
+        return self.seed, len(self.token_ids)
+
+    @property
     def observed_batch(self) -> ObservedBatch | None:
         """The batches it was computed in; None before its first forward pass."""
         if not self.rows:
@@ -87,10 +89,13 @@ def token_rows(ranked: RankedTokens) -> list[tuple[int, int, float, float]]:
 class InProcessEngine:
     """Base of `continuous` and `static`: subclasses answer one trial's requests."""
 
-    def __init__(self, loaded: LoadedModel, experiment: Experiment):
+    def __init__(
+        self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None
+    ):
+        self.target = target or InProcess()
         self.loaded = loaded
-        self.experiment = experiment
-        self.sampler = Sampler(experiment.temperature, experiment.seed)
+        self.experiment = self.target.settle(experiment)
+        self.sampler = Sampler(experiment.temperature)
         self.encode = lru_cache(maxsize=None)(self._encode)
         self._detokenize = Detokenizer(loaded.tokenizer)
         self._proofs: dict[str, list[Proof]] = {}
@@ -99,6 +104,19 @@ class InProcessEngine:
         """Tokens of the longest request, prompt and answer."""
         self._check_lengths()
         self._check_kernels()
+
+    @classmethod
+    def open(
+        cls, experiment: Experiment, target: InProcess, _connection: object = None
+    ) -> InProcessEngine:
+        """Load the model of `target`. Raises ModelError or UsageError if that cannot be done."""
+        loaded = models.load(
+            target.model,
+            dtype=target.dtype,
+            device=target.device,
+            trust_remote_code=target.trust_remote_code,
+        )
+        return cls(loaded, experiment, target)
 
     def answer(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
         """Answer every request of the trial, in its order."""
@@ -136,7 +154,7 @@ class InProcessEngine:
         for proof in proofs:
             calls.update(proof.overrides)
         idle = {family for proof in proofs for family in proof.idle_families}
-        required = required_families(kernels)
+        required = KernelSettings.parse(kernels).required_families
         missing = tuple(family for family in required if family in idle or not proofs)
         problems = [proof.self_check for proof in proofs if proof.self_check != "passed"]
         return KernelsProof(kernels, dict(calls), missing, problems[0] if problems else "passed")
@@ -161,14 +179,14 @@ class InProcessEngine:
         if kernels == STOCK:
             yield
             return
-        with batch_invariant(kernel_families(kernels)) as mode:
+        with batch_invariant(KernelSettings.parse(kernels).families) as mode:
             yield
             proof = mode.proof()
         self._proofs.setdefault(kernels, []).append(proof)
 
     def _encode(self, prompt: str) -> tuple[int, ...]:
         tokenizer = self.loaded.tokenizer
-        if self.experiment.chat_template and tokenizer.chat_template:
+        if self.target.chat_template and tokenizer.chat_template:
             encoded = tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
             )

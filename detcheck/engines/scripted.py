@@ -10,10 +10,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detcheck.completion import Completion, ObservedBatch, TopTwo
+from detcheck.completion import Completion, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
-from detcheck.experiment import STOCK
-from detcheck.rundir import KernelsProof
+from detcheck.evidence import KernelsProof, ObservedBatch
+from detcheck.kernels.settings import STOCK
+from detcheck.targets import Scripted
 from detcheck.traffic import PlannedRequest, Trial
 
 WORDS = (
@@ -42,6 +43,8 @@ class ScriptedEngine:
     `seconds_per_token` is what it claims to have taken (nothing sleeps).
     """
 
+    target = Scripted()
+
     def __init__(
         self,
         planted: Sequence[Planted] = (),
@@ -63,6 +66,11 @@ class ScriptedEngine:
         self.seconds_per_token = seconds_per_token
         self.fail_with = dict(fail_with or {})
         """(condition id, trial) at which to raise instead of answering."""
+
+    @classmethod
+    def open(cls, *_: object) -> ScriptedEngine:
+        """The engine without any planted divergence."""
+        return cls()
 
     def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
         error = self.fail_with.get((trial.condition.condition_id, trial.index))

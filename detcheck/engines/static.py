@@ -18,7 +18,7 @@ class StaticEngine(InProcessEngine):
         """Generate for all rows together; arrival steps mean nothing here."""
         from transformers import GenerationConfig, LogitsProcessorList
 
-        answers = [Answer(request.max_new_tokens) for request in trial.requests]
+        answers = [Answer(request.max_new_tokens, request.seed) for request in trial.requests]
         inputs = self._pad([self.encode(request.prompt) for request in trial.requests])
         recorder = _Recorder(self, answers, on_tokens)
         model = self.loaded.model
@@ -73,8 +73,8 @@ class _Recorder:
 
     def __call__(self, _input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Choose a token for each row of (rows, vocabulary) scores."""
-        positions = [len(answer.token_ids) for answer in self._answers]
-        ranked = self._engine.sampler.choose(scores, positions)
+        draws = [answer.draw for answer in self._answers]
+        ranked = self._engine.sampler.choose(scores, draws)
         for answer, token in zip(self._answers, token_rows(ranked), strict=True):
             if answer.finish_reason is None:
                 answer.append(token, self._engine.loaded.eos_token_ids)

@@ -10,8 +10,8 @@ from detcheck.analysis.evidence import LOAD_VARIED, lacking
 from detcheck.analysis.results import Analysis, Group, VariantCount
 from detcheck.environment import differences
 from detcheck.errors import UsageError
-from detcheck.experiment import Experiment
 from detcheck.gate.verdict import FAIL, NOTE, Finding
+from detcheck.rundir import Run
 from detcheck.text import count
 
 SAME_QUESTION = ("model", "max_new_tokens", "temperature", "chat_template")
@@ -27,7 +27,7 @@ class SameAsBaseline:
     def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
         ours, theirs = analysis.run, self.baseline.run
         for phrase in (
-            *experiment_differences(theirs.experiment, ours.experiment),
+            *experiment_differences(theirs, ours),
             *differences(theirs.environment, ours.environment),
         ):
             yield Finding("baseline", NOTE, f"The environment differs from the baseline: {phrase}.")
@@ -43,7 +43,7 @@ def hold_against(baseline: Analysis, analysis: Analysis, kernels: Sequence[str])
     """
     if baseline.run.run_id == analysis.run.run_id:
         raise UsageError("The baseline is the run itself: holding it against itself shows nothing.")
-    _check_same_question(baseline.run.experiment, analysis.run.experiment)
+    _check_same_question(baseline.run, analysis.run)
     for name in kernels:
         if name not in baseline.run.experiment.kernels:
             raise UsageError(
@@ -54,20 +54,22 @@ def hold_against(baseline: Analysis, analysis: Analysis, kernels: Sequence[str])
     return SameAsBaseline(baseline)
 
 
-def _check_same_question(baseline: Experiment, experiment: Experiment) -> None:
+def _check_same_question(baseline: Run, run: Run) -> None:
     for name in SAME_QUESTION:
-        theirs, ours = getattr(baseline, name), getattr(experiment, name)
+        theirs, ours = baseline.setting(name), run.setting(name)
         if theirs != ours:
             raise UsageError(
                 f"The baseline has another {name.replace('_', ' ')} ({in_words(theirs)}) than the "
                 f"run ({in_words(ours)}): their answers cannot be compared."
             )
-    if experiment.temperature > 0 and baseline.seed != experiment.seed:
+    seeds, asked = baseline.experiment.seeds, run.experiment.seeds
+    if run.experiment.temperature > 0 and seeds != asked:
         raise UsageError(
-            f"The baseline was sampled with seed {baseline.seed}, the run with {experiment.seed}: "
+            f"The baseline was sampled with seeds {in_words(seeds)}, the run with "
+            f"{in_words(asked)}: "
             "their answers cannot be compared."
         )
-    if set(baseline.prompts) != set(experiment.prompts):
+    if set(baseline.experiment.prompts) != set(run.experiment.prompts):
         raise UsageError("The baseline asks other prompts than the run: there is nothing to hold.")
 
 

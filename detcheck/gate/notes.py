@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, endpoint_sentence
 from detcheck.analysis.results import Analysis, Group
-from detcheck.experiment import AS_SERVED, STOCK
 from detcheck.gate.verdict import NOTE, Finding
+from detcheck.kernels.settings import AS_SERVED, STOCK
 from detcheck.text import count
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detcheck.errors import UsageError
-from detcheck.experiment import BATCH_INVARIANT, STOCK, kernel_families
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK, KernelSettings
 
 TABLE = "[tool.detcheck.gate]"
 DEFAULT_MAX_DISTINCT = 1
@@ -29,7 +29,7 @@ class GateOptions:
         if self.kernels is not None and not self.kernels:
             raise UsageError("--kernels names none: give one, such as --kernels batch-invariant.")
         for name in self.kernels or ():
-            kernel_families(name)
+            KernelSettings.parse(name)
 
     def over(self, fallback: GateOptions) -> GateOptions:
         """These options, and those of `fallback` where these are silent."""

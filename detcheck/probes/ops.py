@@ -11,9 +11,9 @@ from time import perf_counter
 import torch
 
 from detcheck.errors import MeasurementError, UsageError
-from detcheck.experiment import AS_SERVED, BATCH_INVARIANT, PREFILL, STOCK, kernel_families
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.self_check import PASSED
+from detcheck.kernels.settings import AS_SERVED, BATCH_INVARIANT, PREFILL, STOCK, KernelSettings
 from detcheck.models import resolve_device
 from detcheck.probes.bits import row_ulps
 from detcheck.probes.cases import FAMILIES_OF, OPS, Call, Case, cases
@@ -49,7 +49,7 @@ class Cell:
     @property
     def promised(self) -> bool:
         """Whether a difference here breaks what the kernels promise."""
-        families = kernel_families(self.kernels)
+        families = KernelSettings.parse(self.kernels).families
         covered = FAMILIES_OF[self.op] <= {*families}
         return covered and (self.relation in PROMISED or PREFILL in families)
 
@@ -76,7 +76,7 @@ def audit(
     for setting in kernels:
         if setting == AS_SERVED:
             raise UsageError(f"{AS_SERVED} is of endpoints, whose ops cannot be probed.")
-        kernel_families(setting)
+        KernelSettings.parse(setting)
     target = resolve_device(device)
     grid = [(case, dtype) for case in cases(shapes) if case.op in wanted for dtype in floats]
     found: list[Cell] = []
@@ -144,7 +144,7 @@ def _on(call: Call, device: torch.device) -> Call:
 
 @contextlib.contextmanager
 def _proved(setting: str) -> Iterator[None]:
-    with batch_invariant(kernel_families(setting)) as mode:
+    with batch_invariant(KernelSettings.parse(setting).families) as mode:
         if mode.proof().self_check != PASSED:
             raise MeasurementError(
                 f"{setting} is not in force: {mode.proof().self_check}; nothing was measured."

@@ -16,9 +16,9 @@ import torch
 
 from detcheck.engines.in_process import InProcessEngine
 from detcheck.errors import MeasurementError
-from detcheck.experiment import STOCK, kernel_families
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.self_check import PASSED
+from detcheck.kernels.settings import STOCK, KernelSettings
 from detcheck.traffic import Trial
 
 
@@ -99,7 +99,7 @@ def _kernels(kernels: str) -> Iterator[None]:
     if kernels == STOCK:
         yield
         return
-    with batch_invariant(kernel_families(kernels)) as mode:
+    with batch_invariant(KernelSettings.parse(kernels).families) as mode:
         if mode.proof().self_check != PASSED:
             raise MeasurementError(f"{kernels} is not in force: {mode.proof().self_check}.")
         yield

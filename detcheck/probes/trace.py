@@ -15,15 +15,18 @@ import torch
 
 from detcheck.analysis import analyse
 from detcheck.analysis.results import Divergence, Group
-from detcheck.engines import create
+from detcheck.engines import open_engine
 from detcheck.engines.in_process import InProcessEngine
 from detcheck.errors import MeasurementError, UsageError
-from detcheck.experiment import STOCK, Condition, Experiment
+from detcheck.experiment import Experiment
+from detcheck.grid import Condition, conditions
+from detcheck.kernels.settings import STOCK
 from detcheck.probes.growth import Kept, first_op, growth
 from detcheck.probes.recorder import Comparison, Finding, Reference
 from detcheck.probes.replay import Observer, Replayed, replay
 from detcheck.probes.trace_results import FirstOp, FlipSide, LayerGrowth, Trace, TraceFlip
 from detcheck.rundir import Run
+from detcheck.targets import Target
 from detcheck.traffic import PlannedRequest, Trial, plan_trials
 
 FIRST_PASSES = 4
@@ -35,6 +38,7 @@ class Subject:
     """One request of one trial, to be held against the same request alone."""
 
     experiment: Experiment
+    target: Target
     trial: Trial
     request: int
     """Its position in the trial."""
@@ -47,9 +51,9 @@ def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
 
     Raises UsageError where no answer parts, or nothing here can replay the run.
     """
-    if run.experiment.engine not in ("continuous", "static"):
+    if not run.traits.ops_visible:
         raise UsageError(
-            f"The run was measured by the engine {run.experiment.engine!r}, which has no ops to "
+            f"The run was measured by the engine {run.target.engine!r}, which has no ops to "
             "trace: trace a run of the continuous or static engine."
         )
     group, divergence = _earliest(run, prompt_index)
@@ -59,9 +63,10 @@ def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
         record = run.conditions[int(table.condition[row])]
         wanted = (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
         if wanted and int(table.variant[row]) == variant and record.batch_size > 1:
-            condition = _condition(run.experiment, record.condition_id)
+            condition = _condition(run, record.condition_id)
             trial = plan_trials(run.experiment, condition)[int(table.trial[row])]
-            return Subject(run.experiment, trial, int(table.request[row]), divergence.position + 1)
+            request = int(table.request[row])
+            return Subject(run.experiment, run.target, trial, request, divergence.position + 1)
     raise UsageError(
         f"The answers of {run.path} part within a batch of one, where load cannot be the cause: "
         "there is nothing to trace."
@@ -84,16 +89,17 @@ def _earliest(run: Run, prompt_index: int | None) -> tuple[Group, Divergence]:
     return min(parted, key=lambda pair: (pair[0].kernels != STOCK, pair[1].position))
 
 
-def _condition(experiment: Experiment, condition_id: str) -> Condition:
-    return next(c for c in experiment.conditions() if c.condition_id == condition_id)
+def _condition(run: Run, condition_id: str) -> Condition:
+    every = conditions(run.experiment, run.target)
+    return next(condition for condition in every if condition.condition_id == condition_id)
 
 
-def subject_of_prompt(experiment: Experiment) -> Subject:
+def subject_of_prompt(experiment: Experiment, target: Target) -> Subject:
     """The first probe of the first trial at the largest batch size of `experiment`."""
-    condition = max(experiment.conditions(), key=lambda c: c.batch_size)
+    condition = max(conditions(experiment, target), key=lambda c: c.batch_size)
     trial = plan_trials(experiment, condition)[0]
     request = next(i for i, planned in enumerate(trial.requests) if planned.is_probe)
-    return Subject(experiment, trial, request, experiment.max_new_tokens)
+    return Subject(experiment, target, trial, request, experiment.max_new_tokens)
 
 
 def trace(subject: Subject, kernels: str | None = None) -> Trace:
@@ -103,7 +109,7 @@ def trace(subject: Subject, kernels: str | None = None) -> Trace:
     Raises ModelError where the model is not there, MeasurementError where the request never ran.
     """
     started = perf_counter()
-    engine = create(subject.experiment)
+    engine = open_engine(subject.experiment, subject.target)
     if not isinstance(engine, InProcessEngine):
         raise UsageError("Only models run in this process can be traced.")
     try:

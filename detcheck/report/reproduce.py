@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from typing import Any
 
-from detcheck.endpoints import TOGETHER
-from detcheck.experiment import AUTO, OPENAI, VLLM, Experiment
+from detcheck.experiment import Experiment
+from detcheck.kernels.settings import AS_SERVED
+from detcheck.options import Field, fields_of
+from detcheck.targets import Target
 
 
-def command(experiment: Experiment) -> str:
+def command(experiment: Experiment, target: Target) -> str:
     """`detcheck run …` with every option spelt out, so that later defaults cannot change it."""
-    return shlex.join(_arguments(experiment))
+    return shlex.join(["detcheck", "run", *_arguments(experiment, target)])
 
 
-def _arguments(experiment: Experiment) -> list[str]:
-    arguments = ["detcheck", "run"]
-    if experiment.model is not None:
-        arguments.append(experiment.model)
+def _arguments(experiment: Experiment, target: Target) -> Iterator[str]:
+    model = getattr(target, "model", None)
+    if model is not None:
+        yield model
     for prompt in experiment.prompts:
         # Joined by "=", or a prompt that begins with a dash would be read as an option.
-        arguments.append(f"--prompt={prompt}" if prompt.startswith("-") else "-p")
-        if not prompt.startswith("-"):
-            arguments.append(prompt)
-    arguments += ["-n", str(experiment.completions)]
-    arguments += ["-b", ",".join(map(str, experiment.batch_sizes))]
-    for url in experiment.endpoints:
-        arguments += ["--endpoint", url]
-    if experiment.engine != OPENAI:
-        arguments += ["-k", ",".join(experiment.kernels)]
-    arguments += ["--engine", experiment.engine, "--traffic", experiment.traffic]
-    if experiment.arrivals != TOGETHER:
-        arguments += ["--arrivals", experiment.arrivals]
-    if experiment.engine == VLLM:
-        arguments += ["--tensor-parallel", ",".join(map(str, experiment.tensor_parallel))]
-    if experiment.vllm_executor != AUTO:
-        arguments += ["--vllm-executor", experiment.vllm_executor]
-    arguments += ["--max-new-tokens", str(experiment.max_new_tokens)]
-    arguments += ["--temperature", f"{experiment.temperature:.12g}", "--seed", str(experiment.seed)]
-    if experiment.engine != OPENAI:
-        arguments += ["--dtype", experiment.dtype, "--device", experiment.device]
-    if not experiment.chat_template:
-        arguments.append("--no-chat-template")
-    if experiment.trust_remote_code:
-        arguments.append("--trust-remote-code")
-    return arguments
+        yield from (f"--prompt={prompt}",) if prompt.startswith("-") else ("-p", prompt)
+    yield from ("--engine", target.engine)
+    for field in fields_of(Experiment):
+        if experiment.kernels != (AS_SERVED,) or field.name != "kernels":
+            yield from _option(field, getattr(experiment, field.name))
+    for field in fields_of(type(target)):
+        if field.name not in ("engine", "model"):
+            yield from _option(field, getattr(target, field.name))
+
+
+def _option(field: Field, value: Any) -> Iterator[str]:
+    """The flag of a field with its value; none if the value is the absence of one."""
+    long = next((flag for flag in field.option.flags if flag.startswith("--")), None)
+    flag = next(iter(field.option.flags), None) or "--" + field.name.replace("_", "-")
+    if field.type is bool:
+        if value != field.default:
+            yield long or flag
+    elif field.option.repeatable:
+        for each in value:
+            yield from (flag, each)
+    elif value is not None:
+        yield from (flag, _text(field, value))
+
+
+def _text(field: Field, value: Any) -> str:
+    if field.name == "seeds" and len(value) == 1:
+        return f"{value[0]},"  # a comma, since one number alone would be a number of seeds
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

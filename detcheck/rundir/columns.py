@@ -1,47 +1,44 @@
 """Read the two line files of a run directory: variants, and completions as columns.
 
-A run may hold a million completions, so these are parsed a block of lines at a time and kept as
-plain arrays; nothing here keeps a Python object for each.
+A run may hold a million completions, so they are parsed a block of lines at a time and kept as
+arrays; no Python object is kept for each.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from detcheck.completion import fingerprint_text, fingerprint_token_ids
 from detcheck.errors import RunDirectoryError
-from detcheck.rundir.files import parse, sealed_blocks
+from detcheck.rundir.files import SealRecord, parse, sealed_blocks
 from detcheck.rundir.records import (
     RUN_FILE,
+    CompletionLine,
     CompletionTable,
     ConditionRecord,
-    Float32Array,
     Int32Array,
     StoredVariant,
+    VariantLine,
 )
 
 NAN = float("nan")
-_MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
+_MALFORMED = (ValueError, KeyError, IndexError, OverflowError)
 
 
-def load_variants(
-    path: Path, seal: Mapping[str, Any], num_prompts: int
-) -> tuple[StoredVariant, ...]:
-    """All stored variants; raises RunDirectoryError where one is damaged or was edited."""
+def load_variants(path: Path, seal: SealRecord, num_prompts: int) -> tuple[StoredVariant, ...]:
+    """All stored variants; raises RunDirectoryError if one is damaged or was edited."""
     variants: list[StoredVariant] = []
     known: set[tuple[int, str]] = set()
     for first, lines in _numbered(path, seal):
         for number, line in enumerate(lines, start=first):
             try:
-                variant = _variant(parse(line), num_prompts)
+                variant = _variant(parse(line, VariantLine), num_prompts)
             except _MALFORMED as error:
                 raise RunDirectoryError(f"{path} is damaged at line {number}.") from error
             if variant.fingerprint != _fingerprint(variant):
@@ -57,39 +54,28 @@ def load_variants(
     return tuple(variants)
 
 
-def _variant(data: Mapping[str, Any], num_prompts: int) -> StoredVariant:
-    variant = StoredVariant(
-        prompt_index=data["prompt_index"],
-        fingerprint=data["fingerprint"],
-        text=data["text"],
-        token_ids=_int32(data.get("token_ids")),
-        token_ends=_int32(data.get("token_ends")),
-        runner_up_token_ids=_int32(data.get("runner_up_token_ids")),
-        gaps=_float32(data.get("gaps")),
-        runner_up_texts=_texts(data.get("runner_up_texts")),
-    )
-    if type(variant.prompt_index) is not int or not 0 <= variant.prompt_index < num_prompts:
+def _variant(line: VariantLine, num_prompts: int) -> StoredVariant:
+    if line.prompt_index >= num_prompts:
         raise ValueError("no such prompt")
-    if not isinstance(variant.text, str):
-        raise TypeError("text is not text")
     columns = (
-        variant.token_ids,
-        variant.token_ends,
-        variant.runner_up_token_ids,
-        variant.gaps,
-        variant.runner_up_texts,
+        line.token_ids,
+        line.token_ends,
+        line.runner_up_token_ids,
+        line.gaps,
+        line.runner_up_texts,
     )
     if len({len(column) for column in columns if column is not None}) > 1:
         raise ValueError("columns of unequal length")
-    return variant
-
-
-def _texts(values: Sequence[str] | None) -> tuple[str, ...] | None:
-    if values is None:
-        return None
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        raise TypeError("not a list of texts")
-    return tuple(values)
+    return StoredVariant(
+        prompt_index=line.prompt_index,
+        fingerprint=line.fingerprint,
+        text=line.text,
+        token_ids=_int32(line.token_ids),
+        token_ends=_int32(line.token_ends),
+        runner_up_token_ids=_int32(line.runner_up_token_ids),
+        gaps=None if line.gaps is None else np.array(line.gaps, dtype=np.float32),
+        runner_up_texts=line.runner_up_texts,
+    )
 
 
 def _fingerprint(variant: StoredVariant) -> str:
@@ -99,24 +85,7 @@ def _fingerprint(variant: StoredVariant) -> str:
 
 
 def _int32(values: Sequence[int] | None) -> Int32Array | None:
-    if values is None:
-        return None
-    exact = np.array(values)
-    if exact.ndim != 1 or (exact.size and exact.dtype.kind != "i"):
-        raise TypeError("not a list of whole numbers")
-    if exact.size and not -(2**31) <= exact.min() <= exact.max() < 2**31:
-        raise OverflowError("beyond 32 bits")
-    return exact.astype(np.int32)
-
-
-def _float32(values: Sequence[float | None] | None) -> Float32Array | None:
-    """Gaps; null, which is how a NaN or an infinity is written, comes back as NaN."""
-    if values is None:
-        return None
-    numbers = np.asarray(values, dtype=np.float32)
-    if numbers.ndim != 1:
-        raise TypeError("not a list of numbers")
-    return numbers
+    return None if values is None else np.array(values, dtype=np.int32)
 
 
 class _Columns:
@@ -128,38 +97,35 @@ class _Columns:
         by_prompt: defaultdict[int, dict[str, int]] = defaultdict(dict)
         for number, variant in enumerate(variants):
             by_prompt[variant.prompt_index][variant.fingerprint] = number
-        # One dictionary a condition: a completion cannot refer to another prompt's variant.
+        # One dictionary a condition: a completion cannot name another prompt's variant.
         self._variants = [by_prompt[record.prompt_index] for record in records]
         self.condition, self.trial, self.request = array("i"), array("i"), array("i")
         self.variant, self.rows_max, self.query_tokens_max = array("i"), array("i"), array("i")
         self.rows_mean, self.noise = array("f"), array("f")
         self.digest, self.has_digest = array("Q"), array("b")
 
-    def extend(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def extend(self, lines: Sequence[CompletionLine]) -> None:
         """Append completions; raises one of _MALFORMED, with columns of unequal length then."""
-        conditions = [row["condition"] for row in rows]
-        if min(conditions, default=0) < 0:
-            raise ValueError("no such condition")
-        self.condition.extend(conditions)
-        self.trial.extend([row["trial"] for row in rows])
-        self.request.extend([row["request"] for row in rows])
+        self.condition.extend([line.condition for line in lines])
+        self.trial.extend([line.trial for line in lines])
+        self.request.extend([line.request for line in lines])
+        variants = self._variants
         self.variant.extend(
             [
-                -1 if row["fingerprint"] is None else self._variants[condition][row["fingerprint"]]
-                for row, condition in zip(rows, conditions, strict=True)
+                -1 if line.fingerprint is None else variants[line.condition][line.fingerprint]
+                for line in lines
             ]
         )
-        observed = [row.get("observed_batch") for row in rows]
-        self.rows_max.extend([0 if batch is None else batch["rows_max"] for batch in observed])
-        self.rows_mean.extend([0.0 if batch is None else batch["rows_mean"] for batch in observed])
+        batches = [line.observed_batch for line in lines]
+        self.rows_max.extend([0 if batch is None else batch.rows_max for batch in batches])
+        self.rows_mean.extend([0.0 if batch is None else batch.rows_mean for batch in batches])
         self.query_tokens_max.extend(
-            [0 if batch is None else batch["query_tokens_max"] for batch in observed]
+            [0 if batch is None else batch.query_tokens_max for batch in batches]
         )
-        noise = [row.get("noise") for row in rows]
-        self.noise.extend([NAN if value is None else value for value in noise])
-        digests = [row.get("logprob_digest") for row in rows]
-        self.digest.extend([0 if value is None else int(value, 16) for value in digests])
-        self.has_digest.extend([value is not None for value in digests])
+        self.noise.extend([NAN if line.noise is None else line.noise for line in lines])
+        digests = [line.logprob_digest for line in lines]
+        self.digest.extend([0 if digest is None else int(digest, 16) for digest in digests])
+        self.has_digest.extend([digest is not None for digest in digests])
 
     def table(self) -> CompletionTable:
         """The columns as arrays, digests as small codes."""
@@ -187,52 +153,52 @@ def _codes(digests: npt.NDArray[np.uint64], present: npt.NDArray[np.bool_]) -> I
 
 def load_completions(
     path: Path,
-    seal: Mapping[str, Any],
+    seal: SealRecord,
     variants: Sequence[StoredVariant],
     records: Sequence[ConditionRecord],
 ) -> CompletionTable:
-    """All completions as columns; raises RunDirectoryError where a line is damaged.
+    """All completions as columns; raises RunDirectoryError if a line is damaged.
 
-    Also where the conditions of `run.json` record other numbers of completions and failures.
+    Raises it also if `run.json` records another number of completions or failures.
     """
     columns = _Columns(variants, records)
     for first, lines in _numbered(path, seal):
-        rows = _parse_block(path, first, lines)
+        parsed = _parse_block(path, first, lines)
         try:
-            columns.extend(rows)
+            columns.extend(parsed)
         except _MALFORMED as error:
-            number = first + _first_bad(_Columns(variants, records), rows)
+            number = first + _first_bad(_Columns(variants, records), parsed)
             raise RunDirectoryError(f"{path} is damaged at line {number}.") from error
     table = columns.table()
     _check_counts(path, table, records)
     return table
 
 
-def _parse_block(path: Path, first: int, lines: Sequence[bytes]) -> list[Any]:
-    """One value a line, parsed at once where that works: it is several times as fast."""
+def _parse_block(path: Path, first: int, lines: Sequence[bytes]) -> list[CompletionLine]:
+    """One record a line; parsed all at once if that works, which is several times as fast."""
     try:
-        rows = orjson.loads(b"[" + b",".join(lines) + b"]")
-        if len(rows) == len(lines):
-            return list(rows)
-    except orjson.JSONDecodeError:
+        records: list[CompletionLine] = parse(b"[" + b",".join(lines) + b"]", list[CompletionLine])
+        if len(records) == len(lines):
+            return records
+    except ValueError:
         pass
-    values = []
+    records = []
     for number, line in enumerate(lines, start=first):
         try:
-            values.append(parse(line))
+            records.append(parse(line, CompletionLine))
         except ValueError as error:
             raise RunDirectoryError(f"{path} is damaged at line {number}.") from error
-    return values
+    return records
 
 
-def _first_bad(scratch: _Columns, rows: Sequence[Any]) -> int:
-    """Index of the first row that cannot be appended."""
-    for index, row in enumerate(rows):
+def _first_bad(scratch: _Columns, lines: Sequence[CompletionLine]) -> int:
+    """Index of the first line that cannot be appended."""
+    for index, line in enumerate(lines):
         try:
-            scratch.extend([row])
+            scratch.extend([line])
         except _MALFORMED:
             return index
-    return len(rows) - 1
+    return len(lines) - 1
 
 
 def _check_counts(path: Path, table: CompletionTable, records: Sequence[ConditionRecord]) -> None:
@@ -244,14 +210,12 @@ def _check_counts(path: Path, table: CompletionTable, records: Sequence[Conditio
     ):
         if (record.completed, record.failed) != (count - failures_here, failures_here):
             raise RunDirectoryError(
-                f"{path} holds {count} completions of {record.condition_id} where {RUN_FILE} "
+                f"{path} holds {count} completions of {record.condition_id}, but {RUN_FILE} "
                 f"records {record.completed + record.failed}: it was edited."
             )
-    if min(table.trial.min(initial=0), table.request.min(initial=0)) < 0:
-        raise RunDirectoryError(f"{path} was edited: trials and requests count from 0.")
 
 
-def _numbered(path: Path, seal: Mapping[str, Any]) -> Iterator[tuple[int, list[bytes]]]:
+def _numbered(path: Path, seal: SealRecord) -> Iterator[tuple[int, list[bytes]]]:
     """(number of the first line, lines) block by block; lines count from 1."""
     first = 1
     for lines in sealed_blocks(path, seal):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 
 from detcheck.errors import RunDirectoryError
+from detcheck.options import plain_error
 
 BLOCK_BYTES = 1 << 18
 _SEAL_KEY = b',\n  "seal": "sha256:'
@@ -32,36 +34,67 @@ class Seal:
         hasher.update(data)
         return Seal(self.size + len(data), hasher)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for `run.json`."""
-        return {"bytes": self.size, "sha256": self.hasher.hexdigest()}
+    def record(self) -> SealRecord:
+        """The seal as `run.json` keeps it."""
+        return SealRecord(self.size, self.hasher.hexdigest())
 
 
-def dump_line(line: Mapping[str, Any]) -> bytes:
-    """One line of JSON, newline included."""
+class SealRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Length and SHA-256 of a file up to the last committed trial, as kept in `run.json`."""
+
+    bytes: int
+    sha256: str
+
+
+def dump_line(line: Any) -> bytes:
+    """A record as one line of JSON, newline included. Numbers that are not finite become null."""
+    return dump(line) + b"\n"
+
+
+def dump(record: Any) -> bytes:
+    """A record as JSON, lone surrogates included (untrusted text may hold them)."""
     try:
-        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-    except orjson.JSONEncodeError:  # text with a lone surrogate, from an untrusted server
-        return json.dumps(line).encode("ascii") + b"\n"
+        return msgspec.json.encode(record)
+    except (UnicodeEncodeError, OverflowError):  # a lone surrogate, or a number beyond 64 bits
+        return json.dumps(msgspec.to_builtins(record)).encode("ascii")
 
 
-def parse(data: bytes) -> Any:
-    """Inverse of `dump_line`; raises ValueError where `data` is not JSON."""
+@cache
+def decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    """The decoder of one type of record; built once."""
+    return msgspec.json.Decoder(kind)
+
+
+def parse(data: bytes, kind: Any) -> Any:
+    """Inverse of `dump`: a record of type `kind`.
+
+    Raises ValueError, with the path of the field, if `data` is not JSON or not such a record.
+    """
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:  # a lone surrogate, or not JSON at all
-        try:
-            return json.loads(data)
-        except RecursionError as error:
-            raise ValueError("nested too deeply") from error
+        return decoder(kind).decode(data)
+    except msgspec.ValidationError as error:
+        raise ValueError(plain_error(str(error))) from error
+    except (msgspec.DecodeError, RecursionError):  # a lone surrogate, or not JSON at all
+        return _parse_leniently(data, kind)
 
 
-def dump_sealed(document: Mapping[str, Any]) -> bytes:
+def _parse_leniently(data: bytes, kind: Any) -> Any:
+    """As `parse`, with the standard library's parser, which takes lone surrogates."""
+    try:
+        return msgspec.convert(json.loads(data), kind)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except msgspec.ValidationError as error:
+        raise ValueError(plain_error(str(error))) from error
+
+
+def dump_sealed(document: Any) -> bytes:
     """A document as indented JSON whose last member is the hash of all bytes before it."""
+    data = dump(document)
     try:
-        data = orjson.dumps(document, option=orjson.OPT_INDENT_2)
-    except orjson.JSONEncodeError:  # a prompt with a lone surrogate, or a seed beyond 64 bits
-        data = json.dumps(document, indent=2).encode("ascii")
+        data = msgspec.json.format(data, indent=2)
+    except msgspec.DecodeError:  # a lone surrogate
+        data = json.dumps(json.loads(data), indent=2).encode("ascii")
     body = data.removesuffix(b"\n}")
     return body + _SEAL_KEY + hashlib.sha256(body).hexdigest().encode("ascii") + _SEAL_END
 
@@ -72,13 +105,13 @@ def is_sealed(data: bytes) -> bool:
     return seal == hashlib.sha256(body).hexdigest().encode("ascii") + _SEAL_END
 
 
-def sealed_blocks(path: Path, seal: Mapping[str, Any]) -> Iterator[list[bytes]]:
+def sealed_blocks(path: Path, seal: SealRecord) -> Iterator[list[bytes]]:
     """Lines of a file up to its seal, some at a time, without their newlines.
 
-    Raises RunDirectoryError at the end where the bytes are not those that were sealed.
+    Raises RunDirectoryError at the end if the bytes are not those that were sealed.
     """
-    size = seal["bytes"]
-    if not isinstance(size, int) or size < 0:
+    size = seal.bytes
+    if size < 0:
         raise RunDirectoryError(f"{path} has no valid seal: detcheck did not write it.")
     hasher = hashlib.sha256()
     rest = b""
@@ -86,12 +119,12 @@ def sealed_blocks(path: Path, seal: Mapping[str, Any]) -> Iterator[list[bytes]]:
         hasher.update(block)
         *lines, rest = (rest + block).split(b"\n")
         yield lines
-    if rest or hasher.hexdigest() != seal["sha256"]:
+    if rest or hasher.hexdigest() != seal.sha256:
         raise RunDirectoryError(f"{path} was changed after it was written: run it again.")
 
 
 def _blocks(path: Path, size: int) -> Iterator[bytes]:
-    """The first `size` bytes of a file; RunDirectoryError where it has fewer."""
+    """The first `size` bytes of a file; RunDirectoryError if it has fewer."""
     left = size
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a run directory holds, as records and columns."""
+"""The records of a run directory's files, and a run as it is loaded from them."""
 
 from __future__ import annotations
 
@@ -6,63 +6,70 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.experiment import Experiment, kernels_claimed
-from detcheck.text import quoted
+from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity, ObservedBatch
+from detcheck.experiment import Experiment
+from detcheck.rundir.files import SealRecord
+from detcheck.targets.base import Target, Traits
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RUN_FILE = "run.json"
 COMPLETIONS_FILE = "completions.jsonl"
 VARIANTS_FILE = "variants.jsonl"
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
+Status = Literal["pending", "running", "done", "failed"]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
 
-@dataclass(slots=True)
-class ConditionRecord:
+class ConditionRecord(msgspec.Struct, forbid_unknown_fields=True):
     """What happened to one condition; kept in `run.json`."""
 
     condition_id: str
-    prompt_index: int
+    prompt_index: Count
     kernels: str
     batch_size: int
     asked: int
     """Completions asked for."""
-    status: str = "pending"
-    """`pending`, `running`, `done`, `failed` (see `error`)."""
-    trials: int = 0
-    completed: int = 0
+    status: Status = "pending"
+    trials: Count = 0
+    completed: Count = 0
     """Completions that came back."""
-    failed: int = 0
+    failed: Count = 0
     """Requests that came back as errors."""
-    generated_tokens: int = 0
+    generated_tokens: Count = 0
     """Tokens generated, fillers included."""
     elapsed_s: float = 0.0
-    rows_max: int = 0
-    """Most requests that were seen to share a forward pass; 0 where batches were not observed."""
+    rows_max: Count = 0
+    """Most requests that were observed to share a forward pass; 0 if batches were not observed."""
     error: str | None = None
+    """Why the condition failed; None unless `status` is `failed`."""
     placement: str = ""
-    """Where it was computed, such as `endpoint 2`; empty where the grid has only one place."""
+    """Where it was computed, such as `endpoint 2`; empty if the grid has only one place."""
+    seed: int = 0
+    """Seed of the wanted sample."""
     evidence_source: str = ""
-    """How batches were seen: a source of `LoadEvidence`; empty where they were not."""
+    """How batches were observed: a source of `LoadEvidence`; empty if they were not."""
     rows_mean: float | None = None
-    """Mean requests a forward pass over its trials; None where only requests tell, or nothing."""
+    """Mean requests a forward pass over its trials; None if only requests tell, or nothing does."""
     preemptions: int | None = None
-    """Requests that the server put off; None where it does not count them."""
+    """Requests that the server put off; None if it does not count them."""
     prefix_cache_hits: int | None = None
-    """Prompt tokens from the server's prefix cache; None where it does not count them."""
-    failures: dict[str, int] = field(default_factory=dict)
-    """Failed requests by kind, fillers included; empty where the engine tells no kinds."""
-    retries: int = 0
-    """Requests that were sent again since nothing had been generated."""
+    """Prompt tokens from the server's prefix cache; None if it does not count them."""
+    failures: dict[str, Count] = {}
+    """Failed requests by kind, fillers included; empty if the engine tells no kinds."""
+    retries: Count = 0
+    """Requests that were sent again because nothing had been generated."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -70,54 +77,69 @@ class ConditionRecord:
         return self.generated_tokens / self.elapsed_s if self.elapsed_s > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class KernelsProof:
-    """Evidence that a kernels setting was in force: what was overridden and seen to run."""
+class RunDocument(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`run.json`."""
 
-    kernels: str
-    overrides: dict[str, int]
-    """Calls each override served, by op name. 0 is normal for an op that the model never calls."""
-    missing: tuple[str, ...] = ()
-    """Op families that were asked for and of which no override was seen to run."""
-    self_check: str | None = None
-    """`passed`, or what the mode's own check found wrong; None where there is none (stock)."""
+    schema_version: int = SCHEMA_VERSION
+    detcheck_version: str
+    run_id: str
+    created: str
+    """UTC, ISO 8601."""
+    finished: str | None = None
+    """UTC, ISO 8601; None if the run was interrupted or is still going on."""
+    experiment: Experiment
+    target: dict[str, Any]
+    traits: Traits
+    model: ModelIdentity = ModelIdentity()
+    environment: dict[str, Any]
+    endpoint_checks: tuple[EndpointCheck, ...] = ()
+    proofs: dict[str, KernelsProof] = {}
+    """By kernels setting."""
+    summary: tuple[dict[str, Any], ...] = ()
+    conditions: tuple[ConditionRecord, ...] = ()
+    files: dict[str, SealRecord] = {}
+    seal: str | msgspec.UnsetType = msgspec.UNSET
+    """Hash of all bytes before it; written by `files.dump_sealed`."""
 
-    @property
-    def fault(self) -> str | None:
-        """What it lacks as a proof, for a person; None where it is whole. Stock needs none, and
-        a server's kernels claim nothing."""
-        if not kernels_claimed(self.kernels):
-            return None
-        if self.missing:
-            return f"overrides not seen to run: {', '.join(self.missing)}"
-        if self.self_check != "passed":
-            return f"its self-check says {quoted(self.self_check or 'nothing', 100)}"
-        return None if any(self.overrides.values()) else "no override served a call"
 
-    @property
-    def complete(self) -> bool:
-        """Whether every op family asked for was seen to run and the self-check passed."""
-        return self.fault is None
+class CompletionLine(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A line of `completions.jsonl`."""
+
+    condition: Count
+    """Index into the conditions of `run.json`."""
+    trial: Count
+    request: Count
+    """Position of the request within its trial."""
+    finish_reason: str
+    fingerprint: str | None = None
+    """None if the request failed."""
+    observed_batch: ObservedBatch | None = None
+    logprob_digest: str | None = None
+    noise: float | None = None
+    """See `CompletionTable.noise`."""
+    reference_gaps: tuple[float | None, ...] | None = None
+    """Gaps of the first completion of each (prompt, kernels, seed), to measure noise against."""
+    error: str | None = None
+    failure: str | None = None
+    """Kind of the failure, if the engine tells kinds."""
+
+
+class VariantLine(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A line of `variants.jsonl`; the arrays have one entry a token."""
+
+    prompt_index: Count
+    fingerprint: str
+    text: str
+    token_ids: tuple[Int32, ...] | None = None
+    token_ends: tuple[Int32, ...] | None = None
+    runner_up_token_ids: tuple[Int32, ...] | None = None
+    gaps: tuple[float | None, ...] | None = None
+    runner_up_texts: tuple[str, ...] | None = None
 
 
 def token_texts(text: str, token_ends: Sequence[int]) -> tuple[str, ...]:
     """`text` cut where its tokens end."""
     return tuple(text[start:end] for start, end in pairwise((0, *token_ends)))
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointCheck:
-    """One thing that was found out about a server before the experiment."""
-
-    name: str
-    """Two or three words, such as `seed`."""
-    holds: bool | None
-    """None where it could not be told, or only informs."""
-    sentence: str
-    decisive: bool = False
-    """Whether nothing passes where it does not hold."""
-    placement: str = ""
-    """Which endpoint, such as `endpoint 2`; empty where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +151,24 @@ class StoredVariant:
     text: str
     token_ids: Int32Array | None
     token_ends: Int32Array | None
-    """Length of `text` once each token is decoded."""
+    """Length of `text` after each token."""
     runner_up_token_ids: Int32Array | None
     gaps: Float32Array | None
-    """Best minus second-best logit at each position, from the completion that was seen first."""
+    """Best minus second-best logit at each position, of the completion that was seen first."""
     runner_up_texts: tuple[str, ...] | None = None
-    """Second-best tokens where a server gave their text instead of ids; (tokens,)."""
+    """Second-best tokens, if a server gave their text instead of ids; (tokens,)."""
 
     def __len__(self) -> int:
         return len(self.text) if self.token_ids is None else len(self.token_ids)
 
     def token_keys(self) -> tuple[int | str, ...]:
-        """What tells its tokens apart: their ids, else their text; empty where there are none."""
+        """Its token ids, else the text of each token; empty if it has no tokens."""
         if self.token_ids is not None:
             return tuple(self.token_ids.tolist())
         return token_texts(self.text, () if self.token_ends is None else self.token_ends.tolist())
 
     def piece(self, start: int, stop: int) -> str:
-        """Text of units `start` up to `stop` (tokens, or characters where there are no tokens)."""
+        """Text of units `start` up to `stop`: tokens, or characters if there are no tokens."""
         if self.token_ids is None:
             return self.text[start:stop]
         if self.token_ends is None or stop <= start or start >= len(self.token_ends):
@@ -165,16 +187,16 @@ class CompletionTable:
     request: Int32Array
     """Position of the request within its trial."""
     variant: Int32Array
-    """Index into `Run.variants`; -1 where the request failed."""
+    """Index into `Run.variants`; -1 if the request failed."""
     rows_max: Int32Array
-    """Most requests that shared one of its forward passes; 0 where batches were not observed."""
+    """Most requests that shared one of its forward passes; 0 if batches were not observed."""
     rows_mean: Float32Array
     query_tokens_max: Int32Array
     noise: Float32Array
-    """Largest change of the gap between the two best logits, against the prompt's reference, over
-    the positions before the first divergence; NaN where it was not measured."""
+    """Largest change of the gap between the two best logits, against the reference, over the
+    positions before the first divergence; NaN if it was not measured."""
     digest: Int32Array
-    """Code of the log-probability digest: equal codes are bitwise equal; -1 where none."""
+    """Code of the log-probability digest: equal codes are bitwise equal; -1 if there is none."""
 
     def __len__(self) -> int:
         return len(self.condition)
@@ -188,6 +210,9 @@ class Run:
     run_id: str
     detcheck_version: str
     experiment: Experiment
+    target: Target
+    traits: Traits
+    """The target's declared properties, as they were when it was measured."""
     environment: Mapping[str, Any]
     conditions: tuple[ConditionRecord, ...]
     proofs: Mapping[str, KernelsProof]
@@ -196,14 +221,19 @@ class Run:
     completions: CompletionTable
     created: str
     finished: str | None
-    """UTC, ISO 8601; None where the run was interrupted or is still going on."""
+    """UTC, ISO 8601; None if the run was interrupted or is still going on."""
+    model: ModelIdentity = field(default_factory=ModelIdentity)
     summary: tuple[Mapping[str, Any], ...] = ()
     endpoint_checks: tuple[EndpointCheck, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every condition was measured to its end."""
+        """True if every condition was measured to its end."""
         return all(record.status == "done" for record in self.conditions)
+
+    def setting(self, name: str) -> Any:
+        """A field of the experiment or of the target; None if neither has it."""
+        return getattr(self.experiment, name, getattr(self.target, name, None))
 
     def completions_frame(self) -> pd.DataFrame:
         """One row a request; columns and units: `rundir.frames.completions_frame`."""

@@ -1,32 +1,29 @@
-"""One trial as lines to append: what each completion says, and what it is measured against."""
+"""One trial as the lines that it appends to the files of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.completion import FORWARD_PASSES, Completion, LoadEvidence
+from detcheck.completion import Completion
+from detcheck.evidence import FORWARD_PASSES, LoadEvidence
 from detcheck.rundir.files import dump_line
-from detcheck.rundir.records import ConditionRecord, token_texts
-
-REFERENCE_GAPS = "reference_gaps"
-"""Member of the first completion of each (prompt, kernels): what noise is measured against."""
+from detcheck.rundir.records import CompletionLine, ConditionRecord, VariantLine, token_texts
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceTrace:
-    """Gaps of the first completion of a (prompt, kernels); (tokens,), NaN where not finite."""
+    """Gaps of the first completion of a (prompt, kernels, seed); (tokens,), NaN if not finite."""
 
     tokens: Sequence[int | str]
-    """Its token ids, or the text of its tokens where there are no ids."""
+    """Its token ids, or the text of its tokens if there are no ids."""
     gaps: npt.NDArray[np.float64]
 
     def noise(self, tokens: Sequence[int | str], gaps: npt.NDArray[np.float64]) -> float | None:
-        """Largest change of the gap before the two part; None where there is nothing before."""
+        """Largest change of the gap before the first divergence; None if it is at token 0."""
         shared = min(len(tokens), len(self.tokens), len(gaps), len(self.gaps))
         pairs = zip(tokens[:shared], self.tokens[:shared], strict=True)
         stop = next((index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), shared)
@@ -37,7 +34,7 @@ class ReferenceTrace:
 
 @dataclass(slots=True)
 class TrialLines:
-    """What one trial adds; the writer takes it up once it is on disk."""
+    """The lines and counts that one trial adds; the writer keeps them once they are on disk."""
 
     condition: int
     trial: int
@@ -46,42 +43,40 @@ class TrialLines:
     known: set[str]
     """Fingerprints of the prompt that are stored already; read only."""
     reference: ReferenceTrace | None
-    """Trace of the (prompt, kernels); None until its first completion is added."""
+    """Trace of the (prompt, kernels, seed); None until its first completion is added."""
     completions: list[bytes] = field(default_factory=list)
     variants: list[bytes] = field(default_factory=list)
     fingerprints: set[str] = field(default_factory=set)
-    """Those seen here for the first time."""
+    """Fingerprints that this trial is the first to have."""
 
     def add(self, request: int, completion: Completion) -> None:
         """Add the completion of the request at position `request` of the trial."""
-        fingerprint = None if completion.failed else completion.fingerprint
-        line: dict[str, Any] = {
-            "condition": self.condition,
-            "trial": self.trial,
-            "request": request,
-            "fingerprint": fingerprint,
-            "finish_reason": completion.finish_reason,
-        }
+        line = CompletionLine(
+            condition=self.condition,
+            trial=self.trial,
+            request=request,
+            finish_reason=completion.finish_reason,
+            observed_batch=completion.observed_batch,
+        )
         if completion.observed_batch is not None:
-            line["observed_batch"] = asdict(completion.observed_batch)
             self.record.rows_max = max(self.record.rows_max, completion.observed_batch.rows_max)
             self.record.evidence_source = FORWARD_PASSES
-        if fingerprint is None:
-            line["error"] = completion.error
+        if completion.failed:
+            line.error, line.failure = completion.error, completion.failure
             self.record.failed += 1
             if completion.failure is not None:
-                line["failure"] = completion.failure
                 self._count_failures({completion.failure: 1})
         else:
-            line |= self._logprob_members(completion)
+            line.fingerprint = completion.fingerprint
+            self._measure_noise(line, completion)
             self.record.completed += 1
-            self._add_variant(fingerprint, completion)
+            self._add_variant(line.fingerprint, completion)
         self.completions.append(dump_line(line))
 
     def add_load(
         self, load: LoadEvidence | None, filler_failures: Mapping[str, int], retries: int
     ) -> None:
-        """Add what was seen of the trial as a whole; before the trial is counted."""
+        """Add the evidence of the trial as a whole; call it before the trial is counted."""
         record = self.record
         self._count_failures(filler_failures)
         record.retries += retries
@@ -102,26 +97,23 @@ class TrialLines:
             self.record.failures[kind] = self.record.failures.get(kind, 0) + number
 
     def _add_variant(self, fingerprint: str, completion: Completion) -> None:
-        """Store the answer itself, where it is seen for the first time."""
+        """Store the answer itself if it is the first with its fingerprint."""
         if fingerprint not in self.known and fingerprint not in self.fingerprints:
             self.fingerprints.add(fingerprint)
             self.variants.append(_variant_line(self.record.prompt_index, fingerprint, completion))
 
-    def _logprob_members(self, completion: Completion) -> dict[str, Any]:
-        """Digest and noise of a completion; and the trace itself of a group's first."""
+    def _measure_noise(self, line: CompletionLine, completion: Completion) -> None:
+        """Digest and noise of a completion; of a group's first also the gaps to compare with."""
         if completion.top_two is None:
-            return {}
+            return
         tokens = _tokens(completion)
         gaps = np.asarray(completion.top_two.gaps, dtype=np.float64)
         gaps[~np.isfinite(gaps)] = np.nan
-        members: dict[str, Any] = {"logprob_digest": completion.logprob_digest}
+        line.logprob_digest = completion.logprob_digest
         if self.reference is None:
             self.reference = ReferenceTrace(tokens, gaps)
-            members[REFERENCE_GAPS] = gaps.tolist()
-        noise = self.reference.noise(tokens, gaps)
-        if noise is not None:
-            members["noise"] = noise
-        return members
+            line.reference_gaps = tuple(gaps.tolist())
+        line.noise = self.reference.noise(tokens, gaps)
 
 
 def _tokens(completion: Completion) -> tuple[int | str, ...]:
@@ -131,19 +123,16 @@ def _tokens(completion: Completion) -> tuple[int | str, ...]:
 
 
 def _variant_line(prompt_index: int, fingerprint: str, completion: Completion) -> bytes:
-    line: dict[str, Any] = {
-        "prompt_index": prompt_index,
-        "fingerprint": fingerprint,
-        "text": completion.text,
-    }
-    if completion.token_ids is not None:
-        line["token_ids"] = completion.token_ids
-    if completion.token_ends is not None:
-        line["token_ends"] = completion.token_ends
-    if completion.top_two is not None:
-        line["gaps"] = completion.top_two.gaps
-        if completion.top_two.runner_up_token_ids is not None:
-            line["runner_up_token_ids"] = completion.top_two.runner_up_token_ids
-        if completion.top_two.runner_up_texts is not None:
-            line["runner_up_texts"] = completion.top_two.runner_up_texts
-    return dump_line(line)
+    top_two = completion.top_two
+    return dump_line(
+        VariantLine(
+            prompt_index=prompt_index,
+            fingerprint=fingerprint,
+            text=completion.text,
+            token_ids=completion.token_ids,
+            token_ends=completion.token_ends,
+            gaps=None if top_two is None else top_two.gaps,
+            runner_up_token_ids=None if top_two is None else top_two.runner_up_token_ids,
+            runner_up_texts=None if top_two is None else top_two.runner_up_texts,
+        )
+    )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
-from detcheck.completion import Completion, LoadEvidence
-from detcheck.experiment import Condition, Experiment
+from detcheck.completion import Completion
+from detcheck.evidence import EndpointCheck, KernelsProof, LoadEvidence, ModelIdentity
+from detcheck.experiment import Experiment
+from detcheck.grid import Condition, conditions
 from detcheck.rundir import folder
 from detcheck.rundir.files import (
     Seal,
@@ -26,14 +29,19 @@ from detcheck.rundir.reader import load, read_run_file
 from detcheck.rundir.records import (
     COMPLETIONS_FILE,
     RUN_FILE,
-    SCHEMA_VERSION,
     VARIANTS_FILE,
+    CompletionLine,
     ConditionRecord,
-    EndpointCheck,
-    KernelsProof,
     Run,
+    RunDocument,
+    Status,
 )
-from detcheck.rundir.trial import REFERENCE_GAPS, ReferenceTrace, TrialLines
+from detcheck.rundir.trial import ReferenceTrace, TrialLines
+from detcheck.targets.base import Target
+
+REFERENCE_MEMBER = b'"reference_gaps"'
+ReferenceKey = tuple[int, str, int]
+"""(prompt index, kernels, seed)."""
 
 
 class RunWriter:
@@ -42,13 +50,13 @@ class RunWriter:
     Until it is closed no other process can write to the directory; anyone may read.
     """
 
-    def __init__(self, path: Path, document: dict[str, Any], records: list[ConditionRecord]):
+    def __init__(self, path: Path, document: RunDocument, records: list[ConditionRecord]):
         self.path = path
         self.records = records
         self._document = document
         self._known: dict[int, set[str]] = {}
         self._seals = {VARIANTS_FILE: Seal(), COMPLETIONS_FILE: Seal()}
-        self._references: dict[tuple[int, str], ReferenceTrace] = {}
+        self._references: dict[ReferenceKey, ReferenceTrace] = {}
         self._files: dict[str, FileIO] = {}
 
     @classmethod
@@ -56,27 +64,27 @@ class RunWriter:
         cls,
         path: Path,
         experiment: Experiment,
+        target: Target,
         environment: Mapping[str, Any],
         *,
         run_id: str,
         version: str,
         created: str,
+        model: ModelIdentity | None = None,
     ) -> RunWriter:
         """Start a new run in `path`, which must not exist or be an empty folder."""
         folder.prepare(path)
-        records = [_record(condition) for condition in experiment.conditions()]
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "detcheck_version": version,
-            "run_id": run_id,
-            "created": created,
-            "finished": None,
-            "experiment": experiment.to_dict(),
-            "environment": dict(environment),
-            "endpoint_checks": [],
-            "proofs": {},
-            "summary": [],
-        }
+        records = [_record(condition) for condition in conditions(experiment, target)]
+        document = RunDocument(
+            detcheck_version=version,
+            run_id=run_id,
+            created=created,
+            experiment=experiment,
+            target=target.to_dict(),
+            traits=target.traits,
+            model=model or ModelIdentity(),
+            environment=dict(environment),
+        )
         writer = cls(path, document, records)
         with writer._starting():
             writer._open("xb")
@@ -88,7 +96,7 @@ class RunWriter:
     def resume(cls, path: Path) -> tuple[RunWriter, Run]:
         """Go on with the run in `path`: verify it, cut off what was not committed, append after.
 
-        Raises RunDirectoryError also where another process is writing to it.
+        Raises RunDirectoryError also if another process is writing to it.
         """
         document = read_run_file(path)
         run = load(path)
@@ -96,9 +104,9 @@ class RunWriter:
         with writer._starting():
             writer._open("r+b")
             folder.lock(path, writer._files[COMPLETIONS_FILE])
-            if read_run_file(path) != document:  # somebody has written since it was verified
+            if read_run_file(path) != document:  # another process has written since it was verified
                 raise folder.in_use(path)
-            document["finished"] = None
+            document.finished = None
             for variant in run.variants:
                 writer._known.setdefault(variant.prompt_index, set()).add(variant.fingerprint)
             writer._restore(run)
@@ -120,10 +128,10 @@ class RunWriter:
     ) -> None:
         """Commit one trial: `completions` are (position in the trial, completion) pairs.
 
-        `load` is what was seen of its batches beside what each completion says of its own.
+        `load` is the evidence of its batches beyond what each completion holds of its own.
 
-        Raises StorageError where the disk is full or gone; trials before this one are safe, and
-        nothing of this one is kept.
+        Raises StorageError if the disk is full or gone. Then the trials before this one are safe,
+        and nothing of this one is kept.
         """
         record = replace(self.records[condition_index])
         record.failures = dict(record.failures)  # a trial that is not committed leaves no trace
@@ -132,7 +140,7 @@ class RunWriter:
             trial,
             record,
             known=self._known.setdefault(record.prompt_index, set()),
-            reference=self._references.get((record.prompt_index, record.kernels)),
+            reference=self._references.get(_reference_key(record)),
         )
         for request, completion in completions:
             lines.add(request, completion)
@@ -145,18 +153,18 @@ class RunWriter:
         except OSError as error:
             raise folder.storage_error(self.path, error) from error
 
-    def set_status(self, condition_index: int, status: str, error: str | None = None) -> None:
-        """Record where a condition stands; on disk with the next `save` or trial."""
+    def set_status(self, condition_index: int, status: Status, error: str | None = None) -> None:
+        """Record the status of a condition; on disk with the next `save` or trial."""
         self.records[condition_index].status = status
         self.records[condition_index].error = error
 
     def set_proof(self, proof: KernelsProof) -> None:
-        """Record what was seen of a kernels setting; on disk with the next `save` or trial."""
-        self._document["proofs"][proof.kernels] = asdict(proof)
+        """Record the proof of a kernels setting; on disk with the next `save` or trial."""
+        self._document.proofs[proof.kernels] = proof
 
     def set_endpoint_checks(self, checks: Sequence[EndpointCheck]) -> None:
-        """Record what was found out about the servers; on disk with the next `save` or trial."""
-        self._document["endpoint_checks"] = [asdict(check) for check in checks]
+        """Record the checks of the servers; on disk with the next `save` or trial."""
+        self._document.endpoint_checks = tuple(checks)
 
     def save(self) -> None:
         """Replace `run.json` with the state now."""
@@ -167,8 +175,8 @@ class RunWriter:
 
     def finish(self, summary: Sequence[Mapping[str, Any]], finished: str | None) -> None:
         """Write the summary and the time of the end (None: interrupted)."""
-        self._document["summary"] = list(summary)
-        self._document["finished"] = finished
+        self._document.summary = tuple(dict(row) for row in summary)
+        self._document.finished = finished
         self.save()
 
     def close(self) -> None:
@@ -195,10 +203,10 @@ class RunWriter:
         self.records[trial.condition] = trial.record
         self._known[trial.record.prompt_index].update(trial.fingerprints)
         if trial.reference is not None:
-            self._references[trial.record.prompt_index, trial.record.kernels] = trial.reference
+            self._references[_reference_key(trial.record)] = trial.reference
 
     def _append(self, name: str, data: bytes) -> None:
-        """Write after the seal: whatever a trial that failed has left there is cut off first."""
+        """Write after the seal; bytes that a failed trial has left there are cut off first."""
         self._cut(name)
         left = memoryview(data)
         while left:
@@ -216,7 +224,7 @@ class RunWriter:
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
-        """Close the files again where the start fails."""
+        """Close the files again if the start fails."""
         try:
             yield
         except FileExistsError as error:  # another process has started here at the same time
@@ -232,33 +240,40 @@ class RunWriter:
     def _replace_run_file(
         self, records: Sequence[ConditionRecord], seals: Mapping[str, Seal]
     ) -> None:
-        document = self._document | {
-            "conditions": [asdict(record) for record in records],
-            "files": {name: seal.to_dict() for name, seal in seals.items()},
-        }
+        document = replace(
+            self._document,
+            conditions=tuple(records),
+            files={name: seal.record() for name, seal in seals.items()},
+            seal=msgspec.UNSET,
+        )
         replace_file(self.path / RUN_FILE, dump_sealed(document))
 
     def _restore(self, run: Run) -> None:
-        """Take up the seals, and the trace that noise is measured against, where they were left."""
+        """Restore the seals, and the traces that noise is measured against."""
         for name in self._seals:
-            for lines in sealed_blocks(self.path / name, self._document["files"][name]):
+            for lines in sealed_blocks(self.path / name, self._document.files[name]):
                 data = b"".join(line + b"\n" for line in lines)
                 self._seals[name] = self._seals[name].extended(data)
-                if name == COMPLETIONS_FILE and REFERENCE_GAPS.encode() in data:
+                if name == COMPLETIONS_FILE and REFERENCE_MEMBER in data:
                     self._restore_references(run, lines)
 
     def _restore_references(self, run: Run, lines: Iterable[bytes]) -> None:
         variants = {(v.prompt_index, v.fingerprint): v for v in run.variants}
         for line in lines:
-            if REFERENCE_GAPS.encode() not in line:
+            if REFERENCE_MEMBER not in line:
                 continue
-            data = parse(line)
-            record = run.conditions[data["condition"]]
-            if REFERENCE_GAPS in data:
-                variant = variants[record.prompt_index, data["fingerprint"]]
-                gaps = np.asarray(data[REFERENCE_GAPS], dtype=np.float64)
-                key = (record.prompt_index, record.kernels)
-                self._references[key] = ReferenceTrace(variant.token_keys(), gaps)
+            parsed = parse(line, CompletionLine)
+            if parsed.reference_gaps is not None:
+                record = run.conditions[parsed.condition]
+                variant = variants[record.prompt_index, parsed.fingerprint]
+                gaps = np.asarray(parsed.reference_gaps, dtype=np.float64)
+                self._references[_reference_key(record)] = ReferenceTrace(
+                    variant.token_keys(), gaps
+                )
+
+
+def _reference_key(record: ConditionRecord) -> ReferenceKey:
+    return record.prompt_index, record.kernels, record.seed
 
 
 def _record(condition: Condition) -> ConditionRecord:
@@ -269,4 +284,5 @@ def _record(condition: Condition) -> ConditionRecord:
         batch_size=condition.batch_size,
         asked=condition.completions,
         placement=condition.placement,
+        seed=condition.seed,
     )

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from detcheck.analysis.results import VariantCount
-from detcheck.completion import Completion, ObservedBatch, TopTwo
+from detcheck.completion import Completion, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
-from detcheck.rundir import KernelsProof, StoredVariant
+from detcheck.evidence import KernelsProof, ObservedBatch
+from detcheck.rundir import StoredVariant
 from detcheck.traffic import Trial
 
 Answer = Callable[[Trial, int], Completion]

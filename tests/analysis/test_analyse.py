@@ -21,7 +21,7 @@ from detcheck.analysis.results import (
 from detcheck.completion import Completion
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.scripted import WORDS, Planted, ScriptedEngine
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.rundir import Run, load
 from detcheck.traffic import Trial
 

@@ -12,7 +12,7 @@ from detcheck.analysis import analyse
 from detcheck.analysis.answers import AnswerStability, answer_stability, exact_interval
 from detcheck.analysis.parsers import AnswerParser, answer_parser
 from detcheck.completion import Completion
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.traffic import Trial
 
 from .answers import AnsweringEngine

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from recorded import record, small_experiment
 
@@ -11,7 +11,7 @@ from detcheck.analysis import analyse
 from detcheck.analysis.batches import evidence
 from detcheck.completion import Completion
 from detcheck.engines.scripted import Planted
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.rundir import ConditionRecord, Run
 from detcheck.traffic import Trial
 
@@ -51,7 +51,7 @@ def test_evidence_needs_every_batch_in_full(
 def test_more_requests_than_were_sent_are_other_clients(
     rows_max: int, rows_mean: float | None, shared: bool
 ) -> None:
-    record = dataclasses.replace(condition(8, rows_max), rows_mean=rows_mean)
+    record = msgspec.structs.replace(condition(8, rows_max), rows_mean=rows_mean)
     assert ("other clients' requests among them" in evidence([record]).sentence) is shared
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asking import settled
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import record, small_experiment
@@ -16,8 +17,9 @@ from detcheck.analysis.results import Analysis
 from detcheck.completion import Completion, fingerprint_text, fingerprint_token_ids
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
-from detcheck.experiment import STOCK
+from detcheck.kernels.settings import STOCK
 from detcheck.rundir import StoredVariant
+from detcheck.targets import InProcess
 from detcheck.traffic import Trial
 
 from .answers import AnsweringEngine, answer
@@ -107,13 +109,14 @@ def test_runs_without_a_common_prompt_are_refused(tmp_path):
         compare(left, right)
 
 
-def test_settings_that_differ_are_named():
-    left = small_experiment()
-    right = small_experiment(model="x", chat_template=False, seed=4)
+def test_settings_that_differ_are_named(tmp_path):
+    left = record(tmp_path / "a", experiment=settled(completions=16), target=InProcess())
+    other = InProcess(model="x", chat_template=False)
+    right = record(tmp_path / "b", experiment=settled(completions=16, load_seed=4), target=other)
     assert experiment_differences(left, left) == []
     assert experiment_differences(left, right) == [
         'model the embedded model → "x"',
-        "seed 0 → 4",
+        "load seed 0 → 4",
         "chat template on → off",
     ]
 

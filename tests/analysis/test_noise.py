@@ -14,7 +14,7 @@ from detcheck.analysis.noise import MIN_POSITIONS, SAFETY, NoiseSample, pooled
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, UNKNOWN, Analysis
 from detcheck.completion import Completion
 from detcheck.engines.scripted import Planted
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.rundir import Run
 from detcheck.traffic import Trial
 

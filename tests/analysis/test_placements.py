@@ -5,40 +5,38 @@ from __future__ import annotations
 import json
 
 import pytest
-from recorded import create, record, small_experiment
+from asking import Asked, ask, conditions_of
+from recorded import create, record
 
 from analysis.answers import AnsweringEngine, answer, text_variant
 from detcheck.analysis import analyse
 from detcheck.analysis.flips import judge
-from detcheck.completion import (
-    SERVER_COUNTERS,
-    STREAMED_TOKENS,
-    Completion,
-    LoadEvidence,
-    TopTwo,
-)
+from detcheck.completion import Completion, TopTwo
+from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS, EndpointCheck, LoadEvidence
 from detcheck.experiment import Experiment
 from detcheck.gate.policy import rules_for
-from detcheck.report.csv_export import csv_files
+from detcheck.report.csv_export import conditions_csv
 from detcheck.report.html import render
 from detcheck.report.markdown import render as render_markdown
 from detcheck.report.reproduce import command
-from detcheck.report.view import build_view
-from detcheck.rundir import EndpointCheck, load
+from detcheck.rundir import load
+from detcheck.targets import from_dict
 
 ENDPOINTS = ("http://one/v1", "http://two/v1")
 
 
-def served(**fields) -> Experiment:
-    return small_experiment(
-        **{"engine": "openai", "endpoints": ENDPOINTS, "batch_sizes": (1, 4), "completions": 8}
-        | fields
-    )
+def served(**fields) -> Asked:
+    usual = {"endpoints": ENDPOINTS, "batch_sizes": (1, 4), "completions": 8, "max_new_tokens": 24}
+    return ask(**usual | fields)
+
+
+def record_served(path, engine, asked: Asked):
+    return record(path, engine, asked.experiment, target=asked.target)
 
 
 def test_the_grid_holds_every_place() -> None:
-    experiment = served()
-    ids = [condition.condition_id for condition in experiment.conditions()]
+    experiment, target = served()
+    ids = [condition.condition_id for condition in conditions_of(experiment, target)]
     assert ids == [
         "p0/as-served/b1/endpoint-1",
         "p0/as-served/b1/endpoint-2",
@@ -46,12 +44,14 @@ def test_the_grid_holds_every_place() -> None:
         "p0/as-served/b4/endpoint-2",
     ]
     assert Experiment.from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment
-    assert [c.placement for c in served(endpoints=ENDPOINTS[:1]).conditions()] == ["", ""]
+    assert from_dict(json.loads(json.dumps(target.to_dict()))) == target
+    one = conditions_of(*served(endpoints=ENDPOINTS[:1]))
+    assert [condition.placement for condition in one] == ["", ""]
 
 
 def test_vllm_changes_place_last() -> None:
-    experiment = Experiment(engine="vllm", tensor_parallel=(1, 3), kernels=("stock",))
-    places = [condition.placement for condition in experiment.conditions()]
+    asked = ask(engine="vllm", tensor_parallel=(1, 3), kernels=("stock",))
+    places = [condition.placement for condition in conditions_of(*asked)]
     assert places == ["tp1"] * 4 + ["tp3"] * 4
 
 
@@ -61,20 +61,21 @@ def differing(trial, position):
 
 
 def test_places_are_compared_with_the_first(tmp_path) -> None:
-    analysis = analyse(record(tmp_path / "run", AnsweringEngine(differing), served()))
+    analysis = analyse(record_served(tmp_path / "run", AnsweringEngine(differing), served()))
     (group,) = analysis.groups
     assert group.reference.variant.token_ids.tolist() == [1, 2, 3]
     rows = {(row.placement, row.batch_size): row for row in group.by_batch_size}
     assert [row.differ_from_reference for row in rows.values()] == [0, 0, row_count(rows), 4]
     assert group.asked == 16
     for text in (
-        csv_files(analysis)["conditions.csv"],
-        render(build_view(analysis), {}),
-        render_markdown(build_view(analysis), {}),
+        conditions_csv(analysis),
+        render(analysis, {}),
+        render_markdown(analysis, {}),
     ):
         assert "endpoint 2" in text
-    assert "--endpoint http://one/v1 --endpoint http://two/v1" in command(analysis.run.experiment)
-    assert " -k " not in command(analysis.run.experiment)
+    again = command(analysis.run.experiment, analysis.run.target)
+    assert "--endpoint http://one/v1 --endpoint http://two/v1" in again
+    assert " -k " not in again
 
 
 def row_count(rows) -> int:
@@ -83,12 +84,9 @@ def row_count(rows) -> int:
 
 def test_one_place_is_not_shown(tmp_path) -> None:
     experiment = served(endpoints=ENDPOINTS[:1])
-    analysis = analyse(record(tmp_path / "run", AnsweringEngine(differing), experiment))
-    assert "placement" not in csv_files(analysis)["conditions.csv"]
-    assert (
-        "where"
-        not in render_markdown(build_view(analysis), {}).split("By batch size")[1].split("\n")[2]
-    )
+    analysis = analyse(record_served(tmp_path / "run", AnsweringEngine(differing), experiment))
+    assert "placement" not in conditions_csv(analysis)
+    assert "where" not in render_markdown(analysis, {}).split("By batch size")[1].split("\n")[2]
 
 
 @pytest.mark.parametrize(
@@ -104,8 +102,8 @@ def test_one_place_is_not_shown(tmp_path) -> None:
 )
 def test_evidence_of_a_server(tmp_path, load, observed, said) -> None:
     experiment = served(endpoints=ENDPOINTS[:1])
-    writer = create(tmp_path / "run", experiment)
-    for index, condition in enumerate(experiment.conditions()):
+    writer = create(tmp_path / "run", *experiment)
+    for index, condition in enumerate(conditions_of(*experiment)):
         seen = load and LoadEvidence(load.source, min(load.rows_max, condition.batch_size))
         completions = [(0, answer([1, 2]))]
         writer.append_trial(
@@ -123,7 +121,7 @@ def load_run(tmp_path):
 
 def test_failures_and_checks_are_kept(tmp_path) -> None:
     experiment = served(endpoints=ENDPOINTS[:1])
-    writer = create(tmp_path / "run", experiment)
+    writer = create(tmp_path / "run", *experiment)
     failed = Completion("", "error", error="no token in time", failure="timeout")
     writer.append_trial(
         0, 0, [(0, failed)], elapsed_s=1.0, generated_tokens=0, filler_failures={"reset": 2}
@@ -169,7 +167,9 @@ def test_texts_are_stored_and_come_back(tmp_path) -> None:
             top_two=TopTwo(None, (0.1, 0.2), (-1.0, -1.0), ("x", "y")),
         )
 
-    run = record(tmp_path / "run", AnsweringEngine(answering), served(endpoints=ENDPOINTS[:1]))
+    run = record_served(
+        tmp_path / "run", AnsweringEngine(answering), served(endpoints=ENDPOINTS[:1])
+    )
     (variant,) = run.variants
     assert variant.runner_up_texts == ("x", "y")
     assert variant.token_keys() == ("a", "b")
@@ -186,7 +186,7 @@ def test_the_first_answer_is_held_against_the_rest(tmp_path) -> None:
         (AnsweringEngine(differing), False),
     ):
         experiment = served(endpoints=ENDPOINTS[:1], completions=12)
-        analysis = analyse(record(tmp_path / str(differs), engine, experiment))
+        analysis = analyse(record_served(tmp_path / str(differs), engine, experiment))
         (group,) = analysis.groups
         assert group.prefix_cache.first_differs is differs
         notes = [f.rule for rule in rules_for(1) for f in rule.findings(analysis, analysis.groups)]

@@ -12,8 +12,9 @@ from detcheck.analysis import analyse
 from detcheck.analysis.statistics import chao1, good_turing_coverage, zero_upper_bound
 from detcheck.completion import Completion
 from detcheck.engines.scripted import Planted
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.rundir import Run
+from detcheck.targets import InProcess
 from detcheck.traffic import Trial
 
 from .answers import AnsweringEngine, answer
@@ -162,13 +163,13 @@ def test_lockstep_copies_of_the_prompt_are_one_load(
     """Ten trials of four probes each: in lockstep, arrivals change nothing."""
     batch_size = 4 if traffic == "alone" else 8
     experiment = small_experiment(
-        engine=engine,
         traffic=traffic,
         kernels=(STOCK,),
         batch_sizes=(batch_size,),
         completions=40,
     )
-    statistics = analyse(record(tmp_path / "run", None, experiment)).group(0, STOCK).statistics
+    run = record(tmp_path / "run", None, experiment, target=InProcess(engine=engine))
+    statistics = analyse(run).group(0, STOCK).statistics
     assert statistics is not None
     assert statistics.effective_trials == expected
     assert statistics.comparisons == 4 * expected - 1

@@ -13,7 +13,7 @@ from gate.runs import write
 
 from detcheck.cli.app import run_program
 from detcheck.engines.scripted import Planted, ScriptedEngine
-from detcheck.experiment import BATCH_INVARIANT
+from detcheck.kernels.settings import BATCH_INVARIANT
 
 PROGRAM = (sys.executable, "-m", "detcheck")
 

@@ -7,7 +7,7 @@ import json
 from gate.runs import ENVIRONMENT, write
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 
 def test_agreement_and_parting_are_shown(detcheck, good, tmp_path):
@@ -16,8 +16,8 @@ def test_agreement_and_parting_are_shown(detcheck, good, tmp_path):
     assert (result.code, result.err) == (0, "")
     rows = [line.split() for line in result.out.splitlines()]
     assert any(line.startswith('1  "Why is the sky blue?"') for line in result.out.splitlines())
-    assert ["1", BATCH_INVARIANT, "1", "/", "1", "0", "0", "%", "token", "5"] in [
-        row[:10] for row in rows
+    assert ["1", BATCH_INVARIANT, "1", "/", "1", "0", "0", "%", "part", "at", "5"] in [
+        row[:11] for row in rows
     ]
     assert f"1 {BATCH_INVARIANT}: the references differ, they part at token 5, after" in result.out
 
@@ -48,11 +48,11 @@ def test_json_holds_what_was_planted(detcheck, good, bad):
 def test_what_differs_about_the_runs_is_said(detcheck, good, tmp_path):
     environment = {**ENVIRONMENT, "packages": {"torch": "2.13.0", "transformers": "5.17.0"}}
     prompts = ("Why is the sky blue?", "And the sea?")
-    other = write(tmp_path / "other", environment=environment, prompts=prompts, seed=3)
+    other = write(tmp_path / "other", environment=environment, prompts=prompts, load_seed=3)
     out = detcheck("compare", good, other).out
     assert "environment: torch 2.12.0 → 2.13.0" in out
-    assert "experiment: seed 0 → 3" in out
-    assert "only in B: 1 prompt" in out
+    assert "experiment: load seed 0 → 3" in out
+    assert "only in B: 1 of the prompts" in out
 
 
 def test_no_common_prompt_is_a_usage_error(detcheck, good, tmp_path):

@@ -13,7 +13,7 @@ from gate.runs import write
 from timing import child_seconds
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 
 def test_pass_through_the_real_program(program, good):
@@ -155,7 +155,7 @@ def truncate(run: Path) -> None:
 
 
 def newer_schema(run: Path) -> None:
-    edit(run / "run.json", b'"schema_version": 1', b'"schema_version": 99')
+    edit(run / "run.json", b'"schema_version": 2', b'"schema_version": 99')
 
 
 def edited_answer(run: Path) -> None:

@@ -41,7 +41,7 @@ def measure(path: Path, engine: ScriptedEngine | None = None, **fields) -> None:
     experiment = small_experiment(**{"completions": 12, "batch_sizes": (1, 4), **fields})
     with ProgressListener() as listener:
         engine = engine or ScriptedEngine([Planted(5, 3, rate=0.5)])
-        run(experiment, path, engine=engine, listener=listener)
+        run(experiment, out=path, engine=engine, listener=listener)
 
 
 def test_a_terminal_shows_a_bar_a_condition_and_what_is_known(shown, tmp_path):

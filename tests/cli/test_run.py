@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -12,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from asking import conditions_of
 from recorded import small_experiment
 
-from detcheck import load, runner
+from detcheck import Experiment, InProcess, load, runner
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import OutOfMemory
+from detcheck.report.reproduce import command
 
 from .test_gate import edit, edited_answer, newer_schema, truncate
 
@@ -32,7 +35,7 @@ def scripted(monkeypatch) -> Callable[..., None]:
     """Returns a function: what the scripted engine is made with from now on."""
 
     def scripted(*planted: Planted, **options) -> None:
-        monkeypatch.setattr(runner, "create", lambda *_: ScriptedEngine(planted, **options))
+        monkeypatch.setattr(runner, "open_engine", lambda *_: ScriptedEngine(planted, **options))
 
     return scripted
 
@@ -66,7 +69,7 @@ def test_json_is_the_contract(program, tmp_path):
 
 def test_without_a_terminal_there_are_no_bars_and_no_colours(program):
     result = program(*SCRIPTED, "-o", "run", "--json")
-    asked = small_experiment(completions=12, batch_sizes=(1, 4)).conditions()
+    asked = conditions_of(small_experiment(completions=12, batch_sizes=(1, 4)))
     assert result.err.splitlines() == [
         "run directory: run",
         *(
@@ -99,37 +102,61 @@ def test_json_is_all_there_is_on_stdout(detcheck, scripted):
     assert [dict(row) for row in run.summary] == document["summary"]
 
 
-def test_options_arrive_in_the_experiment(detcheck, tmp_path):
+def test_options_arrive_in_the_experiment_and_the_target(detcheck, scripted):
+    scripted()
     Path("prompts.txt").write_text("Why?\nHow?\n", encoding="utf-8")
     options = {
-        **{"--engine": "scripted", "-b": "2, 4", "-n": "9", "-k": "batch-invariant:matmul, stock"},
-        **{"--traffic": "mixed", "--max-new-tokens": "7", "--temperature": "0.5", "--seed": "3"},
+        **{"--engine": "static", "-b": "2, 4", "-n": "9", "-k": "batch-invariant:matmul, stock"},
+        **{"--traffic": "mixed", "--max-new-tokens": "7", "--temperature": "0.5", "--seeds": "2"},
         **{"--dtype": "float32", "--device": "cpu", "-p": "Who?", "--prompts": "prompts.txt"},
+        **{"--load-seed": "4", "--repeat-trial": "3", "--revision": "main"},
     }
     flat = [word for pair in options.items() for word in pair]
     result = detcheck("run", "some/model", *flat, "--no-chat-template", "--trust-remote-code")
     assert result.code == 0, result.err
     (folder,) = Path("results/runs").iterdir()
-    assert load(folder).experiment.to_dict() == {
-        "model": "some/model",
-        "prompts": ("Who?", "Why?", "How?"),
-        "kernels": ("batch-invariant:matmul", "stock"),
-        "batch_sizes": (2, 4),
-        "completions": 9,
-        "engine": "scripted",
-        "endpoints": (),
-        "arrivals": "together",
-        "tensor_parallel": (1,),
-        "vllm_executor": "auto",
-        "traffic": "mixed",
-        "max_new_tokens": 7,
-        "temperature": 0.5,
-        "seed": 3,
-        "dtype": "float32",
-        "device": "cpu",
-        "chat_template": False,
-        "trust_remote_code": True,
-    }
+    run = load(folder)
+    assert run.experiment == Experiment(
+        prompts=("Who?", "Why?", "How?"),
+        kernels=("batch-invariant:matmul", "stock"),
+        batch_sizes=(2, 4),
+        completions=9,
+        traffic="mixed",
+        max_new_tokens=7,
+        temperature=0.5,
+        seeds=(0, 1),
+        load_seed=4,
+        repeat_trial=3,
+    )
+    assert run.target == InProcess(
+        engine="static",
+        model="some/model",
+        revision="main",
+        dtype="float32",
+        device="cpu",
+        chat_template=False,
+        trust_remote_code=True,
+    )
+    again = shlex.split(command(run.experiment, run.target))
+    assert detcheck(*again[1:], "-o", "again").code == 0
+    assert (load("again").experiment, load("again").target) == (run.experiment, run.target)
+
+
+@pytest.mark.parametrize(
+    ("args", "seeds"),
+    [
+        (["--seeds", "3"], (0, 1, 2)),
+        (["--seeds", "3,"], (3,)),
+        (["--seeds", "5,7"], (5, 7)),
+        (["--seed", "9"], (9,)),
+        ([], (0,)),
+    ],
+)
+def test_seeds(detcheck, scripted, args, seeds):
+    scripted()
+    result = detcheck("run", *args, "--temperature", "1", "-b", "1,2", "-n", "3", "-o", "run")
+    assert result.code == 0, result.err
+    assert load("run").experiment.seeds == seeds
 
 
 def test_help_hides_the_scripted_engine(detcheck):
@@ -205,7 +232,10 @@ def test_a_full_disk_through_the_real_program(tmp_path, program):
         (["-b", "1.5"], "such as 1,4,8, not '1.5'."),
         (["-b", ""], "Batch sizes are whole numbers"),
         (["-b", "1,,4"], "Batch sizes are whole numbers"),
-        (["-b", "1,64"], "Batch size 64 is larger than the 12 completions asked for: raise -n"),
+        (
+            ["-b", "1,64"],
+            "raise --completions to at least 64",
+        ),
         (["-b", "4,1,4"], "A batch size is given twice: list each once."),
         (["-n", "0"], "--completions must be at least 1, not 0."),
         (["-n", "-5"], "--completions must be at least 1, not -5."),
@@ -214,9 +244,18 @@ def test_a_full_disk_through_the_real_program(tmp_path, program):
         (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, not 0."),
         (["--temperature", "-1"], "--temperature must be 0 or more"),
         (["--temperature", "nan"], "--temperature must be 0 or more"),
-        (["--dtype", "int8"], "Unknown dtype 'int8': choose one of auto, bfloat16"),
-        (["--device", "tpu"], "Unknown device 'tpu': choose one of auto, cpu, cuda."),
+        (
+            ["--engine", "static", "--dtype", "int8"],
+            "Unknown dtype 'int8': choose one of auto",
+        ),
+        (
+            ["--engine", "static", "--device", "tpu"],
+            "Unknown device 'tpu': choose one of",
+        ),
         (["--engine", "warp"], "Unknown engine 'warp'"),
+        (["--seed", "1", "--seeds", "2"], "--seed and --seeds are both given"),
+        (["--seeds", "2"], "At temperature 0 a seed changes nothing: raise --temperature"),
+        (["--tensor-parallel", "2"], "--tensor-parallel is for the engine vllm."),
         (["--traffic", "heavy"], "Unknown traffic 'heavy'"),
         (["-k", "fast"], "Unknown kernels 'fast': use stock, batch-invariant"),
         (["-k", "batch-invariant:nothing"], "Unknown op family 'nothing'"),
@@ -360,7 +399,7 @@ def test_a_damaged_run_is_not_resumed(detcheck, stopped, damage, words):
         (["-n", "16"], "stopped was run with completions 12, not 16: resume it without that"),
         (["-b", "1,2"], "stopped was run with batch sizes 1, 4, not 1, 2"),
         (["-p", "Why?"], "stopped was run with prompts Tell me about Richard Feynman, not Why?"),
-        (["other/model"], "stopped was run with model unset, not other/model"),
+        (["other/model"], "MODEL is for the engine continuous or static or openai or vllm"),
         (["--engine", "static"], "stopped was run with engine scripted, not static"),
         (["-b", "64"], "Batch size 64 is larger than the 12 completions"),
     ],

@@ -14,7 +14,7 @@ import pytest
 
 from detcheck import analyse, load
 from detcheck.analysis.results import Group
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 pytestmark = pytest.mark.slow
 

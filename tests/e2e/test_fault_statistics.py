@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from asking import ask
 from scipy.stats import binom
 from servers.faults import Faults
 from servers.running import serve
 
 import detcheck
-from detcheck.engines import Connection, create
+from detcheck.engines import Connection, open_engine
 from detcheck.engines.base import OnTokens, TrialResult
+from detcheck.evidence import EndpointCheck, KernelsProof
 from detcheck.experiment import Experiment
 from detcheck.gate.policy import rules_for
 from detcheck.gate.verdict import PASS, judge
-from detcheck.rundir import EndpointCheck, KernelsProof
+from detcheck.targets import Target
 from detcheck.traffic import Trial
 
 pytestmark = pytest.mark.slow
@@ -28,8 +30,8 @@ TINY = {"quiet_s": 0.004, "answer_tokens": 4}
 class Kept:
     """An engine that several runs share: its questions are asked once, and it stays open."""
 
-    def __init__(self, experiment: Experiment):
-        self.engine = create(experiment, Connection().within(10.0))
+    def __init__(self, experiment: Experiment, target: Target):
+        self.engine = open_engine(experiment, target, Connection().within(10.0))
 
     def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
         return self.engine.run_trial(trial, on_tokens)
@@ -51,12 +53,12 @@ def tolerance(probability: float, trials: int) -> range:
     return range(low, high + 1)
 
 
-def runs(experiment: Experiment, number: int, folder) -> Iterator[detcheck.Run]:
+def runs(experiment: Experiment, target: Target, number: int, folder) -> Iterator[detcheck.Run]:
     """So many runs of one experiment against one server."""
-    kept = Kept(experiment)
+    kept = Kept(experiment, target)
     try:
         for index in range(number):
-            yield detcheck.run(experiment, folder / str(index), engine=kept)
+            yield detcheck.run(experiment, target, folder / str(index), engine=kept)
     finally:
         kept.engine.close()
 
@@ -68,14 +70,14 @@ def test_a_rate_of_wrong_answers_is_found_as_often_as_promised(tmp_path, rate, n
     found = 0
     faults = Faults(**TINY, flip_at=1, flip_above=0, flip_rate=rate)
     with serve(faults) as served:
-        experiment = Experiment(
-            endpoints=(served.url,),
+        experiment, target = ask(
+            endpoints=[served.url],
             batch_sizes=(1, 12),
             completions=completions,
             max_new_tokens=4,
         )
         counters, before = served.server.engine.counters, -1
-        for run in runs(experiment, number, tmp_path):
+        for run in runs(experiment, target, number, tmp_path):
             group = detcheck.analyse(run).groups[0]
             assert group.completions == completions
             planted = counters.flipped - before
@@ -98,13 +100,14 @@ def test_no_false_alarm_in_a_thousand_clean_trials(tmp_path):
     """Batches that differ in everything but the answer: noise, preemption, a warm prefix cache."""
     faults = Faults(**TINY, noise=0.01, preempt_every=3)
     with serve(faults) as served:
-        experiment = Experiment(
-            endpoints=(served.url,),
+        experiment, target = ask(
+            endpoints=[served.url],
             batch_sizes=(1, 8),
             completions=3 + 8 * 997,
             max_new_tokens=4,
         )
-        run = detcheck.run(experiment, tmp_path / "run", connection=Connection().within(10.0))
+        connection = Connection().within(10.0)
+        run = detcheck.run(experiment, target, tmp_path / "run", connection=connection)
     analysis = detcheck.analyse(run)
     assert sum(record.trials for record in run.conditions) == 1000
     assert analysis.groups[0].distinct == 1

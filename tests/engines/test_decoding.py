@@ -41,19 +41,21 @@ def test_a_row_is_ranked_the_same_alone_and_in_any_batch() -> None:
 
 def test_sampling_depends_on_seed_and_position_only() -> None:
     scores = torch.randn(1, 1000).expand(6, -1)
-    sampler = Sampler(temperature=1.0, seed=3)
-    same_position = sampler.choose(scores, [4] * 6).best
+    sampler = Sampler(temperature=1.0)
+    same_position = sampler.choose(scores, [(3, 4)] * 6).best
     assert len(set(same_position.tolist())) == 1
-    positions = sampler.choose(scores, [0, 1, 2, 3, 4, 5]).best
+    positions = sampler.choose(scores, [(3, position) for position in range(6)]).best
     assert positions[4] == same_position[0]
     assert len(set(positions.tolist())) > 1
-    other_seed = Sampler(temperature=1.0, seed=4).choose(scores, [4] * 6).best
-    assert other_seed[0] != same_position[0]
+    seeds = sampler.choose(scores, [(seed, 4) for seed in range(6)]).best
+    assert seeds[3] == same_position[0]
+    assert len(set(seeds.tolist())) > 1
 
 
 def test_sampling_follows_the_distribution() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0]])
-    sampler = Sampler(temperature=1.0, seed=0)
-    draws = sampler.choose(logits.expand(4000, -1), list(range(4000))).best
+    sampler = Sampler(temperature=1.0)
+    every = [(0, position) for position in range(4000)]
+    draws = sampler.choose(logits.expand(4000, -1), every).best
     share = torch.bincount(draws, minlength=3) / 4000
     torch.testing.assert_close(share, logits[0].softmax(-1), atol=0.03, rtol=0)

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from asking import conditions_of, settled
 from transformers import AttentionInterface, MixtralConfig, MixtralForCausalLM
 
 from detcheck.engines.continuous import ContinuousEngine, paged_attention
 from detcheck.engines.in_process import InProcessEngine
 from detcheck.engines.static import StaticEngine
 from detcheck.errors import OutOfMemory, UsageError
-from detcheck.experiment import Experiment, kernel_families
+from detcheck.experiment import Experiment
 from detcheck.kernels.mode import batch_invariant
+from detcheck.kernels.settings import KernelSettings
 from detcheck.models import LoadedModel
 from detcheck.traffic import plan_trials
 
@@ -30,7 +32,7 @@ def experiment(**changes: Any) -> Experiment:
         "max_new_tokens": 12,
         "traffic": "mixed",
     }
-    return Experiment(**(defaults | changes))
+    return settled(**(defaults | changes))
 
 
 def greedy(loaded: LoadedModel, prompt_ids: tuple[int, ...], tokens: int) -> list[int]:
@@ -51,7 +53,7 @@ def test_completions_are_what_transformers_generates(
     asked = experiment(engine=name, kernels=(kernels,))
     engine = ENGINES[name](tiny_model, asked)
     expected = greedy(tiny_model, engine.encode(asked.prompts[0]), asked.max_new_tokens)
-    for condition in asked.conditions():
+    for condition in conditions_of(asked):
         for trial in plan_trials(asked, condition):
             result = engine.run_trial(trial)
             assert len(result.completions) == trial.num_probes
@@ -69,7 +71,7 @@ def test_observed_batches_are_counted_over_forward_passes(
 ) -> None:
     asked = experiment(engine=name, kernels=("stock",), traffic="alone")
     engine = ENGINES[name](tiny_model, asked)
-    for condition in asked.conditions():
+    for condition in conditions_of(asked):
         for trial in plan_trials(asked, condition)[:2]:
             for _, completion in engine.run_trial(trial).completions:
                 observed = completion.observed_batch
@@ -97,7 +99,7 @@ def test_the_attention_interface_is_left_as_it_was(
 
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
         ENGINES[name](tiny_model, asked).run_trial(
-            plan_trials(asked, asked.conditions()[0])[0], look
+            plan_trials(asked, conditions_of(asked)[0])[0], look
         )
     assert set(seen) <= {"sdpa", "paged|sdpa"}, "never an implementation that nobody asked for"
     assert seen
@@ -133,7 +135,7 @@ def test_attention_is_restored_where_versions_have_a_paged_entry(
 def test_arrivals_are_staggered_and_seen(tiny_model: LoadedModel) -> None:
     asked = experiment(kernels=("stock",), traffic="alone", batch_sizes=(4,), completions=12)
     engine = ContinuousEngine(tiny_model, asked)
-    trials = plan_trials(asked, asked.conditions()[0])
+    trials = plan_trials(asked, conditions_of(asked)[0])
     together = engine.run_trial(trials[0])
     staggered = engine.run_trial(trials[2])
     assert {c.observed_batch.rows_min for _, c in together.completions} == {4}  # type: ignore[union-attr]
@@ -147,7 +149,7 @@ def test_invariant_kernels_give_bitwise_equal_log_probabilities(
     asked = experiment(engine=name, batch_sizes=(1, 3, 8), completions=24)
     engine = ENGINES[name](tiny_model, asked)
     digests: dict[str, set[str | None]] = {"stock": set(), "batch-invariant": set()}
-    for condition in asked.conditions():
+    for condition in conditions_of(asked):
         for trial in plan_trials(asked, condition):
             for _, completion in engine.run_trial(trial).completions:
                 digests[condition.kernels].add(completion.logprob_digest)
@@ -160,7 +162,7 @@ def test_proof_names_the_overrides_that_ran(tiny_model: LoadedModel, name: str) 
     asked = experiment(engine=name)
     engine = ENGINES[name](tiny_model, asked)
     assert not engine.proof("batch-invariant").complete
-    condition = next(c for c in asked.conditions() if c.kernels == "batch-invariant")
+    condition = next(c for c in conditions_of(asked) if c.kernels == "batch-invariant")
     engine.run_trial(plan_trials(asked, condition)[0])
     proof = engine.proof("batch-invariant")
     assert proof.complete
@@ -173,10 +175,10 @@ def test_seeded_sampling_repeats_and_follows_the_seed(tiny_model: LoadedModel, n
     answers = []
     for seed in (0, 0, 1):
         asked = experiment(
-            engine=name, kernels=("batch-invariant",), temperature=1.0, seed=seed, batch_sizes=(5,)
+            kernels=("batch-invariant",), temperature=1.0, seeds=(seed,), batch_sizes=(5,)
         )
         engine = ENGINES[name](tiny_model, asked)
-        result = engine.run_trial(plan_trials(asked, asked.conditions()[0])[0])
+        result = engine.run_trial(plan_trials(asked, conditions_of(asked)[0])[0])
         texts = {completion.token_ids for _, completion in result.completions}
         assert len(texts) == 1
         answers.append(texts.pop())
@@ -193,7 +195,7 @@ def test_out_of_memory_names_the_batch_size_and_leaves_the_engine_fit(
 ) -> None:
     asked = experiment(engine=name, kernels=("stock",), batch_sizes=(5,))
     engine = ENGINES[name](tiny_model, asked)
-    trial = plan_trials(asked, asked.conditions()[0])[0]
+    trial = plan_trials(asked, conditions_of(asked)[0])[0]
     good = engine.run_trial(trial)
 
     def explode(*_: Any, **__: Any) -> Any:
@@ -211,7 +213,7 @@ def test_out_of_memory_names_the_batch_size_and_leaves_the_engine_fit(
 def test_an_interrupt_leaves_the_engine_fit(tiny_model: LoadedModel, name: str) -> None:
     asked = experiment(engine=name, kernels=("batch-invariant",), batch_sizes=(5,))
     engine: InProcessEngine = ENGINES[name](tiny_model, asked)
-    trial = plan_trials(asked, asked.conditions()[0])[0]
+    trial = plan_trials(asked, conditions_of(asked)[0])[0]
 
     def interrupt(tokens: int) -> None:
         if tokens > 12:
@@ -265,7 +267,7 @@ def prefilled_and_decoded(model: Any, length: int) -> tuple[torch.Tensor, torch.
 
 def test_fully_invariant_kernels_make_trainer_and_sampler_agree(tiny_model: LoadedModel) -> None:
     """What reinforcement learning needs; the level below, as its twin, does not promise it."""
-    with batch_invariant(kernel_families("fully-invariant")):
+    with batch_invariant(KernelSettings.parse("fully-invariant").families):
         whole, decoded = prefilled_and_decoded(tiny_model.model, 70)
     assert torch.equal(whole, decoded)
     with batch_invariant():

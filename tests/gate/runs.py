@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from asking import ask, conditions_of
+
 from detcheck.analysis.analyse import analyse
 from detcheck.analysis.results import Analysis
 from detcheck.completion import Completion
 from detcheck.engines.scripted import ScriptedEngine
-from detcheck.experiment import Experiment
 from detcheck.rundir import RunWriter, load
 from detcheck.traffic import plan_trials
 
 ENVIRONMENT = {"packages": {"torch": "2.12.0", "transformers": "5.17.0"}, "device": "cpu"}
 SMALL = {
     "prompts": ("Why is the sky blue?",),
-    "engine": "scripted",
     "batch_sizes": (1, 4, 8),
     "completions": 24,
     "max_new_tokens": 12,
@@ -39,12 +39,18 @@ def write(
 
     `stop_after` conditions it is interrupted; `change` is applied to each completion.
     """
-    asked = Experiment(**{**SMALL, **experiment})
+    asked, target = ask(**{**SMALL, **experiment})
     engine = engine or ScriptedEngine()
     writer = RunWriter.create(
-        path, asked, environment, run_id=path.name, version="0.0.0", created="2026-01-01T00:00:00Z"
+        path,
+        asked,
+        target,
+        environment,
+        run_id=path.name,
+        version="0.0.0",
+        created="2026-01-01T00:00:00Z",
     )
-    for index, condition in enumerate(asked.conditions()[:stop_after]):
+    for index, condition in enumerate(conditions_of(asked, target)[:stop_after]):
         for trial in plan_trials(asked, condition):
             result = engine.run_trial(trial)
             writer.append_trial(

@@ -6,10 +6,10 @@ import pytest
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
-from detcheck.experiment import BATCH_INVARIANT, STOCK
 from detcheck.gate.baseline import hold_against
 from detcheck.gate.policy import rules_for
 from detcheck.gate.verdict import FAIL, PASS, judge
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 from .runs import ENVIRONMENT, analysed
 
@@ -100,9 +100,9 @@ def test_a_baseline_of_another_question_is_refused(tmp_path, change, words):
 
 
 def test_a_baseline_sampled_with_another_seed_is_refused(tmp_path):
-    old = analysed(tmp_path / "old", temperature=0.5, seed=1)
-    new = analysed(tmp_path / "new", temperature=0.5, seed=2)
-    with pytest.raises(UsageError, match="seed 1"):
+    old = analysed(tmp_path / "old", temperature=0.5, seeds=(1,))
+    new = analysed(tmp_path / "new", temperature=0.5, seeds=(2,))
+    with pytest.raises(UsageError, match="seeds 1"):
         hold_against(old, new, KERNELS)
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
-from detcheck.experiment import BATCH_INVARIANT
 from detcheck.gate.github import append_summary, summary_markdown, summary_path
 from detcheck.gate.junit import junit_xml, write_junit
 from detcheck.gate.policy import rules_for
 from detcheck.gate.verdict import judge
+from detcheck.kernels.settings import BATCH_INVARIANT
 
 from .runs import analysed
 

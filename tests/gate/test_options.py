@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from detcheck.errors import UsageError
-from detcheck.experiment import BATCH_INVARIANT, STOCK
 from detcheck.gate.options import GateOptions, read_options, split_kernels
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import msgspec
 import pytest
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
-from detcheck.experiment import BATCH_INVARIANT, STOCK
 from detcheck.gate.policy import rules_for
 from detcheck.gate.verdict import FAIL, INCONCLUSIVE, NOTE, PASS, Verdict, judge
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 from .runs import analysed
 
@@ -129,7 +130,7 @@ def test_stock_kernels_need_no_proof(verdict_on):
     [
         ({"overrides": {"mm": 0}}, "no override served a call"),
         ({"overrides": {}}, "no override served a call"),
-        ({"self_check": None}, "self-check says"),
+        ({"self_check": None}, "self-check reports"),
         ({"self_check": "mm differs"}, "mm differs"),
     ],
 )
@@ -138,7 +139,7 @@ def test_a_hollow_proof_is_no_proof(tmp_path, monkeypatch, fault, words):
 
     def hollow(self, kernels):
         proof = real(self, kernels)
-        return proof if kernels == STOCK else dataclasses.replace(proof, **fault)
+        return proof if kernels == STOCK else msgspec.structs.replace(proof, **fault)
 
     monkeypatch.setattr(ScriptedEngine, "proof", hollow)
     verdict = judge(analysed(tmp_path / "run"), (BATCH_INVARIANT,), rules_for(1))
@@ -180,7 +181,7 @@ def test_one_batch_size_in_differing_batches_may_pass(verdict_on):
     rows = iter(range(1000))
 
     def varied(completion):
-        observed = dataclasses.replace(completion.observed_batch, rows_mean=8 - next(rows) % 3)
+        observed = msgspec.structs.replace(completion.observed_batch, rows_mean=8 - next(rows) % 3)
         return dataclasses.replace(completion, observed_batch=observed)
 
     assert verdict_on(batch_sizes=(8,), change=varied).value == PASS

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from asking import Asked, ask
 from recorded import record
 
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.engines.in_process import InProcessEngine
 from detcheck.engines.static import StaticEngine
 from detcheck.errors import UsageError
-from detcheck.experiment import Experiment
 from detcheck.kernels.cpu.stock import stock_kernel
 from detcheck.models import LoadedModel
 from detcheck.probes import trace as trace_module
@@ -32,7 +32,7 @@ INVARIANT = "batch-invariant:matmul+attention"
 """All that the tiny model needs, and activations left to be planted on."""
 
 
-def experiment(**changes: Any) -> Experiment:
+def experiment(**changes: Any) -> Asked:
     defaults = {
         "prompts": (PROMPT,),
         "batch_sizes": (1, 3),
@@ -40,14 +40,16 @@ def experiment(**changes: Any) -> Experiment:
         "max_new_tokens": 6,
         "kernels": (INVARIANT,),
     }
-    return Experiment(**(defaults | changes))
+    return ask(**(defaults | changes))
 
 
 @pytest.fixture(autouse=True)
 def on_the_tiny_model(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces replay with the tiny model whatever the experiment names."""
     monkeypatch.setattr(
-        trace_module, "create", lambda asked: ENGINES[asked.engine](tiny_model, asked)
+        trace_module,
+        "open_engine",
+        lambda asked, target: ENGINES[target.engine](tiny_model, asked, target),
     )
 
 
@@ -77,7 +79,7 @@ def planted_silu(change: float) -> Iterator[None]:
 @pytest.mark.parametrize("traffic", ["alone", "mixed"])
 def test_a_planted_op_is_named(engine: str, traffic: str) -> None:
     with planted_silu(1e-6):
-        found = trace(subject_of_prompt(experiment(engine=engine, traffic=traffic)))
+        found = trace(subject_of_prompt(*experiment(engine=engine, traffic=traffic)))
     first = found.first
     assert first is not None
     assert (first.op, first.module) == ("aten::silu", "model.layers.0.mlp.act_fn")
@@ -94,11 +96,11 @@ def test_a_planted_op_is_named(engine: str, traffic: str) -> None:
 @pytest.mark.parametrize("traffic", ["alone", "mixed"])
 def test_invariant_kernels_give_nothing_to_name(engine: str, traffic: str) -> None:
     asked = experiment(engine=engine, traffic=traffic, kernels=("batch-invariant",))
-    found = trace(subject_of_prompt(asked))
+    found = trace(subject_of_prompt(*asked))
     assert found.first is None
     assert found.layers == ()
     assert found.ops_compared > 100
-    assert found.steps_compared == asked.max_new_tokens
+    assert found.steps_compared == asked.experiment.max_new_tokens
     assert not found.flip.flipped
     assert found.flip.max_logit_change == 0
 
@@ -106,7 +108,7 @@ def test_invariant_kernels_give_nothing_to_name(engine: str, traffic: str) -> No
 @pytest.mark.parametrize("engine", ENGINES)
 def test_stock_kernels_are_caught(engine: str) -> None:
     """In float32 every product of one row differs from that of three."""
-    found = trace(subject_of_prompt(experiment(engine=engine, kernels=("stock",))))
+    found = trace(subject_of_prompt(*experiment(engine=engine, kernels=("stock",))))
     assert found.first is not None
     assert found.first.op in ("aten::linear", "aten::scaled_dot_product_attention")
     assert [layer.layer for layer in found.layers] == ["model.layers.0", "model.layers.1"]
@@ -133,7 +135,7 @@ def test_an_op_whose_inputs_are_too_large_to_compare_is_named_all_the_same() -> 
 def diverging_run(path: Path, loaded: LoadedModel, engine: str) -> Run:
     asked = experiment(engine=engine)
     with planted_silu(40):
-        return record(path, ENGINES[engine](loaded, asked), asked)
+        return record(path, ENGINES[engine](loaded, *asked), *asked)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -154,7 +156,7 @@ def test_a_runs_divergence_is_replayed_to_its_token(
 
 def test_a_run_without_divergence_is_told(tiny_model: LoadedModel, tmp_path: Path) -> None:
     asked = experiment()
-    run = record(tmp_path / "run", ContinuousEngine(tiny_model, asked), asked)
+    run = record(tmp_path / "run", ContinuousEngine(tiny_model, *asked), *asked)
     with pytest.raises(UsageError, match="No answers part"):
         subject_of_run(run)
 
@@ -167,12 +169,12 @@ def test_a_scripted_run_has_no_ops(planted_run: Callable[..., Run]) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_trace_leaves_the_model_as_it_was(engine: str, tiny_model: LoadedModel) -> None:
     asked = experiment(engine=engine)
-    trace(subject_of_prompt(asked))
+    trace(subject_of_prompt(*asked))
     assert not any(
         module._forward_hooks or module._forward_pre_hooks for module in tiny_model.model.modules()
     )
-    replayed: InProcessEngine = ENGINES[engine](tiny_model, asked)
-    subject = subject_of_prompt(asked)
+    replayed: InProcessEngine = ENGINES[engine](tiny_model, *asked)
+    subject = subject_of_prompt(*asked)
     assert len(replayed.run_trial(subject.trial).completions) == 3
 
 

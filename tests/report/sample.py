@@ -9,12 +9,17 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
+from asking import conditions_of
+
 from detcheck.analysis import Analysis
-from detcheck.completion import Completion, ObservedBatch, TopTwo
-from detcheck.experiment import STOCK, Experiment
+from detcheck.completion import Completion, TopTwo
+from detcheck.evidence import KernelsProof, ObservedBatch
+from detcheck.experiment import Experiment
+from detcheck.kernels.settings import STOCK
 from detcheck.report.figure_style import Drawing
 from detcheck.report.figures import draw_all
-from detcheck.rundir import KernelsProof, Run, RunWriter, load
+from detcheck.rundir import Run, RunWriter, load
+from detcheck.targets import InProcess, Target
 from detcheck.traffic import Trial, plan_trials
 
 ENVIRONMENT = {
@@ -114,17 +119,22 @@ class Script:
         return 0.0 if position % 3 == 0 else self.gap * (1 + position % 5)
 
 
-def write_run(path: Path, scripts: Sequence[Script], experiment: Experiment) -> Run:
+def write_run(
+    path: Path, scripts: Sequence[Script], experiment: Experiment, target: Target | None = None
+) -> Run:
     """Write a run in which stock kernels draw answers at batch sizes above 1, others do not."""
+    target = target or InProcess()
+    experiment = target.settle(experiment)
     writer = RunWriter.create(
         path,
         experiment,
+        target,
         ENVIRONMENT,
         run_id=path.name,
         version="0.1.0",
         created="2026-01-02T03:04Z",
     )
-    for index, condition in enumerate(experiment.conditions()):
+    for index, condition in enumerate(conditions_of(experiment, target)):
         script = scripts[condition.prompt_index]
         for trial in plan_trials(experiment, condition):
             completions = _answer(trial, script)

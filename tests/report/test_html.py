@@ -9,8 +9,7 @@ import pytest
 
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import Analysis
-from detcheck.report import html, markup
-from detcheck.report.view import build_view
+from detcheck.report import html
 
 from . import hostile
 from .sample import drawn
@@ -20,8 +19,7 @@ ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "footer", "section"),
     *("h1", "h2", "h3", "p", "b", "small", "span", "bdi", "dl", "dt", "dd", "div", "ul", "li"),
     *("details", "summary", "table", "thead", "tbody", "tr", "th", "td", "br", "pre", "code"),
-    *("figure", "figcaption", "svg", "g", "path", "text", "defs", "clippath", "rect", "use"),
-    *("nav", "a", "h4", "ol", "select", "script", "noscript"),
+    *("figure", "svg", "g", "path", "text", "defs", "clippath", "rect", "use"),
 }
 
 
@@ -32,8 +30,6 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
-        self.links: list[str] = []
-        self.ids: list[str] = []
         self.words: list[str] = []
         self.open: list[str] = []
         self.feed(page)
@@ -41,15 +37,14 @@ class Reader(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes.update(name for name, _ in attrs)
-        self.links += [value or "" for name, value in attrs if name in ("href", "xlink:href")]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -63,7 +58,7 @@ class Reader(HTMLParser):
 
 
 def page_of(analysis: Analysis) -> str:
-    return html.render(build_view(analysis), drawn(analysis))
+    return html.render(analysis, drawn(analysis))
 
 
 @pytest.mark.parametrize(
@@ -76,15 +71,14 @@ def test_the_page_holds_nothing_that_runs_or_loads(
     reader = Reader(page)
     assert reader.tags <= ALLOWED
     assert not {name for name in reader.attributes if name.startswith("on")}
-    assert not reader.attributes & {"src", "srcset", "action", "data"}
-    assert all(link.startswith("#") for link in reader.links)
+    assert not reader.attributes & {"src", "href", "srcset", "action", "data"}
     assert "default-src 'none'" in page
     page.encode("utf-8")
 
 
 def test_the_page_answers_the_six_questions(story: Analysis) -> None:
     text = Reader(page_of(story)).text
-    for question in ("How many answers?", "Where do they diverge?", "Rounding or a bug?"):
+    for question in ("How many answers?", "Where do they part?", "Rounding or a bug?"):
         assert question in text
     for question in ("Does the cure work?", "What does it cost?", "Can I trust this?"):
         assert question in text
@@ -92,7 +86,7 @@ def test_the_page_answers_the_six_questions(story: Analysis) -> None:
 
 def test_the_page_has_every_part(story: Analysis) -> None:
     text = Reader(page_of(story)).text
-    for part in ("Where the answers diverge", "By batch size", "Variants", "Branchings"):
+    for part in ("Where the answers part", "By batch size", "Variants", "Divergences"):
         assert part in text
     assert "detcheck run -p 'Write a short story about a lighthouse keeper.' -n 48" in text
     assert "avx512_bf16, amx" in text
@@ -114,8 +108,8 @@ def test_hostile_answers_are_shown_as_they_are(attacked: Analysis) -> None:
 
 
 def test_words_are_capped_and_isolated() -> None:
-    assert markup.words("a<b\u202e", 3) == (
+    assert html.words("a<b\u202e", 3) == (
         '<bdi class="said">a&lt;b</bdi><span class="more">… (1 more character)</span>'
     )
-    assert markup.words("\u202e") == '<bdi class="said"><span class="ctl">\\u202e</span></bdi>'
-    assert "\n" in markup.words("a\nb", None, True)
+    assert html.words("\u202e") == '<bdi class="said"><span class="ctl">\\u202e</span></bdi>'
+    assert "\n" in html.words("a\nb", None, True)

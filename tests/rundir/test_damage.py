@@ -97,7 +97,7 @@ def test_a_folder_in_place_of_a_file(copy: Path, name: str) -> None:
         (b"[]", "schema_version"),
         (b"{}", "schema_version"),
         (b'{"schema_version": "1"}', "schema_version"),
-        (b'{"schema_version": 1}', "changed after it was written"),
+        (b'{"schema_version": 2}', "changed after it was written"),
     ],
 )
 def test_a_run_file_that_is_none(copy: Path, content: bytes, said: str) -> None:

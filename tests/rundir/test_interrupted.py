@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from asking import settled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import append_trials, create, record
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import RunDirectoryError, StorageError
-from detcheck.experiment import Experiment
 from detcheck.rundir import (
     COMPLETIONS_FILE,
     VARIANTS_FILE,
@@ -187,5 +187,5 @@ def test_any_run_is_the_same_after_an_interruption(
 
 
 def test_experiments_of_any_grid_load(tmp_path: Path) -> None:
-    experiment = Experiment(engine="scripted", completions=1, batch_sizes=(1,), max_new_tokens=1)
+    experiment = settled(completions=1, batch_sizes=(1,), max_new_tokens=1)
     assert len(record(tmp_path / "run", None, experiment).completions) == 2

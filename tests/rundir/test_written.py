@@ -132,6 +132,6 @@ def test_an_empty_answer_is_an_answer(tmp_path: Path) -> None:
 
 
 def test_a_prompt_or_seed_beyond_plain_json_is_kept(tmp_path: Path) -> None:
-    experiment = small_experiment(prompts=("odd \udcff",), seed=2**70)
+    experiment = small_experiment(prompts=("odd \udcff",), load_seed=2**70)
     create(tmp_path / "run", experiment).close()
     assert load(tmp_path / "run").experiment == experiment

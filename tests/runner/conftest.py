@@ -23,7 +23,7 @@ def no_power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """EXPERIMENT, undisturbed."""
-    return run(EXPERIMENT, tmp_path_factory.mktemp("whole") / "run", engine=Engine())
+    return run(EXPERIMENT, out=tmp_path_factory.mktemp("whole") / "run", engine=Engine())
 
 
 @pytest.fixture
@@ -36,5 +36,5 @@ def interrupt() -> Iterator[None]:
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
-    run(EXPERIMENT, tmp_path / "run", engine=Engine(fail_with={MIDDLE[1]: KeyboardInterrupt()}))
+    run(EXPERIMENT, out=tmp_path / "run", engine=Engine(fail_with={MIDDLE[1]: KeyboardInterrupt()}))
     return tmp_path / "run"

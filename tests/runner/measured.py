@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from asking import conditions_of
 from recorded import small_experiment
 
 from detcheck import Run
@@ -86,7 +87,7 @@ def by_id(run: Run) -> dict[str, ConditionRecord]:
 def whole_plan() -> list[tuple[str, int]]:
     return [
         (condition.condition_id, trial.index)
-        for condition in EXPERIMENT.conditions()
+        for condition in conditions_of(EXPERIMENT)
         for trial in plan_trials(EXPERIMENT, condition)
     ]
 

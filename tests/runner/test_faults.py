@@ -19,7 +19,7 @@ def test_out_of_memory_keeps_what_was_measured_and_spares_larger_batches(
 ) -> None:
     error = OutOfMemory("Out of memory at batch size 4.")
     measured = run(
-        EXPERIMENT, tmp_path / "run", engine=Engine(fail_with={("p0/stock/b4", 2): error})
+        EXPERIMENT, out=tmp_path / "run", engine=Engine(fail_with={("p0/stock/b4", 2): error})
     )
     records = by_id(measured)
     at_fault = records["p0/stock/b4"]
@@ -38,7 +38,7 @@ def test_out_of_memory_keeps_what_was_measured_and_spares_larger_batches(
 def test_another_fault_ends_its_condition_only(tmp_path: Path, whole: Run) -> None:
     error = MeasurementError("The engine failed.")
     engine = Engine(fail_with={("p0/stock/b4", 0): error})
-    measured = run(EXPERIMENT, tmp_path / "run", engine=engine)
+    measured = run(EXPERIMENT, out=tmp_path / "run", engine=engine)
     failed = [r for r in measured.conditions if r.status != "done"]
     assert [(r.condition_id, r.status, r.error) for r in failed] == [
         ("p0/stock/b4", "failed", "The engine failed.")
@@ -50,7 +50,7 @@ def test_another_fault_ends_its_condition_only(tmp_path: Path, whole: Run) -> No
 def test_a_bug_ends_the_run_and_loses_nothing(tmp_path: Path, whole: Run) -> None:
     engine = Engine(fail_with={MIDDLE[1]: ZeroDivisionError()})
     with pytest.raises(ZeroDivisionError):
-        run(EXPERIMENT, tmp_path / "run", engine=engine)
+        run(EXPERIMENT, out=tmp_path / "run", engine=engine)
     assert engine.closed
     kept = load(tmp_path / "run")
     assert sum(record.trials for record in kept.conditions) == len(engine.asked) - 1 > 0
@@ -71,7 +71,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(StorageError, match=r"no space left on device.*--resume"):
-            run(EXPERIMENT, tmp_path / "run", engine=engine)
+            run(EXPERIMENT, out=tmp_path / "run", engine=engine)
     assert engine.closed
     kept = load(tmp_path / "run")
     trials = sum(record.trials for record in kept.conditions)

@@ -32,7 +32,7 @@ def test_an_interrupted_run_is_loadable_and_goes_on_to_the_same_bytes(
     tmp_path: Path, whole: Run, at: tuple[str, int]
 ) -> None:
     engine, heard = Engine(fail_with={at: KeyboardInterrupt()}), Recorder()
-    stopped = run(EXPERIMENT, tmp_path / "run", engine=engine, listener=heard)
+    stopped = run(EXPERIMENT, out=tmp_path / "run", engine=engine, listener=heard)
     assert (stopped.complete, stopped.finished, engine.closed) == (False, None, True)
     assert heard.calls[-1] == ("interrupted",)
     assert sum(record.trials for record in stopped.conditions) == len(engine.asked) - 1
@@ -49,7 +49,7 @@ def test_an_interrupted_run_is_loadable_and_goes_on_to_the_same_bytes(
 
 
 def test_a_run_may_be_interrupted_again_and_again(tmp_path: Path, whole: Run) -> None:
-    run(EXPERIMENT, tmp_path / "run", engine=Engine(fail_with={FIRST: KeyboardInterrupt()}))
+    run(EXPERIMENT, out=tmp_path / "run", engine=Engine(fail_with={FIRST: KeyboardInterrupt()}))
     for at in MIDDLE:
         engine = Engine(fail_with={at: KeyboardInterrupt()})
         assert not resume(tmp_path / "run", engine=engine).complete
@@ -59,7 +59,7 @@ def test_a_run_may_be_interrupted_again_and_again(tmp_path: Path, whole: Run) ->
 
 
 def test_resuming_a_finished_run_asks_nothing(tmp_path: Path, whole: Run) -> None:
-    run(EXPERIMENT, tmp_path / "run", engine=Engine())
+    run(EXPERIMENT, out=tmp_path / "run", engine=Engine())
     engine = Engine()
     assert_same(resume(tmp_path / "run", engine=engine), whole)
     assert engine.asked == []
@@ -87,7 +87,7 @@ def ctrl_c_in_a_commit(interrupt: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_ctrl_c_waits_for_the_commit(tmp_path: Path, whole: Run, ctrl_c_in_a_commit: None) -> None:
-    stopped = run(EXPERIMENT, tmp_path / "run", engine=Engine())
+    stopped = run(EXPERIMENT, out=tmp_path / "run", engine=Engine())
     assert sum(record.trials for record in stopped.conditions) == 6
     resumed = resume(tmp_path / "run", engine=Engine())
     assert lines(resumed) == lines(whole)
@@ -98,4 +98,4 @@ def test_ctrl_c_that_did_not_wait_would_harm(
 ) -> None:
     monkeypatch.setattr(runner, "_uninterrupted", nullcontext)
     with pytest.raises(RunDirectoryError, match="edited"):
-        run(EXPERIMENT, tmp_path / "run", engine=Engine())
+        run(EXPERIMENT, out=tmp_path / "run", engine=Engine())

@@ -8,11 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from asking import conditions_of
 from recorded import small_experiment
 
 from detcheck import Run, load, run
 from detcheck.engines.scripted import Planted, ScriptedEngine
-from detcheck.experiment import BATCH_INVARIANT, STOCK
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.traffic import plan_trials
 
 from .measured import EXPERIMENT, FIRST, LAST, Engine, assert_same, counts
@@ -21,8 +22,8 @@ from .measured import EXPERIMENT, FIRST, LAST, Engine, assert_same, counts
 def test_a_planted_divergence_is_in_the_summary_exactly(tmp_path: Path) -> None:
     experiment = small_experiment(completions=23, batch_sizes=(1, 4))
     engine = ScriptedEngine([Planted(5, 3, min_batch_size=4)])
-    measured = run(experiment, tmp_path / "run", engine=engine)
-    share = {c.batch_size: c.completions for c in experiment.conditions()}
+    measured = run(experiment, out=tmp_path / "run", engine=engine)
+    share = {c.batch_size: c.completions for c in conditions_of(experiment)}
     stock, invariant = measured.summary
     assert (stock["kernels"], invariant["kernels"]) == (STOCK, BATCH_INVARIANT)
     assert (stock["completions"], invariant["completions"]) == (23, 23)
@@ -41,7 +42,7 @@ def test_every_completion_of_the_engine_is_in_the_run_and_no_other(whole: Run) -
     engine = Engine()
     expected = Counter(
         (condition.condition_id, completion.fingerprint)
-        for condition in EXPERIMENT.conditions()
+        for condition in conditions_of(EXPERIMENT)
         for trial in plan_trials(EXPERIMENT, condition)
         for _, completion in engine.run_trial(trial).completions
     )
@@ -60,10 +61,10 @@ def test_what_is_returned_is_what_is_on_disk(whole: Run) -> None:
 
 def test_conditions_are_measured_in_the_order_of_the_grid(tmp_path: Path) -> None:
     engine = Engine()
-    run(EXPERIMENT, tmp_path / "run", engine=engine)
+    run(EXPERIMENT, out=tmp_path / "run", engine=engine)
     assert engine.asked == [
         (condition.condition_id, trial.index)
-        for condition in EXPERIMENT.conditions()
+        for condition in conditions_of(EXPERIMENT)
         for trial in plan_trials(EXPERIMENT, condition)
     ]
     assert (engine.asked[0], engine.asked[-1]) == (FIRST, LAST)
@@ -78,7 +79,7 @@ def test_a_run_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_failed_requests_are_counted_and_the_run_goes_on(tmp_path: Path) -> None:
-    measured = run(EXPERIMENT, tmp_path / "run", engine=Engine(fail_rate=0.3))
+    measured = run(EXPERIMENT, out=tmp_path / "run", engine=Engine(fail_rate=0.3))
     failed = sum(record.failed for record in measured.conditions)
     assert 0 < failed < 120
     assert failed == int((measured.completions.variant < 0).sum())
@@ -90,7 +91,7 @@ def test_failed_requests_are_counted_and_the_run_goes_on(tmp_path: Path) -> None
 def test_a_run_in_a_thread_is_measured_too(tmp_path: Path, whole: Run) -> None:
     measured: list[Run] = []
     thread = threading.Thread(
-        target=lambda: measured.append(run(EXPERIMENT, tmp_path / "run", engine=Engine()))
+        target=lambda: measured.append(run(EXPERIMENT, out=tmp_path / "run", engine=Engine()))
     )
     thread.start()
     thread.join(60)

@@ -12,34 +12,36 @@ import pytest
 from detcheck import Experiment, Run, environment, resume, run, runner
 from detcheck.engines.scripted import ScriptedEngine
 from detcheck.errors import ModelError, RunDirectoryError
+from detcheck.evidence import ModelIdentity
 from detcheck.rundir import ConditionRecord
 from detcheck.runner import Listener
+from detcheck.targets import InProcess, Served
 
-from .measured import EXPERIMENT, Engine, lines
+from .measured import EXPERIMENT, FIRST, Engine, lines
 
 
-def refusing(experiment: Experiment, connection: object = None) -> ScriptedEngine:
+def refusing(*_: object) -> ScriptedEngine:
     raise ModelError("There is no model.")
 
 
 def test_a_folder_in_use_is_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "create", refusing)
+    monkeypatch.setattr(runner, "open_engine", refusing)
     (tmp_path / "mine.txt").write_text("precious", encoding="utf-8")
     for path in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(RunDirectoryError, match="not empty"):
-            run(EXPERIMENT, path)
+            run(EXPERIMENT, out=path)
     with pytest.raises(RunDirectoryError, match="cannot be written"):
-        run(EXPERIMENT, tmp_path / "mine.txt" / "run")
+        run(EXPERIMENT, out=tmp_path / "mine.txt" / "run")
 
 
 def test_a_model_that_is_not_there_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "create", refusing)
+    monkeypatch.setattr(runner, "open_engine", refusing)
     with pytest.raises(ModelError):
-        run(EXPERIMENT, tmp_path / "run")
+        run(EXPERIMENT, out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -50,7 +52,7 @@ def test_an_engine_is_closed_where_the_run_cannot_start(
     monkeypatch.setattr(runner, "check_vacant", lambda path: None)
     engine = Engine()
     with pytest.raises(RunDirectoryError, match="not empty"):
-        run(EXPERIMENT, tmp_path, engine=engine)
+        run(EXPERIMENT, out=tmp_path, engine=engine)
     assert engine.closed
 
 
@@ -60,14 +62,38 @@ def test_an_engine_is_closed_where_the_run_cannot_start(
         ({"completions": 31}, "was run with completions 30, not 31: resume it without that option"),
         ({"batch_sizes": (1, 4)}, "was run with batch sizes 1, 4, 8, not 1, 4:"),
         ({"prompts": ("Why?", "Who\n?")}, "was run with prompts Why?, How?, not Why?, Who↵?:"),
-        ({"model": "other"}, "was run with model unset, not other:"),
-        ({"seed": 1}, "was run with seed 0, not 1:"),
+        ({"load_seed": 1}, "was run with load seed 0, not 1:"),
     ],
 )
 def test_a_changed_experiment_is_refused(stopped: Path, change: dict[str, Any], words: str) -> None:
     changed = Experiment.from_dict(EXPERIMENT.to_dict() | change)
     with pytest.raises(RunDirectoryError, match=re.escape(words)):
         resume(stopped, experiment=changed, engine=Engine())
+
+
+def test_a_changed_target_is_refused(stopped: Path) -> None:
+    for target, words in (
+        (InProcess(), "engine scripted, not continuous:"),
+        (Served(endpoints=("http://h/v1",)), "engine scripted, not openai:"),
+    ):
+        with pytest.raises(RunDirectoryError, match=re.escape(words)):
+            resume(stopped, target=target, engine=Engine())
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    class Identified(Engine):
+        digest = "sha256:1"
+
+        def model_identity(self) -> ModelIdentity:
+            return ModelIdentity(name="m", weights_digest=self.digest)
+
+    class Swapped(Identified):
+        digest = "sha256:2"
+
+    run(EXPERIMENT, out=tmp_path, engine=Identified(fail_with={FIRST: KeyboardInterrupt()}))
+    with pytest.raises(RunDirectoryError, match="the model's weights digest has changed"):
+        resume(tmp_path, engine=Swapped())
+    assert resume(tmp_path, engine=Identified()).complete
 
 
 def test_the_same_experiment_is_not(stopped: Path, whole: Run) -> None:
@@ -107,5 +133,5 @@ def test_a_run_that_is_still_being_written_is_refused(tmp_path: Path, whole: Run
             with pytest.raises(RunDirectoryError, match="Another process is writing"):
                 resume(tmp_path / "run", engine=Engine())
 
-    measured = run(EXPERIMENT, tmp_path / "run", engine=Engine(), listener=Intruder())
+    measured = run(EXPERIMENT, out=tmp_path / "run", engine=Engine(), listener=Intruder())
     assert lines(measured) == lines(whole)

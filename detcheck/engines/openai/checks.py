@@ -8,7 +8,7 @@ from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.probing import NUM_TOKENS, Probe
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.request import Dialect
-from detcheck.rundir import EndpointCheck
+from detcheck.evidence import EndpointCheck
 
 IMPOSSIBLE = 0.05
 """A repeat that takes less than this share of a fresh request was not computed."""

@@ -13,7 +13,7 @@ from detcheck.engines.openai.evidence import MetricsWatch
 from detcheck.engines.openai.failures import TIMEOUT, Failure
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.request import Dialect
-from detcheck.rundir import EndpointCheck
+from detcheck.evidence import EndpointCheck
 
 MOST_RETRIES = 3
 FIRST_PAUSE_S = 0.5

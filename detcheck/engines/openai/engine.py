@@ -13,12 +13,13 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from detcheck.completion import Completion
-from detcheck.endpoints import poisson_rate
 from detcheck.engines.base import InFlight, OnTokens, TrialResult
 from detcheck.engines.openai import sanity
 from detcheck.engines.openai.connection import Connection
@@ -26,8 +27,10 @@ from detcheck.engines.openai.endpoint import Endpoint, Question
 from detcheck.engines.openai.evidence import Stream, Ticks, agreed
 from detcheck.engines.openai.failures import MALFORMED, Failure
 from detcheck.errors import MeasurementError, UsageError
+from detcheck.evidence import EndpointCheck, KernelsProof
 from detcheck.experiment import Experiment
-from detcheck.rundir import EndpointCheck, KernelsProof
+from detcheck.targets import Served
+from detcheck.targets.endpoints import poisson_rate
 from detcheck.traffic import PlannedRequest, Trial
 
 try:
@@ -65,8 +68,11 @@ class Progress:
 class OpenAIEngine:
     """Asks OpenAI-compatible servers; see `Engine`. Made within the thread that uses it."""
 
-    def __init__(self, experiment: Experiment, connection: Connection):
+    def __init__(
+        self, experiment: Experiment, target: Served, connection: Connection | None = None
+    ):
         self._experiment = experiment
+        self._target = target
         self._silent: Counter[str] = Counter()
         self._warm: dict[str, tuple[int, float]] = {}
         self._ticks = Ticks()
@@ -74,10 +80,17 @@ class OpenAIEngine:
         self._runner = asyncio.Runner()
         self._endpoints: dict[str, Endpoint] = {}
         try:
-            self._run(self._open(connection))
+            self._run(self._open(connection or Connection()))
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def open(
+        cls, experiment: Experiment, target: Served, connection: Connection | None = None
+    ) -> OpenAIEngine:
+        """Connect to the endpoints of `target` and check them."""
+        return cls(experiment, target, connection)
 
     def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
         """See `Engine.run_trial`."""
@@ -126,10 +139,10 @@ class OpenAIEngine:
             raise
 
     async def _open(self, connection: Connection) -> None:
-        experiment = self._experiment
-        for placement, url in zip(experiment.placements, experiment.endpoints, strict=True):
+        target = self._target
+        for placement, url in zip(target.placements, target.endpoints, strict=True):
             endpoint = self._endpoints[placement] = Endpoint(url, connection, placement)
-            await sanity.check(endpoint, experiment)
+            await sanity.check(endpoint, self._experiment, target)
 
     async def _close(self) -> None:
         for endpoint in self._endpoints.values():
@@ -208,7 +221,7 @@ class OpenAIEngine:
 
         experiment = self._experiment
         question = Question(
-            request.prompt, request.max_new_tokens, experiment.temperature, experiment.seed
+            request.prompt, request.max_new_tokens, experiment.temperature, request.seed
         )
         await barrier.wait()
         if delay_s:
@@ -228,12 +241,12 @@ class OpenAIEngine:
 
     def _delays(self, trial: Trial) -> list[float]:
         """Seconds after the barrier at which each request is sent."""
-        rate = poisson_rate(self._experiment.arrivals)
+        rate = poisson_rate(self._target.arrivals)
         if rate is None:
             return [STEP_S * request.arrival_step for request in trial.requests]
         condition = trial.condition
         rng = random.Random(
-            f"{self._experiment.seed}/{condition.prompt_index}/{condition.batch_size}/"
+            f"{self._experiment.load_seed}/{condition.prompt_index}/{condition.batch_size}/"
             f"{trial.index}/arrivals"
         )
         delays, now = [], 0.0

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detcheck.completion import STREAMED_TOKENS, LoadEvidence
 from detcheck.engines.openai import metrics
 from detcheck.engines.openai.client import Client
+from detcheck.evidence import STREAMED_TOKENS, LoadEvidence
 
 POLL_S = 0.1
 MOST_SAMPLES = 2048

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from detcheck.completion import SERVER_COUNTERS, LoadEvidence
+from detcheck.evidence import SERVER_COUNTERS, LoadEvidence
 
 MOST_CHARACTERS = 8_000_000
 """What follows in a longer text is not read."""

@@ -16,6 +16,7 @@ from detcheck.engines.openai.probing import BAD_REQUEST, NUM_TOKENS, learn_diale
 from detcheck.engines.openai.request import Dialect
 from detcheck.errors import UsageError
 from detcheck.experiment import Experiment
+from detcheck.targets import Served
 from detcheck.traffic import FILLER_PROMPTS
 
 REPEATED = "List twelve unusual words, separated by commas."
@@ -24,13 +25,13 @@ SAMPLED = "Make up twelve random names, separated by commas."
 WARMTH = 1.0
 
 
-async def check(endpoint: Endpoint, experiment: Experiment) -> None:
+async def check(endpoint: Endpoint, experiment: Experiment, target: Served) -> None:
     """Find the model and the dialect, and fill `endpoint.checks`.
 
     Raises UsageError or MeasurementError where the endpoint cannot be asked at all.
     """
-    model, context = await reach.find_model(endpoint.client, endpoint.connection, experiment.model)
-    endpoint.dialect = Dialect(model, chat=experiment.chat_template)
+    model, context = await reach.find_model(endpoint.client, endpoint.connection, target.model)
+    endpoint.dialect = Dialect(model, chat=target.chat_template)
     _check_limit(endpoint, experiment, context)
     await endpoint.watch.look(model)
     first = await learn_dialect(endpoint)

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from detcheck.completion import Completion, LoadEvidence, ObservedBatch, TopTwo
+from detcheck.completion import Completion, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.vllm.process import VAGUE, Message, WorkerDied, WorkerProcess
 from detcheck.engines.vllm.worker import Setup
 from detcheck.errors import MeasurementError, ModelError, OutOfMemory, UsageError
-from detcheck.experiment import AUTO, BATCH_INVARIANT, STOCK, Condition, Experiment
-from detcheck.rundir import KernelsProof
+from detcheck.evidence import KernelsProof, LoadEvidence, ObservedBatch
+from detcheck.experiment import AUTO, Experiment
+from detcheck.grid import Condition, conditions
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
+from detcheck.targets import Vllm
 from detcheck.text import one_line
 from detcheck.traffic import FILLER_PROMPTS, Trial
 
@@ -46,23 +49,29 @@ class VllmEngine:
     experiment cannot be meant, MeasurementError where vLLM does not start.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, target: Vllm):
         self.experiment = experiment
+        self.target = target
         self._worker: WorkerProcess | None = None
         self._place: Place | None = None
         self._proofs: dict[str, KernelsProof] = {}
         _check_kernels(experiment)
         _check_installed()
-        self._source, self._dtype = _source(experiment)
-        _check_heads(experiment, self._source)
-        first = experiment.conditions()[0]
+        self._source, self._dtype = _source(target)
+        _check_heads(target, self._source)
+        first = conditions(experiment, target)[0]
         try:
             for kernels in (*sorted(experiment.kernels), first.kernels):
                 if kernels in (BATCH_INVARIANT, first.kernels):
-                    self._at((kernels, experiment.tensor_parallel[0]))
+                    self._at((kernels, target.tensor_parallel[0]))
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def open(cls, experiment: Experiment, target: Vllm, _connection: object = None) -> VllmEngine:
+        """Start vLLM for the first condition; see the class."""
+        return cls(experiment, target)
 
     def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
         """See `Engine.run_trial`. A worker in an unknown state is killed; the next is new."""
@@ -70,7 +79,11 @@ class VllmEngine:
         try:
             worker = self._at((kernels, self._tensor_parallel(trial.condition)))
             worker.send(
-                {"requests": [(r.prompt, r.arrival_step, r.max_new_tokens) for r in trial.requests]}
+                {
+                    "requests": [
+                        (r.prompt, r.arrival_step, r.max_new_tokens, r.seed) for r in trial.requests
+                    ]
+                }
             )
             message = self._answers(worker, on_tokens)
         except BaseException as error:
@@ -158,25 +171,24 @@ class VllmEngine:
         )
 
     def _tensor_parallel(self, condition: Condition) -> int:
-        sizes, names = self.experiment.tensor_parallel, self.experiment.placements
+        sizes, names = self.target.tensor_parallel, self.target.placements
         return sizes[names.index(condition.placement)]
 
     def _setup(self, place: Place) -> Setup:
-        experiment = self.experiment
+        experiment, target = self.experiment, self.target
         fillers = FILLER_PROMPTS if experiment.traffic == "mixed" else ()
         return Setup(
             source=self._source,
             dtype=self._dtype,
             tensor_parallel=place[1],
             batch_invariant=place[0] == BATCH_INVARIANT,
-            executor=None if experiment.vllm_executor == AUTO else experiment.vllm_executor,
+            executor=None if target.vllm_executor == AUTO else target.vllm_executor,
             prompts=tuple(dict.fromkeys((*experiment.prompts, *fillers))),
             max_new_tokens=experiment.max_new_tokens,
             batch_size=max(experiment.batch_sizes),
             temperature=experiment.temperature,
-            seed=experiment.seed,
-            chat_template=experiment.chat_template,
-            trust_remote_code=experiment.trust_remote_code,
+            chat_template=target.chat_template,
+            trust_remote_code=target.trust_remote_code,
         )
 
 
@@ -212,10 +224,8 @@ def _check_kernels(experiment: Experiment) -> None:
         if kernels not in (STOCK, BATCH_INVARIANT):
             raise UsageError(
                 f"vLLM's batch-invariant kernels come whole: {kernels!r} is for detcheck's own; "
-                "use --kernels stock,batch-invariant."
+                'use `kernels="stock,batch-invariant"`.'
             )
-    if experiment.device == "cuda":
-        raise UsageError("--device is vLLM's to choose with --engine vllm: leave it out.")
 
 
 def _check_installed() -> None:
@@ -223,29 +233,29 @@ def _check_installed() -> None:
         raise UsageError(HOW_TO_INSTALL)
 
 
-def _source(experiment: Experiment) -> tuple[str, str]:
+def _source(target: Vllm) -> tuple[str, str]:
     """(folder or hub id, dtype) as vLLM takes them."""
     from detcheck import models
 
-    dtype = experiment.dtype
-    if experiment.model is None and dtype == "auto":
+    dtype: str = target.dtype
+    if target.model is None and dtype == "auto":
         dtype = "bfloat16"
-    return models.source(experiment.model, dtype), dtype
+    return models.source(target.model, dtype), dtype
 
 
-def _check_heads(experiment: Experiment, source: str) -> None:
+def _check_heads(target: Vllm, source: str) -> None:
     """Before anything is loaded: each tensor-parallel size must divide the attention heads."""
     from detcheck import models
 
-    sizes = experiment.tensor_parallel
+    sizes = target.tensor_parallel
     if sizes == (1,):
         return
-    heads = models.num_attention_heads(source, trust_remote_code=experiment.trust_remote_code)
+    heads = models.num_attention_heads(source, trust_remote_code=target.trust_remote_code)
     bad = [size for size in sizes if heads % size]
     if bad:
         fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
         raise UsageError(
-            f"--tensor-parallel {bad[0]} does not divide the model's {heads} attention heads: "
+            f"`tensor_parallel` {bad[0]} does not divide the model's {heads} attention heads: "
             f"choose from {fitting}."
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detcheck.completion import FORWARD_PASSES, LoadEvidence
+from detcheck.evidence import FORWARD_PASSES, LoadEvidence
 
 
 class Recorder:

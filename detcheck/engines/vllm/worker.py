@@ -11,9 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from time import perf_counter
 from typing import IO, Any
+
+import msgspec
 
 from detcheck.engines.in_process import Answer
 from detcheck.engines.vllm.recorder import Recorder, stat_logger
@@ -41,7 +43,6 @@ class Setup:
     batch_size: int
     """Most requests in flight."""
     temperature: float
-    seed: int
     chat_template: bool
     trust_remote_code: bool
 
@@ -60,10 +61,10 @@ class Worker:
         self._detokenize = Detokenizer(tokenizer)
         self._engine = _engine(setup, self._prompts, self._recorder)
         self._trials = 0
-        self.run([(prompt, 0, WARM_UP_TOKENS) for prompt in setup.prompts[:1]], None)
+        self.run([(prompt, 0, WARM_UP_TOKENS, 0) for prompt in setup.prompts[:1]], None)
 
-    def run(self, requests: list[tuple[str, int, int]], out: IO[str] | None) -> dict[str, Any]:
-        """Answer (prompt, arrival step, token limit) requests; progress goes to `out`.
+    def run(self, requests: list[tuple[str, int, int, int]], out: IO[str] | None) -> dict[str, Any]:
+        """Answer (prompt, arrival step, token limit, seed) requests; progress goes to `out`.
 
         The prefix cache is emptied first: no trial may depend on the one before it.
         """
@@ -86,7 +87,7 @@ class Worker:
         return {
             "answers": [self._told(answers[request_id]) for request_id in ids],
             "elapsed_s": elapsed,
-            "load": asdict(evidence) if (evidence := self._recorder.evidence()) else None,
+            "load": msgspec.to_builtins(self._recorder.evidence()),
         }
 
     def proof(self) -> dict[str, Any]:
@@ -100,14 +101,14 @@ class Worker:
         """Let vLLM end its own processes."""
         self._engine.engine_core.shutdown()
 
-    def _submit(self, request_id: str, request: tuple[str, int, int]) -> None:
+    def _submit(self, request_id: str, request: tuple[str, int, int, int]) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        prompt, _, limit = request
+        prompt, _, limit, seed = request
         params = SamplingParams(
             temperature=self._setup.temperature,
-            seed=self._setup.seed if self._setup.temperature > 0 else None,
+            seed=seed if self._setup.temperature > 0 else None,
             max_tokens=limit,
             logprobs=2,
             detokenize=False,
@@ -143,7 +144,7 @@ class Worker:
             "finish_reason": answer.finish_reason,
             "token_ids": answer.token_ids,
             "token_ends": ends,
-            "observed_batch": None if batch is None else asdict(batch),
+            "observed_batch": msgspec.to_builtins(batch),
         }
         if self._setup.temperature == 0:
             told["top_two"] = [answer.runner_up_token_ids, answer.gaps, answer.logprobs]

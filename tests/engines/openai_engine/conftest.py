@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask
 
 from detcheck.analysis import Analysis, analyse
 from detcheck.engines.openai.connection import Connection
-from detcheck.experiment import Experiment
 from detcheck.runner import run
 
 from .server import Behaviour, ToyServer, serving
@@ -32,7 +32,7 @@ def measure(tmp_path: Path) -> Callable[..., Analysis]:
 
     def call(*servers: ToyServer, connection: Connection | None = None, **fields: Any) -> Analysis:
         asked = {"batch_sizes": (1, 8), "completions": 20, "max_new_tokens": 12} | fields
-        experiment = Experiment(endpoints=tuple(server.url for server in servers), **asked)
-        return analyse(run(experiment, tmp_path / "run", connection=connection))
+        experiment, target = ask(endpoints=[server.url for server in servers], **asked)
+        return analyse(run(experiment, target, tmp_path / "run", connection=connection))
 
     return call

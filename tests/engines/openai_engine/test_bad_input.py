@@ -12,10 +12,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from asking import ask
 
 from detcheck.cli.app import run_program
 from detcheck.errors import UsageError
-from detcheck.experiment import Experiment
 
 from .server import Behaviour, serving
 
@@ -224,26 +224,26 @@ def test_a_malformed_url(detcheck, url, said):
     [
         ({"engine": "openai"}, "needs a server"),
         ({"endpoints": ("http://h/v1",), "kernels": ("stock",)}, "cannot change the kernels"),
-        ({"endpoints": ("http://h/v1",), "engine": "static"}, "for --engine openai"),
+        ({"endpoints": ("http://h/v1",), "engine": "static"}, "for the engine openai"),
         ({"endpoints": ("http://h/v1", "http://h/v1")}, "given twice"),
         ({"endpoints": ("http://h/v1", "http://h/v1/")}, "given twice"),
         ({"endpoints": ("http://h/v1",), "arrivals": "poisson:0"}, "Unknown arrivals"),
-        ({"arrivals": "poisson:4"}, "for endpoints"),
-        ({"kernels": ("as-served",)}, "those of an endpoint"),
-        ({"tensor_parallel": (1, 2)}, "for --engine vllm"),
-        ({"vllm_executor": "ray"}, "for --engine vllm"),
+        ({"arrivals": "poisson:4"}, "for the engine openai"),
+        ({"kernels": ("as-served",)}, "those of a server"),
+        ({"tensor_parallel": (1, 2)}, "for the engine vllm"),
+        ({"vllm_executor": "ray"}, "for the engine vllm"),
         ({"engine": "vllm", "vllm_executor": "dask"}, "choose one of auto, mp, ray"),
         ({"engine": "vllm", "tensor_parallel": (0,)}, "each tensor-parallel size once"),
     ],
 )
 def test_a_grid_that_cannot_be_meant(fields, said):
     with pytest.raises(UsageError, match=said):
-        Experiment(**fields)
+        ask(**fields)
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/api/v1", "/v1beta/openai", "/api/paas/v4"])
 def test_base_urls_as_hosts_have_them(path):
-    assert Experiment(endpoints=(f"https://host{path}",)).engine == "openai"
+    assert ask(endpoints=[f"https://host{path}"]).target.engine == "openai"
 
 
 def test_connection_options_need_an_endpoint(detcheck):

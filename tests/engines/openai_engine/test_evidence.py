@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from detcheck.completion import SERVER_COUNTERS, STREAMED_TOKENS, LoadEvidence
 from detcheck.engines.openai.evidence import MetricsWatch, Stream, agreed, overlapping
+from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS, LoadEvidence
 
 
 def stream(*times: int) -> Stream:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detcheck.completion import LoadEvidence
 from detcheck.engines.openai.metrics import Counters, load_evidence, read
+from detcheck.evidence import LoadEvidence
 
 TEXTS = Path(__file__).parent / "metrics"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 
 import pytest
+from asking import ask
 from servers.faults import Faults
 from servers.running import serve as misbehave
 
 from detcheck.analysis import analyse
 from detcheck.engines import Connection
 from detcheck.errors import DetcheckError
-from detcheck.experiment import Experiment
 from detcheck.gate.policy import rules_for
 from detcheck.gate.verdict import FAIL, INCONCLUSIVE, PASS, judge
 from detcheck.runner import run
@@ -82,8 +82,8 @@ def test_what_is_planted_is_what_is_said(row, tmp_path):
 def measured(url: str, tmp_path, asked, connection: Connection | None = None):
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     small = {"batch_sizes": (1, 8), "completions": 24, "max_new_tokens": 20}
-    experiment = Experiment(endpoints=(url,), **(small | asked))
-    analysis = analyse(run(experiment, tmp_path / "run", connection=connection))
+    experiment, target = ask(endpoints=[url], **(small | asked))
+    analysis = analyse(run(experiment, target, tmp_path / "run", connection=connection))
     return judge(analysis, ("as-served",), rules_for(1))
 
 

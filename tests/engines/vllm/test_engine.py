@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import Asked, ask, conditions_of
 
 from detcheck import models
 from detcheck.engines.vllm import engine as engine_module
@@ -16,7 +17,7 @@ from detcheck.engines.vllm import process as process_module
 from detcheck.engines.vllm.engine import VllmEngine, environment, threads_bind
 from detcheck.engines.vllm.process import WorkerDied, WorkerProcess
 from detcheck.errors import MeasurementError, ModelError, OutOfMemory, UsageError
-from detcheck.experiment import BATCH_INVARIANT, STOCK, Experiment
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.traffic import Trial, plan_trials
 
 STOCK_ONLY = (STOCK,)
@@ -39,7 +40,7 @@ def misbehave(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda how: monkeypatch.setenv("FAKE", how)
 
 
-def experiment(**fields: Any) -> Experiment:
+def experiment(**fields: Any) -> Asked:
     defaults: dict[str, Any] = {
         "engine": "vllm",
         "kernels": STOCK_ONLY,
@@ -48,16 +49,16 @@ def experiment(**fields: Any) -> Experiment:
         "completions": 8,
         "max_new_tokens": 6,
     }
-    return Experiment(**defaults | fields)
+    return ask(**defaults | fields)
 
 
-def first_trials(asked: Experiment) -> list[Trial]:
-    return [plan_trials(asked, condition)[0] for condition in asked.conditions()]
+def first_trials(asked: Asked) -> list[Trial]:
+    return [plan_trials(asked.experiment, condition)[0] for condition in conditions_of(*asked)]
 
 
 def test_answers_come_back_with_the_batches_of_vllms_own_scheduler():
     asked = experiment()
-    engine = VllmEngine(asked)
+    engine = VllmEngine(*asked)
     try:
         heard: list[int] = []
         result = engine.run_trial(
@@ -93,7 +94,7 @@ def test_each_kernels_setting_and_size_has_a_worker_and_only_one_is_there(monkey
     monkeypatch.setattr(engine_module, "WorkerProcess", Counted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     asked = experiment(kernels=(STOCK, BATCH_INVARIANT), tensor_parallel=(1, 3))
-    engine = VllmEngine(asked)
+    engine = VllmEngine(*asked)
     for trial in first_trials(asked):
         engine.run_trial(trial)
     engine.close()
@@ -111,7 +112,7 @@ def test_each_kernels_setting_and_size_has_a_worker_and_only_one_is_there(monkey
 def test_a_mode_that_vllm_does_not_say_is_on_is_not_proved(misbehave):
     misbehave("forgets the mode")
     asked = experiment(kernels=(BATCH_INVARIANT,))
-    engine = VllmEngine(asked)
+    engine = VllmEngine(*asked)
     engine.run_trial(first_trials(asked)[0])
     engine.close()
     assert not engine.proof(BATCH_INVARIANT).complete
@@ -133,7 +134,7 @@ def test_a_mode_that_vllm_does_not_say_is_on_is_not_proved(misbehave):
 def test_what_keeps_vllm_from_starting_is_passed_on(misbehave, how, error, sentence, tmp_path):
     misbehave(how)
     with pytest.raises(error) as raised:
-        VllmEngine(experiment(kernels=(STOCK, BATCH_INVARIANT)))
+        VllmEngine(*experiment(kernels=(STOCK, BATCH_INVARIANT)))
     assert sentence in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -143,7 +144,7 @@ def test_a_worker_that_hangs_at_the_start_is_ended(misbehave, monkeypatch):
     monkeypatch.setattr(engine_module, "START_S", 0.2)
     monkeypatch.setattr(process_module, "STOP_S", 0.2)
     with pytest.raises(MeasurementError, match="said nothing for 0 s and was stopped"):
-        VllmEngine(experiment())
+        VllmEngine(*experiment())
 
 
 def test_a_worker_that_hangs_goes_with_its_children(monkeypatch):
@@ -187,7 +188,7 @@ def test_a_trial_that_is_lost_leaves_the_engine_fit_for_the_next(
 ):
     misbehave(how)
     asked = experiment()
-    engine = VllmEngine(asked)
+    engine = VllmEngine(*asked)
     try:
         with pytest.raises(error, match=sentence):
             engine.run_trial(first_trials(asked)[1])
@@ -199,7 +200,7 @@ def test_a_trial_that_is_lost_leaves_the_engine_fit_for_the_next(
 
 def test_ctrl_c_leaves_the_engine_fit_for_the_next_trial():
     asked = experiment()
-    engine = VllmEngine(asked)
+    engine = VllmEngine(*asked)
 
     def interrupt(tokens: int, _: Any = None) -> None:
         raise KeyboardInterrupt
@@ -215,7 +216,7 @@ def test_ctrl_c_leaves_the_engine_fit_for_the_next_trial():
 def test_a_request_that_vllm_ended_is_a_failure(misbehave):
     misbehave("aborts")
     asked = experiment(traffic="mixed")
-    engine = VllmEngine(asked)
+    engine = VllmEngine(*asked)
     try:
         result = engine.run_trial(first_trials(asked)[1])
     finally:
@@ -228,19 +229,19 @@ def test_a_request_that_vllm_ended_is_a_failure(misbehave):
 def test_a_size_that_does_not_divide_the_heads_is_refused_before_anything_starts(monkeypatch):
     monkeypatch.setattr(engine_module, "WorkerProcess", None)
     with pytest.raises(UsageError, match=r"2 does not divide .* 9 attention heads: .* 1, 3, 9"):
-        VllmEngine(experiment(tensor_parallel=(1, 2)))
+        VllmEngine(*experiment(tensor_parallel=(1, 2)))
 
 
 def test_kernels_that_are_detchecks_own_are_refused():
     with pytest.raises(UsageError, match="come whole"):
-        VllmEngine(experiment(kernels=("batch-invariant:matmul",)))
+        VllmEngine(*experiment(kernels=("batch-invariant:matmul",)))
 
 
 def test_without_vllm_it_says_how_to_install_it(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install vllm"):
-        VllmEngine(experiment())
+        VllmEngine(*experiment())
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from detcheck.completion import LoadEvidence
 from detcheck.engines.in_process import Answer
 from detcheck.engines.vllm.recorder import Recorder
 from detcheck.engines.vllm.worker import _append
+from detcheck.evidence import LoadEvidence
 
 
 def scheduler(details: Any, hits: int = 0) -> Any:

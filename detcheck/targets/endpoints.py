@@ -1,4 +1,4 @@
-"""What an experiment may say of endpoints: their base URLs, and when requests arrive at them."""
+"""Endpoints: their base URLs, and when requests arrive at them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,118 @@
+"""What engines attest about their own work: observed load, proof of kernels, checks of a server.
+
+These are records of `run.json` and `completions.jsonl`. A verdict rests on them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from detcheck.kernels.settings import KernelSettings
+from detcheck.text import quoted
+
+FORWARD_PASSES = "forward passes"
+SERVER_COUNTERS = "server counters"
+STREAMED_TOKENS = "streamed tokens"
+"""Sources of evidence that batches were formed, the strongest first."""
+
+
+class ObservedBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The batches that one request was computed in, counted over its forward passes."""
+
+    rows_min: int
+    """Fewest requests that shared one of its forward passes, itself included."""
+    rows_max: int
+    """Most requests that shared one of its forward passes, itself included."""
+    rows_mean: float
+    """Mean requests a forward pass."""
+    query_tokens_max: int
+    """Most query tokens (prefill and decode together) in one of its forward passes."""
+    steps: int
+    """Forward passes that it took part in."""
+
+
+class LoadEvidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The batches of one trial, if they were observed for the trial and not for each request."""
+
+    source: str
+    """`forward passes`, `server counters` or `streamed tokens`."""
+    rows_max: int
+    """Most requests that were observed to be computed together."""
+    rows_mean: float | None = None
+    """Mean requests computed together; None if the source does not tell."""
+    query_tokens_max: int | None = None
+    """Most query tokens in one forward pass; None if the source does not tell."""
+    preemptions: int | None = None
+    """Requests that the server put off and computed anew; None if it does not count them."""
+    prefix_cache_hits: int | None = None
+    """Prompt tokens answered from the server's prefix cache; None if it does not count them."""
+
+
+class KernelsProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Evidence that a kernels setting was in force: what was overridden and observed to run."""
+
+    kernels: str
+    overrides: dict[str, int]
+    """Calls that each override served, by op name; 0 is normal for an op that the model has not."""
+    missing: tuple[str, ...] = ()
+    """Op families that were asked for and of which no override was observed to run."""
+    self_check: str | None = None
+    """`passed`, or what the mode's own check found wrong; None if there is no check (stock)."""
+    outside: dict[str, int] = {}
+    """Calls of floating-point ops that no override covers, by op name; a proof has none."""
+
+    @property
+    def fault(self) -> str | None:
+        """What it lacks as a proof, in words; None if it lacks nothing.
+
+        Stock and a server's kernels claim nothing and need no proof.
+        """
+        if not KernelSettings.parse(self.kernels).claims_invariance:
+            return None
+        if self.missing:
+            return f"overrides not observed to run: {', '.join(self.missing)}"
+        if self.self_check != "passed":
+            return f"its self-check reports {quoted(self.self_check or 'nothing', 100)}"
+        if self.outside:
+            return f"ops ran outside the overrides: {', '.join(list(self.outside)[:5])}"
+        return None if any(self.overrides.values()) else "no override served a call"
+
+    @property
+    def complete(self) -> bool:
+        """True if it lacks nothing as a proof."""
+        return self.fault is None
+
+
+class EndpointCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One property of a server that was checked before the experiment."""
+
+    name: str
+    """Two or three words, such as `seed`."""
+    holds: bool | None
+    """None if it could not be determined, or only informs."""
+    sentence: str
+    decisive: bool = False
+    """If true, a failed check makes the verdict inconclusive."""
+    placement: str = ""
+    """Which endpoint, such as `endpoint 2`; empty if there is only one."""
+
+
+class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model answered, as far as the engine can tell. None in a field: not known."""
+
+    name: str | None = None
+    """Hub id, folder name or served name."""
+    revision: str | None = None
+    """Commit of a model on the hub."""
+    weights_digest: str | None = None
+    """Tagged hash of all weight files: `sha256:…`."""
+    tokenizer_digest: str | None = None
+    """Tagged hash of the tokenizer's files: `sha256:…`."""
+    chat_template_digest: str | None = None
+    """Tagged hash of the chat template's text: `sha256:…`."""
+    dtype: str | None = None
+    """Number type that the weights were really loaded in."""
+    prompt_digests: tuple[str, ...] = ()
+    """Tagged hash of each prompt's token ids, as they were sent to the model."""
+    decoding: dict[str, str] = {}
+    """Decoding options that were really used or sent, and differ from the experiment's."""

@@ -1,0 +1,95 @@
+"""Servers that speak the OpenAI API."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from detcheck.errors import UsageError
+from detcheck.experiment import Experiment
+from detcheck.kernels.settings import AS_SERVED
+from detcheck.options import Option
+from detcheck.targets.base import ChatTemplate, Target, Traits
+from detcheck.targets.endpoints import TOGETHER, check_endpoint, poisson_rate
+
+
+class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One or more endpoints of OpenAI-compatible servers; several are compared with each other."""
+
+    factory: ClassVar[str] = "detcheck.engines.openai.engine:OpenAIEngine"
+    waiting: ClassVar[str] = "checking the endpoint …"
+
+    engine: Literal["openai"] = "openai"
+    endpoints: Annotated[
+        tuple[str, ...],
+        Option(
+            "Base URL of an OpenAI-compatible server, such as http://localhost:8000/v1. "
+            "Repeatable: several are compared with each other.",
+            ("--endpoint",),
+            "URL",
+            repeatable=True,
+        ),
+    ] = ()
+    model: Annotated[
+        str | None,
+        Option("Name that the model is served under.", default="the only model that is served"),
+    ] = None
+    arrivals: Annotated[
+        str,
+        Option(
+            "together: all requests of a trial at once. poisson:RATE: open loop, RATE requests a "
+            "second.",
+            (),
+            "together|poisson:RATE",
+        ),
+    ] = TOGETHER
+    chat_template: ChatTemplate = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.endpoints:
+            raise UsageError(
+                "The engine openai needs a server: give `endpoints`, such as "
+                "http://localhost:8000/v1."
+            )
+        for url in self.endpoints:
+            check_endpoint(url)
+        if len({url.rstrip("/") for url in self.endpoints}) != len(self.endpoints):
+            raise UsageError("An endpoint is given twice: list each once.")
+        poisson_rate(self.arrivals)
+
+    @property
+    def traits(self) -> Traits:
+        """See `Target.traits`."""
+        return Traits(
+            repeats_exactly=False,
+            forms_batches=True,
+            lockstep=False,
+            ops_visible=False,
+            computes_here=False,
+            open_loop=poisson_rate(self.arrivals) is not None,
+        )
+
+    @property
+    def placements(self) -> tuple[str, ...]:
+        """`endpoint 1`, `endpoint 2`, … if there are several."""
+        if len(self.endpoints) == 1:
+            return ("",)
+        return tuple(f"endpoint {number}" for number in range(1, len(self.endpoints) + 1))
+
+    @property
+    def usual_kernels(self) -> tuple[str, ...]:
+        """A server's own."""
+        return (AS_SERVED,)
+
+    @property
+    def model_name(self) -> str:
+        """The served name, if one was given."""
+        return self.model or "the served model"
+
+    def check(self, experiment: Experiment) -> None:
+        """See `Target.check`: a server's kernels cannot be chosen."""
+        if experiment.kernels != (AS_SERVED,):
+            raise UsageError(
+                "detcheck cannot change the kernels of a server: leave `kernels` out. To compare "
+                "two settings, start two servers and give both as `endpoints`."
+            )
