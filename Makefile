@@ -31,10 +31,11 @@ servers:  ## Install the real servers of the tests (SERVERS="vllm transformers l
 test-servers: install-dev servers  ## Real servers: vLLM, transformers serve, llama-cpp-python.
 	$(BIN)/python -m pytest -m servers
 
-lint: install-dev  ## ruff (lint, format) and mypy in strict mode.
+lint: install-dev  ## ruff (lint, format), mypy in strict mode, and the site.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy $(filter-out experiments/gpu.py,$(wildcard experiments/*.py))
 
 format: install-dev  ## Let ruff mend what it can.
 	$(BIN)/ruff check --fix .

@@ -27,7 +27,9 @@ from detcheck.analysis import analyse
 from detcheck.completion import Completion, TopTwo
 from detcheck.evidence import ObservedBatch
 from detcheck.experiment import Experiment
+from detcheck.grid import conditions
 from detcheck.rundir import RunWriter, load
+from detcheck.targets import Scripted
 
 MAX_SECONDS = 10.0
 MAX_BYTES = 1e9
@@ -88,15 +90,16 @@ def build(path: Path, completions: int, num_variants: int, num_tokens: int) -> N
     """Write the run: two kernels settings, batches of 100 and 1000, common and rare variants."""
     rng = np.random.default_rng(0)
     variants = make_variants(num_variants, num_tokens, rng)
-    experiment = Experiment(
-        engine="scripted", completions=completions // 2, batch_sizes=(100, 1000)
-    )
+    target = Scripted()
+    experiment = target.settle(Experiment(completions=completions // 2, batch_sizes=(100, 1000)))
     # Every variant once, the others by a heavy-tailed draw: some common, most of them rare.
     draws = rng.zipf(1.3, completions) % num_variants
     draws[rng.permutation(completions)[:num_variants]] = np.arange(num_variants)
     answers = iter(draws.tolist())
-    writer = RunWriter.create(path, experiment, {}, run_id="bench", version="0", created="now")
-    for index, condition in enumerate(experiment.conditions()):
+    writer = RunWriter.create(
+        path, experiment, target, {}, run_id="bench", version="0", created="now"
+    )
+    for index, condition in enumerate(conditions(experiment, target)):
         for trial, size in enumerate(_sizes(condition.completions, condition.batch_size)):
             rows = [(request, variants[next(answers)]) for request in range(size)]
             writer.append_trial(
@@ -120,8 +123,8 @@ def measure(path: Path) -> dict[str, float]:
     loaded = time.perf_counter()
     analysis = analyse(run)
     analysed = time.perf_counter()
-    tables = (run.completions_frame(), run.variants_frame(), analysis.frame())
-    tables += (analysis.variants_frame(), analysis.branchings_frame())
+    tables = [run.completions_frame(), run.variants_frame(), analysis.frame()]
+    tables += [analysis.variants_frame(), analysis.branchings_frame()]
     tabulated = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

@@ -1,22 +1,22 @@
-"""What asking costs: detcheck's client beside other load generators, against an instant server.
+"""How fast detcheck's client is, compared with other load generators on the same server.
 
     python experiments/bench_client.py [--rounds 5] [--in-flight 1000] [--requests 10000] [--json]
         [--guidellm PATH/guidellm] [--vllm-python PATH/python] [--memory 100000]
     python experiments/bench_client.py --server http://localhost:8000 --model smollm2 --tokens 50
         --in-flight 64 --requests 256 [--guidellm …] [--vllm-python …]   # a real server instead
 
-Every client keeps the same number of streamed chat requests in flight against
-`instant_server.py`, in a process of its own. Clients take turns within a round, so that a drift of
-the machine's speed falls on all; what counts are the ratios within a round. detcheck's figure is a
+Every client runs in its own process and keeps the same number of streamed chat requests in flight
+against `instant_server.py`. The clients take turns within a round, so that a change of the
+machine's speed affects all of them; compare the ratios within a round. detcheck's figure covers a
 whole condition of `detcheck.run`: connections, trials, checks of every reply, fingerprints, and
-the commit to disk; the others' are their own reports' (requests a second while measuring).
+writing to disk. The other clients' figures are from their own reports.
 
-`detcheck` asks for log-probabilities and token ids, which the others do not: the server answers
-it as bare as the others (the comparison), and in the row `detcheck, full replies` with both.
-`--memory N` asks N requests more, with full replies, for the peak memory of the whole process.
+detcheck asks for log-probabilities and token ids; the others do not. For the comparison the server
+sends detcheck the same bare replies as the others. The row `detcheck, full replies` includes both.
+`--memory N` sends N further requests, with full replies, and reports the process's peak memory.
 
-A real server under `--server` has work to do for log-probabilities and token ids, which detcheck
-asks for: there every client asks for them, and in the rows `…, bare` the others do not.
+With `--server` a real server is asked instead. Log-probabilities and token ids cost it time, so
+every client asks for them there; the rows `…, bare` show the other clients without them.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ VLLM = (
     "p = argparse.ArgumentParser(); add_cli_args(p); main(p.parse_args())"
 )
 FIELDS = {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}
-"""What detcheck asks a server for."""
+"""Request fields by which detcheck asks a server for log-probabilities and token ids."""
 DETCHECK, FULL = "detcheck", "detcheck, full replies"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of one client."""
+    """The result of one run of one client."""
 
     requests_per_second: float
     completed: int
     peak_mb: float | None = None
-    """Peak resident memory of the client, where it is detcheck."""
+    """Peak resident memory of the client's process; None for other clients than detcheck."""
 
 
 def main() -> None:
@@ -79,23 +79,29 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--in-flight", type=int, default=1000)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--tokens", type=int, default=8, help="of each completion")
-    parser.add_argument("--server", help="root URL of a server that runs, not the instant one")
-    parser.add_argument("--model", default="instant", help="the name that the server serves")
-    parser.add_argument("--guidellm", type=Path, help="the program, from its own environment")
-    parser.add_argument("--vllm-python", type=Path, help="a Python that has vLLM")
-    parser.add_argument("--memory", type=int, default=0, help="requests, such as 100000")
+    parser.add_argument("--tokens", type=int, default=8, help="tokens of each completion")
+    parser.add_argument("--server", help="root URL of a running server, instead of the instant one")
+    parser.add_argument("--model", default="instant", help="name of the served model")
+    parser.add_argument("--guidellm", type=Path, help="guidellm program of another environment")
+    parser.add_argument("--vllm-python", type=Path, help="Python of an environment with vLLM")
+    parser.add_argument(
+        "--memory", type=int, default=0, help="further requests to measure memory, such as 100000"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--ask", help=argparse.SUPPRESS)  # this process is the client
     return parser.parse_args()
 
 
 def chosen(options: argparse.Namespace, bare: str, full: str) -> dict[str, Callable[[], Measured]]:
-    """The clients to compare, each a function that runs it once."""
+    """The clients to compare, by name; each value runs its client once against a root URL.
+
+    `bare` and `full` are root URLs of servers without and with log-probabilities and token ids.
+    """
     clients = {DETCHECK: lambda: detcheck(options, bare, options.requests)}
     if full != bare:
         clients[FULL] = lambda: detcheck(options, full, options.requests)
@@ -113,7 +119,10 @@ def chosen(options: argparse.Namespace, bare: str, full: str) -> dict[str, Calla
 
 @contextmanager
 def servers(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Root URLs of an instant server with bare replies and one with full ones; or of the given."""
+    """Root URLs of two instant servers, with bare and with full replies.
+
+    With `--server`, both are the URL of that server.
+    """
     if options.server:
         yield options.server, options.server
         return
@@ -123,7 +132,7 @@ def servers(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def instant_server(tokens: int, *flags: str) -> Iterator[str]:
-    """The server in a process of its own; gives its root URL."""
+    """Run `instant_server.py` in its own process; the value is its root URL."""
     command = [sys.executable, str(SERVER), "--tokens", str(tokens), *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -147,12 +156,12 @@ def detcheck(options: argparse.Namespace, root: str, requests: int) -> Measured:
 
 
 def ask(options: argparse.Namespace) -> None:
-    """The client's side of `detcheck`: print what was measured."""
+    """Measure `detcheck.run` in this process, and print the result as JSON for the parent."""
     import detcheck
     from detcheck.runner import Listener
 
     class Clock(Listener):
-        """From the start of the condition to its end on disk."""
+        """Times the condition, from its start until it is on disk."""
 
         def condition_started(self, index: int, record: Any) -> None:
             self.started = perf_counter()
@@ -160,9 +169,8 @@ def ask(options: argparse.Namespace) -> None:
         def condition_finished(self, index: int, record: Any) -> None:
             self.elapsed = perf_counter() - self.started
 
+    target = detcheck.Served(model=options.model, endpoints=(f"{options.ask}/v1",))
     experiment = detcheck.Experiment(
-        model=options.model,
-        endpoints=(f"{options.ask}/v1",),
         prompts=(PROMPT,),
         batch_sizes=(options.in_flight,),
         completions=options.requests,
@@ -170,7 +178,7 @@ def ask(options: argparse.Namespace) -> None:
     )
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        run = detcheck.run(experiment, Path(folder) / "run", listener=clock)
+        run = detcheck.run(experiment, target, Path(folder) / "run", listener=clock)
     completed = int((run.completions.variant >= 0).sum())
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(asdict(Measured(completed / clock.elapsed, completed, round(peak_mb, 1)))))
@@ -192,7 +200,7 @@ def vllm(options: argparse.Namespace, root: str, fields: dict[str, Any]) -> Meas
             "dataset-name": "custom",
             "dataset-path": prompts,
             "custom-output-len": options.tokens,
-            # without a tokenizer it would ask for one token
+            # Without a tokenizer it would ask for one token.
             "extra-body": json.dumps({"max_completion_tokens": options.tokens, **fields}),
             "num-prompts": options.requests,
             "max-concurrency": options.in_flight,
@@ -233,7 +241,7 @@ def guidellm(options: argparse.Namespace, root: str, fields: dict[str, Any]) -> 
 
 
 def call(command: list[str], cwd: str | None = None) -> str:
-    """Run a client to its end and return what it printed."""
+    """Run a client until it ends; returns its standard output. Exits if it fails."""
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=LONGEST_S, cwd=cwd
     )
@@ -242,28 +250,31 @@ def call(command: list[str], cwd: str | None = None) -> str:
     return done.stdout
 
 
+def compare(name: str, results: list[Measured], of_detcheck: list[Measured]) -> dict[str, Any]:
+    """One client's row: medians over rounds, and detcheck's rate divided by its rate."""
+    rates = [result.requests_per_second for result in results]
+    ratios = [
+        ours.requests_per_second / rate for ours, rate in zip(of_detcheck, rates, strict=True)
+    ]
+    return {
+        "client": name,
+        "requests_per_second": statistics.median(rates),
+        "detcheck_against_it": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "completed": min(result.completed for result in results),
+        "peak_mb": max((result.peak_mb or 0 for result in results), default=0) or None,
+    }
+
+
 def show(
     rounds: dict[str, list[Measured]],
     memory: Measured | None,
     load_before: float,
     options: argparse.Namespace,
 ) -> None:
-    ours = [one.requests_per_second for one in rounds[DETCHECK]]
-    rows = []
-    for name, measured in rounds.items():
-        theirs = [one.requests_per_second for one in measured]
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        rows.append(
-            {
-                "client": name,
-                "requests_per_second": statistics.median(theirs),
-                "detcheck_against_it": statistics.median(ratios),
-                "ratio_min": min(ratios),
-                "ratio_max": max(ratios),
-                "completed": min(one.completed for one in measured),
-                "peak_mb": max((one.peak_mb or 0 for one in measured), default=0) or None,
-            }
-        )
+    """Print the comparison as a table, or as JSON."""
+    rows = [compare(name, results, rounds[DETCHECK]) for name, results in rounds.items()]
     document = {
         "in_flight": options.in_flight,
         "requests": options.requests,

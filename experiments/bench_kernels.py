@@ -18,8 +18,10 @@ from collections import defaultdict
 from detcheck import environment, models
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.experiment import Experiment
+from detcheck.grid import conditions
 from detcheck.kernels.settings import BATCH_INVARIANT, CORE_FAMILIES, FULLY_INVARIANT, STOCK
-from detcheck.traffic import plan_trials
+from detcheck.targets import InProcess, Target
+from detcheck.traffic import Trial, plan_trials
 
 SETTINGS = (BATCH_INVARIANT, f"{BATCH_INVARIANT}:{'+'.join(CORE_FAMILIES)}", FULLY_INVARIANT)
 
@@ -27,32 +29,36 @@ SETTINGS = (BATCH_INVARIANT, f"{BATCH_INVARIANT}:{'+'.join(CORE_FAMILIES)}", FUL
 def main() -> None:
     options = arguments()
     sizes = tuple(int(size) for size in options.batch_sizes.split(","))
+    target = InProcess(model=options.model, dtype=options.dtype, device=options.device)
     experiment = Experiment(
-        model=options.model,
         kernels=(STOCK, *options.kernels.split(",")),
         batch_sizes=sizes,
         completions=sum(sizes),
         max_new_tokens=options.tokens,
-        dtype=options.dtype,
-        device=options.device,
         traffic=options.traffic,
     )
     loaded = models.load(options.model, dtype=options.dtype, device=options.device)
-    engine = ContinuousEngine(loaded, experiment)
-    rows = [measure(engine, experiment, size, options.rounds) for size in sizes]
+    engine = ContinuousEngine(loaded, experiment, target)
+    trials = first_trials(experiment, target)
+    rows = [measure(engine, trials[size], options.rounds) for size in sizes]
     show(rows, experiment.kernels[1:], as_json=options.json)
 
 
-def measure(
-    engine: ContinuousEngine, experiment: Experiment, batch_size: int, rounds: int
-) -> dict[str, float]:
-    """Median ratio to stock of each setting at one batch size, and stock's tokens a second."""
-    trials = {
-        condition.kernels: plan_trials(experiment, condition)[0]
-        for condition in experiment.conditions()
-        if condition.batch_size == batch_size
-    }
-    settings = experiment.kernels
+def first_trials(experiment: Experiment, target: Target) -> dict[int, dict[str, Trial]]:
+    """The first trial of each condition, by batch size and kernels setting."""
+    trials: dict[int, dict[str, Trial]] = defaultdict(dict)
+    for condition in conditions(experiment, target):
+        trials[condition.batch_size][condition.kernels] = plan_trials(experiment, condition)[0]
+    return trials
+
+
+def measure(engine: ContinuousEngine, trials: dict[str, Trial], rounds: int) -> dict[str, float]:
+    """Time `trials` (by kernels setting, of one batch size) in turn, `rounds` times.
+
+    Returns the batch size, stock's tokens a second, and each setting's median ratio to stock.
+    """
+    settings = tuple(trials)
+    batch_size = trials[STOCK].condition.batch_size
     seconds = defaultdict(list)
     for number in range(rounds):
         turn = number % len(settings)

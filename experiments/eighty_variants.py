@@ -1,11 +1,12 @@
-"""The 80-variants finding: one question, many loads, stock kernels against batch-invariant ones.
+"""The 80-variants finding: one question under many loads, stock and batch-invariant kernels.
 
     python experiments/eighty_variants.py                      # embedded model, this machine
     python experiments/eighty_variants.py Qwen/Qwen3-8B --device cuda --max-new-tokens 1000
 
-The source asked 1000 times and got 80 answers (Qwen3-235B, 1000 tokens; "Defeating Nondeterminism
-in LLM Inference", Thinking Machines Lab, 2025). Writes a run directory and its report under
-`results/eighty_variants/`; `--resume` goes on with one that was interrupted.
+The source sent the same request 1000 times and got 80 different answers (Qwen3-235B, 1000 tokens;
+"Defeating Nondeterminism in LLM Inference", Thinking Machines Lab, 2025). Writes a run directory to
+`results/eighty_variants/` and names the command that makes its report. `--resume` continues a run
+that was interrupted.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from pathlib import Path
 
 import detcheck
 from detcheck.experiment import DEFAULT_PROMPT
+from detcheck.rundir import ConditionRecord
 from detcheck.runner import Listener
 
 RESULTS = Path(__file__).parents[1] / "results" / "eighty_variants"
 
 
 class Progress(Listener):
-    """One line a condition."""
+    """Prints one line for each condition that is done."""
 
-    def condition_finished(self, index, record):
+    def condition_finished(self, index: int, record: ConditionRecord) -> None:
+        """See `Listener.condition_finished`."""
         print(
             f"{record.condition_id}: {record.completed} completions, "
             f"{record.tokens_per_second or 0:.0f} tokens/s",
@@ -36,17 +39,15 @@ def main() -> None:
     if options.resume:
         run = detcheck.resume(options.out, listener=Progress())
     else:
+        target = detcheck.InProcess(model=options.model, dtype=options.dtype, device=options.device)
         experiment = detcheck.Experiment(
-            model=options.model,
             prompts=(options.prompt,),
             completions=options.completions,
             batch_sizes=tuple(int(size) for size in options.batch_sizes.split(",")),
             max_new_tokens=options.max_new_tokens,
-            dtype=options.dtype,
-            device=options.device,
             kernels=tuple(options.kernels.split(",")),
         )
-        run = detcheck.run(experiment, options.out, listener=Progress())
+        run = detcheck.run(experiment, target, options.out, listener=Progress())
     for group in detcheck.analyse(run).groups:
         cost = f", {group.relative_cost:.2f} times the stock time" if group.relative_cost else ""
         print(
@@ -57,6 +58,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="hub id or folder (default: embedded)")
     parser.add_argument("--prompt", default=DEFAULT_PROMPT)
@@ -67,7 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     return parser.parse_args()
 
 

@@ -1,9 +1,9 @@
-"""A server that answers at once: one canned reply, a raw protocol, no parsing beyond framing.
+"""A server for measuring clients: every request gets the same prepared reply, at once.
 
     python experiments/instant_server.py [--port N] [--tokens 8]
 
-What is measured against it is the client alone. It streams the same few tokens to everybody; with
-log-probabilities and token ids where the request asks for them and `--bare` is not given.
+The server does almost no work, so that the time is the client's. It streams a few tokens, with
+log-probabilities and token ids if the request asks for them and `--bare` is not given.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 async def serve(port: int, replies: Replies) -> None:
-    """Serve for ever; the port is printed once it is open."""
+    """Print the port once it is open, then serve until the process is ended."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Instant(replies), "127.0.0.1", port, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -36,7 +36,7 @@ async def serve(port: int, replies: Replies) -> None:
 
 
 class Replies:
-    """The canned replies, each a whole HTTP response."""
+    """The prepared replies, each a complete HTTP response."""
 
     def __init__(self, tokens: int, *, bare: bool):
         self.models = _plain(json.dumps(MODELS).encode())
@@ -46,7 +46,7 @@ class Replies:
         self.chat_full = self.chat if bare else _stream(_chunks(tokens, full=True))
 
     def to(self, head: bytes, body: bytes) -> bytes:
-        """The reply to one request."""
+        """The reply to a request with these header bytes and this body."""
         if head.startswith(b"POST"):
             return self.chat_full if b'"logprobs":true' in body else self.chat
         if b"/models" in head[:64]:
@@ -55,7 +55,7 @@ class Replies:
 
 
 class Instant(asyncio.Protocol):
-    """One connection, kept open."""
+    """One connection; it stays open for further requests."""
 
     def __init__(self, replies: Replies):
         self._reply: Callable[[bytes, bytes], bytes] = replies.to

@@ -1,11 +1,11 @@
-"""Are the servers that people run deterministic, and did the load really reach them?
+"""Do real inference servers give the same answer under load, and did they really form batches?
 
     make servers && python experiments/serving_engines.py            # all four, about 15 minutes
     python experiments/serving_engines.py vllm llama                 # some of them
 
-Starts each real server with the embedded model on this machine and asks it through the command
-line; vLLM's offline engine with one rank and with three. Writes `results/serving_engines/`
-(table.md, results.json); the runs themselves stay under `results/runs/serving_engines/`.
+Starts each server with the embedded model on this machine and measures it with `detcheck run`.
+vLLM's offline engine is measured with one rank and with three. Writes `table.md` and
+`results.json` to `results/serving_engines/`; the runs stay under `results/runs/serving_engines/`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from detcheck.analysis.results import Group
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from servers.launch import launch, python  # noqa: E402
+from servers.launch import launch, python  # type: ignore[import-not-found]  # noqa: E402
 
 RESULTS = ROOT / "results" / "serving_engines"
 RUNS = ROOT / "results" / "runs" / "serving_engines"
@@ -35,14 +35,16 @@ LIGHTHOUSE = "Write a short story about a lighthouse keeper."
 
 @dataclass(frozen=True)
 class Subject:
-    """What is asked, and how."""
+    """One server or engine, and the options of `detcheck run` that measure it."""
 
     title: str
     kind: str
-    """Environment and server of `tests/servers`."""
+    """Name of its environment and server in `tests/servers/launch.py`."""
     options: tuple[str, ...]
     in_process: bool = False
+    """If true, detcheck runs in the server's environment and starts no server."""
     package: str = ""
+    """Name of its Python distribution, for its version."""
 
 
 SUBJECTS = {
@@ -79,7 +81,7 @@ SUBJECTS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one subject."""
+    """The result of one subject."""
 
     subject: str
     version: str
@@ -89,7 +91,7 @@ class Row:
     distinct: int
     most_common: int
     first_divergence: int | None
-    """Token, or character where the server gives no tokens."""
+    """0-based token index; a character index if the server gives no tokens."""
     flips: dict[str, int]
     by_condition: dict[str, int]
     """Distinct answers of each condition."""
@@ -98,13 +100,13 @@ class Row:
     verdict: str
     reasons: list[str]
     checks: list[str]
-    """What the endpoint's own check found before the experiment."""
+    """The checks of the endpoint before the experiment, a sentence each."""
     environment: dict[str, object]
 
 
 def main() -> None:
     names = arguments().subject or list(SUBJECTS)
-    rows = _kept()
+    rows = _earlier_rows()
     for name in names:
         rows[name] = asdict(measure(name, SUBJECTS[name]))
         _write({each: rows[each] for each in SUBJECTS if each in rows})
@@ -112,11 +114,11 @@ def main() -> None:
 
 
 def measure(name: str, subject: Subject) -> Row:
-    """Run one subject and judge it."""
+    """Measure one subject with `detcheck run`, judge it with `detcheck gate`."""
     folder = RUNS / name
     shutil.rmtree(folder, ignore_errors=True)
     options = (*subject.options, "-p", LIGHTHOUSE)
-    with _where(subject) as (interpreter, target):
+    with _serving(subject) as (interpreter, target):
         _program(interpreter, "run", *target, *options, "-o", str(folder), codes=(0,))
     judged = json.loads(_program(sys.executable, "gate", str(folder), "--json", codes=(0, 1, 3)))
     run = detcheck.load(folder)
@@ -146,8 +148,11 @@ def measure(name: str, subject: Subject) -> Row:
 
 
 @contextmanager
-def _where(subject: Subject) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(interpreter, what to ask) of a subject, its server running."""
+def _serving(subject: Subject) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Start the subject's server, if it is one.
+
+    The value is the Python that runs detcheck, and the arguments that name the target.
+    """
     if subject.in_process:
         yield str(python(subject.kind)), ()
         return
@@ -156,6 +161,7 @@ def _where(subject: Subject) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _program(interpreter: str, *args: str, codes: tuple[int, ...]) -> str:
+    """Standard output of `detcheck ARGS`; exits if its exit code is not among `codes`."""
     done = subprocess.run(
         [interpreter, *PROGRAM, *args], stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT
     )
@@ -180,18 +186,19 @@ def _sentence(reason: object) -> str:
     return str(reason["sentence"] if isinstance(reason, dict) else reason)
 
 
-def _kept() -> dict[str, dict[str, object]]:
+def _earlier_rows() -> dict[str, dict[str, object]]:
+    """The rows of subjects that were measured before; empty if there are none."""
     path = RESULTS / "results.json"
     if not path.is_file():
         return {}
-    kept: dict[str, dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
-    return kept
+    rows: dict[str, dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
 
 
 def _write(rows: dict[str, dict[str, object]]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    head = "| server | asked for | distinct of | parts at | why | evidence of load | verdict |"
+    head = "| server | options | distinct | first divergence | flips | evidence of load | verdict |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows.values()]
     (RESULTS / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -200,20 +207,21 @@ def _write(rows: dict[str, dict[str, object]]) -> None:
 def _cells(row: dict[str, object]) -> list[str]:
     flips = row["flips"]
     assert isinstance(flips, dict)
-    why = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in flips.items())
-    parts = "–" if row["first_divergence"] is None else str(row["first_divergence"])
+    counts = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in flips.items())
+    divergence = "–" if row["first_divergence"] is None else str(row["first_divergence"])
     return [
         f"{row['subject']} {row['version']}",
         f"`{row['options']}`",
         f"{row['distinct']} of {row['completions']}",
-        parts,
-        why or "–",
+        divergence,
+        counts or "–",
         str(row["evidence"]),
         f"**{row['verdict']}**",
     ]
 
 
 def arguments() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("subject", nargs="*", choices=[*SUBJECTS, []], help="default: all")
     return parser.parse_args()

@@ -36,20 +36,20 @@ def engine_for(
     orjson_or_json()
     from detcheck.engines.continuous import ContinuousEngine
     from detcheck.experiment import Experiment
+    from detcheck.grid import conditions
+    from detcheck.targets import InProcess
     from detcheck.traffic import plan_trials
 
     experiment = Experiment(
-        model=loaded.name,
         prompts=(prompt,),
         kernels=(kernels,),
         batch_sizes=sizes,
         completions=completions,
         max_new_tokens=TOKENS,
-        device="cuda",
     )
-    conditions = sorted(experiment.conditions(), key=lambda condition: condition.batch_size)
-    trials = [plan_trials(experiment, condition)[0] for condition in conditions]
-    return ContinuousEngine(loaded, experiment), trials
+    target = InProcess(model=loaded.name, device="cuda")
+    trials = [plan_trials(experiment, condition)[0] for condition in conditions(experiment, target)]
+    return ContinuousEngine(loaded, experiment, target), trials
 
 
 def orjson_or_json() -> None:

@@ -1,7 +1,8 @@
 """Real inference servers with the embedded model: started, waited for, and stopped for sure.
 
     with launch("vllm") as server:
-        detcheck.run(detcheck.Experiment(endpoints=(server.endpoint,), model=server.model, ...))
+        target = detcheck.Served(endpoints=(server.endpoint,), model=server.model)
+        detcheck.run(detcheck.Experiment(...), target, out)
 
 `python -m tests.servers.launch vllm` starts one by hand, until Ctrl-C.
 """
