@@ -136,6 +136,7 @@ def measure(path: Path) -> dict[str, float]:
         "table_rows": sum(map(len, tables)),
         "analyse_s": analysed - loaded,
         "tables_s": tabulated - analysed,
+        "cpu_s": time.process_time(),
         "peak_bytes": peak * (1 if sys.platform == "darwin" else 1024),
     }
 

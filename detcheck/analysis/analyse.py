@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from detcheck.analysis.batches import (
-    StockRecords,
+    Counted,
     batch_size_row,
     evidence,
     prefix_cache,
     relative_cost,
-    stock_records,
     tokens_per_second,
 )
-from detcheck.analysis.divergence import comparable, divergences, first_difference, units
+from detcheck.analysis.load_records import sum_known
 from detcheck.analysis.noise import Noise, noise_sample, pooled
 from detcheck.analysis.results import (
     FLIP_KINDS,
@@ -23,32 +22,20 @@ from detcheck.analysis.results import (
     BatchSizeRow,
     Branching,
     Group,
-    VariantCount,
 )
+from detcheck.analysis.seeds import SeedCells, group_variants, seed_cells, seed_split, tree_of
 from detcheck.analysis.statistics import agreement, group_statistics, total_agreement_rate
-from detcheck.analysis.tree import PrefixTree
-from detcheck.analysis.variants import (
-    IntArray,
-    Rows,
-    Tally,
-    by_one_identity,
-    pick_reference,
-    place_and_size,
-    rank,
-    rows_by_condition,
-    tally,
-    variant_counts,
-)
+from detcheck.analysis.variants import IntArray, by_one_identity, place_and_size
 from detcheck.kernels.settings import STOCK
 from detcheck.rundir import Run
 
 
 def analyse(run: Run) -> Analysis:
     """Analyse a loaded run, finished or not. Reads nothing but `run`."""
-    run = by_one_identity(run)
-    counted = _Counted(tally(run), rows_by_condition(run), stock_records(run))
-    cells = _cells(run)
-    noise = _noise(run, cells, counted.rows)
+    run = by_one_identity(_without_unrelated_gaps(run))
+    counted = Counted.of(run)
+    cells = _cells(run, counted)
+    noise = _noise(run, cells, counted)
     groups = tuple(_group(run, cell, counted, noise[cell.kernels]) for cell in cells)
     return Analysis(
         run=run,
@@ -58,13 +45,16 @@ def analyse(run: Run) -> Analysis:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Counted:
-    """A run's completion table, gone through once for all groups."""
+def _without_unrelated_gaps(run: Run) -> Run:
+    """The run without the gaps of its variants if they are not of what chose the tokens.
 
-    pairs: Tally
-    rows: Rows
-    stock: StockRecords
+    Above temperature 0 a server draws each token, but its log-probabilities are those from before
+    the draw: their gap explains no flip.
+    """
+    if run.experiment.temperature == 0 or run.traits.computes_here:
+        return run
+    variants = tuple(replace(variant, gaps=None) for variant in run.variants)
+    return replace(run, variants=variants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,40 +63,49 @@ class _Cell:
 
     prompt_index: int
     kernels: str
-    conditions: list[int]
+    conditions: Sequence[int]
     """Indices of its conditions, ascending."""
+    seeds: tuple[SeedCells, ...]
+
+    @property
+    def references(self) -> Mapping[int, int | None]:
+        """Index of the reference variant of each seed; None if nothing came back."""
+        return {cells.seed: cells.reference for cells in self.seeds}
 
 
-def _cells(run: Run) -> list[_Cell]:
+def _cells(run: Run, counted: Counted) -> list[_Cell]:
     """In the order of the groups: prompts in order, stock before the other kernels."""
     conditions: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     for index, record in enumerate(run.conditions):
         conditions[record.prompt_index, record.kernels].append(index)
     return [
-        _Cell(prompt_index, kernels, conditions[prompt_index, kernels])
+        _Cell(prompt_index, kernels, indices, seed_cells(run, indices, counted))
         for prompt_index in range(len(run.experiment.prompts))
         for kernels in sorted(run.experiment.kernels, key=lambda kernels: kernels != STOCK)
+        if (indices := conditions[prompt_index, kernels])
     ]
 
 
-def _noise(run: Run, cells: Sequence[_Cell], rows: Rows) -> Mapping[str, Noise]:
-    """The noise of each kernels setting, over all its prompts and conditions."""
+def _noise(run: Run, cells: Sequence[_Cell], counted: Counted) -> Mapping[str, Noise]:
+    """The noise of each kernels setting, over all its prompts, seeds and conditions."""
     return {
         kernels: pooled(
-            noise_sample(run, rows.of(cell.conditions)) for cell in cells if cell.kernels == kernels
+            noise_sample(run, counted.rows.of(seed.conditions))
+            for cell in cells
+            if cell.kernels == kernels
+            for seed in cell.seeds
         )
         for kernels in run.experiment.kernels
     }
 
 
-def _group(run: Run, cell: _Cell, counted: _Counted, noise: Noise) -> Group:
+def _group(run: Run, cell: _Cell, counted: Counted, noise: Noise) -> Group:
     """Everything about one prompt and kernels setting."""
     records = [run.conditions[index] for index in cell.conditions]
     pairs = counted.pairs.of(cell.conditions)
-    reference = pick_reference(run, pairs)
-    variants = () if reference is None else _variants(run, pairs, reference)
-    tree = _tree(variants)
-    branchings = () if tree is None else tree.branchings(noise.gap)
+    splits = tuple(seed_split(run, cells, counted, noise.gap) for cells in cell.seeds)
+    variants = group_variants(run, pairs, cell.seeds, splits)
+    branchings = tuple(branching for split in splits for branching in split.branchings)
     return Group(
         prompt_index=cell.prompt_index,
         prompt=run.experiment.prompts[cell.prompt_index],
@@ -115,15 +114,20 @@ def _group(run: Run, cell: _Cell, counted: _Counted, noise: Noise) -> Group:
         completions=int(pairs.count.sum()),
         failed=sum(record.failed for record in records),
         variants=variants,
-        divergences=divergences(variants, noise.gap) if variants else (),
+        divergences=tuple(divergence for split in splits for divergence in split.divergences),
         branchings=branchings,
         flips=_by_kind(branchings),
         noise=noise.gap,
         noise_positions=noise.positions,
-        logprobs_differ=_logprobs_differ(run, counted.rows.of(cell.conditions), reference),
-        tree=None if tree is None else tree.root(),
-        by_batch_size=_by_batch_size(run, cell.conditions, pairs, counted, reference),
-        statistics=group_statistics(run, cell.conditions, counted.rows, reference),
+        logprobs_differ=sum_known(
+            _logprobs_differ(run, counted.rows.of(seed.conditions), seed.reference)
+            for seed in cell.seeds
+        ),
+        tree=tree_of(variants).root() if variants else None,
+        by_batch_size=_by_batch_size(run, cell, counted),
+        by_condition=_rows(run, cell, counted, ([index] for index in cell.conditions)),
+        by_seed=splits,
+        statistics=group_statistics(run, cell.seeds, counted.rows),
         evidence=evidence(records, open_loop=run.traits.open_loop),
         tokens_per_second=tokens_per_second(records),
         relative_cost=relative_cost(records, counted.stock),
@@ -131,45 +135,25 @@ def _group(run: Run, cell: _Cell, counted: _Counted, noise: Noise) -> Group:
     )
 
 
-def _variants(run: Run, pairs: Tally, reference: int) -> tuple[VariantCount, ...]:
-    """The variants of a group, most common first, with where each leaves the reference."""
-    indices = rank(pairs)[0].tolist()
-    compared = comparable([run.variants[index] for index in indices])
-    base = units(compared[indices.index(reference)])
-    positions = {
-        index: first_difference(base, units(variant))
-        for index, variant in zip(indices, compared, strict=True)
-    }
-    return variant_counts(run, pairs, reference, positions)
-
-
-def _tree(variants: Sequence[VariantCount]) -> PrefixTree | None:
-    if not variants:
-        return None
-    return PrefixTree([v.variant for v in variants], [v.count for v in variants])
-
-
 def _by_kind(branchings: Sequence[Branching]) -> dict[str, int]:
     kinds = Counter(branching.flip.kind for branching in branchings)
     return {kind: kinds[kind] for kind in FLIP_KINDS}
 
 
-def _by_batch_size(
-    run: Run, conditions: Sequence[int], pairs: Tally, counted: _Counted, reference: int | None
+def _by_batch_size(run: Run, cell: _Cell, counted: Counted) -> tuple[BatchSizeRow, ...]:
+    """One row per place and batch size, over all seeds."""
+    alike: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for index in cell.conditions:
+        alike[place_and_size(run, index)].append(index)
+    return _rows(run, cell, counted, alike.values())
+
+
+def _rows(
+    run: Run, cell: _Cell, counted: Counted, alike: Iterable[Sequence[int]]
 ) -> tuple[BatchSizeRow, ...]:
-    """One row a condition, place by place, smallest batch first."""
-    ordered = sorted(conditions, key=lambda index: place_and_size(run, index))
-    return tuple(
-        batch_size_row(
-            run,
-            index,
-            pairs,
-            counted.rows.of([index]),
-            reference=reference,
-            stock=counted.stock,
-        )
-        for index in ordered
-    )
+    """One row for each set of conditions, place by place, smallest batch first."""
+    ordered = sorted(alike, key=lambda indices: place_and_size(run, indices[0]))
+    return tuple(batch_size_row(run, indices, counted, cell.references) for indices in ordered)
 
 
 def _logprobs_differ(run: Run, rows: IntArray, reference: int | None) -> int | None:

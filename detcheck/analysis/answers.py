@@ -11,7 +11,8 @@ For each kernels setting, over its prompts (the items of an evaluation):
 - Div_Index: the first position at which two responses differ, averaged over the items that diverge.
 
 A completion whose answer could not be parsed counts as an answer of its own: an item of which some
-completions parse and others do not has flipped.
+completions parse and others do not has flipped. With several seeds, answers are compared within a
+seed: another seed is another wanted sample.
 """
 
 from __future__ import annotations
@@ -52,17 +53,19 @@ class AnsweredItem:
     """The right answer, parsed as well; None if it is not known."""
     answers: tuple[AnswerCount, ...]
     """Most common first; empty if no completion came back."""
-    raw_distinct: int
-    """Distinct completions, unparsed."""
+    distinct_within_seed: int
+    """Most parsed answers to one seed; 0 if no completion came back."""
+    raw_distinct_within_seed: int
+    """Most distinct completions of one seed, unparsed."""
     div_index: int | None
-    """First position at which two completions differ; None if all are equal."""
+    """First position at which two completions of a seed differ; None if all are equal."""
     correct_share: Mapping[int, float]
     """Share of right answers by batch size, of those that answered; empty without `expected`."""
 
     @property
     def flips(self) -> bool:
-        """Whether the parsed answer changed."""
-        return len(self.answers) > 1
+        """Whether the parsed answer to one seed changed."""
+        return self.distinct_within_seed > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +189,14 @@ def _item(
     by_size: dict[int, Counter[str | None]] = {}
     for batch_size, fingerprint, count in _counts(analysis, group, pairs):
         by_size.setdefault(batch_size, Counter())[parsed[fingerprint]] += count
+    of_seeds = [{parsed[v.variant.fingerprint] for v in split.variants} for split in group.by_seed]
     return AnsweredItem(
         prompt_index=group.prompt_index,
         prompt=group.prompt,
         expected=expected,
         answers=_answer_counts(group, parsed, by_size),
-        raw_distinct=group.distinct,
+        distinct_within_seed=max(map(len, of_seeds), default=0),
+        raw_distinct_within_seed=group.distinct_within_seed,
         div_index=group.first_divergence,
         correct_share={}
         if expected is None
@@ -247,7 +252,7 @@ def _stability(kernels: str, items: Sequence[AnsweredItem]) -> AnswerStability:
         completions=sum(count.completions for item in items for count in item.answers),
         unparsed=sum(count.completions for count in missing),
         unparsed_examples=tuple(count.example for count in missing[:MAX_EXAMPLES]),
-        raw_agreement=_share(sum(item.raw_distinct == 1 for item in items), len(items)),
+        raw_agreement=_share(sum(item.raw_distinct_within_seed == 1 for item in items), len(items)),
         parsed_agreement=_share(len(items) - flipped, len(items)),
         flip_interval=exact_interval(flipped, len(items)) if items else None,
         by_load=by_load,

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from detcheck.analysis.results import BatchEvidence, BatchSizeRow, PrefixCache
-from detcheck.analysis.variants import IntArray, Rows, Tally
+from detcheck.analysis.load_records import BatchEvidence, BatchSizeRow, PrefixCache, sum_known
+from detcheck.analysis.variants import (
+    IntArray,
+    Rows,
+    Tally,
+    rank,
+    rows_by_condition,
+    tally,
+)
 from detcheck.evidence import FORWARD_PASSES, SERVER_COUNTERS, STREAMED_TOKENS
 from detcheck.kernels.settings import AS_SERVED, STOCK
 from detcheck.rundir import ConditionRecord, Run
 
-StockRecords = dict[tuple[int, int, str], ConditionRecord]
-"""(prompt index, batch size, placement) -> the condition under stock kernels."""
+StockRecords = dict[tuple[int, int, str, int], ConditionRecord]
+"""(prompt index, batch size, placement, seed) -> the condition under stock kernels."""
 SERVER_SHARE = 0.75
 """Share of a batch that must be seen if a server forms it: its counters are read only now and then,
 and requests that are sent together are taken in one after the other."""
@@ -27,73 +36,122 @@ WITNESS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A run's completion table, gone through once for all groups."""
+
+    pairs: Tally
+    rows: Rows
+    stock: StockRecords
+
+    @classmethod
+    def of(cls, run: Run) -> Counted:
+        """Count the completions of `run`."""
+        stock = {_cost_key(record): record for record in run.conditions if record.kernels == STOCK}
+        return cls(tally(run), rows_by_condition(run), stock)
+
+
+def _cost_key(record: ConditionRecord) -> tuple[int, int, str, int]:
+    """What must agree for costs to be compared."""
+    return record.prompt_index, record.batch_size, record.placement, record.seed
+
+
 def batch_size_row(
     run: Run,
-    condition: int,
-    pairs: Tally,
-    rows: IntArray,
-    *,
-    reference: int | None,
-    stock: StockRecords,
+    conditions: Sequence[int],
+    counted: Counted,
+    references: Mapping[int, int | None],
 ) -> BatchSizeRow:
-    """Sum up one condition; `pairs` are those of its group, `rows` its own completions."""
-    record = run.conditions[condition]
-    here = pairs.of([condition])
-    same = int(here.count[here.variant == reference].sum()) if reference is not None else 0
+    """Sum up conditions that differ in their seed only.
+
+    `references` has the index of each seed's reference variant; None if nothing came back.
+    """
+    records = [run.conditions[index] for index in conditions]
+    parts = [counted.pairs.of([index]) for index in conditions]
+    rows = counted.rows.of(conditions)
+    per_variant = rank(counted.pairs.of(conditions))[1]
+    completions = int(per_variant.sum())
     return BatchSizeRow(
-        placement=record.placement,
-        batch_size=record.batch_size,
-        asked=record.asked,
-        completions=int(here.count.sum()),
-        failed=record.failed,
-        distinct=len(here.variant),
-        most_common=int(here.count.max(initial=0)),
-        differ_from_reference=int(here.count.sum()) - same,
-        observed_rows_max=record.rows_max,
-        observed_rows_mean=_rows_mean(run, rows) if record.rows_mean is None else record.rows_mean,
-        tokens_per_second=record.tokens_per_second,
-        relative_cost=relative_cost([record], stock),
-        exact_repeats_differ=_exact_repeats(run, record, rows),
-        failures=dict(record.failures),
-        retries=record.retries,
+        placement=records[0].placement,
+        batch_size=records[0].batch_size,
+        asked=sum(record.asked for record in records),
+        completions=completions,
+        failed=sum(record.failed for record in records),
+        distinct=len(per_variant),
+        distinct_within_seed=max(len(part.variant) for part in parts),
+        most_common=int(per_variant.max(initial=0)),
+        differ_from_reference=completions
+        - sum(
+            int(part.count[part.variant == references[record.seed]].sum())
+            for part, record in zip(parts, records, strict=True)
+        ),
+        observed_rows_max=max(record.rows_max for record in records),
+        observed_rows_mean=_rows_mean(run, records, rows),
+        tokens_per_second=tokens_per_second(records),
+        relative_cost=relative_cost(records, counted.stock),
+        exact_repeats_differ=_exact_repeats(run, conditions, counted.rows),
+        repeats_differ=sum_known(
+            repeats_differ(run, counted.rows.of([index])) for index in conditions
+        ),
+        failures=_failures(records),
+        retries=sum(record.retries for record in records),
+        seed=records[0].seed if len(records) == 1 else None,
     )
 
 
-def _rows_mean(run: Run, rows: IntArray) -> float | None:
-    """Mean requests a forward pass over the completions whose batches were observed."""
+def _failures(records: Sequence[ConditionRecord]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record.failures)
+    return dict(total)
+
+
+def _rows_mean(run: Run, records: Sequence[ConditionRecord], rows: IntArray) -> float | None:
+    """Mean requests a forward pass; over completions if no condition tells it as a whole."""
+    means = [record.rows_mean for record in records if record.rows_mean is not None]
+    if means:
+        return sum(means) / len(means)
     observed = rows[run.completions.rows_max[rows] > 0]
     return float(run.completions.rows_mean[observed].mean()) if len(observed) else None
 
 
-def _exact_repeats(run: Run, record: ConditionRecord, rows: IntArray) -> int | None:
+def _exact_repeats(run: Run, conditions: Sequence[int], rows: Rows) -> int | None:
     """Completions that differ in an exact repeat; None if a server formed the batches.
 
     No two batches that a server forms need to be alike.
     """
-    if not run.traits.repeats_exactly and record.batch_size > 1:
-        return None
-    return exact_repeats_differ(run, rows)
+    exact = [
+        index
+        for index in conditions
+        if run.traits.repeats_exactly or run.conditions[index].batch_size == 1
+    ]
+    return sum_known(repeats_differ(run, rows.of([index]), by_bits=True) for index in exact)
 
 
-def exact_repeats_differ(run: Run, rows: IntArray) -> int | None:
-    """Requests of trial 1 whose answer differs from the answer of trial 0, which it repeats.
+def repeats_differ(run: Run, rows: IntArray, *, by_bits: bool = False) -> int | None:
+    """Completions that repeat a request of trial 0 and whose answer differs from its.
 
-    Answers differ by fingerprint, or by log-probability digest if both have one. None if no request
-    was answered in both trials.
+    The first `repeat_trial` trials send the same requests. Answers differ by fingerprint; with
+    `by_bits` also by log-probability digest if both have one. None if no request was answered both
+    in trial 0 and in a repeat. `rows` are the completions of one condition.
     """
     table = run.completions
     answered = rows[table.variant[rows] >= 0]
-    first, second = (answered[table.trial[answered] == trial] for trial in (0, 1))
-    _, in_first, in_second = np.intersect1d(
-        table.request[first], table.request[second], return_indices=True
-    )
-    a, b = first[in_first], second[in_second]
+    trial = table.trial[answered]
+    first = answered[trial == 0]
+    repeats = answered[(trial > 0) & (trial < run.experiment.repeat_trial)]
+    order = np.argsort(table.request[first])
+    first = first[order]
+    at = np.searchsorted(table.request[first], table.request[repeats])
+    found = at < len(first)
+    found[found] = table.request[first[at[found]]] == table.request[repeats[found]]
+    a, b = first[at[found]], repeats[found]
     if not len(a):
         return None
-    digests = (table.digest[a] >= 0) & (table.digest[b] >= 0)
-    differ = (table.variant[a] != table.variant[b]) | (
-        digests & (table.digest[a] != table.digest[b])
-    )
+    differ = table.variant[a] != table.variant[b]
+    if by_bits:
+        digests = (table.digest[a] >= 0) & (table.digest[b] >= 0)
+        differ |= digests & (table.digest[a] != table.digest[b])
     return int(differ.sum())
 
 
@@ -179,15 +237,6 @@ def tokens_per_second(records: Sequence[ConditionRecord]) -> float | None:
     return sum(record.generated_tokens for record in records) / elapsed if elapsed > 0 else None
 
 
-def stock_records(run: Run) -> StockRecords:
-    """The conditions under stock kernels, by what must agree for costs to be compared."""
-    return {
-        (record.prompt_index, record.batch_size, record.placement): record
-        for record in run.conditions
-        if record.kernels == STOCK
-    }
-
-
 def relative_cost(records: Sequence[ConditionRecord], stock: StockRecords) -> float | None:
     """Time a token as a multiple of stock's, over the batch sizes that were timed under both.
 
@@ -197,8 +246,7 @@ def relative_cost(records: Sequence[ConditionRecord], stock: StockRecords) -> fl
         (record, other)
         for record in records
         if record.kernels != STOCK
-        and (other := stock.get((record.prompt_index, record.batch_size, record.placement)))
-        is not None
+        and (other := stock.get(_cost_key(record))) is not None
         and _timed(record)
         and _timed(other)
     ]

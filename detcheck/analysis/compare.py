@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from detcheck.analysis.common_answers import Answers, common_answers, common_limit
@@ -193,28 +193,65 @@ def _group_pairs(
     ours, theirs = groups_of(left, prompt), groups_of(right, prompt)
     shared = [kernels for kernels in ours if kernels in theirs]
     names = [(name, name) for name in shared] or [(a, b) for a in ours for b in theirs]
+    seeds = _common_seeds(left.run, right.run)
     for ours_name, theirs_name in names:
-        yield _pair(prompt, ours[ours_name], theirs[theirs_name], answers)
+        yield _pair(prompt, ours[ours_name], theirs[theirs_name], answers, seeds)
 
 
-def _pair(prompt: str, left: Group, right: Group, answers: tuple[Answers, Answers]) -> GroupPair:
-    ours, theirs = (_counts(group, of) for group, of in zip((left, right), answers, strict=True))
-    divergence = None
-    if left.reference is not None and right.reference is not None:
-        divergence = parting(
-            answers[0][left.reference.variant.fingerprint],
-            answers[1][right.reference.variant.fingerprint],
-        )
-    return GroupPair(
-        prompt, left, right, len(ours.keys() & theirs.keys()), _agreement(ours, theirs), divergence
+def _common_seeds(left: Run, right: Run) -> Collection[int]:
+    """Seeds within which answers are compared; empty if seeds play no part.
+
+    At temperature 0 a seed changes nothing, and runs without a common seed can only be compared as
+    a whole.
+    """
+    if 0 in (left.experiment.temperature, right.experiment.temperature):
+        return ()
+    return [seed for seed in left.experiment.seeds if seed in right.experiment.seeds]
+
+
+def _pair(
+    prompt: str,
+    left: Group,
+    right: Group,
+    answers: tuple[Answers, Answers],
+    seeds: Collection[int],
+) -> GroupPair:
+    ours, theirs = (
+        _counts(group, of, seeds) for group, of in zip((left, right), answers, strict=True)
     )
+    shared = {name for _, name in ours} & {name for _, name in theirs}
+    divergence = next(_divergences(left, right, answers, seeds), None)
+    return GroupPair(prompt, left, right, len(shared), _agreement(ours, theirs), divergence)
 
 
-def _counts(group: Group, answers: Answers) -> Counter[str]:
-    """Completions of a group by the fingerprint of the answer as compared."""
-    counts: Counter[str] = Counter()
-    for counted in group.variants:
-        counts[answers[counted.variant.fingerprint].fingerprint] += counted.count
+def _divergences(
+    left: Group, right: Group, answers: tuple[Answers, Answers], seeds: Collection[int]
+) -> Iterator[PromptDivergence]:
+    """Where the references diverge, seed by seed."""
+    sides = [(left.reference, right.reference)]
+    if seeds:
+        ours, theirs = ({s.seed: s.reference for s in group.by_seed} for group in (left, right))
+        sides = [(ours[seed], theirs[seed]) for seed in seeds]
+    for a, b in sides:
+        if a is not None and b is not None:
+            found = parting(answers[0][a.variant.fingerprint], answers[1][b.variant.fingerprint])
+            if found is not None:
+                yield found
+
+
+SeedCounts = Counter[tuple[int | None, str]]
+"""Completions by (seed, fingerprint of the answer as compared); the seed is None if it plays no
+part."""
+
+
+def _counts(group: Group, answers: Answers, seeds: Collection[int]) -> SeedCounts:
+    """The completions of a group that answer one of `seeds`; all if `seeds` is empty."""
+    counts: SeedCounts = Counter()
+    for split in group.by_seed:
+        if not seeds or split.seed in seeds:
+            for counted in split.variants:
+                name = answers[counted.variant.fingerprint].fingerprint
+                counts[split.seed if seeds else None, name] += counted.count
     return counts
 
 
@@ -225,9 +262,10 @@ _CellKey = tuple[str, str, int, str]
 def _condition_pairs(
     left: Run, right: Run, answers: Mapping[str, tuple[Answers, Answers]]
 ) -> Iterator[ConditionPair]:
-    """The conditions that both runs have."""
-    ours = _counts_by_condition(left, {prompt: of for prompt, (of, _) in answers.items()})
-    theirs = _counts_by_condition(right, {prompt: of for prompt, (_, of) in answers.items()})
+    """The conditions that both runs have, seeds taken together."""
+    seeds = _common_seeds(left, right)
+    ours = _by_condition(left, {prompt: of for prompt, (of, _) in answers.items()}, seeds)
+    theirs = _by_condition(right, {prompt: of for prompt, (_, of) in answers.items()}, seeds)
     for key, counts in ours.items():
         other = theirs.get(key)
         if other is not None:
@@ -236,26 +274,35 @@ def _condition_pairs(
             yield ConditionPair(prompt, kernels, batch_size, agreement, placement)
 
 
-def _counts_by_condition(run: Run, answers: Mapping[str, Answers]) -> dict[_CellKey, Counter[str]]:
-    """Completions of each condition whose prompt is in `answers`, by the answer as compared."""
+def _by_condition(
+    run: Run, answers: Mapping[str, Answers], seeds: Collection[int]
+) -> dict[_CellKey, SeedCounts]:
+    """The completions of each condition whose prompt is in `answers`."""
     pairs = tally(run)
-    found: dict[_CellKey, Counter[str]] = {}
+    found: dict[_CellKey, SeedCounts] = {}
     for index, record in enumerate(run.conditions):
         prompt = run.experiment.prompts[record.prompt_index]
-        if prompt not in answers:
+        if prompt not in answers or (seeds and record.seed not in seeds):
             continue
-        counts = found[prompt, record.kernels, record.batch_size, record.placement] = Counter()
+        key = (prompt, record.kernels, record.batch_size, record.placement)
+        counts = found.setdefault(key, Counter())
         here = pairs.of([index])
         for variant, count in zip(here.variant.tolist(), here.count.tolist(), strict=True):
-            counts[answers[prompt][run.variants[variant].fingerprint].fingerprint] += count
+            name = answers[prompt][run.variants[variant].fingerprint].fingerprint
+            counts[record.seed if seeds else None, name] += count
     return found
 
 
-def _agreement(left: Mapping[str, int], right: Mapping[str, int]) -> float | None:
-    pairs = sum(left.values()) * sum(right.values())
-    if pairs == 0:
-        return None
-    return sum(count * right.get(key, 0) for key, count in left.items()) / pairs
+def _agreement(left: SeedCounts, right: SeedCounts) -> float | None:
+    """Chance that a completion of each, of the same seed, are equal."""
+    totals = []
+    for counts in (left, right):
+        total: Counter[int | None] = Counter()
+        for (seed, _), count in counts.items():
+            total[seed] += count
+        totals.append(total)
+    pairs = sum(count * totals[1][seed] for seed, count in totals[0].items())
+    return sum(count * right[key] for key, count in left.items()) / pairs if pairs else None
 
 
 def _divergence_of_text(left: str, right: str) -> PromptDivergence | None:

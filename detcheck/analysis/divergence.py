@@ -78,10 +78,13 @@ def _scale(variant: StoredVariant) -> int:
     return 1 if variant.token_ids is not None else CHARACTERS_PER_TOKEN
 
 
-def divergences(variants: Sequence[VariantCount], noise: float | None) -> tuple[Divergence, ...]:
+def divergences(
+    variants: Sequence[VariantCount], noise: float | None, seed: int = 0
+) -> tuple[Divergence, ...]:
     """Where and how each variant leaves the reference, in the order of `variants`.
 
-    `variants` are most common first; one of them is the reference. `noise` is in nats.
+    `variants` are those of one seed, most common first; one of them is the reference. `noise` is in
+    nats, None if it was not measured.
     """
     compared = comparable([counted.variant for counted in variants])
     judge = FlipJudge(compared, noise)
@@ -90,7 +93,7 @@ def divergences(variants: Sequence[VariantCount], noise: float | None) -> tuple[
     for position, staying, leaving in _branches(variants, compared):
         flips |= dict.fromkeys(leaving, judge.flip(staying, leaving, position))
     return tuple(
-        _describe(compared[reference], compared[index], counted, flips[index])
+        _describe(compared[reference], compared[index], counted, flips[index], seed)
         for index, counted in enumerate(variants)
         if index in flips
     )
@@ -113,7 +116,7 @@ def _branches(
 
 
 def _describe(
-    reference: StoredVariant, variant: StoredVariant, counted: VariantCount, flip: Flip
+    reference: StoredVariant, variant: StoredVariant, counted: VariantCount, flip: Flip, seed: int
 ) -> Divergence:
     position = counted.first_divergence
     assert position is not None, "only variants that leave the reference are described"
@@ -125,6 +128,7 @@ def _describe(
         reference_piece=next_words(reference, position),
         piece=next_words(variant, position),
         flip=flip,
+        seed=seed,
     )
 
 

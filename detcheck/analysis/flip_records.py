@@ -63,11 +63,13 @@ class Branching:
     variants: int
     """Distinct answers that take the other branch."""
     common_rank: int
-    """`VariantCount.rank` of the most common answer of the more common branch."""
+    """`VariantCount.rank`, within the seed, of the most common answer of the more common branch."""
     rank: int
-    """`VariantCount.rank` of the most common answer of the other branch."""
+    """The same of the other branch."""
     flip: Flip
     """Its `reference_gap` is of the more common branch, its `variant_gap` of the other."""
+    seed: int = 0
+    """Seed of the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +88,5 @@ class Divergence:
     """The next words of the variant; empty if it ends here."""
     flip: Flip
     """Of the branch that leaves the reference here, so variants that leave it together share it."""
+    seed: int = 0
+    """Seed of the answers."""

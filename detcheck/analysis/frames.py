@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROW_COLUMNS = tuple(
-    field.name for field in fields(BatchSizeRow) if field.name not in ("placement", "failures")
+    field.name
+    for field in fields(BatchSizeRow)
+    if field.name not in ("placement", "failures", "seed", "distinct_within_seed")
 )
-"""Failures by kind are no single value, and the placement comes last."""
-CONDITION_COLUMNS = ("condition", "prompt", "kernels", *ROW_COLUMNS, "placement")
+"""Failures by kind are no single value; a condition has one seed, which comes last."""
+CONDITION_COLUMNS = ("condition", "prompt", "kernels", *ROW_COLUMNS, "placement", "seed")
 VARIANT_COLUMNS = (
     "prompt", "kernels", "rank", "count", "share", "is_reference", "first_divergence",
     "batch_sizes", "flip", "reference_gap", "variant_gap", "noise", "fingerprint", "text",
@@ -28,7 +30,7 @@ BRANCHING_COLUMNS = (
     "prompt", "kernels", "position", "flip", "common_completions", "completions", "variants",
     "common_gap", "gap", "noise", "runner_up_won", "context", "common_piece", "piece",
 )  # fmt: skip
-MAY_BE_MISSING = ("exact_repeats_differ", "first_divergence")
+MAY_BE_MISSING = ("exact_repeats_differ", "repeats_differ", "first_divergence")
 """Columns of whole numbers that may be missing."""
 FLOATS = (
     *("observed_rows_mean", "tokens_per_second", "relative_cost", "share"),
@@ -62,10 +64,14 @@ def conditions_frame(analysis: Analysis) -> pd.DataFrame:
     relative_cost          float64  time a token as a multiple of stock's; NaN: no stock beside it
     exact_repeats_differ   Int64    completions that differ in an exact repeat; NA: not run
     retries                int64    requests that were sent again
+    repeats_differ         Int64    completions of repeated trials whose answer differs; NA: none
     placement              object   such as `endpoint 2`; empty if the grid has only one place
+    seed                   int64    seed of the wanted sample
     =====================  =======  ================================================================
     """
-    return _frame(CONDITION_COLUMNS, (row for g in analysis.groups for row in _conditions(g)))
+    return _frame(
+        CONDITION_COLUMNS, (row for g in analysis.groups for row in _conditions(analysis, g))
+    )
 
 
 def variants_frame(analysis: Analysis) -> pd.DataFrame:
@@ -146,11 +152,18 @@ def _dtype(column: str) -> str:
     return "Int64" if column in MAY_BE_MISSING else "bool" if column == "is_reference" else "int64"
 
 
-def _conditions(group: Group) -> Iterator[tuple[Any, ...]]:
-    for row in group.by_batch_size:
-        condition = condition_id(group.prompt_index, group.kernels, row.batch_size, row.placement)
-        values = (getattr(row, name) for name in ROW_COLUMNS)
-        yield (condition, group.prompt, group.kernels, *values, row.placement)
+def _conditions(analysis: Analysis, group: Group) -> Iterator[tuple[Any, ...]]:
+    several = len(analysis.run.experiment.seeds) > 1
+    for row in group.by_condition:
+        name = condition_id(
+            group.prompt_index,
+            group.kernels,
+            row.batch_size,
+            row.placement,
+            row.seed if several else None,
+        )
+        values = (getattr(row, column) for column in ROW_COLUMNS)
+        yield (name, group.prompt, group.kernels, *values, row.placement, row.seed)
 
 
 def _variants(group: Group) -> Iterator[tuple[Any, ...]]:

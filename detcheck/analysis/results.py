@@ -25,6 +25,13 @@ from detcheck.analysis.flip_records import (
     Divergence,
     Flip,
 )
+from detcheck.analysis.load_records import (
+    BatchEvidence,
+    BatchSizeRow,
+    PrefixCache,
+    Statistics,
+    sum_known,
+)
 from detcheck.kernels.settings import STOCK
 from detcheck.rundir import Run, StoredVariant
 from detcheck.text import quoted
@@ -46,6 +53,7 @@ __all__ = [
     "Flip",
     "Group",
     "PrefixCache",
+    "SeedSplit",
     "Statistics",
     "TreeNode",
     "VariantCount",
@@ -63,10 +71,14 @@ class VariantCount:
     share: float
     """`count` as a fraction of the group's completions."""
     is_reference: bool
+    """True if it is the reference of a seed."""
     first_divergence: int | None
-    """Position at which it leaves the reference; None for the reference itself."""
+    """Earliest position at which it leaves the reference of a seed under which it came back; None
+    for a reference."""
     batch_sizes: tuple[int, ...]
     """Batch sizes under which it was seen, smallest first."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds under which it was seen, in the order of the experiment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,76 +101,27 @@ class TreeNode:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchSizeRow:
-    """One condition of a group, summed up."""
+class SeedSplit:
+    """The completions of one group that asked for one wanted sample."""
 
-    placement: str
-    """Place of computation, such as `endpoint 2`; empty if the grid has only one place."""
-    batch_size: int
-    asked: int
+    seed: int
     completions: int
-    failed: int
-    distinct: int
-    most_common: int
-    differ_from_reference: int
-    observed_rows_max: int
-    """0 if batches were not observed."""
-    observed_rows_mean: float | None
-    tokens_per_second: float | None
-    relative_cost: float | None
-    """Time a token against stock at the same batch size; None for stock or without stock."""
-    exact_repeats_differ: int | None
-    """Completions of trial 1, an exact repeat of trial 0, that differ from it. None if there was
-    no trial 1, and for batches that a server forms, which cannot be repeated exactly."""
-    failures: Mapping[str, int]
-    """Failed requests by kind, fillers included; empty if the engine names no kinds."""
-    retries: int
-    """Requests that were sent again because nothing had been generated."""
+    variants: tuple[VariantCount, ...]
+    """Most common first; ranks, shares and the reference are within the seed."""
+    divergences: tuple[Divergence, ...]
+    """One per variant that is not the reference of the seed, most common first."""
+    branchings: tuple[Branching, ...]
+    """Every branching of the prefix tree of this seed's variants."""
 
+    @property
+    def distinct(self) -> int:
+        """Number of different answers to this seed."""
+        return len(self.variants)
 
-@dataclass(frozen=True, slots=True)
-class PrefixCache:
-    """The effect of a server's prefix cache: only the very first request finds it empty."""
-
-    first_differs: bool | None
-    """True if the first answer differs from every later one at its batch size; None if there were
-    fewer than two later ones."""
-    later: int
-    """Later answers that the first was compared with."""
-    hits: int | None
-    """Prompt tokens that the server took from its cache; None if it does not count them."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchEvidence:
-    """Whether the batches that were asked for were really formed."""
-
-    observed: bool
-    """True if every batch size that was asked for was seen in full in some forward pass."""
-    asked_max: int
-    observed_max: int
-    sentence: str
-    """For a person: `batches of up to 16 of 16 asked, counted over forward passes`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What the counts can and cannot say."""
-
-    comparisons: int
-    """Completions from a batch larger than one that were held against the reference. Exact repeats
-    of a load count once: they could not have differed."""
-    differing: int
-    """Comparisons whose answer is not the reference."""
-    differ_upper_bound: float | None
-    """95 % upper bound (exact binomial) on the rate of differing answers under load, from
-    `comparisons` alone; None if any completion differed."""
-    coverage: float
-    """Good-Turing: estimated share of answers that belong to a variant already seen."""
-    chao1: float
-    """Chao1: lower bound on the number of variants there are, unseen ones included."""
-    effective_trials: int
-    """Distinct compositions of load behind the counts: exact repeats add nothing."""
+    @property
+    def reference(self) -> VariantCount | None:
+        """The variant that the others of this seed are compared with; None without completions."""
+        return next((variant for variant in self.variants if variant.is_reference), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +137,22 @@ class Group:
     variants: tuple[VariantCount, ...]
     """Most common first."""
     divergences: tuple[Divergence, ...]
-    """One per variant that is not the reference, most common first."""
+    """One per variant of a seed that is not its reference, seed by seed, most common first."""
     branchings: tuple[Branching, ...]
-    """Every branching of the prefix tree, by position, then most completions first."""
+    """Every branching of the prefix tree of each seed, seed by seed, then by position, then most
+    completions first."""
     flips: Mapping[str, int]
     """Branchings by kind; keys are FLIP_KINDS."""
     noise: float | None
     """Measured noise of the gap between the two best logits, pooled over all prompts and
     conditions of these kernels; None if it was not measured (see `noise.Noise`)."""
     logprobs_differ: int | None
-    """Completions with the reference's tokens whose log-probabilities differ in some bit; None if
-    the engine gave no log-probabilities."""
+    """Completions with the tokens of their seed's reference whose log-probabilities differ in some
+    bit; None if the engine gave no log-probabilities."""
     tree: TreeNode | None
-    """None if no completion came back."""
+    """The prefix tree of all variants, whatever the seed; None if no completion came back."""
     by_batch_size: tuple[BatchSizeRow, ...]
+    """Place by place, smallest batch first; over all seeds."""
     statistics: Statistics | None
     """None if no completion came back."""
     evidence: BatchEvidence
@@ -198,6 +163,11 @@ class Group:
     """None if the engine keeps no cache between requests."""
     noise_positions: int = 0
     """Token positions, over all prompts of these kernels, at which noise could be seen."""
+    by_seed: tuple[SeedSplit, ...] = ()
+    """One per seed, in the order of the experiment. References and divergences are within a seed:
+    other seeds are other wanted samples."""
+    by_condition: tuple[BatchSizeRow, ...] = ()
+    """One per condition: as `by_batch_size`, but each seed by itself."""
 
     @property
     def failures(self) -> Mapping[str, int]:
@@ -220,8 +190,31 @@ class Group:
 
     @property
     def distinct(self) -> int:
-        """Number of different answers."""
+        """Number of different answers, whatever the seed."""
         return len(self.variants)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that were asked for."""
+        return tuple(split.seed for split in self.by_seed)
+
+    @property
+    def distinct_within_seed(self) -> int:
+        """Most different answers to one seed: above 1 only if the system changed an answer."""
+        if len(self.by_seed) <= 1:
+            return self.distinct
+        return max(split.distinct for split in self.by_seed)
+
+    @property
+    def answers_from_seeds(self) -> int:
+        """Different references of the seeds. Fewer than the seeds: some seeds gave one sample."""
+        references = (split.reference for split in self.by_seed)
+        return len({one.variant.fingerprint for one in references if one is not None})
+
+    @property
+    def answers_from_system(self) -> int:
+        """Answers beyond the first to a seed, summed over seeds: nobody asked for these."""
+        return sum(max(0, split.distinct - 1) for split in self.by_seed)
 
     @property
     def most_common(self) -> int:
@@ -230,12 +223,15 @@ class Group:
 
     @property
     def reference(self) -> VariantCount | None:
-        """The variant that the others are compared with; None if no completion came back."""
+        """The variant that the others are compared with; None if no completion came back.
+
+        The most common of the references if there are several seeds.
+        """
         return next((variant for variant in self.variants if variant.is_reference), None)
 
     @property
     def first_divergence(self) -> int | None:
-        """Earliest position at which any variant leaves the reference."""
+        """Earliest position at which any variant leaves the reference of its seed."""
         return min((divergence.position for divergence in self.divergences), default=None)
 
     @property
@@ -261,16 +257,20 @@ class Group:
         None if this cannot be told: nothing was compared, or there is one answer and the engine
         gave no log-probabilities.
         """
-        if self.distinct > 1 or self.logprobs_differ:
+        if self.distinct_within_seed > 1 or self.logprobs_differ:
             return True
         return None if self.logprobs_differ is None or self.comparisons == 0 else False
 
     @property
     def exact_repeats_differ(self) -> int | None:
         """Completions that differ in an exact repeat, over all batch sizes; None if not run."""
-        rows = (row.exact_repeats_differ for row in self.by_batch_size)
-        known = [differ for differ in rows if differ is not None]
-        return sum(known) if known else None
+        return sum_known(row.exact_repeats_differ for row in self.by_batch_size)
+
+    @property
+    def repeats_differ(self) -> int | None:
+        """Completions of repeated trials whose answer differs, over all batch sizes; of servers
+        too. None if no trial was repeated."""
+        return sum_known(row.repeats_differ for row in self.by_batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +285,15 @@ class Analysis:
     """(conditions, conditions): chance that one completion of each agree; on the diagonal, two
     different completions. NaN across prompts, and if there are no two completions to compare."""
     total_agreement_rate: Mapping[str, float]
-    """TARr@N by kernels: share of prompts whose N raw answers are all equal."""
+    """TARr@N by kernels: share of prompts whose N raw answers to each seed are all equal."""
 
     @property
     def gaps_perturbed(self) -> bool:
-        """True above temperature 0, where gaps are not of logits but of perturbed scores.
+        """True above temperature 0: there gaps are not of logits but of perturbed scores.
 
-        An engine on this machine draws the best of logits / temperature + Gumbel noise, and the
-        gaps are differences of these sums.
+        An engine on this machine takes the best of logits / temperature + Gumbel noise, and the
+        gaps are differences of these sums. A server does not give such scores, so the kind of its
+        flips is unknown above temperature 0.
         """
         return self.run.experiment.temperature > 0
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from detcheck.analysis.loads import composition
 from detcheck.analysis.results import Group, Statistics
+from detcheck.analysis.seeds import SeedCells
 from detcheck.analysis.variants import IntArray, Rows, Tally
 from detcheck.rundir import Run
 
@@ -34,25 +35,35 @@ class _Loads:
     """Distinct compositions of load that they came under."""
 
 
-def group_statistics(
-    run: Run, conditions: Sequence[int], rows: Rows, reference: int | None
-) -> Statistics | None:
-    """Statistics of one group, with the index of its reference variant.
+def group_statistics(run: Run, seeds: Sequence[SeedCells], rows: Rows) -> Statistics | None:
+    """Statistics of one group; None if no completion came back.
 
-    None if no completion came back.
+    A variant counts once for each seed that gave it: it is another wanted sample.
     """
-    loads = _distinct_loads(run, conditions, rows)
-    if reference is None or not len(loads.rows):
+    by_seed = [
+        (_distinct_loads(run, cells.conditions, rows), cells.reference)
+        for cells in seeds
+        if cells.reference is not None
+    ]
+    if not by_seed:
         return None
-    counts = np.unique(run.completions.variant[loads.rows], return_counts=True)[1]
-    compared = _compared(run, loads.rows, reference)
+    answers = run.completions.variant
+    counts = [np.unique(answers[loads.rows], return_counts=True)[1] for loads, _ in by_seed]
+    compared = [_compared(run, loads.rows, reference) for loads, reference in by_seed]
+    comparisons = sum(map(len, compared))
+    together = np.concatenate(counts)
     return Statistics(
-        comparisons=len(compared),
-        differing=int((run.completions.variant[compared] != reference).sum()),
-        differ_upper_bound=zero_upper_bound(len(compared)) if len(counts) == 1 else None,
-        coverage=good_turing_coverage(counts),
-        chao1=chao1(counts),
-        effective_trials=loads.trials,
+        comparisons=comparisons,
+        differing=sum(
+            int((answers[rows_of] != reference).sum())
+            for rows_of, (_, reference) in zip(compared, by_seed, strict=True)
+        ),
+        differ_upper_bound=zero_upper_bound(comparisons)
+        if all(len(of_seed) == 1 for of_seed in counts)
+        else None,
+        coverage=good_turing_coverage(together),
+        chao1=chao1(together),
+        effective_trials=sum(loads.trials for loads, _ in by_seed),
     )
 
 
@@ -146,12 +157,12 @@ def _agreement_block(pairs: Tally, conditions: IntArray) -> npt.NDArray[np.float
 
 
 def total_agreement_rate(groups: Sequence[Group]) -> dict[str, float]:
-    """TARr@N by kernels: of the prompts that were answered, the share with one answer only.
+    """TARr@N by kernels: of the prompts that were answered, the share with one answer to a seed.
 
     After Atil et al., "Non-Determinism of 'Deterministic' LLM Settings" (2024).
     """
     answered: dict[str, list[bool]] = {}
     for group in groups:
         if group.completions:
-            answered.setdefault(group.kernels, []).append(group.distinct == 1)
+            answered.setdefault(group.kernels, []).append(group.distinct_within_seed == 1)
     return {kernels: sum(one) / len(one) for kernels, one in answered.items()}

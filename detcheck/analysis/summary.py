@@ -13,9 +13,10 @@ from detcheck.analysis.results import FLIP_KINDS, Analysis, Group
 def summary_rows(analysis: Analysis) -> list[dict[str, Any]]:
     """One plain row per (prompt, kernels), in the order of `analysis.groups`.
 
-    Keys: prompt, kernels, completions, failed, distinct, most_common, first_divergence (token
-    index or None), flips (divergences by kind), batch_evidence (a sentence), tokens_per_second,
-    relative_cost (time a token against stock, or None).
+    Keys: prompt, kernels, seeds (how many), completions, failed, distinct (whatever the seed),
+    distinct_within_seed (the largest), most_common, first_divergence (token index or None), flips
+    (branchings by kind), batch_evidence (a sentence), tokens_per_second, relative_cost (time a
+    token as a multiple of stock's, or None).
     """
     return [_row(group) for group in analysis.groups]
 
@@ -24,9 +25,11 @@ def _row(group: Group) -> dict[str, Any]:
     return {
         "prompt": group.prompt,
         "kernels": group.kernels,
+        "seeds": len(group.seeds),
         "completions": group.completions,
         "failed": group.failed,
         "distinct": group.distinct,
+        "distinct_within_seed": group.distinct_within_seed,
         "most_common": group.most_common,
         "first_divergence": group.first_divergence,
         "flips": {kind: int(group.flips.get(kind, 0)) for kind in FLIP_KINDS},

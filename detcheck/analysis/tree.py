@@ -84,13 +84,16 @@ class PrefixTree:
             )
         return frozen[id(self._root)]
 
-    def branchings(self, noise: float | None) -> tuple[Branching, ...]:
-        """Every branching, by position, then most completions first; `noise` is in nats."""
+    def branchings(self, noise: float | None, seed: int = 0) -> tuple[Branching, ...]:
+        """Every branching, by position, then most completions first.
+
+        `noise` is in nats, None if it was not measured; `seed` is that of the answers.
+        """
         judge = FlipJudge(self._variants, noise)
         found = [
             branching
             for node, _ in self._parents_first()
-            for branching in self._branchings_of(node, judge)
+            for branching in self._branchings_of(node, judge, seed)
         ]
         found.sort(key=lambda branching: (branching.position, -branching.completions))
         return tuple(found)
@@ -102,7 +105,7 @@ class PrefixTree:
             listed.extend((child, node.stop) for child in node.children)
         return listed
 
-    def _branchings_of(self, node: _Node, judge: FlipJudge) -> Iterator[Branching]:
+    def _branchings_of(self, node: _Node, judge: FlipJudge, seed: int) -> Iterator[Branching]:
         """Each branch below `node` against the most common of them."""
         branches = [_Branch(child.count, self._members(child)) for child in node.children]
         if branches and node.ends:
@@ -110,14 +113,14 @@ class PrefixTree:
             branches.append(_Branch(node.ends, ends))
         branches.sort(key=lambda branch: (-branch.count, branch.members[0]))
         for branch in branches[1:]:
-            yield self._branching(node.stop, branches[0], branch, judge)
+            yield self._branching(node.stop, branches[0], branch, judge, seed)
 
     def _members(self, node: _Node) -> list[int]:
         """The variants that pass through `node`, most common first."""
         return sorted(self._order[node.first : node.last])
 
     def _branching(
-        self, position: int, common: _Branch, branch: _Branch, judge: FlipJudge
+        self, position: int, common: _Branch, branch: _Branch, judge: FlipJudge, seed: int
     ) -> Branching:
         most_common, other = (self._variants[one.members[0]] for one in (common, branch))
         return Branching(
@@ -131,6 +134,7 @@ class PrefixTree:
             common_rank=common.members[0] + 1,
             rank=branch.members[0] + 1,
             flip=judge.flip(common.members, branch.members, position),
+            seed=seed,
         )
 
 

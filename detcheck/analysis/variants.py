@@ -7,7 +7,7 @@ their cost does not grow with the number of completions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -131,15 +131,16 @@ def rank(pairs: Tally) -> tuple[IntArray, IntArray]:
 def variant_counts(
     run: Run,
     pairs: Tally,
-    reference: int,
-    first_divergence: dict[int, int | None],
+    references: Collection[int],
+    first_divergence: Mapping[int, int | None],
 ) -> tuple[VariantCount, ...]:
-    """The variants of a group, most common first.
+    """The variants of `pairs`, most common first.
 
-    `reference` is the index of one of them; `first_divergence` has a position for each index.
+    `references` are the indices of the references among them; `first_divergence` has a position
+    for each index.
     """
     variants, counts = rank(pairs)
-    seen = _batch_sizes(run, pairs)
+    sizes, seeds = _seen_under(run, pairs)
     total = int(counts.sum())
     return tuple(
         VariantCount(
@@ -147,9 +148,10 @@ def variant_counts(
             variant=run.variants[index],
             count=count,
             share=count / total,
-            is_reference=index == reference,
+            is_reference=index in references,
             first_divergence=first_divergence[index],
-            batch_sizes=seen[index],
+            batch_sizes=tuple(sorted(sizes[index])),
+            seeds=tuple(seed for seed in run.experiment.seeds if seed in seeds[index]),
         )
         for position, (index, count) in enumerate(
             zip(variants.tolist(), counts.tolist(), strict=True), start=1
@@ -157,9 +159,11 @@ def variant_counts(
     )
 
 
-def _batch_sizes(run: Run, pairs: Tally) -> dict[int, tuple[int, ...]]:
-    """Batch sizes under which each variant was seen, smallest first."""
-    seen: defaultdict[int, set[int]] = defaultdict(set)
+def _seen_under(run: Run, pairs: Tally) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
+    """Batch sizes and seeds under which each variant was seen."""
+    sizes: defaultdict[int, set[int]] = defaultdict(set)
+    seeds: defaultdict[int, set[int]] = defaultdict(set)
     for condition, variant in zip(pairs.condition.tolist(), pairs.variant.tolist(), strict=True):
-        seen[variant].add(run.conditions[condition].batch_size)
-    return {variant: tuple(sorted(sizes)) for variant, sizes in seen.items()}
+        sizes[variant].add(run.conditions[condition].batch_size)
+        seeds[variant].add(run.conditions[condition].seed)
+    return sizes, seeds

@@ -22,7 +22,9 @@ CELL_LIMIT = 32_000
 """Spreadsheets cut cells at 32,767 characters without a word."""
 
 ROW_COLUMNS = tuple(
-    field.name for field in fields(BatchSizeRow) if field.name not in ("placement", "failures")
+    field.name
+    for field in fields(BatchSizeRow)
+    if field.name not in ("placement", "failures", "seed", "distinct_within_seed")
 )
 """The condition's name says where it ran; failures by kind are no single value."""
 CONDITION_COLUMNS = ("condition", "prompt", "kernels", *ROW_COLUMNS)

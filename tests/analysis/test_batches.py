@@ -11,8 +11,10 @@ from detcheck.analysis import analyse
 from detcheck.analysis.batches import evidence
 from detcheck.completion import Completion
 from detcheck.engines.scripted import Planted
+from detcheck.experiment import Experiment
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 from detcheck.rundir import ConditionRecord, Run
+from detcheck.targets import Served
 from detcheck.traffic import Trial
 
 from .answers import AnsweringEngine, answer
@@ -151,3 +153,30 @@ def test_exact_repeats_are_compared_request_by_request(
 def test_without_a_second_trial_repeats_are_unknown(planted_run: Callable[..., Run]) -> None:
     run = planted_run(kernels=(STOCK,), batch_sizes=(4,), completions=4)
     assert analyse(run).group(0, STOCK).by_batch_size[0].exact_repeats_differ is None
+
+
+def third_trial_differs(trial: Trial, position: int) -> Completion:
+    """Of three equal trials, two requests of the third get another answer."""
+    return answer([1, 9 if trial.index == 2 and position < 2 else 2])
+
+
+@pytest.mark.parametrize(("repeat_trial", "differ"), [(1, None), (2, 0), (3, 2), (9, 2)])
+def test_every_repeat_of_a_trial_is_compared_with_it(
+    tmp_path: Path, repeat_trial: int, differ: int | None
+) -> None:
+    experiment = small_experiment(
+        kernels=(STOCK,), batch_sizes=(4,), completions=16, repeat_trial=repeat_trial
+    )
+    run = record(tmp_path / "run", AnsweringEngine(third_trial_differs), experiment)
+    group = analyse(run).group(0, STOCK)
+    assert (group.repeats_differ, group.exact_repeats_differ) == (differ, differ)
+
+
+def test_of_a_server_repeats_are_compared_though_they_are_not_exact(tmp_path: Path) -> None:
+    target = Served(endpoints=("http://one/v1",))
+    experiment = target.settle(
+        Experiment(batch_sizes=(4,), completions=16, repeat_trial=3, kernels=("as-served",))
+    )
+    engine = AnsweringEngine(third_trial_differs)
+    [group] = analyse(record(tmp_path / "run", engine, experiment, target=target)).groups
+    assert (group.repeats_differ, group.exact_repeats_differ) == (2, None)
