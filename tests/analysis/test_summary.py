@@ -11,9 +11,9 @@ from detcheck.engines.scripted import Planted
 from detcheck.rundir import Run
 
 KEYS = [
-    *("prompt", "kernels", "seeds", "completions", "failed"),
-    *("distinct", "distinct_within_seed", "most_common"),
+    *("prompt", "kernels", "completions", "failed", "distinct", "most_common"),
     *("first_divergence", "flips", "batch_evidence", "tokens_per_second", "relative_cost"),
+    *("seeds", "distinct_within_seed"),
 ]
 
 

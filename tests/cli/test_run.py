@@ -27,6 +27,7 @@ SCRIPTED = ("run", "--engine", "scripted", "-b", "1,4", "-n", "12", "--max-new-t
 ROW = (
     *("prompt", "kernels", "completions", "failed", "distinct", "most_common"),
     *("first_divergence", "flips", "batch_evidence", "tokens_per_second", "relative_cost"),
+    *("seeds", "distinct_within_seed"),
 )
 
 
