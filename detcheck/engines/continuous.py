@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from detcheck.engines.base import OnTokens
-from detcheck.engines.in_process import Answer, InProcessEngine, pad_token_id, token_rows
+from detcheck.engines.in_process import InProcessEngine, pad_token_id, token_rows
+from detcheck.engines.partial import PartialCompletion
+from detcheck.engines.passes import PackedPass
 from detcheck.errors import MeasurementError
 from detcheck.experiment import Experiment
 from detcheck.models import LoadedModel
@@ -36,11 +38,11 @@ class ContinuousEngine(InProcessEngine):
     def __init__(
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None
     ):
-        super().__init__(loaded, experiment, target)
         self._loop: _Loop | None = None
+        super().__init__(loaded, experiment, target)
 
-    def answer(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
-        """Submit each request at its arrival step and step until all are answered."""
+    def generate(self, trial: Trial, on_tokens: OnTokens | None) -> list[PartialCompletion]:
+        """Submit each request at its arrival step, and step until all have ended."""
         with paged_attention(self.loaded.model):
             if self._loop is None:
                 self._loop = _Loop(self)
@@ -82,33 +84,30 @@ class _Loop:
         self._processor = self._manager._create_batch_processor()
         self._manager.batch_processor = self._processor
         self._processor.model_runner._sample = self._choose
-        self._answers: dict[str, Answer] = {}
-        self._rows: list[tuple[int, int, float, float]] = []
+        self._partials: dict[str, PartialCompletion] = {}
+        self._speaking: list[PartialCompletion] = []
+        self._tokens: list[tuple[int, int, float, float]] = []
 
-    def run(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
-        """Answer one trial's requests, in their order."""
-        waiting = self._plan(trial)
-        answers = self._answers = {}
+    def run(self, trial: Trial, on_tokens: OnTokens | None) -> list[PartialCompletion]:
+        """Generate for one trial's requests; the completions are in their order."""
+        waiting = [(_request_id(position), each) for position, each in enumerate(trial.requests)]
         order = [request_id for request_id, _ in waiting]
+        partials = self._partials = {}
         step = generated = 0
-        while waiting or any(answer.finish_reason is None for answer in answers.values()):
+        while waiting or any(partial.finish_reason is None for partial in partials.values()):
             waiting = self._admit(waiting, step)
             generated += self._step()
             step += 1
             if on_tokens is not None:
                 on_tokens(generated)
         self._drain()
-        return [answers[request_id] for request_id in order]
-
-    def _plan(self, trial: Trial) -> list[tuple[str, PlannedRequest]]:
-        """(id, request) of each request, in plan order."""
-        return [(f"request-{position}", request) for position, request in enumerate(trial.requests)]
+        return [partials[request_id] for request_id in order]
 
     def _admit(
         self, waiting: list[tuple[str, PlannedRequest]], step: int
     ) -> list[tuple[str, PlannedRequest]]:
         """Submit requests that have arrived and fit whole into this step; returns the others."""
-        active = sum(answer.finish_reason is None for answer in self._answers.values())
+        active = sum(partial.finish_reason is None for partial in self._partials.values())
         room = self._budget - active
         later = []
         for request_id, request in waiting:
@@ -117,7 +116,7 @@ class _Loop:
                 later.append((request_id, request))
                 continue
             room -= len(prompt)
-            self._answers[request_id] = Answer(request.max_new_tokens, request.seed)
+            self._partials[request_id] = PartialCompletion(request.max_new_tokens, request.seed)
             self._manager.add_request(
                 list(prompt), request_id=request_id, max_new_tokens=request.max_new_tokens
             )
@@ -127,39 +126,68 @@ class _Loop:
         """One forward pass over whatever is scheduled; returns the tokens it generated."""
         processor = self._processor
         if not processor.prepare_next_batch():
-            if any(answer.finish_reason is None for answer in self._answers.values()):
+            if any(partial.finish_reason is None for partial in self._partials.values()):
                 raise MeasurementError("Continuous batching stalled with requests unanswered.")
             return 0
         batch = processor.inputs_and_outputs.requests_in_batch
-        query_tokens = sum(request.query_length for request in batch)
-        speaking = [request for request in batch if request.has_new_token]
-        for request in batch:
-            self._answers[request.state.request_id].saw_forward(len(batch), query_tokens)
-        self._speakers = [self._answers[request.state.request_id] for request in speaking]
+        forward_pass = self._describe(batch)
+        for entry in batch:
+            self._partials[entry.state.request_id].joined_pass(
+                forward_pass.rows, forward_pass.query_tokens
+            )
+        self._speaking = [
+            self._partials[entry.state.request_id] for entry in batch if entry.has_new_token
+        ]
+        self._engine.begin_pass(forward_pass)
         processor._generation_step(self._engine.loaded.model)
-        for answer, token in zip(self._speakers, self._rows, strict=True):
-            answer.append(token, self._engine.loaded.eos_token_ids)
+        for partial, token in zip(self._speaking, self._tokens, strict=True):
+            partial.append(token, self._engine.loaded.eos_token_ids)
         processor.update_batch()
-        return len(speaking)
+        return len(self._speaking)
+
+    def _describe(self, batch: list[Any]) -> PackedPass:
+        """The pass that transformers has scheduled. Keys are read only if someone observes."""
+        key_bounds: tuple[list[int], ...] = ()
+        if self._engine.is_observed:
+            _, keys = self._processor.inputs_and_outputs.get_cumulative_seqlens()
+            kinds = keys.values() if isinstance(keys, dict) else (keys,)
+            key_bounds = tuple(bounds[: len(batch) + 1].tolist() for bounds in kinds)
+        return PackedPass(
+            tuple(_position(entry.state.request_id) for entry in batch),
+            tuple(entry.query_length for entry in batch),
+            tuple(entry.has_new_token for entry in batch),
+            key_bounds,
+        )
 
     def _choose(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         """In place of transformers' sampling: (1, rows, vocabulary) scores to ids in `output_ids`.
 
-        The same choice (argmax, first among equals), with the runner-up kept.
+        At temperature 0 it makes the same choice (argmax, first among equals), and keeps the
+        runner-up.
         """
-        draws = [answer.draw for answer in self._speakers]
-        ranked = self._engine.sampler.choose(scores[0, : len(draws)], draws)
-        output_ids[0, : len(draws)].copy_(ranked.best)
-        self._rows = token_rows(ranked)
+        rows = len(self._speaking)
+        ranked = self._engine.choose(scores[0, :rows], self._speaking)
+        output_ids[0, :rows].copy_(ranked.best)
+        self._tokens = token_rows(ranked)
 
     def _drain(self) -> None:
         """Empty the manager's queue of results; a request that failed there fails here."""
         queue = self._manager.output_router.output_queue
         while not queue.empty():
             result = queue.get_nowait()
-            answer = self._answers.get(result.request_id)
-            if result.error is not None and answer is not None:
-                answer.error = str(result.error)[:200]
+            partial = self._partials.get(result.request_id)
+            if result.error is not None and partial is not None:
+                partial.error = str(result.error)[:200]
+
+
+def _request_id(position: int) -> str:
+    """transformers' name for the request at a position of the trial."""
+    return f"request-{position}"
+
+
+def _position(request_id: str) -> int:
+    """Inverse of `_request_id`."""
+    return int(request_id.removeprefix("request-"))
 
 
 def generation_config(engine: ContinuousEngine) -> Any:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from detcheck.engines.partial import Draw
+
 _LOG2_E = math.log2(math.e)
 _BLOCK = 64
 """Logits are searched and summed in blocks of this many."""
@@ -71,10 +73,6 @@ def _best(blocks: torch.Tensor, best_of_block: torch.Tensor) -> tuple[torch.Tens
     chosen = blocks[rows, block]
     inside = chosen.argmax(-1)
     return chosen[rows, inside], block * _BLOCK + inside
-
-
-Draw = tuple[int, int]
-"""(seed of the request, index of the token in its completion)."""
 
 
 class Sampler:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
@@ -15,13 +15,17 @@ import torch
 from detcheck import models
 from detcheck.completion import Completion, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
-from detcheck.engines.decoding import Detokenizer, Draw, RankedTokens, Sampler
+from detcheck.engines.decoding import Detokenizer, RankedTokens, Sampler
+from detcheck.engines.partial import PartialCompletion
+from detcheck.engines.passes import ForwardPass, PassObserver
+from detcheck.engines.prompts import check_lengths, encode_prompt
 from detcheck.errors import OutOfMemory, UsageError
-from detcheck.evidence import KernelsProof, ObservedBatch
+from detcheck.evidence import KernelsProof
 from detcheck.experiment import Experiment
 from detcheck.kernels.coverage import require_coverage
-from detcheck.kernels.mode import Proof, batch_invariant
-from detcheck.kernels.settings import BATCH_INVARIANT, FULLY_INVARIANT, STOCK, KernelSettings
+from detcheck.kernels.in_force import kernels_in_force
+from detcheck.kernels.mode import Proof
+from detcheck.kernels.settings import STOCK, KernelSettings
 from detcheck.kernels.triton import why_unavailable
 from detcheck.models import LoadedModel
 from detcheck.targets import InProcess
@@ -30,64 +34,8 @@ from detcheck.traffic import FILLER_PROMPTS, Trial
 WARM_UP_TOKENS = 2
 
 
-@dataclass(slots=True)
-class Answer:
-    """One request while it is being answered."""
-
-    max_new_tokens: int
-    seed: int = 0
-    token_ids: list[int] = field(default_factory=list)
-    runner_up_token_ids: list[int] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    """Requests in each forward pass that this one took part in."""
-    query_tokens_max: int = 0
-    finish_reason: str | None = None
-    error: str | None = None
-
-    def saw_forward(self, rows: int, query_tokens: int) -> None:
-        """Note one forward pass that this request was part of."""
-        self.rows.append(rows)
-        self.query_tokens_max = max(self.query_tokens_max, query_tokens)
-
-    def append(self, token: tuple[int, int, float, float], eos_token_ids: Sequence[int]) -> None:
-        """Take the next token: (id, runner-up, gap, log-probability)."""
-        token_id, runner_up, gap, logprob = token
-        self.token_ids.append(token_id)
-        self.runner_up_token_ids.append(runner_up)
-        self.gaps.append(gap)
-        self.logprobs.append(logprob)
-        if token_id in eos_token_ids:
-            self.finish_reason = "stop"
-        elif len(self.token_ids) >= self.max_new_tokens:
-            self.finish_reason = "length"
-
-    @property
-    def draw(self) -> Draw:
-        """What decides its next sampled token: its seed, and how many tokens it has."""
-        return self.seed, len(self.token_ids)
-
-    @property
-    def observed_batch(self) -> ObservedBatch | None:
-        """The batches it was computed in; None before its first forward pass."""
-        if not self.rows:
-            return None
-        mean = sum(self.rows) / len(self.rows)
-        steps = len(self.rows)
-        return ObservedBatch(
-            min(self.rows), max(self.rows), round(mean, 3), self.query_tokens_max, steps
-        )
-
-
-def token_rows(ranked: RankedTokens) -> list[tuple[int, int, float, float]]:
-    """Ranked tokens as one (id, runner-up, gap, log-probability) a row."""
-    columns = (ranked.best, ranked.runner_up, ranked.gap, ranked.logprob)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
 class InProcessEngine:
-    """Base of `continuous` and `static`: subclasses answer one trial's requests."""
+    """Base of `continuous` and `static`: a subclass generates for the requests of one trial."""
 
     def __init__(
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None
@@ -100,9 +48,14 @@ class InProcessEngine:
         self._detokenize = Detokenizer(loaded.tokenizer)
         self._proofs: dict[str, list[Proof]] = {}
         self._warm: set[str] = set()
-        self._longest = 0
-        """Tokens of the longest request, prompt and answer."""
-        self._check_lengths()
+        self._observer: PassObserver | None = None
+        self._pass: ForwardPass | None = None
+        self._around: AbstractContextManager[Any] | None = None
+        self._longest = check_lengths(
+            [self.encode(prompt) for prompt in self._prompts()],
+            self.experiment.max_new_tokens,
+            loaded.context_length,
+        )
         self._check_kernels()
 
     @classmethod
@@ -118,8 +71,8 @@ class InProcessEngine:
         )
         return cls(loaded, experiment, target)
 
-    def answer(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
-        """Answer every request of the trial, in its order."""
+    def generate(self, trial: Trial, on_tokens: OnTokens | None) -> list[PartialCompletion]:
+        """Generate for every request of the trial; the completions are in the trial's order."""
         raise NotImplementedError
 
     def reset(self) -> None:
@@ -131,7 +84,7 @@ class InProcessEngine:
             with self._kernels(trial.condition.kernels), torch.inference_mode():
                 self._warm_up(trial)
                 started = perf_counter()
-                answers = self.answer(trial, on_tokens)
+                generated = self.generate(trial, on_tokens)
                 elapsed = perf_counter() - started
         except BaseException as error:
             self.reset()
@@ -139,11 +92,12 @@ class InProcessEngine:
                 raise OutOfMemory(_OUT_OF_MEMORY.format(trial.condition.batch_size)) from error
             raise
         completions = tuple(
-            (position, self._completion(answer))
-            for position, (answer, request) in enumerate(zip(answers, trial.requests, strict=True))
-            if request.is_probe
+            (position, self._completion(partial))
+            for position, partial in enumerate(generated)
+            if trial.requests[position].is_probe
         )
-        return TrialResult(completions, sum(len(a.token_ids) for a in answers), elapsed)
+        num_tokens = sum(len(partial.token_ids) for partial in generated)
+        return TrialResult(completions, num_tokens, elapsed)
 
     def proof(self, kernels: str) -> KernelsProof:
         """See `Engine.proof`: calls are summed over the trials so far."""
@@ -163,6 +117,54 @@ class InProcessEngine:
         """See `Engine.close`."""
         self.reset()
 
+    @contextmanager
+    def observed_by(self, observer: PassObserver) -> Iterator[None]:
+        """Show every forward pass inside this context to `observer`; hooks are removed after it."""
+        model = self.loaded.model
+        hooks = (
+            model.register_forward_pre_hook(self._forward_begins),
+            model.register_forward_hook(self._forward_ends, always_call=True),
+        )
+        self._observer = observer
+        try:
+            yield
+        finally:
+            self._observer = None
+            self._forward_ends()
+            for hook in hooks:
+                hook.remove()
+
+    @property
+    def is_observed(self) -> bool:
+        """True while an observer is shown the forward passes."""
+        return self._observer is not None
+
+    def begin_pass(self, forward_pass: ForwardPass) -> None:
+        """A subclass calls this before the model computes `forward_pass`."""
+        self._pass = forward_pass
+
+    def choose(self, scores: torch.Tensor, partials: list[PartialCompletion]) -> RankedTokens:
+        """Choose the next token of each request.
+
+        `scores` are (requests, vocabulary) logits as the model gave them, a row for each of
+        `partials`.
+        """
+        chosen = self.sampler.choose(scores, [partial.draw for partial in partials])
+        if self._observer is not None and self._pass is not None:
+            self._observer.scored(self._pass, scores, chosen)
+        return chosen
+
+    def _forward_begins(self, *_: Any) -> None:
+        if self._observer is not None and self._pass is not None:
+            self._around = self._observer.around(self._pass)
+            if self._around is not None:
+                self._around.__enter__()
+
+    def _forward_ends(self, *_: Any) -> None:
+        around, self._around = self._around, None
+        if around is not None:
+            around.__exit__(None, None, None)
+
     def _warm_up(self, trial: Trial) -> None:
         """Once a condition, outside the clock: kernels are chosen and memory is taken."""
         if trial.condition.condition_id in self._warm:
@@ -172,82 +174,83 @@ class InProcessEngine:
             replace(request, arrival_step=0, max_new_tokens=WARM_UP_TOKENS)
             for request in trial.requests
         )
-        self.answer(replace(trial, requests=requests), None)
+        self.generate(replace(trial, requests=requests), None)
 
     @contextmanager
     def _kernels(self, kernels: str) -> Iterator[None]:
-        if kernels == STOCK:
+        """The kernels of a trial; their proof is kept, whether or not their self-check passed."""
+        with kernels_in_force(kernels, must_pass=False) as mode:
             yield
-            return
-        with batch_invariant(KernelSettings.parse(kernels).families) as mode:
-            yield
-            proof = mode.proof()
-        self._proofs.setdefault(kernels, []).append(proof)
+            if mode is not None:
+                self._proofs.setdefault(kernels, []).append(mode.proof())
 
     def _encode(self, prompt: str) -> tuple[int, ...]:
-        tokenizer = self.loaded.tokenizer
-        if self.target.chat_template and tokenizer.chat_template:
-            encoded = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
-            )
-        else:
-            encoded = tokenizer(prompt)
-        return tuple(encoded["input_ids"])
+        return encode_prompt(self.loaded.tokenizer, prompt, chat_template=self.target.chat_template)
 
-    def _check_lengths(self) -> None:
-        context = self.loaded.context_length
+    def _prompts(self) -> tuple[str, ...]:
+        """Every prompt that may be asked, fillers included."""
         fillers = FILLER_PROMPTS if self.experiment.traffic == "mixed" else ()
-        for number, prompt in enumerate((*self.experiment.prompts, *fillers), start=1):
-            needed = len(self.encode(prompt)) + self.experiment.max_new_tokens
-            self._longest = max(self._longest, needed)
-            if context is not None and needed > context:
-                raise UsageError(
-                    f"Prompt {number} has {len(self.encode(prompt))} tokens; with "
-                    f"{self.experiment.max_new_tokens} new ones it exceeds the model's context of "
-                    f"{context}: shorten it or lower --max-new-tokens."
-                )
+        return (*self.experiment.prompts, *fillers)
 
     def _check_kernels(self) -> None:
-        wanted = [kernels for kernels in self.experiment.kernels if kernels != STOCK]
+        """Raise UsageError if this device or model cannot have the kernels of the experiment."""
+        wanted = [name for name in self.experiment.kernels if name != STOCK]
         if not wanted:
             return
         problem = _why_no_kernels(self.loaded.device.type)
         if problem is not None:
             raise UsageError(problem)
-        if {BATCH_INVARIANT, FULLY_INVARIANT} & {*wanted}:
+        if any(KernelSettings.parse(name).whole_level for name in wanted):
             require_coverage(self.loaded.model, self.loaded.name, self._longest)
 
-    def _completion(self, answer: Answer) -> Completion:
-        if answer.error is not None:
-            return Completion("", "error", error=answer.error, observed_batch=answer.observed_batch)
-        token_ids = tuple(answer.token_ids)
+    def _completion(self, partial: PartialCompletion) -> Completion:
+        if partial.error is not None:
+            return Completion(
+                "", "error", error=partial.error, observed_batch=partial.observed_batch
+            )
+        token_ids = tuple(partial.token_ids)
         text, ends = self._detokenize(token_ids)
         return Completion(
             text=text,
-            finish_reason=answer.finish_reason or "length",
+            finish_reason=partial.finish_reason or "length",
             token_ids=token_ids,
             token_ends=ends,
             top_two=TopTwo(
-                tuple(answer.runner_up_token_ids), tuple(answer.gaps), tuple(answer.logprobs)
+                tuple(partial.runner_up_token_ids), tuple(partial.gaps), tuple(partial.logprobs)
             ),
-            observed_batch=answer.observed_batch,
+            observed_batch=partial.observed_batch,
         )
 
 
+def token_rows(ranked: RankedTokens) -> list[tuple[int, int, float, float]]:
+    """Ranked tokens as one (id, id of the runner-up, gap, log-probability) a row."""
+    columns = (ranked.best, ranked.runner_up, ranked.gap, ranked.logprob)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def pad_token_id(loaded: LoadedModel) -> int:
+    """A token to pad with: the tokenizer's, else the end of sequence, else 0."""
+    value: Any = loaded.tokenizer.pad_token_id
+    if value is not None:
+        return int(value)
+    return loaded.eos_token_ids[0] if loaded.eos_token_ids else 0
+
+
 def _why_no_kernels(device: str) -> str | None:
-    """A sentence where this device has no batch-invariant kernels."""
+    """A sentence if this device has no batch-invariant kernels."""
     if device == "cpu":
         return None
     if device == "cuda":
         return why_unavailable()
     return (
-        f"There are no batch-invariant kernels for {device}: use --device cpu or --kernels stock."
+        f'There are no batch-invariant kernels for {device}: use `device="cpu"` or '
+        '`kernels="stock"`.'
     )
 
 
 _OUT_OF_MEMORY = (
     "Out of memory at batch size {}; what was measured before is kept: leave that batch size out, "
-    "or lower --max-new-tokens."
+    "or lower `max_new_tokens`."
 )
 
 
@@ -258,11 +261,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "allocate memory" in text or "not enough memory" in text
     )
-
-
-def pad_token_id(loaded: LoadedModel) -> int:
-    """A token to pad with: the tokenizer's, else the end of sequence, else 0."""
-    value: Any = loaded.tokenizer.pad_token_id
-    if value is not None:
-        return int(value)
-    return loaded.eos_token_ids[0] if loaded.eos_token_ids else 0

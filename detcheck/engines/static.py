@@ -7,36 +7,40 @@ from typing import Any
 import torch
 
 from detcheck.engines.base import OnTokens
-from detcheck.engines.in_process import Answer, InProcessEngine, pad_token_id, token_rows
+from detcheck.engines.in_process import InProcessEngine, pad_token_id, token_rows
+from detcheck.engines.partial import PartialCompletion
+from detcheck.engines.passes import PaddedPass
 from detcheck.traffic import Trial
 
 
 class StaticEngine(InProcessEngine):
     """Engine `static`: transformers' `generate` on one padded batch a trial."""
 
-    def answer(self, trial: Trial, on_tokens: OnTokens | None) -> list[Answer]:
+    def generate(self, trial: Trial, on_tokens: OnTokens | None) -> list[PartialCompletion]:
         """Generate for all rows together; arrival steps mean nothing here."""
         from transformers import GenerationConfig, LogitsProcessorList
 
-        answers = [Answer(request.max_new_tokens, request.seed) for request in trial.requests]
+        partials = [
+            PartialCompletion(request.max_new_tokens, request.seed) for request in trial.requests
+        ]
         inputs = self._pad([self.encode(request.prompt) for request in trial.requests])
-        recorder = _Recorder(self, answers, on_tokens)
+        step = _Step(self, partials, on_tokens)
         model = self.loaded.model
-        hook = model.register_forward_pre_hook(recorder.saw_forward, with_kwargs=True)
+        hook = model.register_forward_pre_hook(step.begins, prepend=True, with_kwargs=True)
         try:
             model.generate(
                 **inputs,
                 generation_config=GenerationConfig(
                     do_sample=False,
-                    max_new_tokens=max(answer.max_new_tokens for answer in answers),
+                    max_new_tokens=max(partial.max_new_tokens for partial in partials),
                     eos_token_id=list(self.loaded.eos_token_ids) or None,
                     pad_token_id=pad_token_id(self.loaded),
                 ),
-                logits_processor=LogitsProcessorList([recorder]),
+                logits_processor=LogitsProcessorList([step]),
             )
         finally:
             hook.remove()
-        return answers
+        return partials
 
     def _pad(self, prompts: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
         """Left-padded `input_ids` and `attention_mask`, (rows, longest) each."""
@@ -51,35 +55,50 @@ class StaticEngine(InProcessEngine):
         }
 
 
-class _Recorder:
-    """A logits processor that chooses each row's token and keeps the runner-up.
+class _Step:
+    """What happens around each forward pass of `generate`.
 
-    It hands `generate` scores whose argmax is its choice, so both take the same token.
+    As a hook it describes the pass that begins. As a logits processor it chooses each row's token
+    and keeps the runner-up; it hands `generate` scores whose argmax is its choice, so that both
+    take the same token.
     """
 
-    def __init__(self, engine: StaticEngine, answers: list[Answer], on_tokens: OnTokens | None):
+    def __init__(
+        self,
+        engine: StaticEngine,
+        partials: list[PartialCompletion],
+        on_tokens: OnTokens | None,
+    ):
         self._engine = engine
-        self._answers = answers
+        self._partials = partials
         self._on_tokens = on_tokens
         self._generated = 0
 
-    def saw_forward(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count the rows and tokens that enter a forward pass."""
+    def begins(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Describe the pass, and count it for the requests that have not ended."""
         input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         rows, tokens = input_ids.shape
-        for answer in self._answers:
-            if answer.finish_reason is None:
-                answer.saw_forward(rows, rows * tokens)
+        forward_pass = PaddedPass(rows, tokens, *_keys(rows, tokens, kwargs.get("attention_mask")))
+        for partial in self._partials:
+            if partial.finish_reason is None:
+                partial.joined_pass(rows, forward_pass.query_tokens)
+        self._engine.begin_pass(forward_pass)
 
     def __call__(self, _input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Choose a token for each row of (rows, vocabulary) scores."""
-        draws = [answer.draw for answer in self._answers]
-        ranked = self._engine.sampler.choose(scores, draws)
-        for answer, token in zip(self._answers, token_rows(ranked), strict=True):
-            if answer.finish_reason is None:
-                answer.append(token, self._engine.loaded.eos_token_ids)
+        ranked = self._engine.choose(scores, self._partials)
+        for partial, token in zip(self._partials, token_rows(ranked), strict=True):
+            if partial.finish_reason is None:
+                partial.append(token, self._engine.loaded.eos_token_ids)
                 self._generated += 1
         if self._on_tokens is not None:
             self._on_tokens(self._generated)
         choice = torch.full_like(scores, -torch.inf)
         return choice.scatter_(1, ranked.best.to(scores.device)[:, None], 0.0)
+
+
+def _keys(rows: int, tokens: int, mask: Any) -> tuple[int, tuple[int, ...]]:
+    """Keys of each row with padding, and of each row without; from a (rows, keys) mask if any."""
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        return mask.shape[1], tuple(mask.sum(1).tolist())
+    return tokens, (tokens,) * rows

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcheck.errors import UsageError
 from detcheck.kernels.mode import batch_invariant
+from detcheck.kernels.module_path import ModulePath
 from detcheck.kernels.overrides import ATTENTION_NAME, PAGED_ATTENTION_NAME, op_names
 from detcheck.kernels.settings import OP_FAMILIES
 
@@ -150,25 +151,21 @@ class _Watch(TorchDispatchMode):
     def __init__(self, model: torch.nn.Module, inside_attention: list[bool]):
         super().__init__()
         self.found: dict[str, Uncovered] = {}
-        self._model = model
         self._inside_attention = inside_attention
-        self._path: list[str] = [""]
-        self._hooks: list[Any] = []
+        self._module_path = ModulePath(model)
+        self._following = self._module_path.follow()
         self._served = {name for family in OP_FAMILIES for name in op_names(family)}
         device = next(model.parameters()).device.type
         self._on_cpu = device == "cpu"
         self._row_by_row = ROW_BY_ROW.get(device, frozenset())
 
     def __enter__(self) -> Any:
-        for name, module in self._model.named_modules():
-            self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
-            self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
+        self._following.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        for hook in self._hooks:
-            hook.remove()
+        self._following.__exit__(None, None, None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -178,7 +175,7 @@ class _Watch(TorchDispatchMode):
             name = func._schema.name
             if name == "aten::bmm":
                 name += " past the attention interface"
-            self.found.setdefault(name, Uncovered(name, self._path[-1]))
+            self.found.setdefault(name, Uncovered(name, self._module_path.current))
         return result
 
     def _covered(
@@ -195,12 +192,6 @@ class _Watch(TorchDispatchMode):
         if namespace == "aten" and (op in MOVES or op in self._row_by_row):
             return True
         return torch.Tag.pointwise in func.tags and (not self._on_cpu or _even(op, args, kwargs))
-
-    def _entering(self, name: str) -> Any:
-        return lambda *_: self._path.append(name)
-
-    def _leaving(self, *_: Any) -> None:
-        self._path.pop()
 
 
 def _even(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

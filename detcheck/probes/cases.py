@@ -49,7 +49,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class OpCase:
     """One op at one shape; `build` makes its data."""
 
     op: str
@@ -58,7 +58,7 @@ class Case:
     """(dtype, seed) to the call, on the CPU."""
 
 
-def cases(shapes: LayerShapes) -> tuple[Case, ...]:
+def cases(shapes: LayerShapes) -> tuple[OpCase, ...]:
     """Every op, at every shape."""
     return (*_linears(shapes), *_row_ops(shapes), *_attention(shapes))
 
@@ -80,17 +80,17 @@ OPS = tuple(FAMILIES_OF)
 """Names of the ops, in the order of `cases`."""
 
 
-def _linears(shapes: LayerShapes) -> Iterator[Case]:
+def _linears(shapes: LayerShapes) -> Iterator[OpCase]:
     boundary = [*((inner, BOUNDARY_COLUMNS) for inner in BOUNDARY_INNER), FEW]
     for inner, columns in dict.fromkeys((*shapes.linears, *boundary)):
-        yield Case("linear", f"{inner}→{columns}", _linear(inner, columns, ROWS))
-    yield Case(
+        yield OpCase("linear", f"{inner}→{columns}", _linear(inner, columns, ROWS))
+    yield OpCase(
         "linear",
         f"{shapes.hidden}→{shapes.vocabulary}",
         _linear(shapes.hidden, shapes.vocabulary, HEAD_ROWS),
     )
     hidden = shapes.hidden
-    yield Case("linear-last", f"{hidden}→{hidden}", _linear_of_last_token(hidden, hidden))
+    yield OpCase("linear-last", f"{hidden}→{hidden}", _linear_of_last_token(hidden, hidden))
 
 
 def _linear(inner: int, columns: int, rows: int) -> Callable[[torch.dtype, int], Call]:
@@ -117,7 +117,7 @@ def _linear_of_last_token(inner: int, columns: int) -> Callable[[torch.dtype, in
     return build
 
 
-def _row_ops(shapes: LayerShapes) -> Iterator[Case]:
+def _row_ops(shapes: LayerShapes) -> Iterator[OpCase]:
     hidden, vocabulary, inner = shapes.hidden, shapes.vocabulary, shapes.intermediate
     long, wide = (HEAD_ROWS, vocabulary), (ROWS, hidden)
     for op, function, (rows, width) in (
@@ -132,7 +132,7 @@ def _row_ops(shapes: LayerShapes) -> Iterator[Case]:
         ("silu", F.silu, (ROWS, inner + 1)),
         ("gelu", F.gelu, (ROWS, inner + 1)),
     ):
-        yield Case(op, str(width), _rows(function, rows, width))
+        yield OpCase(op, str(width), _rows(function, rows, width))
 
 
 def rms_norm(x: torch.Tensor) -> torch.Tensor:
@@ -150,13 +150,15 @@ def _rows(function: Function, rows: int, width: int) -> Callable[[torch.dtype, i
     return build
 
 
-def _attention(shapes: LayerShapes) -> Iterator[Case]:
+def _attention(shapes: LayerShapes) -> Iterator[OpCase]:
     for keys in PREFIXES:
-        yield Case("attention-decode", f"keys {keys}", _requests(decode, shapes, 1, keys))
+        yield OpCase("attention-decode", f"keys {keys}", _requests(decode, shapes, 1, keys))
     for keys in PREFIXES[-2:]:
-        yield Case("attention-packed", f"keys {keys}", _requests(packed_decode, shapes, 1, keys))
+        yield OpCase("attention-packed", f"keys {keys}", _requests(packed_decode, shapes, 1, keys))
     tokens = PREFILL_TOKENS
-    yield Case("attention-prefill", f"tokens {tokens}", _requests(prefill, shapes, tokens, tokens))
+    yield OpCase(
+        "attention-prefill", f"tokens {tokens}", _requests(prefill, shapes, tokens, tokens)
+    )
 
 
 def _requests(

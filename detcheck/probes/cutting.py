@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from detcheck.probes.replay import Extent
+from detcheck.engines.passes import Extent
 
 Shape = tuple[int, ...]
 
 
 def cut(x: torch.Tensor, alone: Shape, extents: tuple[Extent, ...]) -> torch.Tensor | None:
-    """The request's part of `x`, whose shape alone is `alone`; None where that cannot be told."""
+    """The request's part of `x`, whose shape alone is `alone`; None if it cannot be told."""
     if x.dim() == len(alone) and tuple(x.shape) != alone:
         part: torch.Tensor | None = x
         for dim, (whole, own) in enumerate(zip(x.shape, alone, strict=True)):
@@ -31,7 +31,7 @@ def _narrow(
 
 
 def _cut_any(x: torch.Tensor, alone: Shape, extents: tuple[Extent, ...]) -> torch.Tensor | None:
-    """One request alone may be laid out otherwise (heads in the place of queries): by size."""
+    """By size, since one request alone may have another layout (heads in the place of queries)."""
     if tuple(x.shape) == alone:
         return None
     size = 1

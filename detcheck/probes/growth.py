@@ -1,4 +1,4 @@
-"""Values of two replays, measured: the op that was found, and each layer at the parting token."""
+"""Values of two replays, measured: the op that was found, and each layer at the last step."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch
 
 from detcheck.probes.bits import ulps
 from detcheck.probes.cutting import cut
-from detcheck.probes.recorder import Finding, Keeper
+from detcheck.probes.recorder import DifferingOp, OutputKeeper
 from detcheck.probes.replay import Step
 from detcheck.probes.trace_results import FirstOp, LayerGrowth
 
 
 class Kept:
-    """An observer that keeps the found op's result, and each layer's at the last step."""
+    """A `StepObserver` that keeps the found op's result, and each layer's at the last step."""
 
-    def __init__(self, model: Any, finding: Finding | None, last_step: int):
+    def __init__(self, model: Any, found: DifferingOp | None, last_step: int):
         self._model = model
         self._last_step = last_step
-        self.keeper = None if finding is None else Keeper(model, finding)
+        self.keeper = None if found is None else OutputKeeper(model, found)
         self.layers: dict[str, torch.Tensor] = {}
         """The request's last row of each layer's output, (hidden,)."""
 
     @contextmanager
     def watch(self, step: Step) -> Iterator[None]:
+        """See `StepObserver`."""
         hooks = self._layer_hooks(step) if step.index == self._last_step else []
         inner = self.keeper.watch(step) if self.keeper is not None else None
         try:
@@ -54,12 +55,8 @@ class Kept:
 
 
 def _last_row(hidden: torch.Tensor, step: Step) -> torch.Tensor:
-    """The request's last token of (1, tokens, hidden) packed or (requests, tokens, hidden)."""
-    packed = len(step.extents) == 3
-    if packed:
-        tokens = step.extents[0]
-        return hidden[0, tokens.start + tokens.own - 1]
-    return hidden[step.extents[0].start, -1]
+    """The request's last token of (batch, tokens, hidden)."""
+    return hidden[step.place.row, step.place.last_token]
 
 
 def layer_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
@@ -75,31 +72,32 @@ def layer_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     return [(f"{name}.{index}", layer) for index, layer in enumerate(layers)]
 
 
-def first_op(finding: Finding, alone: Kept, batch: Kept) -> FirstOp:
-    module, op, _ = finding.key
+def first_op(found: DifferingOp, alone: Kept, batch: Kept) -> FirstOp:
+    """The found op, with how many of the request's rows differ and by how much."""
+    module, op, _ = found.key
     rows = rows_differ = max_ulp = 0
     whole, part = _both(alone.keeper, batch.keeper)
     if whole is not None and part is not None:
         width = whole.shape[-1]
-        apart = ulps(whole.reshape(-1, width), part.reshape(-1, width)).amax(-1)
-        rows, rows_differ = len(apart), int(apart.count_nonzero())
-        max_ulp = int(apart.max())
+        distances = ulps(whole.reshape(-1, width), part.reshape(-1, width)).amax(-1)
+        rows, rows_differ = len(distances), int(distances.count_nonzero())
+        max_ulp = int(distances.max())
     return FirstOp(
         op,
         module,
-        finding.step,
-        finding.reference_shape,
-        finding.shape,
+        found.step,
+        found.reference_shape,
+        found.shape,
         rows,
         rows_differ,
         max_ulp,
-        finding.inputs_compared,
-        finding.indirect,
+        found.inputs_compared,
+        found.indirect,
     )
 
 
 def _both(
-    alone: Keeper | None, batch: Keeper | None
+    alone: OutputKeeper | None, batch: OutputKeeper | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The op's result alone, and the request's part of it in the batch."""
     if alone is None or batch is None or alone.output is None or batch.output is None:
@@ -108,13 +106,14 @@ def _both(
 
 
 def growth(name: str, alone: torch.Tensor, batch: torch.Tensor) -> LayerGrowth:
-    apart = ulps(alone, batch)
+    """How far a layer's result in the batch, (hidden,), is from its result alone."""
+    distances = ulps(alone, batch)
     norm = float(alone.float().norm())
     change = float((alone.float() - batch.float()).norm())
     return LayerGrowth(
         name,
-        apart.numel(),
-        int(apart.count_nonzero()),
-        int(apart.max()),
+        distances.numel(),
+        int(distances.count_nonzero()),
+        int(distances.max()),
         change / norm if norm else 0.0,
     )

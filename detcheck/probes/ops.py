@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
 
-from detcheck.errors import MeasurementError, UsageError
-from detcheck.kernels.mode import batch_invariant
-from detcheck.kernels.self_check import PASSED
+from detcheck.errors import UsageError
+from detcheck.kernels.in_force import kernels_in_force
 from detcheck.kernels.settings import AS_SERVED, BATCH_INVARIANT, PREFILL, STOCK, KernelSettings
 from detcheck.models import resolve_device
 from detcheck.probes.bits import row_ulps
-from detcheck.probes.cases import FAMILIES_OF, OPS, Call, Case, cases
+from detcheck.probes.cases import FAMILIES_OF, OPS, Call, OpCase, cases
 from detcheck.probes.relations import RELATIONS, ROW_RELATIONS, Outcome, run, try_relation
 from detcheck.probes.shapes import LayerShapes
 
@@ -104,7 +101,7 @@ def _known(what: str, given: Iterable[str] | None, known: tuple[str, ...]) -> tu
 
 
 def _cells(
-    case: Case,
+    case: OpCase,
     dtype: str,
     relations: tuple[str, ...],
     kernels: Sequence[str],
@@ -114,7 +111,7 @@ def _cells(
     call = _on(case.build(getattr(torch, dtype), seed), device)
     times: dict[str, list[float]] = {}
     for setting in kernels:
-        with _kernels(setting):
+        with kernels_in_force(setting):
             outcomes = list(_outcomes(call, relations, seed))
             times[setting] = _times(call)
         for outcome in outcomes:
@@ -140,20 +137,6 @@ def _on(call: Call, device: torch.device) -> Call:
 
     inputs = tuple(x.to(device) for x in call.inputs)
     return replace(call, inputs=inputs, pairs=request_pairs(inputs) if call.pairs else {})
-
-
-@contextlib.contextmanager
-def _proved(setting: str) -> Iterator[None]:
-    with batch_invariant(KernelSettings.parse(setting).families) as mode:
-        if mode.proof().self_check != PASSED:
-            raise MeasurementError(
-                f"{setting} is not in force: {mode.proof().self_check}; nothing was measured."
-            )
-        yield
-
-
-def _kernels(setting: str) -> AbstractContextManager[None]:
-    return contextlib.nullcontext() if setting == STOCK else _proved(setting)
 
 
 def _outcomes(call: Call, relations: tuple[str, ...], seed: int) -> Iterator[Outcome]:

@@ -1,23 +1,24 @@
-"""Aten ops of a forward pass, seen from one request: hashes of its rows, and values where asked.
+"""Aten ops of a forward pass, seen from one request: hashes of its rows, and values if needed.
 
 The reference is the request alone, so everything that it computes is its own. In a batch the
-request's rows are cut out of each tensor: a dimension that is larger than alone is one that grows
-with the load, and `Step.extents` says which entries are the request's.
+request's rows are cut out of each tensor: a dimension that is longer than alone is one that grows
+with the load, and `Place.extents` says which entries are the request's.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detcheck.engines.passes import Extent
+from detcheck.kernels.module_path import ModulePath
 from detcheck.probes.cutting import Shape, cut
-from detcheck.probes.replay import Extent, Step
+from detcheck.probes.replay import Step
 
 Key = tuple[str, str, int]
 """Module path, op, and its number among the same ops of that module in the same pass."""
@@ -29,13 +30,13 @@ _VIEWS = {
 }
 """Ops that compute nothing."""
 _UNSET = {"empty", "empty_like", "new_empty", "empty_strided", "new_zeros", "zeros", "zeros_like"}
-"""Ops whose results say nothing yet."""
+"""Ops whose results hold no computed values yet."""
 LARGEST_BYTES = 8 << 20
-"""Larger tensors (whole caches) are not looked into."""
+"""Larger tensors (whole caches) are not compared."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TensorDigest:
     """One tensor of the reference: its shape, and a hash of its bits."""
 
     shape: Shape
@@ -43,15 +44,15 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Op:
-    """One op of the reference."""
+class RecordedOp:
+    """One op of the reference; None stands for a tensor that is too large or empty."""
 
-    inputs: tuple[Seen | None, ...]
-    output: Seen | None
+    inputs: tuple[TensorDigest | None, ...]
+    output: TensorDigest | None
 
 
 @dataclass(slots=True)
-class Finding:
+class DifferingOp:
     """The first op whose output rows differ while its input rows agree."""
 
     step: int
@@ -60,49 +61,19 @@ class Finding:
     shape: Shape
     inputs_compared: int
     indirect: bool = False
-    """Not all of the op's own tensors can be laid side by side; its result was seen to differ as
-    the input of a later op, while every op before it agreed."""
-
-
-class Modules:
-    """The path of the module that is computing now, kept by hooks."""
-
-    def __init__(self, model: torch.nn.Module):
-        self.path: list[str] = [""]
-        self._hooks: list[Any] = []
-        self._model = model
-
-    @contextmanager
-    def follow(self) -> Iterator[None]:
-        """Keep `path` up to date while inside."""
-        for name, module in self._model.named_modules():
-            if name:
-                self._hooks.append(module.register_forward_pre_hook(self._enter(name)))
-                self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks.clear()
-            del self.path[1:]
-
-    def _enter(self, name: str) -> Any:
-        return lambda *_: self.path.append(name)
-
-    def _leave(self, *_: Any) -> None:
-        self.path.pop()
+    """If true, not all of the op's own tensors could be compared. Its result differs as the input
+    of a later op, and every op before it agreed."""
 
 
 class _Watch(TorchDispatchMode):
-    """Calls `saw` on every op that computes."""
+    """Hands every op that computes to the recorder, before and after it runs."""
 
-    def __init__(self, recorder: Recorder, step: Step):
+    def __init__(self, recorder: OpRecorder, step: Step):
         super().__init__()
         self._recorder = recorder
         self._step = step
         self._numbers: Counter[tuple[str, str]] = Counter()
-        self._following = recorder.modules.follow()
+        self._following = recorder.module_path.follow()
 
     def __enter__(self) -> Any:
         self._following.__enter__()
@@ -118,33 +89,33 @@ class _Watch(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name in _VIEWS or name in _UNSET:
             return func(*args, **(kwargs or {}))
-        inputs = self._recorder.look(self._step, args)
+        inputs = self._recorder.before(self._step, args)
         result = func(*args, **(kwargs or {}))
-        pair = (self._recorder.modules.path[-1], f"aten::{name}")
+        pair = (self._recorder.module_path.current, f"aten::{name}")
         key = (*pair, self._numbers[pair])
         self._numbers[pair] += 1
         output = result if isinstance(result, torch.Tensor) else None
-        self._recorder.saw(self._step, key, inputs, output)
+        self._recorder.after(self._step, key, inputs, output)
         return result
 
 
-class Recorder:
-    """Base of the two sides: what is done with each op is theirs."""
+class OpRecorder:
+    """Base of the recorders; a subclass decides what is done with each op."""
 
     def __init__(self, model: torch.nn.Module):
-        self.modules = Modules(model)
+        self.module_path = ModulePath(model)
         self._parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def watch(self, step: Step) -> Any:
-        """A context that records one forward pass."""
+        """A context that records one forward pass; see `StepObserver`."""
         return _Watch(self, step)
 
-    def look(self, step: Step, args: Sequence[Any]) -> Any:
-        """Take what is needed of the inputs before the op may write on them."""
+    def before(self, step: Step, args: Sequence[Any]) -> Any:
+        """Take what is needed of the inputs, since the op may write on them."""
         raise NotImplementedError
 
-    def saw(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
-        """An op came back."""
+    def after(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
+        """The op has run; `inputs` is what `before` returned, `output` None if it is no tensor."""
         raise NotImplementedError
 
     def _tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
@@ -158,145 +129,157 @@ class Recorder:
         ]
 
 
-class Reference(Recorder):
+class ReferenceRecorder(OpRecorder):
     """The request alone: keeps shapes and hashes of its first `window` forward passes."""
 
     def __init__(self, model: torch.nn.Module, window: int):
         super().__init__(model)
         self.window = window
-        self.ops: dict[tuple[int, Key], Op] = {}
+        self.ops: dict[tuple[int, Key], RecordedOp] = {}
 
     def watch(self, step: Step) -> Any:
+        """See `OpRecorder.watch`; None beyond the window."""
         return super().watch(step) if step.index < self.window else None
 
-    def look(self, step: Step, args: Sequence[Any]) -> Any:
-        return tuple(_seen(x) for x in self._tensors(args))
+    def before(self, step: Step, args: Sequence[Any]) -> Any:
+        """Digests of the input tensors."""
+        return tuple(_digest_of(x) for x in self._tensors(args))
 
-    def saw(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
-        self.ops[step.index, key] = Op(inputs, None if output is None else _seen(output))
+    def after(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
+        """Keep the op."""
+        self.ops[step.index, key] = RecordedOp(
+            inputs, None if output is None else _digest_of(output)
+        )
 
 
 @dataclass(slots=True)
 class Compared:
-    """What a comparison looked at."""
+    """How much a comparison has compared."""
 
     ops: int = 0
     tensors: int = 0
     steps: set[int] = field(default_factory=set)
 
 
-class Comparison(Recorder):
-    """The request in a batch: holds each op against the reference until one differs."""
+class ComparingRecorder(OpRecorder):
+    """The request in a batch: compares each op with the reference until one differs."""
 
-    def __init__(self, model: torch.nn.Module, reference: Reference):
+    def __init__(self, model: torch.nn.Module, reference: ReferenceRecorder):
         super().__init__(model)
         self._reference = reference
-        self.found: Finding | None = None
+        self.found: DifferingOp | None = None
         self.compared = Compared()
-        self._blind: tuple[int, Key, Shape, Shape] | None = None
-        """The last op whose result or inputs could not be laid beside the reference's."""
+        self._uncompared: tuple[int, Key, Shape, Shape] | None = None
+        """The last op whose tensors could not all be compared with the reference's."""
 
     def watch(self, step: Step) -> Any:
+        """See `OpRecorder.watch`; None beyond the window, and after an op was found."""
         if self.found is not None or step.index >= self._reference.window:
             return None
         self.compared.steps.add(step.index)
         return super().watch(step)
 
-    def look(self, step: Step, args: Sequence[Any]) -> Any:
+    def before(self, step: Step, args: Sequence[Any]) -> Any:
+        """The input tensors themselves."""
         return self._tensors(args)
 
-    def saw(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
+    def after(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
+        """Compare inputs and output with the reference's."""
         if self.found is not None:
             return
         op = self._reference.ops.get((step.index, key))
         if op is None or output is None or op.output is None:
-            self._pass_blindly(step, key, op, output)
+            self._pass_over(step, key, op, output)
             return
         agreements = [
-            _agrees(x, seen, step.extents)
-            for x, seen in zip(inputs, op.inputs, strict=False)
-            if x is not output  # written in place: what it held before is gone
+            _agrees(x, digest, step.place.extents)
+            for x, digest in zip(inputs, op.inputs, strict=False)
+            if x is not output  # written in place: its values before the op are gone
         ]
         if False in agreements:
-            self._blame_what_was_not_seen(step, key, op.output.shape, output)
+            self._blame_uncompared(step, key, op.output.shape, output)
             return
-        same = _agrees(output, op.output, step.extents)
+        same = _agrees(output, op.output, step.place.extents)
         if same is None:
-            self._pass_blindly(step, key, op, output)
+            self._pass_over(step, key, op, output)
             return
         self.compared.ops += 1
-        self.compared.tensors += 1 + sum(a is not None for a in agreements)
+        self.compared.tensors += 1 + sum(agrees is not None for agrees in agreements)
         if same:
             return
-        if True not in agreements:  # it may be this op, or one before that was not seen either
-            self._blind = (step.index, key, op.output.shape, tuple(output.shape))
+        if True not in agreements:  # this op, or an earlier one that was not compared either
+            self._uncompared = (step.index, key, op.output.shape, tuple(output.shape))
             return
-        self.found = Finding(
+        self.found = DifferingOp(
             step.index,
             key,
             op.output.shape,
             tuple(output.shape),
-            sum(a is not None for a in agreements),
+            sum(agrees is not None for agrees in agreements),
         )
 
-    def _pass_blindly(
-        self, step: Step, key: Key, op: Op | None, output: torch.Tensor | None
+    def _pass_over(
+        self, step: Step, key: Key, op: RecordedOp | None, output: torch.Tensor | None
     ) -> None:
+        """Remember an op that could not be compared, if it may be the first that differs."""
         if op is None or output is None or op.output is None or not output.is_floating_point():
             return
         if len(op.output.shape) > 1 and tuple(output.shape) != op.output.shape:
-            self._blind = (step.index, key, op.output.shape, tuple(output.shape))
+            self._uncompared = (step.index, key, op.output.shape, tuple(output.shape))
 
-    def _blame_what_was_not_seen(
-        self, step: Step, key: Key, alone: Shape, output: torch.Tensor
-    ) -> None:
-        """An input differs though no result did: it came from the last op that was not seen."""
-        blind = self._blind or (step.index, key, alone, tuple(output.shape))
-        self.found = Finding(*blind, inputs_compared=0, indirect=True)
+    def _blame_uncompared(self, step: Step, key: Key, alone: Shape, output: torch.Tensor) -> None:
+        """An input differs though no compared result did: the last uncompared op made it."""
+        origin = self._uncompared or (step.index, key, alone, tuple(output.shape))
+        self.found = DifferingOp(*origin, inputs_compared=0, indirect=True)
 
 
-class Keeper(Recorder):
-    """Keeps what one op gives, to be measured."""
+class OutputKeeper(OpRecorder):
+    """Keeps the result of one op, to be measured."""
 
-    def __init__(self, model: torch.nn.Module, finding: Finding):
+    def __init__(self, model: torch.nn.Module, wanted: DifferingOp):
         super().__init__(model)
-        self._finding = finding
+        self._wanted = wanted
         self.output: torch.Tensor | None = None
         """The whole output, on the CPU."""
         self.extents: tuple[Extent, ...] = ()
 
     def watch(self, step: Step) -> Any:
-        return super().watch(step) if step.index == self._finding.step else None
+        """See `OpRecorder.watch`; None for other steps than the op's."""
+        return super().watch(step) if step.index == self._wanted.step else None
 
-    def look(self, step: Step, args: Sequence[Any]) -> Any:
+    def before(self, step: Step, args: Sequence[Any]) -> Any:
+        """Nothing is needed of the inputs."""
         return None
 
-    def saw(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
-        if key == self._finding.key and output is not None:
-            self.output, self.extents = output.detach().cpu().clone(), step.extents
+    def after(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
+        """Keep the output if it is the wanted op's."""
+        if key == self._wanted.key and output is not None:
+            self.output, self.extents = output.detach().cpu().clone(), step.place.extents
 
 
-def _seen(x: torch.Tensor) -> Seen | None:
+def _digest_of(x: torch.Tensor) -> TensorDigest | None:
     if x.numel() * x.element_size() > LARGEST_BYTES or not x.numel():
         return None
-    return Seen(tuple(x.shape), digest(x))
+    return TensorDigest(tuple(x.shape), digest(x))
 
 
 def digest(x: torch.Tensor) -> int:
-    """A hash of the bits of `x`, of its shape only the order of elements; this process only."""
+    """A hash of the bits of `x` in the order of its elements; valid within this process only."""
     flat = x.detach().contiguous().cpu().reshape(-1)
     if flat.is_floating_point() or flat.is_complex() or flat.dtype == torch.bool:
         flat = flat.view(torch.uint8)
     return hash(flat.numpy().tobytes())
 
 
-def _agrees(x: torch.Tensor, seen: Seen | None, extents: tuple[Extent, ...]) -> bool | None:
-    """Whether the request's rows of `x` are the reference's; None where they cannot be told.
+def _agrees(
+    x: torch.Tensor, reference: TensorDigest | None, extents: tuple[Extent, ...]
+) -> bool | None:
+    """True if the request's rows of `x` equal the reference's; None if its rows are not known.
 
-    Only tensors that grow with the load are judged: the rest is either shared by all requests or
-    belongs to one of them, and it is not said to which.
+    Only tensors that grow with the load are judged. Others are shared by all requests, or belong
+    to one of them, and nothing says to which.
     """
-    if seen is None or not x.is_floating_point():
+    if reference is None or not x.is_floating_point():
         return None
-    rows = cut(x, seen.shape, extents)
-    return None if rows is None else digest(rows) == seen.digest
+    rows = cut(x, reference.shape, extents)
+    return None if rows is None else digest(rows) == reference.digest

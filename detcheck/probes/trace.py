@@ -7,7 +7,7 @@ layer is at the parting token, and what the logits made of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -22,12 +22,12 @@ from detcheck.experiment import Experiment
 from detcheck.grid import Condition, conditions
 from detcheck.kernels.settings import STOCK
 from detcheck.probes.growth import Kept, first_op, growth
-from detcheck.probes.recorder import Comparison, Finding, Reference
-from detcheck.probes.replay import Observer, Replayed, replay
+from detcheck.probes.recorder import ComparingRecorder, DifferingOp, ReferenceRecorder
+from detcheck.probes.replay import Replayed, StepObserver, replay
 from detcheck.probes.trace_results import FirstOp, FlipSide, LayerGrowth, Trace, TraceFlip
 from detcheck.rundir import Run
 from detcheck.targets import Target
-from detcheck.traffic import PlannedRequest, Trial, plan_trials
+from detcheck.traffic import Trial, plan_trials
 
 FIRST_PASSES = 4
 """Forward passes that are recorded before all of them are."""
@@ -140,11 +140,13 @@ def _trace(engine: InProcessEngine, subject: Subject, kernels: str, started: flo
     )
 
 
-def _compare(sides: _Sides, num_tokens: int, window: int) -> tuple[Replayed, Replayed, Comparison]:
+def _compare(
+    sides: _Sides, num_tokens: int, window: int
+) -> tuple[Replayed, Replayed, ComparingRecorder]:
     """Both replays, the first `window` forward passes of them held against each other."""
-    reference = Reference(sides.model, window)
+    reference = ReferenceRecorder(sides.model, window)
     alone = sides.alone(num_tokens, reference)
-    comparison = Comparison(sides.model, reference)
+    comparison = ComparingRecorder(sides.model, reference)
     batch = sides.batch(len(alone.tokens), comparison, expected=alone.tokens)
     if not batch.tokens or not alone.tokens:
         raise MeasurementError("The request produced no token in its replay: nothing to compare.")
@@ -161,20 +163,20 @@ class _Sides:
         self._kernels = kernels
         self.logits_alone: torch.Tensor | None = None
 
-    def alone(self, num_steps: int, observer: Observer | None = None) -> Replayed:
+    def alone(self, num_steps: int, observer: StepObserver | None = None) -> Replayed:
         planned = self._subject.trial.requests[self._subject.request]
         condition = self._subject.trial.condition
         trial = Trial(
             Condition(condition.prompt_index, condition.kernels, 1, 1),
             0,
-            (PlannedRequest(planned.prompt, True, 0, planned.max_new_tokens),),
+            (replace(planned, is_probe=True, arrival_step=0),),
         )
         return replay(self._engine, trial, 0, self._kernels, num_steps, observer)
 
     def batch(
         self,
         num_steps: int,
-        observer: Observer | None = None,
+        observer: StepObserver | None = None,
         expected: list[int] | None = None,
     ) -> Replayed:
         subject = self._subject
@@ -194,13 +196,13 @@ class _Sides:
 
 
 def _measure(
-    sides: _Sides, finding: Finding | None, num_steps: int
+    sides: _Sides, found: DifferingOp | None, num_steps: int
 ) -> tuple[FirstOp | None, tuple[LayerGrowth, ...]]:
     """A second replay of both that keeps values: of the op found, and of each layer at the end."""
-    kept = [Kept(sides.model, finding, num_steps - 1) for _ in range(2)]
+    kept = [Kept(sides.model, found, num_steps - 1) for _ in range(2)]
     replayed = sides.alone(num_steps, kept[0])
     sides.logits_alone = replayed.logits
-    if finding is None:
+    if found is None:
         return None, ()
     sides.batch(num_steps, kept[1])
     layers = tuple(
@@ -208,7 +210,7 @@ def _measure(
         for name, alone in kept[0].layers.items()
         if name in kept[1].layers
     )
-    return first_op(finding, *kept), layers
+    return first_op(found, *kept), layers
 
 
 def _flip(engine: InProcessEngine, alone: Replayed, batch: Replayed, sides: _Sides) -> TraceFlip:

@@ -13,7 +13,7 @@ from detcheck.errors import MeasurementError, ModelError, UsageError
 from detcheck.probes import cases as cases_module
 from detcheck.probes import ops as ops_module
 from detcheck.probes.attention_cases import request_pairs, requests
-from detcheck.probes.cases import OPS, Call, Case, cases
+from detcheck.probes.cases import OPS, Call, OpCase, cases
 from detcheck.probes.matrix import class_words, lines
 from detcheck.probes.ops import PROMISED, Cell, audit
 from detcheck.probes.relations import RELATIONS, ROW_RELATIONS
@@ -44,9 +44,9 @@ def test_stock_cells_can_differ() -> None:
     assert all(cell.relative_time == 1 for cell in cells)
 
 
-def planted(function: Callable[[torch.Tensor], torch.Tensor]) -> Case:
+def planted(function: Callable[[torch.Tensor], torch.Tensor]) -> OpCase:
     x = torch.randn(33, 40, generator=torch.Generator().manual_seed(0))
-    return Case("planted", "40", lambda dtype, seed: Call(function, (x.to(dtype),)))
+    return OpCase("planted", "40", lambda dtype, seed: Call(function, (x.to(dtype),)))
 
 
 def by_size(x: torch.Tensor) -> torch.Tensor:

@@ -15,14 +15,15 @@ from recorded import record
 
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.engines.in_process import InProcessEngine
+from detcheck.engines.passes import Extent, Place
 from detcheck.engines.static import StaticEngine
 from detcheck.errors import UsageError
 from detcheck.kernels.cpu.stock import stock_kernel
 from detcheck.models import LoadedModel
 from detcheck.probes import trace as trace_module
 from detcheck.probes.cutting import cut
-from detcheck.probes.recorder import Comparison, Reference
-from detcheck.probes.replay import Extent, Step
+from detcheck.probes.recorder import ComparingRecorder, ReferenceRecorder
+from detcheck.probes.replay import Step
 from detcheck.probes.trace import subject_of_prompt, subject_of_run, trace
 from detcheck.rundir import Run
 
@@ -118,16 +119,16 @@ def test_stock_kernels_are_caught(engine: str) -> None:
 
 
 def test_an_op_whose_inputs_are_too_large_to_compare_is_named_all_the_same() -> None:
-    step = Step(0, (Extent(1, 3, 0),))
-    reference = Reference(torch.nn.Module(), 1)
-    comparison = Comparison(torch.nn.Module(), reference)
+    step = Step(0, Place((Extent(1, 3, 0),), row=0, last_token=0, score_row=0))
+    reference = ReferenceRecorder(torch.nn.Module(), 1)
+    comparison = ComparingRecorder(torch.nn.Module(), reference)
     own = torch.randn(1, 8)
     batch = torch.cat([own * 1.001, torch.randn(2, 8)])
     first, second = ("mlp", "aten::mm", 0), ("", "aten::add", 0)
-    reference.saw(step, first, (None,), own)
-    reference.saw(step, second, reference.look(step, [own]), own * 2)
-    comparison.saw(step, first, [torch.zeros(3, 4)], batch)
-    comparison.saw(step, second, [batch], batch * 2)
+    reference.after(step, first, (None,), own)
+    reference.after(step, second, reference.before(step, [own]), own * 2)
+    comparison.after(step, first, [torch.zeros(3, 4)], batch)
+    comparison.after(step, second, [batch], batch * 2)
     assert comparison.found is not None
     assert (comparison.found.key, comparison.found.indirect) == (first, True)
 

@@ -17,8 +17,9 @@ from typing import IO, Any
 
 import msgspec
 
-from detcheck.engines.in_process import Answer
-from detcheck.engines.vllm.recorder import Recorder, stat_logger
+from detcheck.engines.partial import PartialCompletion
+from detcheck.engines.prompts import check_lengths, encode_prompt
+from detcheck.engines.vllm.scheduler_steps import SchedulerSteps, stat_logger
 from detcheck.errors import DetcheckError, ModelError, UsageError
 
 PROGRESS_S = 0.2
@@ -54,40 +55,44 @@ class Worker:
         from detcheck.engines.decoding import Detokenizer
 
         self._setup = setup
-        self._recorder = Recorder()
+        self._steps = SchedulerSteps()
         tokenizer = _tokenizer(setup)
-        self._prompts = {prompt: _encode(tokenizer, setup, prompt) for prompt in setup.prompts}
-        _check_lengths(setup, self._prompts)
+        self._prompts = {
+            prompt: encode_prompt(tokenizer, prompt, chat_template=setup.chat_template)
+            for prompt in setup.prompts
+        }
+        check_lengths(list(self._prompts.values()), setup.max_new_tokens, _context(setup))
         self._detokenize = Detokenizer(tokenizer)
-        self._engine = _engine(setup, self._prompts, self._recorder)
+        self._engine = _engine(setup, self._prompts, self._steps)
         self._trials = 0
         self.run([(prompt, 0, WARM_UP_TOKENS, 0) for prompt in setup.prompts[:1]], None)
 
     def run(self, requests: list[tuple[str, int, int, int]], out: IO[str] | None) -> dict[str, Any]:
-        """Answer (prompt, arrival step, token limit, seed) requests; progress goes to `out`.
+        """Generate for requests of (prompt, arrival step, token limit, seed).
 
-        The prefix cache is emptied first: no trial may depend on the one before it.
+        Messages of progress go to `out`, if any. The prefix cache is emptied first, so that no
+        trial depends on the one before it.
         """
         self._engine.reset_prefix_cache()
-        self._recorder.reset()
+        self._steps.reset()
         self._trials += 1
         ids = [f"{self._trials}-{position}" for position in range(len(requests))]
-        answers = {ids[i]: Answer(request[2]) for i, request in enumerate(requests)}
+        partials = {ids[i]: PartialCompletion(request[2]) for i, request in enumerate(requests)}
         waiting = sorted(zip(ids, requests, strict=True), key=lambda pair: pair[1][1])
-        step, told, started = 0, 0.0, perf_counter()
+        step, reported, started = 0, 0.0, perf_counter()
         while waiting or self._engine.has_unfinished_requests():
             while waiting and waiting[0][1][1] <= step:
                 self._submit(*waiting.pop(0))
-            self._step(answers)
+            self._step(partials)
             step += 1
-            if out is not None and perf_counter() - told > PROGRESS_S:
-                told = perf_counter()
-                _send(out, tokens=sum(len(answer.token_ids) for answer in answers.values()))
+            if out is not None and perf_counter() - reported > PROGRESS_S:
+                reported = perf_counter()
+                _send(out, tokens=sum(len(partial.token_ids) for partial in partials.values()))
         elapsed = perf_counter() - started
         return {
-            "answers": [self._told(answers[request_id]) for request_id in ids],
+            "answers": [self._reply(partials[request_id]) for request_id in ids],
             "elapsed_s": elapsed,
-            "load": msgspec.to_builtins(self._recorder.evidence()),
+            "load": msgspec.to_builtins(self._steps.evidence()),
         }
 
     def proof(self) -> dict[str, Any]:
@@ -117,49 +122,52 @@ class Worker:
         token_ids = list(self._prompts[prompt])
         self._engine.add_request(request_id, {"prompt_token_ids": token_ids}, params)
 
-    def _step(self, answers: Mapping[str, Answer]) -> None:
-        """One step of vLLM: what it answered belongs to the batch that its scheduler told of."""
-        self._recorder.last = None
+    def _step(self, partials: Mapping[str, PartialCompletion]) -> None:
+        """One step of vLLM: its tokens belong to the batch that its scheduler reported."""
+        self._steps.last = None
         outputs = self._engine.step()
         for output in outputs:
             delta = output.outputs[0]
-            answer = answers.get(output.request_id)
-            if answer is None:
+            partial = partials.get(output.request_id)
+            if partial is None:
                 continue
-            if delta.token_ids and self._recorder.last is not None:
-                answer.saw_forward(*self._recorder.last)
+            if delta.token_ids and self._steps.last is not None:
+                partial.joined_pass(*self._steps.last)
             for token_id, logprobs in zip(delta.token_ids, delta.logprobs or (), strict=False):
-                _append(answer, token_id, logprobs)
+                _append(partial, token_id, logprobs)
             if output.finished:
-                answer.finish_reason = delta.finish_reason or "length"
+                partial.finish_reason = delta.finish_reason or "length"
 
-    def _told(self, answer: Answer) -> dict[str, Any]:
-        """An answer as plain data. Sampled tokens need not be the best: no flips are told then."""
-        if answer.finish_reason not in ("stop", "length"):
-            return {"error": f"vLLM ended the request: {answer.finish_reason}"}
-        text, ends = self._detokenize(tuple(answer.token_ids))
-        batch = answer.observed_batch
-        told: dict[str, Any] = {
+    def _reply(self, partial: PartialCompletion) -> dict[str, Any]:
+        """A completion as plain data.
+
+        Above temperature 0 it has no `top_two`: a sampled token need not be the best one.
+        """
+        if partial.finish_reason not in ("stop", "length"):
+            return {"error": f"vLLM ended the request: {partial.finish_reason}"}
+        text, ends = self._detokenize(tuple(partial.token_ids))
+        batch = partial.observed_batch
+        reply: dict[str, Any] = {
             "text": text,
-            "finish_reason": answer.finish_reason,
-            "token_ids": answer.token_ids,
+            "finish_reason": partial.finish_reason,
+            "token_ids": partial.token_ids,
             "token_ends": ends,
             "observed_batch": msgspec.to_builtins(batch),
         }
         if self._setup.temperature == 0:
-            told["top_two"] = [answer.runner_up_token_ids, answer.gaps, answer.logprobs]
-        return told
+            reply["top_two"] = [partial.runner_up_token_ids, partial.gaps, partial.logprobs]
+        return reply
 
 
-def _append(answer: Answer, token_id: int, logprobs: Mapping[int, Any]) -> None:
-    """Take a token with its runner-up; the end of the answer is vLLM's to say."""
+def _append(partial: PartialCompletion, token_id: int, logprobs: Mapping[int, Any]) -> None:
+    """Take a token with its runner-up. When the completion ends, vLLM decides."""
     chosen = logprobs[token_id].logprob
     others = [(other.logprob, -index) for index, other in logprobs.items() if index != token_id]
     runner_up, index = max(others)
-    answer.token_ids.append(token_id)
-    answer.runner_up_token_ids.append(-index)
-    answer.gaps.append(max(0.0, chosen - runner_up))
-    answer.logprobs.append(chosen)
+    partial.token_ids.append(token_id)
+    partial.runner_up_token_ids.append(-index)
+    partial.gaps.append(max(0.0, chosen - runner_up))
+    partial.logprobs.append(chosen)
 
 
 def _tokenizer(setup: Setup) -> Any:
@@ -176,31 +184,15 @@ def _tokenizer(setup: Setup) -> Any:
         ) from error
 
 
-def _encode(tokenizer: Any, setup: Setup, prompt: str) -> tuple[int, ...]:
-    if setup.chat_template and tokenizer.chat_template:
-        encoded = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
-        )
-    else:
-        encoded = tokenizer(prompt)
-    return tuple(encoded["input_ids"])
-
-
-def _check_lengths(setup: Setup, prompts: Mapping[str, tuple[int, ...]]) -> None:
+def _context(setup: Setup) -> int | None:
+    """Most tokens that a sequence may have; None if the model's config does not say."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(setup.source, trust_remote_code=setup.trust_remote_code)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    for number, token_ids in enumerate(prompts.values(), start=1):
-        if context and len(token_ids) + setup.max_new_tokens > context:
-            raise UsageError(
-                f"Prompt {number} has {len(token_ids)} tokens; with {setup.max_new_tokens} new "
-                f"ones it exceeds the model's context of {context}: shorten it or lower "
-                "--max-new-tokens."
-            )
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or None
 
 
-def _engine(setup: Setup, prompts: Mapping[str, tuple[int, ...]], recorder: Recorder) -> Any:
+def _engine(setup: Setup, prompts: Mapping[str, tuple[int, ...]], steps: SchedulerSteps) -> Any:
     """vLLM with its defaults, save what the experiment asks for.
 
     The context is as long as the longest request needs, so that vLLM takes no memory for more.
@@ -226,7 +218,7 @@ def _engine(setup: Setup, prompts: Mapping[str, tuple[int, ...]], recorder: Reco
         enable_logging_iteration_details=True,
         disable_log_stats=False,
     )
-    return LLMEngine.from_engine_args(arguments, stat_loggers=[stat_logger(recorder)])
+    return LLMEngine.from_engine_args(arguments, stat_loggers=[stat_logger(steps)])
 
 
 def _first_words(error: BaseException) -> str:

@@ -14,7 +14,7 @@ def send(**message):
 
 
 def answer(setup, request, rows):
-    prompt, _, limit = request
+    prompt, _, limit, *_ = request
     token_ids = [len(prompt) + index for index in range(limit)]
     if FAKE == "diverges" and (rows > 1 or setup["tensor_parallel"] > 1):
         token_ids[-1] += setup["tensor_parallel"]

@@ -1,4 +1,4 @@
-"""What vLLM's own scheduler says of each step, and what a trial's steps come to."""
+"""The batches of vLLM's own scheduler, step by step, and the evidence of a trial from them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from detcheck.evidence import FORWARD_PASSES, LoadEvidence
 
 
-class Recorder:
-    """What vLLM's scheduler says of each step; a stat logger, as vLLM lets its users add."""
+class SchedulerSteps:
+    """Collects what vLLM's scheduler reports of each step of a trial."""
 
     def __init__(self) -> None:
         self.reset()
@@ -23,7 +23,7 @@ class Recorder:
         self._prefix_cache_hits = 0
 
     def record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
-        """Note one iteration of the engine."""
+        """Note one iteration of the engine; the arguments are vLLM's own, either may be None."""
         details = getattr(scheduler_stats, "iteration_details", None)
         if iteration_stats is not None:
             self._preemptions += iteration_stats.num_preempted_reqs
@@ -39,7 +39,7 @@ class Recorder:
             self._query_tokens_max = max(self._query_tokens_max, query_tokens)
 
     def evidence(self) -> LoadEvidence | None:
-        """What the trial's steps come to; None where vLLM told of none."""
+        """The batches of the trial so far; None if vLLM reported none."""
         if not self._rows:
             return None
         return LoadEvidence(
@@ -52,8 +52,8 @@ class Recorder:
         )
 
 
-def stat_logger(recorder: Recorder) -> Any:
-    """A factory of stat loggers that hand everything to `recorder`."""
+def stat_logger(steps: SchedulerSteps) -> Any:
+    """A factory of stat loggers, as vLLM lets its users add, that hand all to `steps`."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class Logger(StatLoggerBase):
@@ -63,7 +63,7 @@ def stat_logger(recorder: Recorder) -> Any:
         def record(
             self, scheduler_stats: Any = None, iteration_stats: Any = None, *_: Any, **__: Any
         ) -> None:
-            recorder.record(scheduler_stats, iteration_stats)
+            steps.record(scheduler_stats, iteration_stats)
 
         def log_engine_initialized(self) -> None:
             pass

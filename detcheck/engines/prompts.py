@@ -1,0 +1,42 @@
+"""Prompts as token ids: how a prompt is encoded, and whether it fits into the model's context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detcheck.errors import UsageError
+
+
+def encode_prompt(tokenizer: Any, prompt: str, *, chat_template: bool) -> tuple[int, ...]:
+    """Token ids of one user message, ready for the model to answer.
+
+    The tokenizer's chat template is applied if `chat_template` is true and it has one.
+    """
+    if chat_template and tokenizer.chat_template:
+        encoded = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
+        )
+    else:
+        encoded = tokenizer(prompt)
+    return tuple(encoded["input_ids"])
+
+
+def check_lengths(
+    prompts: Sequence[tuple[int, ...]], max_new_tokens: int, context: int | None
+) -> int:
+    """Tokens of the longest request, prompt and completion together.
+
+    Raises UsageError, which names the prompt, if a request exceeds the model's `context` (tokens;
+    None if unknown).
+    """
+    longest = 0
+    for number, token_ids in enumerate(prompts, start=1):
+        needed = len(token_ids) + max_new_tokens
+        longest = max(longest, needed)
+        if context is not None and needed > context:
+            raise UsageError(
+                f"Prompt {number} has {len(token_ids)} tokens; with {max_new_tokens} new ones it "
+                f"exceeds the model's context of {context}: shorten it or lower `max_new_tokens`."
+            )
+    return longest
