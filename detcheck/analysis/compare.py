@@ -119,7 +119,7 @@ def parting(left: StoredVariant, right: StoredVariant) -> PromptDivergence | Non
     By tokens if both have them, else by characters of the text.
     """
     if left.token_ids is None or right.token_ids is None:
-        return _divergence_of_text(left.text, right.text)
+        return divergence_of_text(left.text, right.text)
     position = first_divergence(left.token_ids.tolist(), right.token_ids.tolist())
     if position is None:
         return None
@@ -305,7 +305,8 @@ def _agreement(left: SeedCounts, right: SeedCounts) -> float | None:
     return sum(count * right[key] for key, count in left.items()) / pairs if pairs else None
 
 
-def _divergence_of_text(left: str, right: str) -> PromptDivergence | None:
+def divergence_of_text(left: str, right: str) -> PromptDivergence | None:
+    """Where two texts diverge, by characters; None if they are equal."""
     position = first_divergence(left, right)
     if position is None:
         return None

@@ -1,0 +1,270 @@
+"""Two evaluations of the same items: which answers differ, and is the difference of scores noise?
+
+Reads the samples files that lm-evaluation-harness writes with `--log_samples` (versions 0.4 and
+later): one JSON object a line and item.
+
+Of the items that both files have with the same prompt, those whose score changed went up or down.
+If a change of load, and nothing better or worse, made them change, up and down are equally likely:
+an exact sign test (two-sided binomial, rate one half) says how surprising the difference is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from detcheck.analysis.compare import PromptDivergence, divergence_of_text
+from detcheck.errors import UsageError
+
+SIGNIFICANCE = 0.05
+"""Differences of scores that chance gives less often than this are not called noise."""
+DEFAULT_FILTER = "none"
+_BOOKKEEPING = frozenset(
+    ("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSample:
+    """One item of a samples file, under one filter."""
+
+    item: str
+    """`doc_id` of the item."""
+    prompt: str
+    """The arguments of its first request, as they were sent."""
+    response: str
+    """What the model said."""
+    answer: str
+    """What the filter made of it."""
+    target: str
+    scores: Mapping[str, float]
+    """By metric."""
+
+
+@dataclass(frozen=True)
+class SamplesFile:
+    """A samples file as read."""
+
+    path: Path
+    samples: Mapping[str, Sequence[EvaluationSample]]
+    """By filter, in the order of the file."""
+
+    @cached_property
+    def filters(self) -> tuple[str, ...]:
+        """The filters, in the order of the file."""
+        return tuple(self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleDifference:
+    """An item whose answers or scores differ between two files."""
+
+    left: EvaluationSample
+    right: EvaluationSample
+    left_score: float
+    right_score: float
+    divergence: PromptDivergence | None
+    """Where the responses diverge, by characters; None if they are equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplesComparison:
+    """Two samples files side by side, under one filter and metric."""
+
+    filter: str
+    metric: str
+    items: int
+    """Items that both have, with the same prompt."""
+    other_prompt: int
+    """Items that both have with another prompt: they asked something else and are not compared."""
+    only_left: int
+    only_right: int
+    left_score: float
+    """Mean of the metric over the compared items."""
+    right_score: float
+    responses_differ: int
+    """Compared items with another response."""
+    answers_differ: int
+    """Compared items with another answer."""
+    better: int
+    """Compared items that score higher on the right."""
+    worse: int
+    """Compared items that score lower on the right."""
+    differences: tuple[SampleDifference, ...]
+    """Items with another response, answer or score, in the order of the left file."""
+
+    @property
+    def p_value(self) -> float:
+        """Chance of at least such a difference if up and down are equally likely."""
+        return sign_test(self.better, self.worse)
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether flips without a direction explain the difference of the scores."""
+        return self.p_value >= SIGNIFICANCE
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words."""
+        changed = self.better + self.worse
+        points = 100 * (self.right_score - self.left_score)
+        if not changed:
+            return "no item changed its score"
+        verdict = "within noise" if self.within_noise else "more than noise"
+        return (
+            f"{changed:,} of {self.items:,} items changed their score ({self.better:,} up, "
+            f"{self.worse:,} down): {points:+.3g} points, {verdict} (p = {self.p_value:.2g})"
+        )
+
+
+def read_samples(path: Path) -> SamplesFile:
+    """Read a samples file of lm-evaluation-harness.
+
+    Raises UsageError, naming the line, if the file cannot be read or is not such a file.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+    samples: dict[str, list[EvaluationSample]] = {}
+    seen: set[tuple[str, str]] = set()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            data = msgspec.json.decode(line, type=dict[str, Any])
+            sample, name = _sample(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError) as error:
+            raise UsageError(
+                f"{path} line {number} is not an item of a samples file of lm-evaluation-harness "
+                f"0.4 or later ({_reason(error)}): write it with --log_samples."
+            ) from error
+        if (name, sample.item) in seen:
+            raise UsageError(f"{path} line {number} holds item {sample.item} a second time.")
+        seen.add((name, sample.item))
+        samples.setdefault(name, []).append(sample)
+    if not samples:
+        raise UsageError(f"{path} holds no items.")
+    return SamplesFile(path, samples)
+
+
+def compare_samples(
+    left: SamplesFile, right: SamplesFile, *, filter: str | None = None, metric: str | None = None
+) -> SamplesComparison:
+    """Hold two samples files side by side, by default under the first filter and metric of both.
+
+    Raises UsageError if they have no item, filter or metric in common.
+    """
+    name = _common("filter", filter, left.filters, right.filters)
+    ours = {sample.item: sample for sample in left.samples[name]}
+    theirs = {sample.item: sample for sample in right.samples[name]}
+    both = [(sample, theirs[item]) for item, sample in ours.items() if item in theirs]
+    pairs = [(a, b) for a, b in both if a.prompt == b.prompt]
+    if not pairs:
+        raise UsageError(
+            f"{left.path} and {right.path} have no item with the same prompt: nothing to compare."
+        )
+    score = _common("metric", metric, *(_metrics(side) for side in zip(*pairs, strict=True)))
+    changes = [b.scores[score] - a.scores[score] for a, b in pairs]
+    return SamplesComparison(
+        filter=name,
+        metric=score,
+        items=len(pairs),
+        other_prompt=len(both) - len(pairs),
+        only_left=len(ours) - len(both),
+        only_right=len(theirs) - len(both),
+        left_score=sum(a.scores[score] for a, _ in pairs) / len(pairs),
+        right_score=sum(b.scores[score] for _, b in pairs) / len(pairs),
+        responses_differ=sum(a.response != b.response for a, b in pairs),
+        answers_differ=sum(a.answer != b.answer for a, b in pairs),
+        better=sum(change > 0 for change in changes),
+        worse=sum(change < 0 for change in changes),
+        differences=tuple(_differences(pairs, score)),
+    )
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided exact sign test: chance of so uneven a split, or a more uneven one, by halves."""
+    changed = better + worse
+    tail = sum(comb(changed, k) for k in range(min(better, worse) + 1))
+    return min(1.0, float(2 * tail / 2**changed))
+
+
+def _differences(
+    pairs: Sequence[tuple[EvaluationSample, EvaluationSample]], score: str
+) -> list[SampleDifference]:
+    return [
+        SampleDifference(
+            a, b, a.scores[score], b.scores[score], divergence_of_text(a.response, b.response)
+        )
+        for a, b in pairs
+        if (a.response, a.answer, a.scores[score]) != (b.response, b.answer, b.scores[score])
+    ]
+
+
+def _common(kind: str, wanted: str | None, left: Sequence[str], right: Sequence[str]) -> str:
+    """`wanted`, else the first name that both sides have; raises UsageError if there is none."""
+    common = [name for name in left if name in right]
+    if wanted is not None and wanted in common:
+        return wanted
+    if wanted is not None or not common:
+        raise UsageError(
+            f"The samples files have no {kind} {wanted or 'in common'}: one has "
+            f"{', '.join(left) or 'none'}, the other {', '.join(right) or 'none'}."
+        )
+    return common[0]
+
+
+def _metrics(samples: Sequence[EvaluationSample]) -> list[str]:
+    """The metrics that every one of `samples` has, in the order of the first."""
+    return [name for name in samples[0].scores if all(name in one.scores for one in samples)]
+
+
+def _sample(data: Mapping[str, Any]) -> tuple[EvaluationSample, str]:
+    """One line as a sample, and its filter; raises LookupError or TypeError if it is none."""
+    names = data.get("metrics")
+    if not isinstance(names, list):  # older versions do not list them
+        names = [name for name in data if name not in _BOOKKEEPING and not name.endswith("_hash")]
+    scores = {name: float(data[name]) for name in names if isinstance(data.get(name), int | float)}
+    sample = EvaluationSample(
+        item=str(data["doc_id"]),
+        prompt=_prompt(data["arguments"]),
+        response=_text(data["resps"]),
+        answer=_text(data["filtered_resps"]),
+        target=_text(data["target"]),
+        scores=scores,
+    )
+    return sample, str(data.get("filter", DEFAULT_FILTER))
+
+
+def _prompt(arguments: Any) -> str:
+    """What was sent: `{"gen_args_0": {"arg_0": prompt, …}, …}`, or a list of (prompt, options)."""
+    requests = list(arguments.values()) if isinstance(arguments, Mapping) else arguments
+    if not isinstance(requests, list):
+        raise TypeError("its arguments are neither a list nor an object")
+    first = requests[0]
+    if isinstance(first, Mapping):
+        return _text(first["arg_0"])
+    return _text(first[0] if isinstance(first, list) else first)
+
+
+def _text(value: Any) -> str:
+    """A value as text; lists of one are unwrapped, since items have one response as a rule."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]}"
+    if isinstance(error, IndexError):
+        return "it holds no request"
+    return str(error)
