@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import pytest
 from gate.runs import analysed
 
@@ -11,7 +12,7 @@ from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.gate.policy import rules_for
 from detcheck.gate.verdict import INCONCLUSIVE, PASS, judge
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
-from detcheck.report.answers import BAD, GOOD, OPEN, six_answers
+from detcheck.report.cards import BAD, GOOD, OPEN, six_cards
 from detcheck.report.view import headline
 
 PLANTED = (Planted(5, 3, min_batch_size=4, rate=0.5),)
@@ -26,7 +27,7 @@ class Unproven(ScriptedEngine):
 
     def proof(self, kernels):
         proof = super().proof(kernels)
-        return proof if kernels == STOCK else dataclasses.replace(proof, **self.fault)
+        return proof if kernels == STOCK else msgspec.structs.replace(proof, **self.fault)
 
 
 SOUND = {
@@ -61,14 +62,14 @@ def verdict_on(analysis):
 @pytest.mark.parametrize("analysis", SOUND.values(), ids=SOUND, indirect=True)
 def test_both_are_sure_of_a_sound_run(analysis):
     assert verdict_on(analysis).value == PASS
-    *_, trust = six_answers(analysis)
+    *_, trust = six_cards(analysis)
     assert trust.mark == GOOD
 
 
 @pytest.mark.parametrize("analysis", LACKING.values(), ids=LACKING, indirect=True)
 def test_neither_is_sure_without_evidence(analysis):
     assert verdict_on(analysis).value == INCONCLUSIVE
-    *answers, trust = six_answers(analysis)
+    *answers, trust = six_cards(analysis)
     assert trust.mark == BAD
     assert GOOD not in {answer.mark for answer in answers}
     assert "whatever the load" not in headline(analysis)
@@ -79,7 +80,7 @@ def test_neither_is_sure_of_a_run_cut_off_before_its_summary(analysis):
     run = dataclasses.replace(analysis.run, finished=None)
     cut_off = dataclasses.replace(analysis, run=run)
     assert verdict_on(cut_off).value == INCONCLUSIVE
-    assert six_answers(cut_off)[5].mark == BAD
+    assert six_cards(cut_off)[5].mark == BAD
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,6 @@ def test_both_name_a_control_that_shows_nothing_beside_the_pass(analysis, words)
     verdict = verdict_on(analysis)
     assert verdict.value == PASS
     assert any(words in reason for reason in verdict.reasons)
-    *_, trust = six_answers(analysis)
+    *_, trust = six_cards(analysis)
     assert trust.mark == OPEN
     assert words in trust.detail

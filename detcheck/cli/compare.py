@@ -1,4 +1,4 @@
-"""`detcheck compare`: hold two runs side by side."""
+"""`detcheck compare`: two runs side by side."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detcheck.text import count
+
 if TYPE_CHECKING:
     from detcheck.analysis.compare import GroupPair, RunComparison
 
 
 def compare_command(
     left: Annotated[Path, typer.Argument(metavar="A", help="Run directory.")],
-    right: Annotated[Path, typer.Argument(metavar="B", help="Run directory to hold beside it.")],
+    right: Annotated[Path, typer.Argument(metavar="B", help="Run directory to compare it with.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Hold two runs side by side: do they agree?
+    """Compare two runs: do they agree?
 
     For each prompt that both asked: how many answers each gave, how many they share, the chance
-    that one completion of each are equal, and where their references part. It judges nothing
-    (exit code 0): `detcheck gate --baseline` does.
+    that one completion of each are equal, and where their references diverge. It judges nothing
+    (exit code 0); `detcheck gate --baseline` does.
     """
     from detcheck import rundir
     from detcheck.analysis.analyse import analyse
@@ -52,7 +54,7 @@ def _print(comparison: RunComparison) -> None:
 
 
 def _differences(comparison: RunComparison) -> Iterator[str]:
-    """What differs about the runs themselves, a line each."""
+    """How the runs themselves differ, one line for each difference."""
     if comparison.compared_tokens is not None:
         yield f"answers are compared up to token {comparison.compared_tokens}, the smaller limit"
     for phrase in comparison.experiment_differences:
@@ -61,11 +63,11 @@ def _differences(comparison: RunComparison) -> Iterator[str]:
         yield f"environment: {phrase}"
     for name, prompts in (("A", comparison.only_left), ("B", comparison.only_right)):
         if prompts:
-            yield f"only in {name}: {len(prompts)} of the prompts"
+            yield f"only in {name}: {count(len(prompts), 'prompt')}"
 
 
 def _numbers(comparison: RunComparison) -> dict[str, str]:
-    """What the tables call each prompt, so that they fit the width of a terminal."""
+    """A number for each prompt, so that the tables fit the width of a terminal."""
     prompts = dict.fromkeys(pair.prompt for pair in comparison.pairs)
     return {prompt: str(number) for number, prompt in enumerate(prompts, start=1)}
 
@@ -94,7 +96,8 @@ def _pairs_table(comparison: RunComparison, numbers: Mapping[str, str]) -> Any:
 
     table = _table(
         *("distinct", "shared", "agree", "references", "tok/s"),
-        title="A / B; agree: chance that one completion of each are equal",
+        title="A / B; agree: chance that one completion of each are equal;\n"
+        "references: equal, or the place at which they diverge",
     )
     for pair in comparison.pairs:
         left, right = pair.left, pair.right
@@ -112,7 +115,7 @@ def _pairs_table(comparison: RunComparison, numbers: Mapping[str, str]) -> Any:
 
 
 def _conditions_table(comparison: RunComparison, numbers: Mapping[str, str]) -> Any:
-    """Agreement by batch size: a row a prompt and kernels setting."""
+    """Agreement by batch size: a row for each prompt and kernels setting."""
     from detcheck.cli.console import untrusted
     from detcheck.report.text import percent
 
@@ -131,7 +134,7 @@ def _conditions_table(comparison: RunComparison, numbers: Mapping[str, str]) -> 
 
 def _references(pair: GroupPair) -> str:
     if pair.divergence is not None:
-        return f"part at {pair.divergence.position}"
+        return f"{pair.divergence.unit} {pair.divergence.position}"
     return "equal" if pair.references_equal else "none"
 
 

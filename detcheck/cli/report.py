@@ -1,4 +1,4 @@
-"""`detcheck report`: what runs found, as HTML, Markdown and CSV."""
+"""`detcheck report`: the results of runs as HTML, Markdown, CSV and figures."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def report_command(
             "--out",
             "-o",
             metavar="DIR",
-            help="Where to write; default: into each run's own directory.",
+            help="Folder to write to; default: each run's own directory.",
         ),
     ] = None,
 ) -> None:
-    """Write what each RUN found: report.html, report.md, CSV tables and figures.
+    """Write the results of each RUN: report.html, report.md, CSV tables and figures.
 
     Prints the path of every file written. A report can always be made again from its run.
     """  # fmt: skip
@@ -40,5 +40,5 @@ def report_command(
 
 
 def _folder(out: Path, run_id: str, num_runs: int) -> Path:
-    """`out` itself for one run, a folder in it for each of several."""
+    """`out` itself for one run; a folder in it for each of several runs."""
     return out if num_runs == 1 else out / Path(run_id).name

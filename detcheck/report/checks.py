@@ -1,4 +1,4 @@
-"""The evidence behind a result: what was checked, and whether it held."""
+"""The evidence behind a result: which checks were made, and whether they held."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detcheck.analysis.evidence import (
     Lack,
     lacking,
 )
-from detcheck.analysis.results import Analysis, Group
+from detcheck.analysis.results import Analysis, Group, Statistics
 from detcheck.kernels.settings import STOCK, KernelSettings
 from detcheck.report.text import number, percent
 from detcheck.text import count
@@ -29,22 +29,30 @@ TITLES = {
     LOAD_VARIED: ("load varied", "load never varied"),
     ENDPOINT_SOUND: ("endpoint sound", "endpoint unsound"),
 }
-"""What a check is called where it holds, and where it does not."""
+"""The title of a check if it holds, and if it does not."""
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One piece of evidence."""
+class TrustCheck:
+    """One check of the evidence."""
 
     title: str
     """Two or three words."""
     passed: bool | None
-    """None where it is a reservation: it takes nothing back, and limits what is shown."""
+    """None for a reservation: it limits what is shown, and takes nothing back."""
     sentence: str
 
 
-def checks(analysis: Analysis) -> tuple[Check, ...]:
-    """Every check of a run: first those that the gate asks for too."""
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What the counts of one prompt and kernels setting can and cannot say."""
+
+    kernels: str
+    sentence: str
+
+
+def trust_checks(analysis: Analysis) -> tuple[TrustCheck, ...]:
+    """Every check of a run; those that the gate asks for come first."""
     return (
         *_evidence(analysis),
         *_endpoint(analysis),
@@ -55,41 +63,49 @@ def checks(analysis: Analysis) -> tuple[Check, ...]:
     )
 
 
-def bounds(analysis: Analysis) -> Iterator[tuple[str, str]]:
-    """(title, sentence) of what the counts can and cannot say of each group."""
-    for group in analysis.groups:
-        statistics = group.statistics
-        if statistics is None:
-            continue
-        trials = f"{count(statistics.effective_trials, 'composition')} of load"
-        if statistics.effective_trials < 2 and group.distinct == 1:
-            sentence = f"{trials} tells nothing about other loads"
-        elif statistics.differ_upper_bound is not None:
-            bound = f"{number(100 * statistics.differ_upper_bound, 2)}\u00a0%"
-            sentence = f"none differed in {trials}: at most {bound} can (95\u00a0% bound)"
-        else:
-            sentence = (
-                f"the variants seen cover {percent(statistics.coverage)} of answers; there are at "
-                f"least {statistics.chao1:,.0f} variants, unseen ones included ({trials})"
-            )
-        yield _label(group), sentence
+def doubt_about(analysis: Analysis, groups: Sequence[Group]) -> str:
+    """Two or three words on the first thing that `groups` lack as evidence; empty if nothing."""
+    lacks = lacking(analysis, groups)
+    return TITLES[lacks[0].rule][1] if lacks else ""
+
+
+def bounds(groups: Sequence[Group]) -> tuple[Bound, ...]:
+    """The statistical bounds of each group that has any completions."""
+    return tuple(
+        Bound(group.kernels, _bound(group, group.statistics))
+        for group in groups
+        if group.statistics is not None
+    )
+
+
+def _bound(group: Group, statistics: Statistics) -> str:
+    loads = f"{count(statistics.effective_trials, 'composition')} of load"
+    if statistics.effective_trials < 2 and group.distinct == 1:
+        return f"{loads}: too few to say anything about other loads"
+    if statistics.differ_upper_bound is not None:
+        bound = f"{number(100 * statistics.differ_upper_bound, 2)}\u00a0%"
+        return f"none differed in {loads}: at most {bound} can (95\u00a0% bound)"
+    return (
+        f"the variants seen cover {percent(statistics.coverage)} of answers; there are at "
+        f"least {statistics.chao1:,.0f} variants, unseen ones included ({loads})"
+    )
 
 
 def batches(analysis: Analysis, between: str = "; ") -> str:
-    """What was observed of the batches, each thing said once."""
+    """What was observed of the batches, each sentence once."""
     return between.join(dict.fromkeys(group.evidence.sentence for group in analysis.groups))
 
 
-def _evidence(analysis: Analysis) -> Iterator[Check]:
+def _evidence(analysis: Analysis) -> Iterator[TrustCheck]:
     lacks = lacking(analysis, analysis.groups)
     for rule, sentence in _held(analysis).items():
         found = [lack for lack in lacks if lack.rule == rule]
         good, bad = TITLES[rule]
-        yield Check(bad, False, _told(found)) if found else Check(good, True, sentence)
+        yield TrustCheck(bad, False, _missing(found)) if found else TrustCheck(good, True, sentence)
 
 
-def _told(lacks: Sequence[Lack]) -> str:
-    """The first of what one rule found, whose it is, and how many more there are."""
+def _missing(lacks: Sequence[Lack]) -> str:
+    """The first finding of one rule, the group that it is about, and how many more there are."""
     first = lacks[0]
     whose = f"{_label(first.group)}: " if first.group is not None else ""
     more = f" (and {len(lacks) - 1} more)" if len(lacks) > 1 else ""
@@ -100,8 +116,16 @@ def _label(group: Group) -> str:
     return f"{group.kernels}, prompt {group.prompt_index + 1}"
 
 
+def _labels(groups: Sequence[Group]) -> str:
+    """`batch-invariant, prompt 3`, or `batch-invariant, 12 prompts`."""
+    if len(groups) == 1:
+        return _label(groups[0])
+    kernels = ", ".join(dict.fromkeys(group.kernels for group in groups))
+    return f"{kernels}, {count(len({group.prompt_index for group in groups}), 'prompt')}"
+
+
 def _held(analysis: Analysis) -> dict[str, str]:
-    """What each rule says where it holds; only those that the run needs."""
+    """The sentence of each rule if it holds; only the rules that the run needs."""
     asked = sum(group.asked for group in analysis.groups)
     came = f"{asked:,} of {count(asked, 'completion')} came back{_sent_again(analysis)}"
     sizes = ", ".join(map(str, analysis.run.experiment.batch_sizes))
@@ -130,71 +154,89 @@ def _sent_again(analysis: Analysis) -> str:
 
 
 def _calls(analysis: Analysis) -> Iterator[str]:
-    """How often each override ran, by kernels setting."""
+    """How often each override ran, a phrase for each kernels setting."""
     for kernels, proof in analysis.run.proofs.items():
         if KernelSettings.parse(kernels).claims_invariance:
             ran = ", ".join(f"{op} {calls:,}" for op, calls in proof.overrides.items() if calls)
             yield f"{kernels}: every op family ran (calls: {ran})"
 
 
-def _endpoint(analysis: Analysis) -> Iterator[Check]:
-    """What was found out about the servers, beyond that which a pass needs."""
+def _endpoint(analysis: Analysis) -> Iterator[TrustCheck]:
+    """The checks of the servers that a pass does not need."""
     for check in analysis.run.endpoint_checks:
         if not check.decisive:
             where = f", {check.placement}" if check.placement else ""
-            yield Check(f"{check.name}{where}", check.holds, check.sentence)
+            yield TrustCheck(f"{check.name}{where}", check.holds, check.sentence)
 
 
-def _prefix_cache(groups: Sequence[Group]) -> Iterator[Check]:
-    for group in groups:
-        cache = group.prefix_cache
-        if cache is None or cache.first_differs is None:
-            continue
-        hits = "" if cache.hits is None else f"; {count(cache.hits, 'prompt token')} from the cache"
-        if cache.first_differs:
-            sentence = f"the first answer differs from all {cache.later} after it{hits}"
-            yield Check("first against rest", False, sentence)
-        else:
-            sentence = f"the first answer came back among the {cache.later} after it{hits}"
-            yield Check("first against rest", True, sentence)
+def _prefix_cache(groups: Sequence[Group]) -> Iterator[TrustCheck]:
+    """The first answer, computed without a prefix cache, against those that follow it."""
+    compared = [
+        (group, cache)
+        for group in groups
+        if (cache := group.prefix_cache) is not None and cache.first_differs is not None
+    ]
+    counted = [cache.hits for _, cache in compared if cache.hits is not None]
+    hits = f"; {count(sum(counted), 'prompt token')} from the cache" if counted else ""
+    differ = [(group, cache) for group, cache in compared if cache.first_differs]
+    if differ:
+        group, cache = differ[0]
+        more = f" (and on {count(len(differ) - 1, 'more prompt')})" if len(differ) > 1 else ""
+        sentence = f"{_label(group)}: the first answer differs from all {cache.later} after it"
+        yield TrustCheck("first against rest", False, sentence + more + hits)
+    elif compared:
+        later = compared[0][1].later
+        sentence = f"the first answer came back among the {later:,} after it{hits}"
+        if len(compared) > 1:
+            sentence = f"on every prompt, the first answer came back among those after it{hits}"
+        yield TrustCheck("first against rest", True, sentence)
 
 
-def _control(groups: Sequence[Group]) -> Iterator[Check]:
+def _control(groups: Sequence[Group]) -> Iterator[TrustCheck]:
     control = [group for group in groups if group.kernels == STOCK]
     if len(control) == len(groups):
         return
     quiet = [group for group in control if group.distinct <= 1]
     if not control:
-        yield Check("no control", None, "no stock control shows that this load makes a difference")
+        yield TrustCheck(
+            "no control", None, "no stock control shows that this load makes a difference"
+        )
     elif not quiet:
-        yield Check("control diverged", True, "the stock control diverged: the load can show it")
+        sentence = "the stock control diverged, so this load can show a difference"
+        yield TrustCheck("control diverged", True, sentence)
     elif len(quiet) == len(control):
-        yield Check("control is silent", None, CONTROL_DID_NOT_DIVERGE)
+        yield TrustCheck("control is silent", None, CONTROL_DID_NOT_DIVERGE)
     else:
-        where = f"on {len(quiet)} of {len(control)} prompts "
-        yield Check("control diverged in part", None, where + CONTROL_DID_NOT_DIVERGE)
+        prompts = f"on {len(quiet)} of {len(control)} prompts "
+        yield TrustCheck("control diverged in part", None, prompts + CONTROL_DID_NOT_DIVERGE)
 
 
-def _repeats(groups: Sequence[Group]) -> Iterator[Check]:
+def _repeats(groups: Sequence[Group]) -> Iterator[TrustCheck]:
     repeats = [differ for group in groups if (differ := group.exact_repeats_differ) is not None]
-    if sum(repeats):
-        sentence = f"{count(sum(repeats), 'completion')} differ in an exact repeat"
-        yield Check("repeats differ", False, f"{sentence}: not the load alone")
+    if differ := sum(repeats):
+        sentence = f"{count(differ, 'completion')} {'differs' if differ == 1 else 'differ'}"
+        cause = "the load alone does not explain this"
+        yield TrustCheck("repeats differ", False, f"{sentence} in an exact repeat: {cause}")
     elif repeats:
-        yield Check("repeats hold", True, "exact repeats of a load gave the same answers")
+        sentence = "exact repeats of a load gave the same answers"
+        yield TrustCheck("repeats hold", True, sentence)
 
 
-def _log_probabilities(groups: Sequence[Group]) -> Iterator[Check]:
-    """Equal answers with other log-probabilities: invariance that holds only for now."""
-    for group in groups:
-        if group.kernels == STOCK or group.logprobs_differ is None or group.distinct != 1:
-            continue
-        if group.logprobs_differ:
-            sentence = (
-                f"{_label(group)}: answers agree, but the log-probabilities of "
-                f"{count(group.logprobs_differ, 'completion')} differ in some bit"
-            )
-            yield Check("log-probabilities differ", None, sentence)
-        else:
-            sentence = f"{_label(group)}: log-probabilities agree bit for bit"
-            yield Check("bitwise equal", True, sentence)
+def _log_probabilities(groups: Sequence[Group]) -> Iterator[TrustCheck]:
+    """Equal answers with different log-probabilities: they may diverge on a longer output."""
+    judged = [
+        group
+        for group in groups
+        if group.kernels != STOCK and group.logprobs_differ is not None and group.distinct == 1
+    ]
+    differ = [group for group in judged if group.logprobs_differ]
+    if differ:
+        number_of = sum(group.logprobs_differ or 0 for group in differ)
+        sentence = (
+            f"{_labels(differ)}: answers agree, but the log-probabilities of "
+            f"{count(number_of, 'completion')} differ in some bit"
+        )
+        yield TrustCheck("log-probabilities differ", None, sentence)
+    elif judged:
+        sentence = f"{_labels(judged)}: log-probabilities agree bit for bit"
+        yield TrustCheck("bitwise equal", True, sentence)

@@ -1,117 +1,110 @@
-"""What the cure costs beside what it brings: time a token against distinct answers."""
+"""What a kernels setting brings beside what it costs: a row for each setting, two panels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from detcheck.analysis.results import BatchSizeRow, Group
+from detcheck.analysis.results import Group
 from detcheck.kernels.settings import STOCK
 from detcheck.report import figure_style as look
+from detcheck.report.costs import Cost, cost_range, group_cost
 from detcheck.report.figure_style import Drawing
-from detcheck.report.text import number
+from detcheck.report.text import clip
+from detcheck.text import count
 
-Pair = tuple[Group, BatchSizeRow, BatchSizeRow]
-"""A group that is not stock, the row of stock at a batch size, and the group's own there."""
+TITLE = "What each setting brings, and what it costs"
+ROW_HEIGHT = 46.0
+TOP, BOTTOM = 66.0, 46.0
+NAMES, GAP, RIGHT = 112.0, 22.0, 16.0
+"""Room for the names of the settings, between the panels, and right of them, in CSS pixels."""
+ANSWERS_SHARE = 0.36
+"""Of the width of both panels, that of the answers."""
+
+Row = tuple[Group, Cost | None]
+"""A kernels setting, and its cost; None for stock, which costs 1 by definition."""
 
 
 def cost_beside_benefit(groups: Sequence[Group], prefix: str = "") -> Drawing | None:
-    """Relative time a token against distinct answers: stock to each other setting, by batch."""
-    stock = next((group for group in groups if group.kernels == STOCK), None)
-    others = [group for group in groups if group.kernels != STOCK]
-    pairs = [
-        (group, base, row)
-        for group in others
-        for row in group.by_batch_size
-        for base in (stock.by_batch_size if stock else ())
-        if (base.batch_size, base.placement) == (row.batch_size, row.placement)
-        and row.relative_cost is not None
-    ]
-    if not pairs or stock is None:
+    """Distinct answers and time per token of every kernels setting that was timed against stock.
+
+    None without stock, or if nothing was timed.
+    """
+    stock = [group for group in groups if group.kernels == STOCK]
+    costs = [(group, group_cost(group)) for group in groups if group.kernels != STOCK]
+    timed = [(group, cost) for group, cost in costs if cost is not None]
+    if not stock or not timed:
         return None
-    title = "What it costs beside what it brings"
-    figure = look.new_figure()
-    axes = look.new_axes(figure, title, grid="both")
-    for group in (stock, *others):
-        colour = look.kernels_colour(group.kernels)
-        axes.plot([], [], "o", color=colour, label=group.kernels)
-    _scale(axes, pairs)
-    for group, base, row in pairs:
-        _cost_line(axes, group, base, row)
-    _label_costs(axes, pairs)
-    look.legend(axes, len(groups))
-    axes.set_ylabel("distinct answers")
-    axes.set_xlabel("time a token against stock, at each batch size")
-    alt = f"{title}: " + "; ".join(
-        f"{group.kernels} at batch size {row.batch_size}, {number(row.relative_cost)} times the "
-        f"time, {base.distinct} answers become {row.distinct}"
-        for group, base, row in pairs
+    rows: list[Row] = [(stock[0], None), *timed]
+    figure = look.new_figure(height=TOP + BOTTOM + ROW_HEIGHT * len(rows))
+    answers, times = _panels(figure, len(rows))
+    _draw_answers(answers, rows)
+    _draw_times(times, rows)
+    alt = f"{TITLE}: " + "; ".join(_in_words(group, cost) for group, cost in rows)
+    caption = (
+        "Left: fewer answers are better. Right: left of 1× is faster than stock, right of it "
+        "slower. The dot is the cost of all batch sizes together; the line reaches from the lowest "
+        "to the highest cost of a single batch size."
     )
-    return look.finish(figure, f"{prefix}cost_beside_benefit", alt)
+    return look.finish(figure, f"{prefix}cost_beside_benefit", alt, caption)
 
 
-def _scale(axes: Axes, pairs: Sequence[Pair]) -> None:
-    """Limits and ticks, with room for the labels."""
-    costs = [1.0, *(row.relative_cost or 1.0 for _, _, row in pairs)]
-    span = max(max(costs) - min(costs), 0.1)
-    axes.set_xlim(min(costs) - 0.18 * span, max(costs) + 0.18 * span)
-    most = max(max(base.distinct, row.distinct) for _, base, row in pairs)
-    axes.set_ylim(0, most * 1.15 + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+def _panels(figure: Figure, num_rows: int) -> tuple[Axes, Axes]:
+    """Axes for the answers and for the times, with a row for each setting."""
+    width, height = figure.get_size_inches() * 72
+    room = width - NAMES - GAP - RIGHT
+    bottom, tall = BOTTOM / height, 1 - (BOTTOM + TOP) / height
+    answers_width = room * ANSWERS_SHARE
+    answers: Axes = figure.add_axes((NAMES / width, bottom, answers_width / width, tall))
+    left = NAMES + answers_width + GAP
+    times: Axes = figure.add_axes((left / width, bottom, (width - RIGHT - left) / width, tall))
+    look.title_of(figure, TITLE)
+    for axes in (answers, times):
+        axes.set_ylim(num_rows - 0.5, -0.5)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+    return answers, times
+
+
+def _draw_answers(axes: Axes, rows: Sequence[Row]) -> None:
+    """One bar for each setting, its name left of it and its number right of it."""
+    for place, (group, _) in enumerate(rows):
+        colour = look.kernels_colour(group.kernels)
+        axes.barh(place, group.distinct, 0.5, color=colour, linewidth=0)
+        look.note(axes, f"{group.distinct:,}", (group.distinct, place), (5, 0), ha="left")
+        name = clip(group.kernels, 20)
+        look.note(axes, name, (0, place), (-6, 0), ha="right", color=look.INK)
+    most = max(group.distinct for group, _ in rows)
+    axes.set_xlim(0, 1.35 * most)
+    axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.set_xlabel("distinct answers")
+
+
+def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:
+    """Time per token against stock: a dot, and a line from the lowest to the highest."""
+    known = [cost for _, cost in rows if cost is not None]
+    low, high = min(1.0, *(cost.low for cost in known)), max(1.0, *(cost.high for cost in known))
+    span = max(high - low, 0.1)
+    axes.set_xlim(low - 0.14 * span, high + 0.14 * span)
+    axes.axvline(1.0, color=look.NEUTRAL, linewidth=1.2)
+    for place, (group, cost) in enumerate(rows):
+        colour = look.kernels_colour(group.kernels)
+        if cost is not None:
+            axes.plot([cost.low, cost.high], [place, place], color=colour, linewidth=3, alpha=0.45)
+        mean = 1.0 if cost is None else cost.mean
+        axes.plot(mean, place, "o", color=colour, markersize=8)
+        label = "1×, by definition" if cost is None else cost_range(cost)
+        left = mean <= low + 0.45 * span
+        look.note(axes, label, (mean, place), (0, 9), ha="left" if left else "right", va="bottom")
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}×"))
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel("time per token against stock")
 
 
-def _cost_line(axes: Axes, group: Group, base: BatchSizeRow, row: BatchSizeRow) -> None:
-    """From stock at one batch size to the same with other kernels."""
-    cost = row.relative_cost or 1.0
-    axes.plot([1.0, cost], [base.distinct, row.distinct], color=look.NEUTRAL, lw=1, alpha=0.6)
-    axes.plot(1.0, base.distinct, "o", color=look.STOCK_COLOUR, ms=6)
-    axes.plot(cost, row.distinct, "o", color=look.kernels_colour(group.kernels), ms=6)
-
-
-def _label_costs(axes: Axes, pairs: Sequence[Pair]) -> None:
-    """The batch size left of each stock point and above each other, moved apart where they meet."""
-    stock = sorted({(base.distinct, base.batch_size) for _, base, _ in pairs})
-    heights = _spread([_pixels(axes, 1.0, y)[1] for y, _ in stock], 11)
-    for (y, size), height in zip(stock, heights, strict=True):
-        place = (-8.0, height - _pixels(axes, 1.0, y)[1])
-        _offset_label(axes, f"{size}", (1.0, y), place, ha="right", va="center")
-    for y in {row.distinct for _, _, row in pairs}:
-        level = [
-            (row.relative_cost or 1.0, row.batch_size) for *_, row in pairs if row.distinct == y
-        ]
-        _label_level(axes, y, sorted(level))
-
-
-def _label_level(axes: Axes, y: int, level: Sequence[tuple[float, int]]) -> None:
-    """Labels above the points of one height."""
-    widths = _spread([_pixels(axes, x, y)[0] for x, _ in level], 13)
-    for (x, size), width in zip(level, widths, strict=True):
-        place = (width - _pixels(axes, x, y)[0], 7.0)
-        _offset_label(axes, f"{size}", (x, y), place, ha="center", va="bottom")
-
-
-def _offset_label(
-    axes: Axes, text: str, point: tuple[float, float], place: tuple[float, float], **align: Any
-) -> None:
-    axes.annotate(
-        text, point, place, textcoords="offset points", fontsize=look.FONT_SIZE - 1,
-        color=look.MUTED, **align,
-    )  # fmt: skip
-
-
-def _pixels(axes: Axes, x: float, y: float) -> tuple[float, float]:
-    px, py = axes.transData.transform((x, y))
-    return float(px), float(py)
-
-
-def _spread(places: Sequence[float], gap: float) -> list[float]:
-    """Rising `places`, each pushed up until it is `gap` above the one before."""
-    spread: list[float] = []
-    for place in places:
-        spread.append(max(place, spread[-1] + gap) if spread else place)
-    return spread
+def _in_words(group: Group, cost: Cost | None) -> str:
+    answers = f"{group.kernels}, {count(group.distinct, 'answer')}"
+    return answers if cost is None else f"{answers} at {cost_range(cost)} the time per token"

@@ -1,4 +1,4 @@
-"""The report as CSV: a row a condition, and a row a variant.
+"""The tables of an analysis as CSV: conditions, variants and branchings.
 
 Spreadsheets run cells that look like formulas, so text that begins like one gets a leading
 apostrophe (OWASP's advice on CSV injection).
@@ -6,55 +6,49 @@ apostrophe (OWASP's advice on CSV injection).
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
-from io import StringIO
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from detcheck.analysis.results import Analysis, BatchSizeRow, Group
-from detcheck.grid import Condition
+from detcheck.analysis.results import Analysis
 from detcheck.text import HIDDEN, cap, stand_in
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 CELL_LIMIT = 32_000
 """Spreadsheets cut cells at 32,767 characters without a word."""
-
-ROW_COLUMNS = tuple(
-    field.name
-    for field in fields(BatchSizeRow)
-    if field.name not in ("placement", "failures", "seed", "distinct_within_seed")
-)
-"""The condition's name says where it ran; failures by kind are no single value."""
-CONDITION_COLUMNS = ("condition", "prompt", "kernels", *ROW_COLUMNS)
-VARIANT_COLUMNS = (
-    "prompt", "kernels", "rank", "count", "share", "is_reference", "first_divergence",
-    "batch_sizes", "flip", "reference_gap", "variant_gap", "noise", "fingerprint", "text",
-)  # fmt: skip
+FLOAT_FORMAT = "%.6g"
 
 
-def conditions_csv(analysis: Analysis) -> str:
-    """One row per (prompt, kernels, batch size, placement); the last a column where it varies."""
-    if len(analysis.run.target.placements) == 1:
-        return _csv(CONDITION_COLUMNS, _condition_rows(analysis.groups))
-    places = [row.placement for group in analysis.groups for row in group.by_batch_size]
-    rows = zip(_condition_rows(analysis.groups), places, strict=True)
-    return _csv((*CONDITION_COLUMNS, "placement"), ((*row, place) for row, place in rows))
+def csv_files(analysis: Analysis) -> Mapping[str, str]:
+    """The text of every CSV file by its name.
+
+    Rows and columns are those of `analysis.frame()`, `.variants_frame()` and
+    `.branchings_frame()`. A column `placement` that says nothing is left out.
+    """
+    conditions = analysis.frame()
+    if not conditions["placement"].any():
+        conditions = conditions.drop(columns="placement")
+    return {
+        "conditions.csv": to_csv(conditions),
+        "variants.csv": to_csv(analysis.variants_frame()),
+        "branchings.csv": to_csv(analysis.branchings_frame()),
+    }
 
 
-def variants_csv(analysis: Analysis) -> str:
-    """One row per (prompt, kernels, variant), most common first."""
-    rows = (row for group in analysis.groups for row in _variant_rows(group))
-    return _csv(VARIANT_COLUMNS, rows)
+def to_csv(frame: pd.DataFrame) -> str:
+    """A table as CSV, its text made safe for a spreadsheet."""
+    text = frame.select_dtypes("object").columns
+    frame = frame.assign(**{name: frame[name].map(cell) for name in text})
+    return frame.to_csv(index=False, float_format=FLOAT_FORMAT, lineterminator="\n")
 
 
 def cell(value: Any) -> Any:
     """A value as it may stand in a cell: text without hidden characters and never a formula."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
     if not isinstance(value, str):
-        return "" if value is None else value
+        return value
     shown, more = cap(value, CELL_LIMIT)
     shown = HIDDEN.sub(_shown_in_cell, shown) + more
     return "'" + shown if shown.lstrip(" ").startswith(FORMULA_STARTS) else shown
@@ -63,43 +57,3 @@ def cell(value: Any) -> Any:
 def _shown_in_cell(match: re.Match[str]) -> str:
     character = match.group()
     return character if character == "\n" else stand_in(character)
-
-
-def _condition_rows(groups: Sequence[Group]) -> Iterator[tuple[Any, ...]]:
-    for group in groups:
-        for row in group.by_batch_size:
-            condition = Condition(
-                group.prompt_index, group.kernels, row.batch_size, row.asked, row.placement
-            ).condition_id
-            values = (getattr(row, name) for name in ROW_COLUMNS)
-            yield (condition, group.prompt, group.kernels, *values)
-
-
-def _variant_rows(group: Group) -> Iterator[tuple[Any, ...]]:
-    flips = {found.variant.fingerprint: found.flip for found in group.divergences}
-    for line in group.variants:
-        flip = flips.get(line.variant.fingerprint)
-        yield (
-            group.prompt,
-            group.kernels,
-            line.rank,
-            line.count,
-            line.share,
-            line.is_reference,
-            line.first_divergence,
-            " ".join(map(str, line.batch_sizes)),
-            flip.kind if flip else None,
-            flip.reference_gap if flip else None,
-            flip.variant_gap if flip else None,
-            flip.noise if flip else None,
-            line.variant.fingerprint,
-            line.variant.text,
-        )
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    buffer = StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([cell(value) for value in row] for row in rows)
-    return buffer.getvalue()

@@ -1,9 +1,9 @@
 """One look for every figure, in light and in dark, and how a figure becomes SVG.
 
 A figure is drawn once, in light colours. Its SVG carries style rules that swap each colour of the
-palette for its dark counterpart under `prefers-color-scheme: dark`; where such rules are not
-understood it stays as it was drawn. Text stays text, so that it can be selected and scripts that
-the drawing font lacks are shown by the reader's own fonts.
+palette for its dark counterpart under `prefers-color-scheme: dark`; a viewer that does not know
+such rules shows it as it was drawn. Text stays text, so that it can be selected, and so that the
+reader's own fonts show scripts that the drawing font lacks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ DARK = {
     TIE_COLOUR: "#7cc4f2",
     CONFIDENT_COLOUR: "#ee6fb3",
 }
-"""Each colour of the palette in dark; told apart under the common colour blindnesses in both."""
+"""Each colour of the palette in dark. Both palettes suit the common kinds of colour blindness."""
 
 FLIP_COLOURS = {
     TIE: TIE_COLOUR,
@@ -101,9 +101,11 @@ class Drawing:
     name: str
     """File name without its ending, such as `variants`."""
     alt: str
-    """What it shows, in words, for who cannot see it."""
+    """Its content in words, for readers who cannot see it."""
     body: str
     """The `<svg>` element, for a page that has `adaptive_css` in its styles."""
+    caption: str = ""
+    """How to read it, in a sentence or two; empty if it explains itself."""
 
     def standalone(self) -> str:
         """The figure as a file of its own, on its own background, adapting to dark."""
@@ -151,18 +153,36 @@ def new_axes(
     *,
     left: float = 46,
     bottom: float = 44,
+    top: float = 58,
     grid: Literal["x", "y", "both"] = "y",
 ) -> Axes:
     """Axes that leave fixed margins, in CSS pixels: no layout engine, which costs more time."""
     width, height = figure.get_size_inches() * 72
-    right, top = 14, 58
+    right = 14
     box = (left / width, bottom / height)
     axes = figure.add_axes((*box, 1 - (left + right) / width, 1 - (bottom + top) / height))
     axes.grid(axis=grid)
-    place = (MARGIN / width, 1 - 22 / height)
-    figure.text(*place, title, weight="bold", fontsize=FONT_SIZE + 1.5, va="baseline")
     axes.spines["left"].set_visible(grid != "y")
+    title_of(figure, title)
     return axes
+
+
+def title_of(figure: Figure, text: str) -> None:
+    """Write the title of a figure at its top left."""
+    width, height = figure.get_size_inches() * 72
+    place = (MARGIN / width, 1 - 22 / height)
+    figure.text(*place, text, weight="bold", fontsize=FONT_SIZE + 1.5, va="baseline")
+
+
+def note(
+    axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], *,
+    ha: str = "center", va: str = "center", color: str = MUTED,
+) -> None:  # fmt: skip
+    """Write small text at a point of the data, moved by `offset` CSS pixels."""
+    axes.annotate(
+        text, point, offset, textcoords="offset points", fontsize=FONT_SIZE - 1, color=color,
+        ha=ha, va=va, annotation_clip=False,
+    )  # fmt: skip
 
 
 def legend(axes: Axes, columns: int, size: float | None = None) -> None:
@@ -177,7 +197,7 @@ def legend(axes: Axes, columns: int, size: float | None = None) -> None:
                 handle.set_sizes([size])
 
 
-def finish(figure: Figure, name: str, alt: str) -> Drawing:
+def finish(figure: Figure, name: str, alt: str, caption: str = "") -> Drawing:
     """Turn a figure into SVG: ids of its own, page fonts, no style that leaks into the page."""
     buffer = StringIO()
     with warnings.catch_warnings():
@@ -185,7 +205,7 @@ def finish(figure: Figure, name: str, alt: str) -> Drawing:
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     width, height = figure.get_size_inches() * 72
-    return Drawing(name, alt, _clean(buffer.getvalue(), name, alt, width, height))
+    return Drawing(name, alt, _clean(buffer.getvalue(), name, alt, width, height), caption)
 
 
 def _clean(svg: str, name: str, alt: str, width: float, height: float) -> str:

@@ -8,51 +8,64 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 
-from detcheck.analysis.results import Analysis
-from detcheck.report.answers import BAD, GOOD, OPEN, six_answers
-from detcheck.report.checks import bounds, checks
+from detcheck.report.cards import BAD, GOOD, OPEN, Card
+from detcheck.report.checks import Bound, TrustCheck
+from detcheck.report.costs import cost_range
 from detcheck.report.glossary import GLOSSARY
-from detcheck.report.prefix_tree import BRANCH, Branch
-from detcheck.report.reproduce import command
-from detcheck.report.text import came_back, clip, factor, number, percent, tail
-from detcheck.report.view import (
+from detcheck.report.overview import PromptRow
+from detcheck.report.prefix_tree import BRANCH, Branch, TreeLimits, prune
+from detcheck.report.prompt_view import (
+    AnswersBeside,
     BatchLine,
     GroupView,
-    Limits,
     PromptView,
-    about,
-    environment_rows,
     flip_reason,
-    headline,
-    prompt_views,
 )
+from detcheck.report.text import came_back, clip, factor, flip_counts, number, percent, tail
+from detcheck.report.view import ReportView
+from detcheck.report.word_diff import DiffPart
 from detcheck.text import count, escape_markdown, one_line
 
-LIMITS = Limits(leaves=20, depth=8, children=8, variants=12, partings=8)
+TREE = TreeLimits(leaves=20, depth=8, children=8)
+MAX_SECTIONS = 5
+"""Prompts that get a section, most varied first; the table has more."""
+MAX_TABLE_ROWS = 100
+MAX_VARIANTS = 12
+MAX_PLACES = 8
+MAX_CONTINUATIONS = 10
+ENDS = "(ends here)"
 MARKS = {GOOD: "✅", BAD: "❌", OPEN: "▫️"}
-MOST_INSTEAD = 10
+LEGEND = "✅ as it should be · ❌ a difference, or a check that failed · ▫️ neither"
 CELLS = 64
 """Width of the words in the prefix tree."""
+DIFF_CHARACTERS = 160
+"""Of each stretch in which the cure's answer differs from stock's, or agrees with it."""
+MAX_STRETCHES = 24
 
 
 def render(
-    analysis: Analysis, figures: Mapping[int, Sequence[str]], probes: Sequence[str] = ()
+    view: ReportView, figures: Mapping[int, Sequence[str]], probes: Sequence[str] = ()
 ) -> str:
-    """The whole document; `figures` are file names by prompt index, relative to it, `probes` those
-    of the ops that lie behind them."""
-    blocks = [f"# {headline(analysis)}", escape_markdown(about(analysis))]
-    blocks.append(_answers(analysis))
-    for view in prompt_views(analysis, LIMITS):
-        blocks += _prompt(view, figures.get(view.prompt_index, ()))
+    """The whole document.
+
+    `figures` are file names by prompt index, relative to the document; `probes` those of
+    `detcheck ops` and `detcheck trace`.
+    """
+    several = len(view.prompts) > 1
+    blocks = [f"# {view.headline}", escape_markdown(view.about), _cards(view.cards), LEGEND]
+    if several:
+        blocks += ["## Prompts, most varied first", *_prompt_table(view)]
+    for prompt in view.prompts[:MAX_SECTIONS]:
+        if not (several and prompt.row.quiet):
+            blocks += _prompt(prompt, figures.get(prompt.prompt_index, ()))
     if probes:
         blocks += ["## Which op is it?", *(f"![{_title(name)}]({name})" for name in probes)]
-    blocks += ["## Can I trust this result?", _checks(analysis)]
-    blocks += [
-        "## Run it again",
-        fenced(command(analysis.run.experiment, analysis.run.target), "sh"),
-    ]
-    blocks.append(_environment(analysis))
+    bounds = () if several else view.prompts[0].bounds
+    blocks += ["## Can I trust this result?", _checks(view.checks, bounds)]
+    blocks += ["## Run it again", fenced(view.command, "sh")]
+    blocks.append(_environment(view.environment))
     words = "\n\n".join(f"**{word}**: {meaning}" for word, meaning in GLOSSARY)
     blocks.append(_folded("The words", words))
     return "\n\n".join(blocks) + "\n"
@@ -71,26 +84,52 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{lines}\n{fence}"
 
 
-def _answers(analysis: Analysis) -> str:
+def _cards(cards: Sequence[Card]) -> str:
     rows = [
         (
-            MARKS[one.mark],
-            one.question,
-            f"**{one.answer}**",
-            escape_markdown(one_line(one.detail, 240)),
+            MARKS[card.mark],
+            card.question,
+            f"**{card.answer}**",
+            escape_markdown(one_line(card.detail, 240)),
         )
-        for one in six_answers(analysis)
+        for card in cards
     ]
     return _table(("", "question", "answer", ""), rows)
 
 
+def _prompt_table(view: ReportView) -> Iterator[str]:
+    headings = (
+        "no.", "prompt", *(f"distinct, {name}" for name in view.kernels),
+        "first divergence", "flips", "two agree", "time per token",
+    )  # fmt: skip
+    yield _table(headings, [_prompt_row(row) for row in view.rows[:MAX_TABLE_ROWS]])
+    if hidden := view.rows[MAX_TABLE_ROWS:]:
+        yield f"… {count(len(hidden), 'more prompt')}, with fewer answers each."
+
+
+def _prompt_row(row: PromptRow) -> tuple[str, ...]:
+    position = row.first_divergence
+    return (
+        str(row.prompt_index + 1),
+        code(clip(row.prompt, 60)),
+        *(f"**{one.distinct:,}** of {came_back(one.completions, one.asked)}" for one in row.groups),
+        "–" if position is None else f"{row.unit} {position:,}",
+        flip_counts(row.flips) or "–",
+        percent(row.agreement),
+        cost_range(row.cost),
+    )
+
+
 def _prompt(view: PromptView, figures: Sequence[str]) -> Iterator[str]:
     yield f"## {code(view.prompt, 160)}"
-    yield view.sentence
+    yield " ".join(filter(None, (view.sentence, view.reservation)))
     for group in view.groups:
-        if group.root is not None and group.distinct > 1:
-            yield f"### Where the answers part, {group.kernels}"
-            yield fenced("\n".join(tree_lines(group)), "text")
+        if group.tree is not None and group.distinct > 1:
+            yield f"### Where the answers diverge, {group.kernels}"
+            yield fenced("\n".join(tree_lines(prune(group.tree, TREE))), "text")
+    if view.beside is not None:
+        yield "### The cure's answer beside stock's"
+        yield from _beside(view.beside)
     if figures:
         yield "Figures: " + ", ".join(f"[{_title(name)}]({name})" for name in figures)
     yield "### By batch size"
@@ -98,13 +137,11 @@ def _prompt(view: PromptView, figures: Sequence[str]) -> Iterator[str]:
     for group in view.groups:
         if group.distinct > 1:
             yield _folded(f"Variants, {group.kernels}", _variants(group))
-            yield _folded(f"Divergences, {group.kernels}", _divergences(group))
+            yield _folded(f"Branchings, {group.kernels}", _branchings(group))
 
 
-def tree_lines(group: GroupView) -> Iterator[str]:
+def tree_lines(root: Branch) -> Iterator[str]:
     """The prefix tree drawn with lines, one branch a line."""
-    root = group.root
-    assert root is not None
     width = len(f"{root.count:,}")
     yield f"{root.count:,} {tail(root.text, 2 * CELLS) or '(nothing shared)'}"
     yield from _branch_lines(root, "", width)
@@ -119,10 +156,47 @@ def _branch_lines(parent: Branch, indent: str, width: int) -> Iterator[str]:
         yield from _branch_lines(branch, indent + ("   " if last else "│  "), width)
 
 
+def _beside(beside: AnswersBeside) -> Iterator[str]:
+    """Which answer the cure gave, and a fence of the stretches that differ, `-` stock's."""
+    yield escape_markdown(beside.sentence)
+    if not beside.diff.equal:
+        lines = [f"--- {beside.left_name}", f"+++ {beside.right_name}"]
+        stretches = list(_stretches(beside.diff.left, beside.diff.right))
+        lines += stretches[:MAX_STRETCHES]
+        if len(stretches) > MAX_STRETCHES:
+            lines.append(f"  … {count(len(stretches) - MAX_STRETCHES, 'more line')}")
+        yield fenced("\n".join(lines), "diff")
+
+
+def _stretches(left: Sequence[DiffPart], right: Sequence[DiffPart]) -> Iterator[str]:
+    """Shared stretches, and between them the words that only one answer has."""
+    ours, theirs = list(_by_shared(left)), list(_by_shared(right))
+    for (own, shared), (other, _) in zip_longest(ours, theirs, fillvalue=("", "")):
+        if own:
+            yield f"- {one_line(own.strip(), DIFF_CHARACTERS)}"
+        if other:
+            yield f"+ {one_line(other.strip(), DIFF_CHARACTERS)}"
+        if shared:
+            yield f"  {tail(shared, DIFF_CHARACTERS)}"
+
+
+def _by_shared(parts: Sequence[DiffPart]) -> Iterator[tuple[str, str]]:
+    """(words that only this answer has, the shared stretch after them), in order."""
+    own = ""
+    for part in parts:
+        if part.shared:
+            yield own, part.text
+            own = ""
+        else:
+            own += part.text
+    if own:
+        yield own, ""
+
+
 def _batch_table(lines: Sequence[BatchLine]) -> str:
     placed = any(line.row.placement for line in lines)
     headings = ("batch size", *(("where",) if placed else ()), "kernels", "came back", "distinct",
-                "most common", "observed batch", "tokens/s", "time a token")  # fmt: skip
+                "most common", "observed batch", "tokens per second", "time per token")  # fmt: skip
     rows = [_batch_row(line, placed=placed) for line in lines]
     return _table(headings, rows, numeric=True)
 
@@ -144,50 +218,46 @@ def _batch_row(line: BatchLine, *, placed: bool) -> tuple[str, ...]:
 
 def _variants(group: GroupView) -> str:
     rows = []
-    for line in group.variants:
+    for line in group.variants[:MAX_VARIANTS]:
         counted = line.counted
-        place = "–" if counted.first_divergence is None else f"{counted.first_divergence:,}"
-        words = code((line.before + " " + line.excerpt).strip(), 140)
+        position = "–" if counted.first_divergence is None else f"{counted.first_divergence:,}"
+        words = code(line.before + (line.rest or f" {ENDS}"), 140)
         share = percent(counted.share)
-        rows.append((str(counted.rank), f"{counted.count:,}", share, place, words))
-    table = _table(("rank", "count", "share", f"parts at {group.unit}", "answer"), rows)
-    if group.hidden_variants:
-        hidden = count(group.hidden_variants, "more variant")
-        table += f"\n\n… {hidden}: `detcheck report --format csv` lists them all."
+        rows.append((str(counted.rank), f"{counted.count:,}", share, position, words))
+    table = _table(("rank", "count", "share", f"diverges at {group.unit}", "answer"), rows)
+    if hidden := group.variants[MAX_VARIANTS:]:
+        table += f"\n\n… {count(len(hidden), 'more variant')}: variants.csv lists them all."
     return table
 
 
-def _divergences(group: GroupView) -> str:
+def _branchings(group: GroupView) -> str:
     blocks = []
-    for place in group.partings:
+    for place in group.places[:MAX_PLACES]:
         lines = [f"**{group.unit} {place.position:,}** … {code(place.context)}", ""]
-        lines.append(f"- reference: {code(place.reference_piece or '(ends here)')}")
-        for one in place.instead[:MOST_INSTEAD]:
+        lines.append(f"- {place.common_completions:,}: {code(place.common_piece or ENDS)}")
+        for one in place.continuations[:MAX_CONTINUATIONS]:
             why = f"{one.flip.kind}{flip_reason(one.flip)}"
-            lines.append(f"- {one.count:,}: {code(one.piece or '(ends here)')} ({why})")
-        if len(place.instead) > MOST_INSTEAD:
-            lines.append(f"- … {count(len(place.instead) - MOST_INSTEAD, 'more way')} to go on")
+            lines.append(f"- {one.completions:,}: {code(one.piece or ENDS)} ({why})")
+        if hidden := place.continuations[MAX_CONTINUATIONS:]:
+            lines.append(f"- … {count(len(hidden), 'more way')} to go on")
         blocks.append("\n".join(lines))
-    if group.hidden_partings:
-        blocks.append(f"… {count(group.hidden_partings, 'more place')}.")
+    if hidden_places := group.places[MAX_PLACES:]:
+        blocks.append(f"… {count(len(hidden_places), 'more place')}.")
     return "\n\n".join(blocks)
 
 
-def _checks(analysis: Analysis) -> str:
+def _checks(checks: Sequence[TrustCheck], bounds: Sequence[Bound]) -> str:
     marks = {True: MARKS[GOOD], False: MARKS[BAD], None: MARKS[OPEN]}
-    lines = [(marks[check.passed], check.title, check.sentence) for check in checks(analysis)]
-    lines += [(MARKS[OPEN], title, sentence) for title, sentence in bounds(analysis)]
+    lines = [(marks[check.passed], check.title, check.sentence) for check in checks]
+    lines += [(MARKS[OPEN], bound.kernels, bound.sentence) for bound in bounds]
     return "\n".join(
         f"- {mark} {title}: {escape_markdown(one_line(sentence, 600))}"
         for mark, title, sentence in lines
     )
 
 
-def _environment(analysis: Analysis) -> str:
-    rows = [
-        (escape_markdown(one_line(name, 80)), code(value, 200))
-        for name, value in environment_rows(analysis.run.environment)
-    ]
+def _environment(environment: Sequence[tuple[str, str]]) -> str:
+    rows = [(escape_markdown(one_line(name, 80)), code(value, 200)) for name, value in environment]
     return _folded("Environment", _table(("", ""), rows))
 
 

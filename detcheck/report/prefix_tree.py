@@ -1,10 +1,14 @@
-"""A prefix tree cut down to what fits: the biggest branches, and a count of what was left out."""
+"""The prefix tree as a report shows it: frozen branches, cut down to what fits.
+
+`branches` turns the tree of an analysis into branches; `prune` keeps the most common of them and
+counts everything that it leaves out.
+"""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from detcheck.analysis.results import Group, TreeNode
 from detcheck.report.text import same_start
@@ -15,25 +19,31 @@ END = "end"
 REST = "rest"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Branch:
-    """One branch as it is shown."""
+    """One branch of the tree: a stretch of text, and the completions that pass through it."""
 
     kind: str
     """`branch`, `end` (completions that stop here while others go on), or `rest` (collapsed)."""
     text: str
     start: int
+    """Position of its first token (character without token ids)."""
     count: int
+    """Completions that pass through."""
     variants: int
+    """Distinct completions that pass through."""
     on_reference: bool
+    """Whether the reference passes through."""
     depth: int
-    children: list[Branch] = field(default_factory=list)
+    """0 for the root."""
+    children: tuple[Branch, ...] = ()
+    """Most common first."""
     collapsed: bool = False
-    """Whether it parts further on, which is not shown."""
+    """If true, it has children that are not shown."""
 
     @property
     def label(self) -> str:
-        """What stands for the words where there are none."""
+        """Its text, or a phrase in parentheses if it has none."""
         if self.kind == REST:
             return f"… {count(self.variants, 'more answer')}"
         if self.kind == END:
@@ -42,73 +52,95 @@ class Branch:
 
     def leaves(self) -> Iterator[Branch]:
         """Branches without children, top to bottom."""
-        if not self.children:
-            yield self
-        for child in self.children:
-            yield from child.leaves()
+        return (branch for branch in self.walk() if not branch.children)
 
     def walk(self) -> Iterator[Branch]:
-        """This branch and all below it, top to bottom."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        """This branch and all below it, parents before children, top to bottom."""
+        waiting = [self]
+        while waiting:
+            branch = waiting.pop()
+            yield branch
+            waiting.extend(reversed(branch.children))
 
 
-def prune(group: Group, *, max_leaves: int, max_depth: int, max_children: int) -> Branch | None:
-    """The prefix tree of `group` with at most `max_leaves` leaves, the most common kept.
+@dataclass(frozen=True, slots=True)
+class TreeLimits:
+    """How much of a tree is shown."""
 
-    Branches open from the most common down, until there is no room. Returns None where there is
-    no tree.
-    """
+    leaves: int
+    depth: int
+    children: int
+    """Most children of one branch."""
+
+
+def branches(group: Group) -> Branch | None:
+    """The whole prefix tree of `group`; None if no completion came back."""
     if group.tree is None:
         return None
-    root = _branch(group, group.tree, parent=None)
-    leaves = 1
-    order = 0
-    heap = [(-root.count, order, root, group.tree)] if group.tree.children else []
+    # Without recursion: a tree can be as deep as there are variants.
+    parents_first = [(group.tree, 0, _on_reference(group, group.tree))]
+    for node, depth, on_reference in parents_first:  # grows while it is walked
+        parents_first += [
+            (child, depth + 1, on_reference and _on_reference(group, child))
+            for child in node.children
+        ]
+    done: dict[int, Branch] = {}
+    for node, depth, on_reference in reversed(parents_first):
+        children = [done.pop(id(child)) for child in node.children]
+        if node.ends and children:
+            children.append(_end(node, depth + 1, on_reference and not _any_reference(children)))
+        done[id(node)] = Branch(
+            kind=BRANCH,
+            text=node.text,
+            start=node.start,
+            count=node.count,
+            variants=node.variants,
+            on_reference=on_reference,
+            depth=depth,
+            children=tuple(sorted(children, key=lambda child: -child.count)),
+        )
+    return done[id(group.tree)]
+
+
+def prune(root: Branch, limits: TreeLimits) -> Branch:
+    """`root` with at most `limits.leaves` leaves: the most common are kept, the rest counted.
+
+    Branches open from the most common down until there is no room.
+    """
+    shown: dict[int, tuple[Branch, ...]] = {}
+    leaves, order = 1, 0
+    heap = [(-root.count, order, root)]
     while heap:
-        _, _, branch, node = heapq.heappop(heap)
-        room = min(max_children, max_leaves - leaves + 1)
-        if branch.depth >= max_depth or room < 2:
-            branch.collapsed = True
+        _, _, branch = heapq.heappop(heap)
+        room = min(limits.children, limits.leaves - leaves + 1)
+        if not branch.children or branch.depth >= limits.depth or room < 2:
             continue
-        opened = _open(group, branch, node, room)
-        leaves += len(branch.children) - 1
-        for child, child_node in opened:
+        shown[id(branch)] = opened = _fit(branch.children, room)
+        leaves += len(opened) - 1
+        for child in opened:
             order += 1
-            heapq.heappush(heap, (-child.count, order, child, child_node))
-    return root
+            heapq.heappush(heap, (-child.count, order, child))
+    return _rebuilt(root, root.text, shown)
 
 
-def _open(group: Group, branch: Branch, node: TreeNode, room: int) -> list[tuple[Branch, TreeNode]]:
-    """Give `branch` its children, the tail collapsed into one; returns those that part again."""
-    pairs: list[tuple[Branch, TreeNode | None]] = [
-        (_branch(group, child, branch), child) for child in node.children
-    ]
-    if node.ends and node.children:
-        taken = any(child.on_reference for child, _ in pairs)
-        pairs.append((_end(branch, node, branch.on_reference and not taken), None))
-    pairs.sort(key=lambda pair: -pair[0].count)
-    if len(pairs) > room:
-        hidden = [child for child, _ in pairs[room - 1 :]]
-        pairs = [*pairs[: room - 1], (_rest(branch, hidden), None)]
-    branch.children = [child for child, _ in pairs]
-    for child, text in zip(
-        branch.children, same_start([c.text for c in branch.children]), strict=True
-    ):
-        child.text = text
-    return [(child, below) for child, below in pairs if below is not None and below.children]
+def _fit(children: Sequence[Branch], room: int) -> tuple[Branch, ...]:
+    """At most `room` children, the least common ones gathered into one of kind `rest`."""
+    if len(children) <= room:
+        return tuple(children)
+    return (*children[: room - 1], _rest(children[room - 1 :]))
 
 
-def _branch(group: Group, node: TreeNode, parent: Branch | None) -> Branch:
-    return Branch(
-        kind=BRANCH,
-        text=node.text,
-        start=node.start,
-        count=node.count,
-        variants=node.variants,
-        on_reference=(parent is None or parent.on_reference) and _on_reference(group, node),
-        depth=0 if parent is None else parent.depth + 1,
+def _rebuilt(branch: Branch, text: str, shown: dict[int, tuple[Branch, ...]]) -> Branch:
+    """`branch` with the children that are shown, their texts told apart from each other."""
+    children = shown.get(id(branch), ())
+    texts = same_start([child.text for child in children])
+    return replace(
+        branch,
+        text=text,
+        children=tuple(
+            _rebuilt(child, words, shown) for child, words in zip(children, texts, strict=True)
+        ),
+        collapsed=bool(branch.children) and not children,
     )
 
 
@@ -119,11 +151,15 @@ def _on_reference(group: Group, node: TreeNode) -> bool:
     return reference.variant.piece(node.start, node.stop) == node.text
 
 
-def _end(parent: Branch, node: TreeNode, on_reference: bool) -> Branch:
-    return Branch(END, "", node.stop, node.ends, 1, on_reference, parent.depth + 1)
+def _any_reference(branches: Sequence[Branch]) -> bool:
+    return any(branch.on_reference for branch in branches)
 
 
-def _rest(parent: Branch, hidden: list[Branch]) -> Branch:
+def _end(node: TreeNode, depth: int, on_reference: bool) -> Branch:
+    return Branch(END, "", node.stop, node.ends, 1, on_reference, depth)
+
+
+def _rest(hidden: Sequence[Branch]) -> Branch:
     return Branch(
         kind=REST,
         text="",
@@ -131,5 +167,5 @@ def _rest(parent: Branch, hidden: list[Branch]) -> Branch:
         count=sum(branch.count for branch in hidden),
         variants=sum(branch.variants for branch in hidden),
         on_reference=False,
-        depth=parent.depth + 1,
+        depth=hidden[0].depth,
     )

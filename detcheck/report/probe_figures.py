@@ -1,6 +1,6 @@
-"""What `detcheck ops` and `detcheck trace` found, drawn: the invariance matrix, and the growth.
+"""Figures of `detcheck ops` and `detcheck trace`: the invariance matrix, and the growth.
 
-Both come as the plain data that the commands print with --json, so nothing here needs torch.
+They are drawn from the JSON that the commands print, so nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Shares = dict[tuple[str, str], float]
 
 
 def probe_drawings(folder: Path) -> list[Drawing]:
-    """The figures of the probes whose results lie beside a run; none where there are none.
+    """The figures of the probes whose results lie in `folder`; empty without such files.
 
-    Raises UsageError where such a file is not what the commands write.
+    Raises UsageError if such a file is not what the commands write.
     """
     found = []
     for name, draw in ((OPS_FILE, _of_ops), (TRACE_FILE, _of_trace)):
@@ -66,7 +66,7 @@ def _of_trace(data: Mapping[str, Any]) -> Drawing | None:
 
 
 def invariance_matrix(cells: Sequence[Cell]) -> Drawing:
-    """Ops by relations, a panel a kernels setting: the worst share of rows that differ, in %."""
+    """Ops by relations, one panel for each kernels setting: the worst share of rows that differ."""
     settings = list(dict.fromkeys(str(cell["kernels"]) for cell in cells))[:3]
     ops = list(dict.fromkeys(str(cell["op"]) for cell in cells))
     if not ops:
@@ -96,7 +96,7 @@ def _panel(figure: Any, title: str, index: int, panels: int, width: float) -> Ax
 
 
 def _fill(axes: Axes, ops: Sequence[str], shares: Shares, colour: str) -> None:
-    """One rectangle a cell: opacity carries the share, so that it reads in light and dark."""
+    """One rectangle for each cell; opacity carries the share, to be read in light and dark."""
     for row, op in enumerate(ops):
         for column, relation in enumerate(RELATIONS):
             share = shares.get((op, relation))
@@ -130,7 +130,7 @@ def _in_words(kernels: str, shares: Shares) -> str:
 
 
 def growth(layers: Sequence[Mapping[str, Any]], first: Mapping[str, Any] | None) -> Drawing | None:
-    """How far each layer's result is from the reference's, relative to it; None without layers."""
+    """The relative distance of each layer's result from the reference's; None without layers."""
     if not layers:
         return None
     values = [float(layer["relative"]) for layer in layers]
@@ -145,7 +145,7 @@ def growth(layers: Sequence[Mapping[str, Any]], first: Mapping[str, Any] | None)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.set_xlabel("layer, at the token where the answers part")
+        axes.set_xlabel("layer, at the token where the answers diverge")
         axes.set_ylabel("norm of the change / norm")
         alt = f"{title}: from {values[0]:.1e} after layer 0 to {values[-1]:.1e} after the last"
         if first is not None:

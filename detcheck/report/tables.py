@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from detcheck.analysis.results import CONFIDENT, FLIP_KINDS, Analysis, Group
+from detcheck.analysis.results import CONFIDENT, FLIP_KINDS, Analysis
 from detcheck.report.checks import batches
-from detcheck.report.text import came_back, clip, factor, number
+from detcheck.report.costs import Cost
+from detcheck.report.overview import GroupRow, PromptRow, overview
+from detcheck.report.text import came_back, clip, factor, number, of_kind
+from detcheck.text import count
 
-PROMPT_CELLS = 22
-TITLE_CELLS = 60
+KERNELS_CELLS = 22
+PROMPT_CELLS = 72
+MAX_PROMPTS = 30
+"""Prompts in the table; the report has them all."""
 FLIP_STYLES = {CONFIDENT: "bold red"}
+UNITS = {"token": "token", "character": "char"}
 
 
-def summary_table(analysis: Analysis) -> Table:
-    """One row per (prompt, kernels), readable at 80 columns; prompts are never read as markup.
+def summary_table(analysis: Analysis) -> Group:
+    """The prompts, then a table of one row per (prompt, kernels), readable at 80 columns.
 
-    With several prompts, each has a line of its own above its rows.
+    The most varied prompts come first, each with its number in the run. Prompts are never read as
+    markup.
     """
+    rows = overview(analysis)
+    several = len(rows) > 1
+    shown = rows[:MAX_PROMPTS]
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = Text(batches(analysis, "\n"), style="dim")
-    table.add_column("kernels", max_width=PROMPT_CELLS, no_wrap=True)
-    for heading in ("came\nback", "distinct", "most\ncommon", "parts at\ntoken"):
+    table.caption = Text(_caption(analysis, len(rows)), style="dim")
+    if several:
+        table.add_column("", justify="right")
+    table.add_column("kernels", max_width=KERNELS_CELLS, no_wrap=True)
+    for heading in ("came\nback", "distinct", "most\ncommon", "diverge\nat"):
         table.add_column(heading, justify="right")
     table.add_column("flips", no_wrap=True)
     table.add_column("tokens/s", justify="right")
     table.add_column("cost", justify="right", no_wrap=True)
-    prompt_index = None
-    several = len({group.prompt_index for group in analysis.groups}) > 1
-    if not several and analysis.groups:
-        table.title, table.title_justify = _prompt(analysis.groups[0], TITLE_CELLS), "left"
-    for group in analysis.groups:
-        if several and group.prompt_index != prompt_index:
-            prompt_index = group.prompt_index
-            table.add_row(_prompt(group, PROMPT_CELLS))
-        table.add_row(*_cells(group))
-    return table
+    for row in shown:
+        for group in row.groups:
+            number_of = [Text(str(row.prompt_index + 1) if group is row.groups[0] else "")]
+            table.add_row(*(number_of if several else []), *_cells(group))
+    return Group(*(_prompt(row, numbered=several) for row in shown), table)
 
 
-def _prompt(group: Group, cells: int) -> Text:
-    return Text(f"“{clip(group.prompt, cells - 2)}”", style="bold")
+def _prompt(row: PromptRow, *, numbered: bool) -> Text:
+    name = f"{row.prompt_index + 1}  " if numbered else ""
+    return Text(f"{name}“{clip(row.prompt, PROMPT_CELLS)}”", style="bold")
 
 
-def _cells(group: Group) -> list[Text]:
+def _caption(analysis: Analysis, num_prompts: int) -> str:
+    hidden = num_prompts - MAX_PROMPTS
+    more = f"… {count(hidden, 'more prompt')} with fewer answers: see the report\n"
+    return (more if hidden > 0 else "") + batches(analysis, "\n")
+
+
+def _cells(group: GroupRow) -> list[Text]:
     distinct_style = "bold green" if group.distinct == 1 else "bold yellow"
     position = group.first_divergence
     return [
@@ -51,19 +66,28 @@ def _cells(group: Group) -> list[Text]:
         Text(came_back(group.completions, group.asked)),
         Text(f"{group.distinct:,}", style=distinct_style),
         Text(f"{group.most_common:,}"),
-        Text("–" if position is None else f"{position:,}"),
+        Text("–" if position is None else f"{UNITS[group.unit]} {position:,}"),
         _flips(group),
         Text(number(group.tokens_per_second)),
-        Text(factor(group.relative_cost)),
+        _cost(group.cost),
     ]
 
 
-def _flips(group: Group) -> Text:
-    """One kind of flip a line, those that occurred."""
+def _flips(group: GroupRow) -> Text:
+    """One line for each kind of flip that occurred."""
     lines = Text()
     for kind in FLIP_KINDS:
-        number_of_kind = group.flips.get(kind, 0)
-        if number_of_kind:
+        if flips := group.flips.get(kind, 0):
             lines.append("\n" if lines else "")
-            lines.append(f"{number_of_kind} {kind}", style=FLIP_STYLES.get(kind, ""))
+            lines.append(of_kind(flips, kind), style=FLIP_STYLES.get(kind, ""))
     return lines or Text("–")
+
+
+def _cost(cost: Cost | None) -> Text:
+    """The cost, and below it the lowest and the highest if they differ."""
+    if cost is None:
+        return Text("–")
+    text = Text(factor(cost.mean))
+    if cost.spread:
+        text.append(f"\n{cost.low:.2f}–{cost.high:.2f}", style="dim")
+    return text

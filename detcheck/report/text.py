@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from detcheck.text import one_line
+from detcheck.analysis.results import FLIP_KINDS
+from detcheck.text import count, one_line
 
 SPACE_MARK = "␣"
 _SPACES = re.compile("^ +")
 
 
 def tail(text: str, limit: int) -> str:
-    """The last `limit` characters on one line, from a word's start where one is near."""
+    """The last `limit` characters on one line, from the start of a word if one is near."""
     text = text.strip()
     if len(text) <= limit:
         return one_line(text)
@@ -29,7 +30,7 @@ def tail(text: str, limit: int) -> str:
 
 
 def same_start(texts: Sequence[str]) -> list[str]:
-    """`texts` as alternatives: the space that all begin with is dropped, any other is shown."""
+    """`texts` as alternatives: a space that all begin with is dropped, other ones are marked."""
     if all(text.startswith(" ") for text in texts if text):
         return [text[1:] for text in texts]
     return [_SPACES.sub(lambda spaces: SPACE_MARK * len(spaces.group()), text) for text in texts]
@@ -47,12 +48,12 @@ def _char_width(char: str) -> int:
 
 
 def clip(text: str, cells: int) -> str:
-    """`text` on one line in at most `cells` cells, ended by `…` where it was cut."""
+    """`text` on one line in at most `cells` terminal cells; if it was cut, it ends with `…`."""
     shown = one_line(text[: 4 * cells])
     if cell_width(shown) <= cells and len(text) <= 4 * cells:
         return shown
     width, end = 0, 0
-    for end, char in enumerate(shown):  # noqa: B007 (the index is what we are after)
+    for end, char in enumerate(shown):  # noqa: B007 (only the index is used)
         width += _char_width(char)
         if width > cells - 1:
             break
@@ -62,7 +63,7 @@ def clip(text: str, cells: int) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A few significant digits without exponent where that reads well; `–` for None."""
+    """`digits` significant digits, or the nearest whole number from 100 on; `–` for None or NaN."""
     if value is None or math.isnan(value):
         return "–"
     if value == 0:
@@ -73,7 +74,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage that never rounds something to nothing or to everything."""
+    """A share of 1 in %, never rounded to 0 or 100 unless it is just that; `–` for None or NaN."""
     if share is None or math.isnan(share):
         return "–"
     if 0 < share < 0.001:
@@ -85,10 +86,20 @@ def percent(share: float | None) -> str:
 
 
 def factor(value: float | None) -> str:
-    """How many times as much: `1.24×`."""
+    """A multiple: `1.24×`; `–` for None."""
     return "–" if value is None else f"{value:.2f}×"
 
 
 def came_back(completions: int, asked: int) -> str:
-    """How many came back, with how many were asked for where that is another number."""
+    """How many came back, and of how many if some are missing: `40 of 48`."""
     return f"{completions:,}" if completions == asked else f"{completions:,} of {asked:,}"
+
+
+def of_kind(flips: int, kind: str) -> str:
+    """`1 tie`, `2 near ties`, but `2 confident`."""
+    return count(flips, kind) if kind.endswith("tie") else f"{flips:,} {kind}"
+
+
+def flip_counts(flips: Mapping[str, int]) -> str:
+    """Flips by kind, `2 ties, 1 confident`; empty without flips."""
+    return ", ".join(of_kind(flips[kind], kind) for kind in FLIP_KINDS if flips.get(kind))

@@ -1,4 +1,7 @@
-"""The prefix tree as a picture: what all share, then the words at each branch, wide if common."""
+"""The prefix tree as a picture: the text that all share, then a band for each branch.
+
+The more completions take a branch, the wider its band.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from matplotlib.path import Path
 from detcheck.analysis.results import Group
 from detcheck.report import figure_style as look
 from detcheck.report.figure_style import Drawing
-from detcheck.report.prefix_tree import BRANCH, Branch, prune
+from detcheck.report.prefix_tree import BRANCH, Branch, TreeLimits, branches, prune
 from detcheck.report.text import cell_width, clip, tail
 from detcheck.text import count, one_line
 
@@ -26,23 +29,23 @@ ROW = 25.0
 BAND_HEIGHT = 130.0
 """Height of all completions together."""
 INSIDE = 19.0
-"""Branches at least this thick carry their words inside, others above."""
+"""Branches at least this thick carry their words inside, the others above."""
 FONT = 13.0
 CELL = 0.54 * FONT
 """Mean width of a character."""
-MAX_LEAVES, MAX_DEPTH, MAX_CHILDREN = 12, 4, 7
+LIMITS = TreeLimits(leaves=12, depth=4, children=7)
 
 
 @dataclass(frozen=True, slots=True)
 class _Geometry:
-    """Where the columns are and how thick a completion is; y grows downwards."""
+    """The columns, and the thickness of a completion, in CSS pixels; y grows downwards."""
 
     total: int
     columns: int
 
     @property
     def column_width(self) -> float:
-        """Columns are alike, but the last has half as much again: its words have no room else."""
+        """All columns have this width, but the last is half as wide again: its words need room."""
         return (WIDTH - 2 * MARGIN - TRUNK_WIDTH) / (max(self.columns, 1) + 0.5)
 
     @property
@@ -56,7 +59,7 @@ class _Geometry:
         return MARGIN + TRUNK_WIDTH + (depth - 1) * self.column_width + self.curve
 
     def right(self, branch: Branch) -> float:
-        """Where a branch parts; one that does not has its row to itself, up to the margin."""
+        """The right end of a branch: where it divides, or the margin if it does not."""
         if not branch.children:
             return WIDTH - MARGIN
         if branch.depth == 0:
@@ -68,10 +71,11 @@ class _Geometry:
 
 
 def prefix_tree(group: Group, temperature: float, prefix: str = "") -> Drawing | None:
-    """The words at each branch of a group's variants; None where nothing came back."""
-    root = prune(group, max_leaves=MAX_LEAVES, max_depth=MAX_DEPTH, max_children=MAX_CHILDREN)
-    if root is None:
+    """The prefix tree of a group's variants; None if no completion came back."""
+    whole = branches(group)
+    if whole is None:
         return None
+    root = prune(whole, LIMITS)
     geometry = _Geometry(root.count, max(branch.depth for branch in root.walk()))
     centres, bottom = _place(root, geometry)
     figure = look.new_figure(WIDTH, bottom + MARGIN)
@@ -85,7 +89,7 @@ def prefix_tree(group: Group, temperature: float, prefix: str = "") -> Drawing |
 
 
 def _place(root: Branch, geometry: _Geometry) -> tuple[dict[int, float], float]:
-    """The centre line of every branch by identity, and where the lowest one ends."""
+    """The centre line of every branch by identity, and the lower end of the lowest one."""
     centres: dict[int, float] = {}
     y = HEADING
     for leaf in root.leaves():
@@ -133,7 +137,7 @@ class _Painter:
             self.paint(child)
 
     def trunk(self, root: Branch) -> None:
-        """The end of the text that all share, in the trunk."""
+        """The end of the text that all share, inside the trunk."""
         width, most = (23, 84) if root.children else (118, 480)
         lines = textwrap.wrap(tail(root.text, most), width, max_lines=5) or ["(nothing shared)"]
         y = self.centres[id(root)] - (len(lines) - 1) * FONT * 0.65
@@ -184,7 +188,7 @@ class _Painter:
             y += FONT * 1.3
 
     def _lines(self, branch: Branch, room: float, thickness: float) -> list[str]:
-        """The words in the room there is: two lines where a branch is thick enough for them."""
+        """The words that fit: two lines if the branch is thick enough for them."""
         cells = int(room / CELL)
         more = f" · {count(branch.variants, 'answer')}" if branch.collapsed else ""
         label = branch.label.strip()
@@ -207,14 +211,14 @@ def _paint_of(branch: Branch) -> tuple[str, float]:
 
 
 def _heading(figure: Figure, group: Group, temperature: float, height: float) -> None:
-    """What is shown, in one line above the tree."""
-    said = f"{count(group.completions, 'completion')}, {count(group.distinct, 'distinct answer')}"
+    """One line above the tree: the prompt, the counts and the setting."""
+    counts = f"{count(group.completions, 'completion')}, {count(group.distinct, 'distinct answer')}"
     setting = f"{group.kernels} kernels, temperature {temperature:g}; grey: the reference"
-    room = int((WIDTH - 2 * MARGIN) / CELL) - cell_width(said) - cell_width(setting) - 8
+    room = int((WIDTH - 2 * MARGIN) / CELL) - cell_width(counts) - cell_width(setting) - 8
     prompt = f"“{clip(group.prompt, max(20, room))}”"
     y = 1 - 24 / height
     left = MARGIN / WIDTH
-    figure.text(left, y, f"{prompt}  {said}", color=look.INK, weight="bold", fontsize=FONT)
+    figure.text(left, y, f"{prompt}  {counts}", color=look.INK, weight="bold", fontsize=FONT)
     figure.text(1 - left, y, setting, color=look.MUTED, ha="right", fontsize=FONT - 1)
 
 
@@ -222,4 +226,4 @@ def _in_words(root: Branch) -> str:
     parts = [f"{clip(child.label, 40)} {child.count}" for child in root.children]
     if not parts:
         return f"All {root.count} completions gave one answer."
-    return f"After “{tail(root.text, 60)}” the completions part: " + "; ".join(parts)
+    return f"After “{tail(root.text, 60)}” the completions diverge: " + "; ".join(parts)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detcheck.analysis.results import Analysis
-from detcheck.errors import StorageError, UsageError
+from detcheck.errors import UsageError
+from detcheck.report.files import write_files
 
 if TYPE_CHECKING:
     from detcheck.report.figure_style import Drawing
@@ -17,7 +18,7 @@ FIGURES_FOLDER = "figures"
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
-    """`html,md` as a tuple; raises UsageError where one is not known."""
+    """`html,md` as a tuple; raises UsageError if one is not known, or none is given."""
     formats = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for name in formats:
         if name not in FORMATS:
@@ -30,48 +31,47 @@ def parse_formats(text: str) -> tuple[str, ...]:
 def write_report(analysis: Analysis, folder: Path, formats: Sequence[str]) -> list[Path]:
     """Write the report into `folder`; returns the files written, the one to open first.
 
-    Raises StorageError where the folder cannot be written.
+    Raises StorageError if the folder cannot be written.
     """
-    contents = render_files(analysis, formats)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            path = folder / name
-            path.parent.mkdir(exist_ok=True)
-            # Lone surrogates are shown by name long before this; never fail on one that is not.
-            path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"The report cannot be written to {folder} ({reason}): choose another --out."
-        ) from error
-    return [folder / name for name in contents]
+    return write_files(folder, render_files(analysis, formats, folder), "The report")
 
 
-def render_files(analysis: Analysis, formats: Sequence[str]) -> dict[str, str]:
-    """The text of every file by its name relative to the report's folder."""
+def render_files(
+    analysis: Analysis, formats: Sequence[str], folder: Path | None = None
+) -> dict[str, str]:
+    """The text of every file by its name relative to the report's folder.
+
+    The page links the run's files as seen from `folder`; None for the run's own.
+    """
     contents: dict[str, str] = {}
-    if "html" in formats or "md" in formats:
-        contents |= _documents(analysis, formats)
+    tables: dict[str, str] = {}
     if "csv" in formats:
-        from detcheck.report import csv_export
+        from detcheck.report.csv_export import csv_files
 
-        contents["conditions.csv"] = csv_export.conditions_csv(analysis)
-        contents["variants.csv"] = csv_export.variants_csv(analysis)
-    return contents
+        tables |= csv_files(analysis)
+    if "html" in formats or "md" in formats:
+        contents = _documents(analysis, formats, folder or analysis.run.path, tuple(tables))
+    return contents | tables
 
 
-def _documents(analysis: Analysis, formats: Sequence[str]) -> dict[str, str]:
+def _documents(
+    analysis: Analysis, formats: Sequence[str], folder: Path, tables: Sequence[str]
+) -> dict[str, str]:
     from detcheck.report.figures import draw_all
     from detcheck.report.probe_figures import probe_drawings
+    from detcheck.report.view import build_view
 
-    drawings = draw_all(analysis)
+    view = build_view(analysis)
+    drawings = draw_all(analysis, [row.prompt_index for row in view.rows])
     probes = probe_drawings(analysis.run.path)
     contents: dict[str, str] = {}
     if "html" in formats:
         from detcheck.report import html
+        from detcheck.report.raw_files import raw_files
 
-        contents["report.html"] = html.render(analysis, drawings, probes)
+        written = [*tables, *(["report.md"] if "md" in formats else [])]
+        linked = raw_files(analysis.run.path, folder, written)
+        contents["report.html"] = html.render(view, drawings, probes, linked)
     if "md" in formats:
         from detcheck.report import markdown
 
@@ -80,7 +80,7 @@ def _documents(analysis: Analysis, formats: Sequence[str]) -> dict[str, str]:
             for prompt, drawn in drawings.items()
         }
         probed = [_figure_name(drawing) for drawing in probes]
-        contents["report.md"] = markdown.render(analysis, names, probed)
+        contents["report.md"] = markdown.render(view, names, probed)
     for drawn in (*drawings.values(), probes):
         for drawing in drawn:
             contents[_figure_name(drawing)] = drawing.standalone()
@@ -92,25 +92,13 @@ def _figure_name(drawing: Drawing) -> str:
 
 
 def write_probe(data: str, name: str, folder: Path) -> list[Path]:
-    """Write what a probe found, as JSON `name`, and its figure; returns the files written.
+    """Write the results of a probe, as JSON `name`, and their figure; returns the files written.
 
-    Where `folder` is a run directory, its report shows the figure from then on. Raises
-    StorageError where the folder cannot be written.
+    If `folder` is a run directory, its report shows the figure from then on. Raises StorageError
+    if the folder cannot be written.
     """
     from detcheck.report.probe_figures import probe_drawings
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(data, encoding="utf-8")
-        written = [folder / name]
-        for drawing in probe_drawings(folder):
-            path = folder / _figure_name(drawing)
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(drawing.standalone(), encoding="utf-8")
-            written.append(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"{name} cannot be written to {folder} ({reason}): choose another --out."
-        ) from error
-    return written
+    written = write_files(folder, {name: data}, name)
+    figures = {_figure_name(one): one.standalone() for one in probe_drawings(folder)}
+    return [*written, *write_files(folder, figures, name)]

@@ -14,7 +14,7 @@ from recorded import record, small_experiment
 from detcheck.analysis import Analysis, analyse, frames
 from detcheck.completion import Completion
 from detcheck.engines.scripted import Planted
-from detcheck.report import csv_export
+from detcheck.report.csv_export import csv_files
 from detcheck.rundir import Run
 from detcheck.traffic import Trial
 
@@ -74,9 +74,11 @@ def test_branchings_count_as_the_flips_do(analysis: Analysis) -> None:
 
 
 def test_the_tables_hold_what_the_csv_files_hold(analysis: Analysis) -> None:
+    files = csv_files(analysis)
     for text, frame in (
-        (csv_export.conditions_csv(analysis), analysis.frame()),
-        (csv_export.variants_csv(analysis), analysis.variants_frame()),
+        (files["conditions.csv"], analysis.frame()),
+        (files["variants.csv"], analysis.variants_frame()),
+        (files["branchings.csv"], analysis.branchings_frame()),
     ):
         head, *lines = text.splitlines()
         assert set(head.split(",")) <= set(frame.columns)

@@ -15,10 +15,11 @@ from detcheck.completion import Completion, TopTwo
 from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS, EndpointCheck, LoadEvidence
 from detcheck.experiment import Experiment
 from detcheck.gate.policy import rules_for
-from detcheck.report.csv_export import conditions_csv
+from detcheck.report.csv_export import csv_files
 from detcheck.report.html import render
 from detcheck.report.markdown import render as render_markdown
 from detcheck.report.reproduce import command
+from detcheck.report.view import build_view
 from detcheck.rundir import load
 from detcheck.targets import from_dict
 
@@ -68,9 +69,9 @@ def test_places_are_compared_with_the_first(tmp_path) -> None:
     assert [row.differ_from_reference for row in rows.values()] == [0, 0, row_count(rows), 4]
     assert group.asked == 16
     for text in (
-        conditions_csv(analysis),
-        render(analysis, {}),
-        render_markdown(analysis, {}),
+        csv_files(analysis)["conditions.csv"],
+        render(build_view(analysis), {}),
+        render_markdown(build_view(analysis), {}),
     ):
         assert "endpoint 2" in text
     again = command(analysis.run.experiment, analysis.run.target)
@@ -85,8 +86,9 @@ def row_count(rows) -> int:
 def test_one_place_is_not_shown(tmp_path) -> None:
     experiment = served(endpoints=ENDPOINTS[:1])
     analysis = analyse(record_served(tmp_path / "run", AnsweringEngine(differing), experiment))
-    assert "placement" not in conditions_csv(analysis)
-    assert "where" not in render_markdown(analysis, {}).split("By batch size")[1].split("\n")[2]
+    assert "placement" not in csv_files(analysis)["conditions.csv"]
+    by_batch_size = render_markdown(build_view(analysis), {}).split("By batch size")[1]
+    assert "where" not in by_batch_size.split("\n")[2]
 
 
 @pytest.mark.parametrize(

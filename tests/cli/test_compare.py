@@ -16,8 +16,8 @@ def test_agreement_and_parting_are_shown(detcheck, good, tmp_path):
     assert (result.code, result.err) == (0, "")
     rows = [line.split() for line in result.out.splitlines()]
     assert any(line.startswith('1  "Why is the sky blue?"') for line in result.out.splitlines())
-    assert ["1", BATCH_INVARIANT, "1", "/", "1", "0", "0", "%", "part", "at", "5"] in [
-        row[:11] for row in rows
+    assert ["1", BATCH_INVARIANT, "1", "/", "1", "0", "0", "%", "token", "5"] in [
+        row[:10] for row in rows
     ]
     assert f"1 {BATCH_INVARIANT}: the references differ, they part at token 5, after" in result.out
 
@@ -52,7 +52,7 @@ def test_what_differs_about_the_runs_is_said(detcheck, good, tmp_path):
     out = detcheck("compare", good, other).out
     assert "environment: torch 2.12.0 → 2.13.0" in out
     assert "experiment: load seed 0 → 3" in out
-    assert "only in B: 1 of the prompts" in out
+    assert "only in B: 1 prompt" in out
 
 
 def test_no_common_prompt_is_a_usage_error(detcheck, good, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from detcheck.analysis import Analysis, analyse
 from detcheck.experiment import Experiment
+from detcheck.targets import InProcess
 
 from . import hostile
 from .sample import LIGHTHOUSE, Script, many_answers, write_run
@@ -23,8 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def story(folder: Path) -> Analysis:
     """Six variants under stock kernels, one under batch-invariant ones."""
-    experiment = Experiment(prompts=(STORY,), completions=48, dtype="bfloat16")
-    return analyse(write_run(folder / "story", [Script(LIGHTHOUSE)], experiment))
+    experiment = Experiment(prompts=(STORY,), completions=48)
+    target = InProcess(dtype="bfloat16")
+    return analyse(write_run(folder / "story", [Script(LIGHTHOUSE)], experiment, target))
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +61,10 @@ def several(folder: Path) -> Analysis:
 def attacked(folder: Path) -> Analysis:
     """Every hostile answer, with and without tokens, asked for by a hostile prompt."""
     prompts = (hostile.PROMPT, "text \ud800 only")
-    experiment = Experiment(
-        model=hostile.MODEL, prompts=prompts, completions=400, batch_sizes=(1, 20)
-    )
+    experiment = Experiment(prompts=prompts, completions=400, batch_sizes=(1, 20))
+    target = InProcess(model=hostile.MODEL)
     scripts = [Script(hostile.ANSWERS), Script(hostile.ANSWERS, tokens=False)]
-    return analyse(write_run(folder / "attacked", scripts, experiment))
+    return analyse(write_run(folder / "attacked", scripts, experiment, target))
 
 
 @pytest.fixture(scope="session")

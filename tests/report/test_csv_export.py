@@ -9,6 +9,7 @@ import pytest
 
 from detcheck.analysis.results import Analysis
 from detcheck.report import csv_export
+from detcheck.report.csv_export import csv_files
 
 from . import hostile
 
@@ -18,7 +19,7 @@ def rows(text: str) -> list[dict[str, str]]:
 
 
 def test_one_row_a_condition(story: Analysis) -> None:
-    table = rows(csv_export.conditions_csv(story))
+    table = rows(csv_files(story)["conditions.csv"])
     assert [row["condition"] for row in table][:2] == ["p0/stock/b1", "p0/stock/b4"]
     assert len(table) == len(story.run.conditions)
     assert sum(int(row["completions"]) for row in table) == 96
@@ -26,7 +27,7 @@ def test_one_row_a_condition(story: Analysis) -> None:
 
 
 def test_one_row_a_variant(eighty: Analysis) -> None:
-    table = rows(csv_export.variants_csv(eighty))
+    table = rows(csv_files(eighty)["variants.csv"])
     stock = [row for row in table if row["kernels"] == "stock"]
     assert len(stock) == eighty.groups[0].distinct
     assert sum(int(row["count"]) for row in stock) == 1000
@@ -41,11 +42,17 @@ def test_no_cell_is_a_formula(start: str) -> None:
 
 
 def test_numbers_are_left_alone() -> None:
-    assert [csv_export.cell(value) for value in (-1, -0.5, None, True)] == [-1, "-0.5", "", True]
+    assert [csv_export.cell(value) for value in (-1, -0.5, None, True)] == [-1, -0.5, None, True]
+
+
+def test_one_row_a_branching(story: Analysis) -> None:
+    table = rows(csv_files(story)["branchings.csv"])
+    assert len(table) == sum(sum(group.flips.values()) for group in story.groups)
+    assert {row["prompt"] for row in table} == {story.groups[0].prompt}
 
 
 def test_hostile_answers_keep_the_table_whole(attacked: Analysis) -> None:
-    text = csv_export.variants_csv(attacked)
+    text = csv_files(attacked)["variants.csv"]
     text.encode("utf-8")
     table = rows(text)
     assert len(table) == sum(group.distinct for group in attacked.groups)

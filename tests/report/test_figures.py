@@ -58,11 +58,12 @@ def test_ids_are_unique_over_a_whole_page(several: Analysis) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_names_are_short_for_the_first_prompt(several: Analysis) -> None:
-    names = {drawing.name for drawing in drawn(several)}
-    assert {"prefix_tree", "prompt2_prefix_tree", "prompt3_prefix_tree"} <= names
+def test_names_are_short_with_a_single_prompt(several: Analysis, story: Analysis) -> None:
+    names = {drawing.name for drawing in drawn(story)}
     assert {"variants", "divergences", "distinct_by_batch_size", "cost_beside_benefit"} <= names
-    assert "agreement" in names
+    assert {"prefix_tree", "agreement"} <= names
+    names = {drawing.name for drawing in drawn(several)}
+    assert {"prompt1_prefix_tree", "prompt2_prefix_tree", "prompt3_prefix_tree"} <= names
     assert "prompt3_divergences" not in names, "nothing diverged on the third prompt"
 
 
@@ -85,7 +86,7 @@ def test_the_same_analysis_gives_the_same_bytes(story: Analysis) -> None:
 
 
 def test_hostile_words_stay_text(attacked: Analysis) -> None:
-    tree = figure(attacked, "prefix_tree")
+    tree = figure(attacked, "prompt1_prefix_tree")
     assert any("<script>" in text for text in words_of(tree))
     assert "<script" not in tree.body
 

@@ -9,7 +9,8 @@ import pytest
 
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import Analysis
-from detcheck.report import html
+from detcheck.report import html, markup
+from detcheck.report.view import build_view
 
 from . import hostile
 from .sample import drawn
@@ -19,7 +20,8 @@ ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "footer", "section"),
     *("h1", "h2", "h3", "p", "b", "small", "span", "bdi", "dl", "dt", "dd", "div", "ul", "li"),
     *("details", "summary", "table", "thead", "tbody", "tr", "th", "td", "br", "pre", "code"),
-    *("figure", "svg", "g", "path", "text", "defs", "clippath", "rect", "use"),
+    *("figure", "figcaption", "svg", "g", "path", "text", "defs", "clippath", "rect", "use"),
+    *("nav", "a", "h4", "ol", "select", "script", "noscript"),
 }
 
 
@@ -30,6 +32,8 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
+        self.links: list[str] = []
+        self.ids: list[str] = []
         self.words: list[str] = []
         self.open: list[str] = []
         self.feed(page)
@@ -37,14 +41,15 @@ class Reader(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes.update(name for name, _ in attrs)
+        self.handle_startendtag(tag, attrs)
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes.update(name for name, _ in attrs)
+        self.links += [value or "" for name, value in attrs if name in ("href", "xlink:href")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -58,7 +63,7 @@ class Reader(HTMLParser):
 
 
 def page_of(analysis: Analysis) -> str:
-    return html.render(analysis, drawn(analysis))
+    return html.render(build_view(analysis), drawn(analysis))
 
 
 @pytest.mark.parametrize(
@@ -71,14 +76,15 @@ def test_the_page_holds_nothing_that_runs_or_loads(
     reader = Reader(page)
     assert reader.tags <= ALLOWED
     assert not {name for name in reader.attributes if name.startswith("on")}
-    assert not reader.attributes & {"src", "href", "srcset", "action", "data"}
+    assert not reader.attributes & {"src", "srcset", "action", "data"}
+    assert all(link.startswith("#") for link in reader.links)
     assert "default-src 'none'" in page
     page.encode("utf-8")
 
 
 def test_the_page_answers_the_six_questions(story: Analysis) -> None:
     text = Reader(page_of(story)).text
-    for question in ("How many answers?", "Where do they part?", "Rounding or a bug?"):
+    for question in ("How many answers?", "Where do they diverge?", "Rounding or a bug?"):
         assert question in text
     for question in ("Does the cure work?", "What does it cost?", "Can I trust this?"):
         assert question in text
@@ -86,9 +92,9 @@ def test_the_page_answers_the_six_questions(story: Analysis) -> None:
 
 def test_the_page_has_every_part(story: Analysis) -> None:
     text = Reader(page_of(story)).text
-    for part in ("Where the answers part", "By batch size", "Variants", "Divergences"):
+    for part in ("Where the answers diverge", "By batch size", "Variants", "Branchings"):
         assert part in text
-    assert "detcheck run -p 'Write a short story about a lighthouse keeper.' -n 48" in text
+    assert "detcheck run -p 'Write a short story about a lighthouse keeper.' --engine" in text
     assert "avx512_bf16, amx" in text
     for child in story.groups[0].tree.children:
         first = re.escape(child.text.strip().split(" ")[0])
@@ -108,8 +114,8 @@ def test_hostile_answers_are_shown_as_they_are(attacked: Analysis) -> None:
 
 
 def test_words_are_capped_and_isolated() -> None:
-    assert html.words("a<b\u202e", 3) == (
+    assert markup.words("a<b\u202e", 3) == (
         '<bdi class="said">a&lt;b</bdi><span class="more">… (1 more character)</span>'
     )
-    assert html.words("\u202e") == '<bdi class="said"><span class="ctl">\\u202e</span></bdi>'
-    assert "\n" in html.words("a\nb", None, True)
+    assert markup.words("\u202e") == '<bdi class="said"><span class="ctl">\\u202e</span></bdi>'
+    assert "\n" in markup.words("a\nb", None, True)

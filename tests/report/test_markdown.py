@@ -10,6 +10,7 @@ from markdown_it import MarkdownIt
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import Analysis
 from detcheck.report import markdown
+from detcheck.report.view import build_view
 
 from . import hostile
 from .test_html import Reader
@@ -21,8 +22,12 @@ OURS = {
 }
 
 
+def document_of(analysis: Analysis) -> str:
+    return markdown.render(build_view(analysis), FIGURES)
+
+
 def rendered(analysis: Analysis) -> str:
-    document = markdown.render(analysis, FIGURES)
+    document = document_of(analysis)
     return str(MarkdownIt("commonmark", {"html": True}).enable("table").render(document))
 
 
@@ -47,7 +52,7 @@ def test_hostile_answers_survive_as_text(attacked: Analysis) -> None:
 
 
 def test_mentions_links_and_mathematics_are_entities_outside_fences(attacked: Analysis) -> None:
-    document = markdown.render(attacked, FIGURES)
+    document = document_of(attacked)
     outside = re.sub(r"^(`{3,}).*?^\1$", "", document, flags=re.DOTALL | re.MULTILINE)
     for live in ("@octocat", "$x", "http://evil", "www.evil", "<script", "<img"):
         assert live not in outside
@@ -58,7 +63,7 @@ def test_a_fence_is_longer_than_any_run_of_backticks() -> None:
 
 
 def test_the_tree_is_drawn_with_words_and_counts(story: Analysis) -> None:
-    document = markdown.render(story, FIGURES)
+    document = document_of(story)
     for child in story.groups[0].tree.children:
         assert re.search(rf"[├└]─ +{child.count}  {re.escape(child.text.strip()[:20])}", document)
 
@@ -68,4 +73,4 @@ def test_a_silent_control_is_said(silent: Analysis) -> None:
 
 
 def test_it_stays_small_enough_for_a_comment(eighty: Analysis) -> None:
-    assert len(markdown.render(eighty, FIGURES)) < 65_536
+    assert len(document_of(eighty)) < 65_536

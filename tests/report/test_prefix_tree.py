@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from detcheck.analysis.results import Analysis, Group
-from detcheck.report.prefix_tree import END, REST, Branch, prune
+from detcheck.report.prefix_tree import END, REST, Branch, TreeLimits, branches, prune
 
 
 def pruned(group: Group, leaves: int, depth: int = 99, children: int = 99) -> Branch:
-    root = prune(group, max_leaves=leaves, max_depth=depth, max_children=children)
+    root = branches(group)
     assert root is not None
-    return root
+    return prune(root, TreeLimits(leaves, depth, children))
 
 
 @pytest.mark.parametrize("leaves", [2, 3, 7, 20, 500])
@@ -49,7 +49,7 @@ def test_the_reference_path_is_marked_once_at_each_depth(story: Analysis) -> Non
 
 def test_one_variant_is_a_trunk_alone(silent: Analysis) -> None:
     root = pruned(silent.groups[0], 12)
-    assert (root.children, root.collapsed, root.on_reference) == ([], False, True)
+    assert (root.children, root.collapsed, root.on_reference) == ((), False, True)
 
 
 def test_depth_is_limited(eighty: Analysis) -> None:

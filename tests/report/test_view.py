@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detcheck.analysis.results import NEAR_TIE, TIE, UNKNOWN, Flip
-from detcheck.report.view import flip_reason
+from detcheck.report.prompt_view import flip_reason
 
 
 @pytest.mark.parametrize(

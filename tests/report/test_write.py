@@ -15,6 +15,7 @@ from detcheck.errors import StorageError, UsageError
 from detcheck.experiment import Experiment
 from detcheck.report.reproduce import command
 from detcheck.report.write import parse_formats, write_report
+from detcheck.targets import InProcess
 
 PROGRAM = "import sys; from detcheck.cli.app import main; main()"
 
@@ -34,7 +35,8 @@ def test_it_prints_every_file_that_it_writes(story: Analysis, tmp_path: Path) ->
     written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert sorted(map(Path, done.stdout.split())) == written
     names = {path.name for path in written}
-    assert {"report.html", "report.md", "conditions.csv", "variants.csv"} <= names
+    assert {"report.html", "report.md"} <= names
+    assert {"conditions.csv", "variants.csv", "branchings.csv"} <= names
     assert {"prefix_tree.svg", "agreement.svg"} <= names
 
 
@@ -69,7 +71,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 def test_a_folder_that_cannot_be_written_is_said(story: Analysis, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="choose another --out"):
+    with pytest.raises(StorageError, match="choose another `out`"):
         write_report(story, tmp_path / "file" / "below", ["csv"])
 
 
@@ -85,26 +87,25 @@ def test_a_thousand_completions_take_under_three_seconds(eighty: Analysis, tmp_p
     assert child_seconds() - start < 3
 
 
-def test_no_torch_and_no_pandas_are_imported(story: Analysis, tmp_path: Path) -> None:
+def test_no_torch_is_imported_and_pandas_only_for_csv(story: Analysis, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from detcheck.cli.report import report_command; "
         "assert not {'matplotlib', 'jinja2', 'numpy'} & set(sys.modules); "
-        "report_command([Path(sys.argv[1])], out=Path(sys.argv[2])); "
-        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+        "report_command([Path(sys.argv[1])], format='html,md', out=Path(sys.argv[2])); "
+        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules); "
+        "report_command([Path(sys.argv[1])], format='csv', out=Path(sys.argv[2])); "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, story.run.path, tmp_path], check=True)
 
 
 def test_the_command_is_read_back_by_a_shell() -> None:
     prompts = ('it\'s "here" $HOME `x`\nnext', "-dash")
-    experiment = Experiment(
-        model="org/model", prompts=prompts, completions=9, batch_sizes=(1, 2), temperature=0.5
-    )
-    text = command(experiment)
+    experiment = Experiment(prompts=prompts, completions=9, batch_sizes=(1, 2), temperature=0.5)
+    text = command(experiment, InProcess(model="my models/one"))
     script = text.replace("detcheck run", "printf '%s\\0'", 1)
     done = subprocess.run(["sh", "-c", script], capture_output=True, check=True)
     arguments = done.stdout.decode().split("\0")
-    assert arguments[:4] == ["org/model", "-p", prompts[0], "--prompt=-dash"]
-    assert arguments[4:8] == ["-n", "9", "-b", "1,2"]
-    assert "--temperature" in arguments
-    assert arguments[arguments.index("--temperature") + 1] == "0.5"
+    assert arguments[:4] == ["my models/one", "-p", prompts[0], "--prompt=-dash"]
+    for flag, value in (("-n", "9"), ("-b", "1,2"), ("--temperature", "0.5")):
+        assert arguments[arguments.index(flag) + 1] == value

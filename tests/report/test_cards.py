@@ -1,4 +1,4 @@
-"""The six answers and the evidence say what was planted, and doubt what was not shown."""
+"""The six cards and the evidence say what was planted, and doubt what was not shown."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, Analysis, VariantCount
 from detcheck.evidence import KernelsProof
-from detcheck.report.answers import BAD, GOOD, OPEN, beside_stock, six_answers
-from detcheck.report.checks import checks
+from detcheck.report.cards import BAD, GOOD, OPEN, six_cards
+from detcheck.report.checks import trust_checks
+from detcheck.report.roles import compared_with_stock
 from detcheck.report.view import headline
 
 
@@ -32,16 +33,16 @@ def change_run(analysis: Analysis, **fields: object) -> Analysis:
     return dataclasses.replace(analysis, run=dataclasses.replace(analysis.run, **fields))
 
 
-def test_the_six_answers_of_a_run_that_diverged_and_was_cured(story: Analysis) -> None:
+def test_the_six_cards_of_a_run_that_diverged_and_was_cured(story: Analysis) -> None:
     stock, invariant = story.groups
-    how_many, where, why, cure, cost, trust = six_answers(story)
+    how_many, where, why, cure, cost, trust = six_cards(story)
     assert how_many.answer == f"{stock.distinct} distinct of 48"
     assert where.answer == f"from token {stock.first_divergence} on"
     ties, near = stock.flips[TIE], stock.flips[NEAR_TIE]
     assert why.answer == f"Rounding: {ties} ties, {near} near ties"
     assert (cure.answer, cure.mark) == ("Yes: 1 distinct of 48", GOOD)
     assert cure.detail.endswith(f"its answer is one of stock's {stock.distinct}")
-    assert cost.answer == f"{invariant.relative_cost:.2f}× the time a token"
+    assert cost.answer == f"{invariant.relative_cost:.2f}× the time per token"
     assert trust.mark == GOOD
     assert headline(story) == (
         f"{stock.distinct} different answers to one question; 1 with batch-invariant kernels"
@@ -49,7 +50,7 @@ def test_the_six_answers_of_a_run_that_diverged_and_was_cured(story: Analysis) -
 
 
 def test_a_silent_control_shows_nothing(silent: Analysis) -> None:
-    how_many, where, why, cure, _, trust = six_answers(silent)
+    how_many, where, why, cure, _, trust = six_cards(silent)
     assert how_many.answer == "1 distinct of 48"
     assert where.answer == "Nowhere"
     assert why.answer == "Nothing to explain"
@@ -62,14 +63,14 @@ def test_a_silent_control_shows_nothing(silent: Analysis) -> None:
 
 
 def test_confident_flips_are_a_bug(several: Analysis) -> None:
-    why = six_answers(several)[2]
+    why = six_cards(several)[2]
     flips = sum(group.flips[CONFIDENT] for group in several.groups)
     assert flips > 0
     assert (why.answer, why.mark) == (f"A bug: {flips} confident", BAD)
 
 
 def test_without_log_probabilities_it_is_unknown(texts: Analysis) -> None:
-    _, where, why, cure, cost, _ = six_answers(texts)
+    _, where, why, cure, cost, _ = six_cards(texts)
     assert where.answer.startswith("from character ")
     assert (why.answer, why.mark) == ("Unknown", OPEN)
     assert (cure.answer, cost.answer) == ("Not tried", "Not measured")
@@ -78,12 +79,12 @@ def test_without_log_probabilities_it_is_unknown(texts: Analysis) -> None:
 def test_a_cure_that_fails(story: Analysis) -> None:
     stock = story.groups[0]
     uncured = change_groups(story, "batch-invariant", variants=stock.variants)
-    cure = six_answers(uncured)[3]
+    cure = six_cards(uncured)[3]
     assert (cure.answer, cure.mark) == (f"No: {stock.distinct} distinct of 48", BAD)
 
 
 def test_a_cure_without_a_control(story: Analysis) -> None:
-    cure = six_answers(without_groups(story, "stock"))[3]
+    cure = six_cards(without_groups(story, "stock"))[3]
     assert (cure.answer, cure.mark) == ("1 distinct of 48", OPEN)
     assert cure.detail == "there is no stock control beside it"
 
@@ -93,7 +94,7 @@ def test_whether_both_kernels_answer_alike_is_said(story: Analysis) -> None:
     first, second, *_ = stock.variants
 
     def said(of_stock: Sequence[VariantCount], of_invariant: Sequence[VariantCount]) -> str:
-        return beside_stock(
+        return compared_with_stock(
             dataclasses.replace(stock, variants=tuple(of_stock)),
             dataclasses.replace(invariant, variants=tuple(of_invariant)),
         )
@@ -104,21 +105,19 @@ def test_whether_both_kernels_answer_alike_is_said(story: Analysis) -> None:
     assert said(stock.variants[1:], [first]) == (
         f"its answer is none of stock's {stock.distinct - 1}"
     )
-    assert said([first], [first, second]) == "1 of its 2 answers came from stock too"
-    assert said([first], stock.variants[1:3]) == "none of its 2 answers came from stock too"
+    assert said([first], [first, second]) == "stock gave 1 of its 2 answers too"
+    assert said([first], stock.variants[1:3]) == "stock gave none of its 2 answers too"
     assert said([first], []) == said([], [first]) == ""
 
 
 def test_over_several_prompts_it_is_counted(several: Analysis) -> None:
-    assert six_answers(several)[3].detail.endswith(
-        "every answer is one of stock's on 3 of 3 prompts"
-    )
+    assert six_cards(several)[3].detail.endswith("on 3 of 3 prompts every answer is one of stock's")
 
 
 def test_equal_answers_with_other_log_probabilities_are_mentioned(story: Analysis) -> None:
     noisy = change_groups(story, "batch-invariant", logprobs_differ=3)
-    assert "log-probabilities differ" in six_answers(noisy)[3].detail
-    assert "log-probabilities differ" in {check.title for check in checks(noisy)}
+    assert "log-probabilities differ" in six_cards(noisy)[3].detail
+    assert "log-probabilities differ" in {check.title for check in trust_checks(noisy)}
 
 
 def test_nothing_came_back(story: Analysis) -> None:
@@ -132,7 +131,7 @@ def test_nothing_came_back(story: Analysis) -> None:
             for group in story.groups
         ),
     )  # fmt: skip
-    how_many, _, _, cure, _, trust = six_answers(empty)
+    how_many, _, _, cure, _, trust = six_cards(empty)
     assert (how_many.answer, cure.mark, trust.mark) == ("None came back", BAD, BAD)
     assert headline(empty) == "No answer came back"
 
@@ -141,7 +140,7 @@ def test_unobserved_batches_are_not_trusted(story: Analysis) -> None:
     unseen = dataclasses.replace(
         story.groups[0].evidence, observed=False, sentence="batches of up to 4 of 16 asked"
     )
-    trust = six_answers(change_groups(story, "stock", evidence=unseen))[5]
+    trust = six_cards(change_groups(story, "stock", evidence=unseen))[5]
     assert (trust.mark, trust.answer) == (BAD, "Not yet: batches not seen")
     assert trust.detail == (
         "stock, prompt 1: The load was not formed as asked: batches of up to 4 of 16 asked"
@@ -154,25 +153,25 @@ def test_unobserved_batches_are_not_trusted(story: Analysis) -> None:
         ({}, "no proof"),
         ({"batch-invariant": KernelsProof("batch-invariant", {}, ("aten::mm",))}, "aten::mm"),
         ({"batch-invariant": KernelsProof("batch-invariant", {}, (), "row 3 differs")}, "row 3"),
-        ({"batch-invariant": KernelsProof("batch-invariant", {"mm": 4})}, "self-check says"),
+        ({"batch-invariant": KernelsProof("batch-invariant", {"mm": 4})}, "self-check reports"),
         ({"batch-invariant": KernelsProof("batch-invariant", {"mm": 0}, (), "passed")}, "no over"),
     ],
 )
 def test_unproven_kernels_are_not_trusted(
     story: Analysis, proofs: dict[str, KernelsProof], words: str
 ) -> None:
-    trust = six_answers(change_run(story, proofs=proofs))[5]
+    trust = six_cards(change_run(story, proofs=proofs))[5]
     assert (trust.mark, trust.answer) == (BAD, "Not yet: kernels unproven")
     assert words in trust.detail
 
 
 def test_an_unfinished_run_is_not_trusted(story: Analysis) -> None:
-    trust = six_answers(change_run(story, finished=None))[5]
+    trust = six_cards(change_run(story, finished=None))[5]
     assert trust.answer == "Not yet: run unfinished"
 
 
 def test_missing_completions_are_not_trusted(story: Analysis) -> None:
-    trust = six_answers(change_groups(story, "stock", completions=47, failed=1))[5]
+    trust = six_cards(change_groups(story, "stock", completions=47, failed=1))[5]
     assert trust.answer == "Not yet: answers missing"
     assert "stock, prompt 1: 47 of 48 completions came back (1 request failed)" in trust.detail
 
@@ -181,14 +180,14 @@ def test_repeats_that_differ_are_not_trusted(story: Analysis) -> None:
     rows = tuple(
         dataclasses.replace(row, exact_repeats_differ=2) for row in story.groups[0].by_batch_size
     )
-    trust = six_answers(change_groups(story, "stock", by_batch_size=rows))[5]
+    trust = six_cards(change_groups(story, "stock", by_batch_size=rows))[5]
     assert trust.answer == "Not yet: repeats differ"
 
 
 def test_one_answer_without_evidence_claims_nothing(silent: Analysis, story: Analysis) -> None:
     halted = change_run(silent, finished=None)
-    assert [answer.mark for answer in six_answers(halted)[:3]] == [OPEN] * 3
+    assert [answer.mark for answer in six_cards(halted)[:3]] == [OPEN] * 3
     assert headline(silent).startswith("One answer, whatever the load")
-    assert headline(halted).startswith("One answer in 48 completions")
-    cure = six_answers(change_run(story, finished=None))[3]
+    assert headline(halted) == "Inconclusive: one answer in 48 completions, run unfinished"
+    cure = six_cards(change_run(story, finished=None))[3]
     assert (cure.answer, cure.mark) == ("Not shown yet: 1 distinct of 48", OPEN)

@@ -1,0 +1,217 @@
+"""Everything that a report shows of one prompt under all its kernels settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
+from detcheck.analysis.results import BatchSizeRow, Flip, Group, VariantCount
+from detcheck.kernels.settings import STOCK
+from detcheck.report.branchings import BranchingPlace, branching_places
+from detcheck.report.checks import Bound, bounds
+from detcheck.report.overview import PromptRow
+from detcheck.report.prefix_tree import Branch, branches
+from detcheck.report.roles import compared_with_stock
+from detcheck.report.text import number, tail
+from detcheck.report.word_diff import WordDiff, word_diff
+from detcheck.text import count
+
+
+@dataclass(frozen=True, slots=True)
+class VariantLine:
+    """One variant, split where it leaves the reference."""
+
+    counted: VariantCount
+    shared: str
+    """The text up to there; empty for the reference."""
+    rest: str
+    """The text from there on; the whole text for the reference."""
+
+    @property
+    def before(self) -> str:
+        """The last words that it shares with the reference."""
+        return tail(self.shared, 36)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """A row of the table by batch size."""
+
+    kernels: str
+    row: BatchSizeRow
+    again: bool
+    """Whether the row before has the same batch size."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """One prompt under one kernels setting."""
+
+    kernels: str
+    distinct: int
+    completions: int
+    unit: str
+    """What positions count: `token` or `character`."""
+    tree: Branch | None
+    """The whole prefix tree; None if no completion came back."""
+    shared: int
+    """Tokens (characters without token ids) that every completion begins with."""
+    trunk: str
+    """The text of these."""
+    variants: tuple[VariantLine, ...]
+    """Most common first."""
+    places: tuple[BranchingPlace, ...]
+    """Where its completions diverge, most completions first."""
+    flips: Mapping[str, int]
+    """Branchings by kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersBeside:
+    """The reference answer under stock kernels beside that under the cure."""
+
+    left_name: str
+    right_name: str
+    diff: WordDiff
+    sentence: str
+    """Whether they are equal, and whether the cure's answer is another of stock's."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptView:
+    """One prompt under every kernels setting."""
+
+    prompt_index: int
+    prompt: str
+    row: PromptRow
+    sentence: str
+    """How many answers each kernels setting gave."""
+    reservation: str
+    """A sentence if the control never varied; else empty."""
+    groups: tuple[GroupView, ...]
+    by_batch_size: tuple[BatchLine, ...]
+    listed: tuple[GroupView, ...]
+    """Groups whose variants are worth a table: those that differ, or one if none does."""
+    beside: AnswersBeside | None
+    """None without stock kernels, without others, or if one of them gave no answer."""
+    bounds: tuple[Bound, ...]
+
+    @property
+    def anchor(self) -> str:
+        """The name of its section: `prompt-3` for the third prompt of the run."""
+        return f"prompt-{self.prompt_index + 1}"
+
+
+def prompt_view(row: PromptRow, groups: Sequence[Group]) -> PromptView:
+    """The view of one prompt from its row and its groups, one for each kernels setting."""
+    views = tuple(_group_view(group) for group in groups)
+    with_answers = tuple(view for view in views if view.variants)
+    return PromptView(
+        prompt_index=groups[0].prompt_index,
+        prompt=groups[0].prompt,
+        row=row,
+        sentence=_sentence(groups),
+        reservation=_reservation(groups),
+        groups=views,
+        by_batch_size=_by_batch_size(groups),
+        listed=tuple(view for view in with_answers if view.distinct > 1) or with_answers[:1],
+        beside=_answers_beside(groups),
+        bounds=bounds(groups),
+    )
+
+
+def flip_reason(flip: Flip) -> str:
+    """What decides the kind of a flip: the gaps on both sides, the noise, and which token won."""
+    parts = []
+    gaps = [number(gap) for gap in (flip.reference_gap, flip.variant_gap) if gap is not None]
+    if gaps:
+        parts.append(f"{'gaps' if len(gaps) > 1 else 'gap'} {' and '.join(gaps)} nats")
+    if flip.noise is not None:
+        parts.append(f"noise {number(flip.noise)}")
+    if flip.runner_up_won is not None:
+        parts.append("the runner-up won" if flip.runner_up_won else "not the runner-up")
+    return ": " + ", ".join(parts) if parts else ""
+
+
+def _group_view(group: Group) -> GroupView:
+    tree = group.tree
+    return GroupView(
+        kernels=group.kernels,
+        distinct=group.distinct,
+        completions=group.completions,
+        unit=group.unit,
+        tree=branches(group),
+        shared=tree.stop if tree is not None else 0,
+        trunk=tail(tree.text, 480) if tree is not None else "",
+        variants=tuple(_variant_line(counted) for counted in group.variants),
+        places=branching_places(group),
+        flips=group.flips,
+    )
+
+
+def _variant_line(counted: VariantCount) -> VariantLine:
+    position = counted.first_divergence or 0
+    rest = counted.variant.piece(position, 1 << 30)
+    return VariantLine(counted, counted.variant.piece(0, position), rest)
+
+
+def _by_batch_size(groups: Sequence[Group]) -> tuple[BatchLine, ...]:
+    """Rows of all kernels settings, one batch size after the other."""
+    rows = [(row, group.kernels) for group in groups for row in group.by_batch_size]
+    rows.sort(key=lambda pair: pair[0].batch_size)
+    sizes = [None, *(row.batch_size for row, _ in rows)]
+    return tuple(
+        BatchLine(kernels, row, again=row.batch_size == before)
+        for before, (row, kernels) in zip(sizes, rows, strict=False)
+    )
+
+
+def _answers_beside(groups: Sequence[Group]) -> AnswersBeside | None:
+    stock = next((group for group in groups if group.kernels == STOCK), None)
+    cure = next((group for group in groups if group.kernels != STOCK and group.variants), None)
+    if stock is None or cure is None or stock.reference is None or cure.reference is None:
+        return None
+    ours, theirs = stock.reference, cure.reference
+    smallest = min(ours.batch_sizes)
+    return AnswersBeside(
+        left_name=f"stock, batch size {smallest}",
+        right_name=f"{cure.kernels}, {count(cure.most_common, 'completion')}",
+        diff=word_diff(ours.variant.text, theirs.variant.text),
+        sentence=_cure_among_stock(stock, cure, theirs),
+    )
+
+
+def _cure_among_stock(stock: Group, cure: Group, answer: VariantCount) -> str:
+    """Which of stock's variants the cure's answer is."""
+    for counted in stock.variants:
+        if counted.variant.fingerprint == answer.variant.fingerprint:
+            sizes = ", ".join(map(str, counted.batch_sizes))
+            times = f"{counted.count:,} of {stock.completions:,} times"
+            if counted.is_reference:
+                return f"The answer of {cure.kernels} kernels is stock's answer at that batch size."
+            return (
+                f"The answer of {cure.kernels} kernels is variant {counted.rank} of stock: stock "
+                f"gave it {times}, at batch size {sizes}."
+            )
+    return f"Stock kernels never gave the answer of {cure.kernels} kernels."
+
+
+def _sentence(groups: Sequence[Group]) -> str:
+    """How many answers each kernels setting gave, a clause for each."""
+    stock = next((group for group in groups if group.kernels == STOCK), None)
+    clauses = []
+    for group in groups:
+        completions = count(group.completions, "completion")
+        clause = f"{group.kernels}: {group.distinct:,} distinct of {completions}"
+        beside = "" if stock is None or group is stock else compared_with_stock(stock, group)
+        clauses.append(f"{clause}, {beside}" if beside else clause)
+    return "; ".join(clauses) + "."
+
+
+def _reservation(groups: Sequence[Group]) -> str:
+    """What it means if the control has one answer; empty if it does not, or without a control."""
+    stock = next((group for group in groups if group.kernels == STOCK), None)
+    if len(groups) < 2 or stock is None or stock.distinct != 1:
+        return ""
+    return CONTROL_DID_NOT_DIVERGE[0].upper() + CONTROL_DID_NOT_DIVERGE[1:] + "."
