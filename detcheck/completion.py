@@ -44,7 +44,8 @@ class Completion:
 
     text: str
     finish_reason: str
-    """`stop` (end-of-sequence), `length` (token limit) or `error`."""
+    """`stop` (end-of-sequence), `length` (token limit), `error`, or a server's own word; `unknown`
+    if a server ended the answer in order and gave no reason."""
     token_ids: tuple[int, ...] | None = None
     """Completion token ids, end-of-sequence included; None where a server gives none."""
     token_ends: tuple[int, ...] | None = None
@@ -56,6 +57,8 @@ class Completion:
     """Why the request failed; None where it did not."""
     failure: str | None = None
     """Kind of that failure, such as `timeout` or `http 5xx`; None where no kinds are told."""
+    unseen_tokens: int = 0
+    """Tokens that the server counted and did not show, such as hidden reasoning, at the least."""
 
     @property
     def failed(self) -> bool:

@@ -70,6 +70,8 @@ class ConditionRecord(msgspec.Struct, forbid_unknown_fields=True):
     """Failed requests by kind, fillers included; empty if the engine tells no kinds."""
     retries: Count = 0
     """Requests that were sent again because nothing had been generated."""
+    unseen_tokens: Count = 0
+    """Tokens that the server counted and did not show, over all completions, at the least."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -122,6 +124,8 @@ class CompletionLine(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     error: str | None = None
     failure: str | None = None
     """Kind of the failure, if the engine tells kinds."""
+    unseen_tokens: Count = 0
+    """Tokens that the server counted and did not show, at the least."""
 
 
 class VariantLine(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

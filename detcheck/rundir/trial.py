@@ -70,6 +70,8 @@ class TrialLines:
             line.fingerprint = completion.fingerprint
             self._measure_noise(line, completion)
             self.record.completed += 1
+            line.unseen_tokens = completion.unseen_tokens
+            self.record.unseen_tokens += completion.unseen_tokens
             self._add_variant(line.fingerprint, completion)
         self.completions.append(dump_line(line))
 

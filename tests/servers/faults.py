@@ -1,10 +1,11 @@
-"""What the misbehaving server does wrong; a `Faults()` without arguments does nothing wrong."""
+"""The faults that can be planted in the misbehaving server; `Faults()` has none."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
 
+THINKING_TOKENS = 4
 METRICS = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
@@ -18,7 +19,7 @@ METRICS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """One server: its size, and its faults. Frozen, so that a test says it in one expression."""
+    """One server: its size and its faults."""
 
     # Its size.
     served: tuple[str, ...] = ("tiny",)
@@ -54,8 +55,35 @@ class Faults:
     replica_differs: bool = False
     """Of `system_fingerprints`, all but the first answer differently."""
 
+    # Answers in unusual forms.
+    shown_at: int | None = None
+    """The text of this token names the size of its batch, its id and what follows do not."""
+    ids_missing_at: int | None = None
+    """The token at this index comes without its id."""
+    thinking: str | None = None
+    """The first `THINKING_TOKENS` tokens are reasoning: sent in `parts` of the content, in
+    `reasoning_content`, in `both` that field and `reasoning`, or `hidden` and only counted."""
+    repeats_whole: str | None = None
+    """The last chunk holds the whole text again: in a `message`, or in its `delta`."""
+    middle_reason: object = None
+    """`finish_reason` of every chunk but the last."""
+    last_reason: object = "as it is"
+    """`finish_reason` of the last chunk, instead of the true one."""
+    whole: bool = False
+    """A request for a stream is answered by one JSON object."""
+    one_answer: bool = False
+    """Every prompt gets the same answer."""
+    id_pool: int | None = None
+    """Ids of replies are drawn from so many."""
+
     # Parameters that are not honoured, or refused.
     ignores_seed: bool = False
+    ignores_seed_on: str | None = None
+    """Path, such as `/v1/completions`, on which no seed is honoured."""
+    one_seed_a_batch: bool = False
+    """Requests that start together all sample with the seed of the first."""
+    refused_temperature: float | None = None
+    """A request with this temperature is a 400."""
     forced_temperature: float | None = None
     ignores_max_tokens: bool = False
     gives_logprobs: bool = True

@@ -167,7 +167,9 @@ class Exchange:
 
     def _submitted(self, number: int) -> Generation:
         """The request as the engine sees it; not yet queued."""
-        faults = self._server_faults
+        faults = self._faults
+        if self.request.path == faults.ignores_seed_on:
+            faults = replace(faults, ignores_seed=True)
         replica = number % len(faults.system_fingerprints) if faults.replica_differs else 0
         return Generation(
             self.asked.prompt,
@@ -175,7 +177,7 @@ class Exchange:
             max_tokens=self.asked.max_tokens,
             temperature=self.asked.temperature,
             seed=self.asked.seed,
-            faults=self._faults,
+            faults=faults,
             replica=replica,
         )
 
@@ -191,7 +193,8 @@ class Exchange:
             return await self._flood()
         self._engine.submit(self._generation)
         try:
-            return await (self._stream() if self.asked.stream else self._whole())
+            streams = self.asked.stream and not self._server_faults.whole
+            return await (self._stream() if streams else self._whole())
         finally:
             self._engine.abort(self._generation)
 
@@ -212,7 +215,7 @@ class Exchange:
 
     def _not_a_reply(self, name: str) -> web.Response:
         body, content_type = BODIES[name]
-        if self.asked.stream and content_type == JSON:
+        if self.asked.stream and content_type == JSON and not self._faults.whole:
             body, content_type = b"data: " + body + b"\n\ndata: [DONE]\n\n", SSE
         return web.Response(body=body, content_type=self._faults.content_type or content_type)
 
@@ -259,6 +262,7 @@ class Exchange:
             start += len(piece(token.token_id))
             num_tokens += 1
         else:
+            await self._event(response, self._reply.repeat_chunk())
             await self._event(response, self._reply.usage_chunk(num_tokens))
             await self._send(response, b"data: [DONE]\n\n")
         if self._faults.buffered:

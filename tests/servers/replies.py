@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .faults import Faults
+from .faults import THINKING_TOKENS, Faults
 from .script import piece
 from .step_engine import Token
 
@@ -34,6 +35,8 @@ BODIES: dict[str, tuple[bytes, str]] = {
         b'"finish_reason": "stop"}]}',
         JSON,
     ),
+    "object-error": (b'{"object": "error", "message": "The model is loading", "code": 503}', JSON),
+    "words": (b"upstream connect error", "text/plain"),
     "error": (b'{"error": {"message": "CUDA error", "type": "internal", "code": 500}}', JSON),
 }
 """Replies that are none, by name: body and content type. All come with status 200."""
@@ -82,6 +85,9 @@ def read_request(data: Any, *, chat: bool, faults: Faults) -> Asked:
     if model not in faults.served:
         raise RefusedError(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
     temperature = data.get("temperature")
+    if temperature is not None and temperature == faults.refused_temperature:
+        message = f"temperature must not be {temperature}"
+        raise RefusedError(400, "invalid_request_error", message, "temperature")
     forced = faults.forced_temperature
     return Asked(
         chat=chat,
@@ -143,22 +149,24 @@ class Reply:
         self.faults = faults
         self.prompt_ids = prompt_ids
         fingerprints = faults.system_fingerprints
+        drawn = random.Random(number).randrange(faults.id_pool) if faults.id_pool else number
         self._head = {
-            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{number:08x}",
+            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{drawn:08x}",
             "created": int(time.time()),
             "model": asked.model,
             "system_fingerprint": fingerprints[number % len(fingerprints)],
         }
+        self._num_tokens = 0
+        self._text = ""
 
     def whole(self, tokens: Sequence[Token]) -> dict[str, Any]:
         """The reply in one JSON object."""
-        text = "".join(piece(token.token_id) for token in tokens)
         kind = "chat.completion" if self.asked.chat else "text_completion"
-        said = (
-            {"message": {"role": "assistant", "content": text}}
-            if self.asked.chat
-            else {"text": text}
-        )
+        said: dict[str, Any] = {}
+        for index, token in enumerate(tokens):
+            for name, value in self._said(token, index).items():
+                said[name] = said[name] + value if name in said else value
+        said = {"message": {"role": "assistant", **said}} if self.asked.chat else said
         reply = {**self._head, "object": kind, "choices": [self._choice(tokens, said)]}
         self._add_prompt_ids(reply)
         if self.faults.gives_usage:
@@ -166,23 +174,50 @@ class Reply:
         return reply
 
     def first_chunk(self) -> dict[str, Any] | None:
-        """The role, which a streamed chat begins with."""
+        """The role, with which a streamed chat begins."""
         if not self.asked.chat:
             return None
-        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        return self._chunk([choice])
+        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}}
+        return self._chunk([choice | {"finish_reason": self.faults.middle_reason}])
 
     def chunk(self, token: Token, start: int) -> dict[str, Any]:
         """One token; `start` is the length of the text before it."""
-        text = piece(token.token_id)
-        said = {"delta": {"content": text}} if self.asked.chat else {"text": text}
-        chunk = self._chunk([self._choice([token], said, start)])
+        said = self._said(token, self._num_tokens)
+        self._text += said.get("text", "") if not self.asked.chat else str(said.get("content", ""))
+        choice = self._choice([token], {"delta": said} if self.asked.chat else said, start)
+        if self._num_tokens == self.faults.ids_missing_at:
+            choice.pop("token_ids", None)
+        self._num_tokens += 1
+        if token.finish_reason is None:
+            choice["finish_reason"] = self.faults.middle_reason
+        elif self.faults.last_reason != "as it is":
+            choice["finish_reason"] = self.faults.last_reason
+        chunk = self._chunk([choice])
         if start == 0:
             self._add_prompt_ids(chunk)
         return chunk
 
+    def repeat_chunk(self) -> dict[str, Any] | None:
+        """The whole text again, if that is planted."""
+        if self.faults.repeats_whole is None:
+            return None
+        said = {"content": self._text} if self.asked.chat else {"text": self._text}
+        said = {self.faults.repeats_whole: said} if self.asked.chat else said
+        return self._chunk([{"index": 0, **said, "finish_reason": "length"}])
+
+    def _said(self, token: Token, index: int) -> dict[str, Any]:
+        """The fields of a message that hold the text of one token."""
+        faults, text = self.faults, piece(token.token_id)
+        if index == faults.shown_at:
+            text += f" {token.batch}"
+        if not self.asked.chat:
+            return {"text": text}
+        if faults.thinking is None:
+            return {"content": text}
+        return _thought(text, faults.thinking, thinks=index < THINKING_TOKENS)
+
     def usage_chunk(self, num_tokens: int) -> dict[str, Any] | None:
-        """The last chunk, where it was asked for."""
+        """The last chunk, if it was asked for."""
         if not self.asked.include_usage or not self.faults.gives_usage:
             return None
         return {**self._chunk([]), "usage": self._usage(num_tokens)}
@@ -220,11 +255,27 @@ class Reply:
 
     def _usage(self, num_tokens: int) -> dict[str, Any]:
         prompt_tokens = len(self.prompt_ids)
-        return {
+        usage = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": num_tokens,
             "total_tokens": prompt_tokens + num_tokens,
         }
+        if self.faults.thinking is None:
+            return usage
+        details = {"reasoning_tokens": min(num_tokens, THINKING_TOKENS)}
+        return {**usage, "completion_tokens_details": details}
+
+
+def _thought(text: str, how: str, *, thinks: bool) -> dict[str, Any]:
+    """One token of a model that thinks first, as `Faults.thinking` sends it."""
+    if how == "parts":
+        part = {"type": "text", "text": text}
+        return {"content": [{"type": "thinking", "thinking": [part]} if thinks else part]}
+    if not thinks:
+        return {"content": text}
+    fields = {"reasoning_content": ("reasoning_content",), "hidden": ()}
+    names = fields.get(how, ("reasoning_content", "reasoning"))
+    return dict.fromkeys(names, text)
 
 
 def _shown(token_id: int) -> str:

@@ -42,6 +42,8 @@ class Token:
     token_id: int
     ranked: Ranked
     finish_reason: str | None
+    batch: int = 1
+    """Requests of the step that generated it."""
 
 
 class Generation:
@@ -67,16 +69,23 @@ class Generation:
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._faults = faults
+        asked = "anything" if faults.one_answer else prompt
         self._script = Script(
-            f"{prompt}/replica {replica}" if replica else prompt, faults.answer_tokens
+            f"{asked}/replica {replica}" if replica else asked, faults.answer_tokens
         )
         self._flips = random.Random(f"flip/{faults.flip_seed}/{number}").random() < faults.flip_rate
         unseeded = seed is None or faults.ignores_seed
-        self._rng = random.Random(f"unseeded/{number}" if unseeded else f"seed/{seed}/{prompt}")
+        self._seed = f"unseeded/{number}" if unseeded else f"seed/{seed}/{prompt}"
+        self._rng = random.Random(self._seed)
 
     @property
     def prompt(self) -> str:
         return self._prompt
+
+    def take_seed_of(self, other: Generation) -> None:
+        """Sample with the seed of another request."""
+        self._seed = other._seed
+        self._rng = random.Random(self._seed)
 
     def step(self, batch: int) -> Token:
         """The next token, computed among `batch` requests."""
@@ -86,7 +95,7 @@ class Generation:
             token_id = ranked.sample(self._temperature, self._rng)
         self._script.take(token_id)
         self.num_tokens += 1
-        token = Token(token_id, ranked, self._finish_reason(token_id))
+        token = Token(token_id, ranked, self._finish_reason(token_id), batch)
         self.tokens.put_nowait(token)
         return token
 
@@ -156,8 +165,12 @@ class StepEngine:
                 return
 
     def _admit(self) -> None:
+        first = self._waiting[0] if self._waiting else None
         while self._waiting and len(self._running) < self.faults.max_num_seqs:
-            self._running.append(self._waiting.popleft())
+            generation = self._waiting.popleft()
+            if self.faults.one_seed_a_batch and first is not None:
+                generation.take_seed_of(first)
+            self._running.append(generation)
 
     def _step(self) -> None:
         batch = len(self._running) + self.faults.others

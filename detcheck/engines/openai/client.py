@@ -13,22 +13,18 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from detcheck import __version__
+from detcheck.engines.openai.body import Body
+from detcheck.engines.openai.complaints import parse_json, server_words
 from detcheck.engines.openai.connection import Connection, redact
 from detcheck.engines.openai.failures import (
     MALFORMED,
     TIMEOUT,
-    TRUNCATED,
     Failure,
     failed_status,
     failed_transport,
 )
-from detcheck.engines.openai.reply import Reply, parse_json, server_words
-from detcheck.engines.openai.sse import DONE, EventParser
+from detcheck.engines.openai.reply import Reply
 
-MOST_BYTES_A_TOKEN = 16_384
-SPARE_BYTES = 262_144
-"""A reply may have so many bytes a token it was asked for, and so many beside."""
-LONGEST_LINE = 1 << 20
 LONGEST_ERROR = 1 << 16
 LONGEST_METRICS = 8 << 20
 LONGEST_LIST = 8 << 20
@@ -122,27 +118,17 @@ class Client:
         patience: asyncio.Timeout,
         on_tokens: Callable[[], None],
     ) -> None:
-        longest = reply.max_new_tokens * MOST_BYTES_A_TOKEN + SPARE_BYTES
-        if "json" in response.content_type:
-            data = await _read_all(response, longest)
-            if reply.add(parse_json(data)):
-                on_tokens()
-            return
-        parser = EventParser(LONGEST_LINE, longest)
+        body = Body(reply, self.secrets)
         loop = asyncio.get_running_loop()
-        async for piece in response.content.iter_any():
-            if _take(parser.feed(piece), reply):
+        async for data in response.content.iter_any():
+            if body.feed(data):
                 on_tokens()
                 patience.reschedule(loop.time() + self._connection.between_tokens_s)
-            if reply.done:
-                break
-        else:
-            if _take(parser.close(), reply):
-                on_tokens()
-        if reply.empty:
-            raise Failure(TRUNCATED, "the reply is empty")
-        if reply.done:  # so that the connection can be used again
-            await _drain(response)
+            if reply.done:  # what follows is read, so that the connection can be used again
+                await _drain(response)
+                return
+        if body.close():
+            on_tokens()
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
         """Raise Failure where the reply is not the beginning of an answer."""
@@ -155,8 +141,6 @@ class Client:
                 response.headers.get("Retry-After"),
                 page.location,
             )
-        if response.content_type == "text/html":
-            raise Failure(MALFORMED, "the server answered with a web page")
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise Failure(MALFORMED, "the reply is compressed, which was not asked for")
 
@@ -173,17 +157,6 @@ class Client:
             await self._get(f"{self.base_url}/models", LONGEST_LIST)
         except Failure:
             return
-
-
-def _take(events: list[bytes], reply: Reply) -> bool:
-    """Add events to a reply; True where tokens came."""
-    came = False
-    for data in events:
-        if data == DONE:
-            reply.done = True
-            break
-        came |= reply.add(parse_json(data))
-    return came
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from detcheck.engines.openai.client import Client
+from detcheck.engines.openai.complaints import parse_json
 from detcheck.engines.openai.connection import Connection, redact
 from detcheck.engines.openai.failures import (
     MALFORMED,
@@ -19,7 +20,6 @@ from detcheck.engines.openai.failures import (
     TOO_MANY_REQUESTS,
     Failure,
 )
-from detcheck.engines.openai.reply import parse_json
 from detcheck.errors import DetcheckError, MeasurementError, ModelError, UsageError
 from detcheck.text import one_line, quoted
 

@@ -1,59 +1,30 @@
-"""What comes back: chunks of a streamed reply, folded into a completion as they arrive.
+"""One reply: chunks of a stream (or one whole object), folded into a completion as they arrive.
 
-A server's reply is untrusted: whatever has a wrong type is left out or fails the request, and
+A server's reply is untrusted: a value of a wrong type is left out or fails the request, and
 nothing is kept beyond the text, the token ids and three numbers a token.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
-import orjson
-
 from detcheck.completion import Completion, TopTwo
+from detcheck.engines.openai import pieces as folding
 from detcheck.engines.openai.candidates import Ranked, chat_token, legacy_tokens
+from detcheck.engines.openai.complaints import complaint
 from detcheck.engines.openai.connection import redact
+from detcheck.engines.openai.endings import NOT_EMPTY, UNTOLD, finish_reason, gave_up
 from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
+from detcheck.engines.openai.parts import spoken
+from detcheck.engines.openai.pieces import Piece
+from detcheck.engines.openai.usage import Usage
 from detcheck.text import one_line
 
 LARGEST_TOKEN_ID = 2**31 - 1
-MOST_TOKENS = 2**31 - 1
-"""A server that counts more cannot mean it."""
-NOT_ENDED = ("abort", "error")
-"""Finish reasons that say the server gave up."""
-NOT_EMPTY = ("length", "tool_calls", "function_call", "content_filter")
-"""Finish reasons that an empty answer cannot have."""
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-    """A JSON object from untrusted bytes; raises Failure where it is none, or not UTF-8."""
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        try:  # half a surrogate pair, which JSON may hold
-            value = json.loads(data.decode("utf-8"))
-        except (ValueError, RecursionError):
-            raise Failure(MALFORMED, "the reply is not JSON in UTF-8") from None
-    if not isinstance(value, dict):
-        raise Failure(MALFORMED, "the reply is not a JSON object")
-    return value
-
-
-def server_words(data: dict[str, Any]) -> str:
-    """The message of an error reply, short and on one line; empty where there is none."""
-    error = data.get("error", data.get("detail", data.get("message", "")))
-    if isinstance(error, dict):
-        error = error.get("message", "")
-    if not isinstance(error, str):
-        try:
-            error = json.dumps(error)
-        except RecursionError:  # orjson reads deeper than json writes
-            return ""
-    return one_line(error)[:200]
+MOST_UNREAD = 8
+"""Names of fields that are remembered because they were not read."""
 
 
 class Reply:
@@ -62,58 +33,33 @@ class Reply:
     def __init__(self, max_new_tokens: int, secrets: Sequence[str] = ()):
         self.max_new_tokens = max_new_tokens
         self.done = False
-        """Whether the stream has said that nothing follows."""
-        self._secrets = secrets
-        self._pieces: list[str] = []
-        self._length = 0
-        self._token_ids: list[int] = []
-        self._ranked: list[Ranked] = []
-        self._ends: list[int] = []
-        self._usage_tokens: int | None = None
-        self.finish_reason: str | None = None
+        """Whether the server has said that nothing follows: `[DONE]`, or one whole object."""
+        self.usage = Usage()
         self.reply_id: str | None = None
+        self.created: int | None = None
+        """The server's time stamp, in seconds since 1970."""
         self.system_fingerprint: str | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens so far: as the server told them apart, else pieces of text that came."""
-        told = max(len(self._token_ids), len(self._ranked), self._usage_tokens or 0)
-        return told or len(self._pieces)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing came, not even a reason to end."""
-        return not self._pieces and not self._token_ids and self.finish_reason is None
-
-    @property
-    def hidden(self) -> bool:
-        """Whether tokens were generated and none shown, as of a model that was still reasoning."""
-        shown = self._pieces or self._token_ids or self._ranked
-        return not shown and ((self._usage_tokens or 0) > 1 or self.finish_reason in NOT_EMPTY)
-
-    @property
-    def has_token_ids(self) -> bool:
-        """Whether the server gave ids."""
-        return bool(self._token_ids)
-
-    @property
-    def has_candidates(self) -> bool:
-        """Whether every token came with a runner-up."""
-        return bool(self._ranked) and all(not math.isnan(one.gap) for one in self._ranked)
-
-    @property
-    def text(self) -> str:
-        """What has been said so far, without a secret that came back, in however many pieces."""
-        return redact("".join(self._pieces), self._secrets)
+        self.unread: set[str] = set()
+        """Names of fields with content that detcheck does not know."""
+        self._secrets = secrets
+        self._pieces: list[Piece] = []
+        self._num_tokens = 0
+        self._reason: str | None = None
+        self._reason_came_early = False
+        """Whether text came after a finish reason: then no reason of this reply is its end."""
+        self._has_choices = False
+        self._has_reasoning = False
 
     def add(self, chunk: dict[str, Any]) -> bool:
-        """Take one chunk (or a whole reply); True where it brought tokens. Raises Failure."""
-        if chunk.get("error") is not None:
-            words = redact(server_words(chunk), self._secrets)
+        """Take one chunk, or a whole reply; return True if it brought tokens. Raises Failure."""
+        words = complaint(chunk, self._secrets)
+        if words is not None:
             raise Failure(ABORTED, f"the server gave up: {words}")
-        self._take_usage(chunk.get("usage"))
+        self.usage = self.usage.updated(chunk.get("usage"))
         if self.reply_id is None:
             self.reply_id = self._word(chunk.get("id"))
+        if self.created is None and type(chunk.get("created")) is int:
+            self.created = chunk["created"]
         if self.system_fingerprint is None:
             self.system_fingerprint = self._word(chunk.get("system_fingerprint"))
         choices = chunk.get("choices")
@@ -121,95 +67,167 @@ class Reply:
             return False
         if not isinstance(choices, list) or not isinstance(choices[0], dict):
             raise Failure(MALFORMED, "the reply's choices are not a list of objects")
+        self._has_choices = True
         return self._take_choice(choices[0])
 
+    def add_whole(self, data: dict[str, Any]) -> bool:
+        """Take a reply that came as one object, which ends it; see `add`."""
+        came = self.add(data)
+        kind = data.get("object")
+        self.done = not (isinstance(kind, str) and kind.endswith("chunk"))
+        return came
+
     def completion(self) -> Completion:
-        """The whole answer; raises Failure where it did not end."""
-        if self.finish_reason is None:
+        """The whole answer; raises Failure if it did not end, or the server gave it up."""
+        reason = self.finish_reason
+        if reason is not None and gave_up(reason):
+            raise Failure(ABORTED, f"the server gave up on the request ({one_line(reason)})")
+        if not self._has_choices:
+            kind = MALFORMED if self.done else TRUNCATED
+            raise Failure(kind, "the reply holds no answer: there are no choices in it")
+        if reason is None:
             raise Failure(TRUNCATED, "the reply ended without a finish reason")
-        if self.finish_reason in NOT_ENDED:
-            raise Failure(ABORTED, "the server gave up on the request")
-        token_ids = self._whole_ids()
-        ends = self._whole_ends(len(token_ids) if token_ids is not None else len(self._ranked))
+        pieces = self._once()
+        ids = self._whole_ids(pieces)
+        ends = self._whole_ends(pieces, by_ids=ids is not None)
         return Completion(
-            text=self.text,
-            finish_reason=self.finish_reason,
-            token_ids=token_ids,
+            text=self._redacted(pieces),
+            finish_reason=reason,
+            token_ids=ids,
             token_ends=ends,
-            top_two=None if ends is None else self._top_two(len(ends)),
+            top_two=None if ends is None else self._top_two(pieces, ids, len(ends)),
+            unseen_tokens=self._unseen(pieces, ids),
         )
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it ended; `unknown` if the stream ended in order without a reason, None if cut."""
+        if self._reason is not None and (self.done or not self._reason_came_early):
+            return self._reason
+        return UNTOLD if self.done else None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far: as the server told them apart, else pieces of text that came."""
+        told = max(self._num_tokens, self.usage.completion_tokens or 0)
+        return told or sum(bool(piece.text) for piece in self._pieces)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether tokens were generated and none shown, as by a model that was still reasoning."""
+        counted = (self.usage.completion_tokens or 0) > 1 or bool(self.usage.reasoning_tokens)
+        return not self._pieces and (counted or self._reason in NOT_EMPTY)
+
+    @property
+    def has_token_ids(self) -> bool:
+        """Whether the server gave the id of every token."""
+        return self._whole_ids(self._once()) is not None
+
+    @property
+    def misses_token_ids(self) -> bool:
+        """Whether the server gave some token ids, but not for all of the answer."""
+        pieces = self._once()
+        return bool(folding.token_ids(pieces)) and self._whole_ids(pieces) is None
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether every token came with a runner-up."""
+        ranked = folding.ranked(self._once())
+        return bool(ranked) and all(not math.isnan(one.gap) for one in ranked)
+
+    @property
+    def text(self) -> str:
+        """All that was said so far, without the secrets that came back in it."""
+        return self._redacted(self._once())
 
     def _take_choice(self, choice: dict[str, Any]) -> bool:
-        told = choice.get("delta") or choice.get("message") or {}
-        texts = (
-            [told.get(name) for name in ("reasoning_content", "reasoning", "content")]
-            if isinstance(told, dict)
-            else []
-        )
-        texts.append(choice.get("text"))
-        piece = "".join(text for text in texts if isinstance(text, str))
-        ids = _ids(choice)
-        ranked = _ranked(choice.get("logprobs"))
+        delta, message = choice.get("delta"), choice.get("message")
+        said = spoken(delta, choice.get("text"))
+        whole = spoken(message)
+        self._has_reasoning |= said.has_reasoning or whole.has_reasoning
+        self._note_unread((*said.unread, *whole.unread))
+        reason = finish_reason(choice.get("finish_reason"))
+        repeats = bool(message) and bool(said.text or self._pieces)
+        if repeats:
+            self._check_whole(said.text, whole.text)
+        text = said.text if repeats else said.text or whole.text
+        came = False if repeats and not text else self._append(text, choice)
+        if came and self._reason is not None:
+            self._reason, self._reason_came_early = None, True
+        self._reason = self._word(reason) or self._reason
+        return came
+
+    def _append(self, text: str, choice: dict[str, Any]) -> bool:
+        """Keep what a choice brought; False if that is nothing."""
+        ranked, ids = _ranked(choice.get("logprobs")), _ids(choice)
         if not ids and ranked and all(one.token_id is not None for one in ranked):
             ids = [one.token_id for one in ranked if one.token_id is not None]
-        self._append(piece, ids, ranked)
-        reason = choice.get("finish_reason")
-        if reason is not None:
-            self.finish_reason = self._word(reason) or "stop"
-        return bool(piece or ids or ranked)
-
-    def _append(self, piece: str, ids: list[int], ranked: list[Ranked]) -> None:
-        most = self.max_new_tokens
-        if max(len(self._token_ids) + len(ids), len(self._ranked) + len(ranked)) > 4 * most + 64:
+        if not (text or ids or ranked):
+            return False
+        self._num_tokens += max(len(ids), len(ranked))
+        if self._num_tokens > 4 * self.max_new_tokens + 64:
             raise Failure(MALFORMED, "the reply holds many more tokens than were asked for")
-        if piece:
-            self._pieces.append(piece)
-        self._ends += _ends(self._length, piece, len(ids) or len(ranked), ranked)
-        self._length += len(piece)
-        self._token_ids += ids
-        self._ranked += ranked
+        self._pieces.append(Piece(text, tuple(ids), tuple(ranked)))
+        return True
 
-    def _whole_ids(self) -> tuple[int, ...] | None:
-        """The ids, where they are all there; None leaves the text to compare."""
-        if not self._token_ids:
-            return None
-        if self._usage_tokens is not None and len(self._token_ids) != self._usage_tokens:
-            return None
-        return tuple(self._token_ids)
+    def _check_whole(self, coming: str, whole: str) -> None:
+        """Raise Failure if a whole message beside a stream says anything else than the stream."""
+        streamed = "".join(piece.text for piece in self._pieces) + coming
+        once = "".join(piece.text for piece in self._once()) + coming
+        if whole.strip() not in streamed and whole.strip() != once.strip():
+            raise Failure(MALFORMED, "the stream and the whole message beside it differ")
 
-    def _whole_ends(self, num_tokens: int) -> tuple[int, ...] | None:
-        """Ends of the tokens; held back text may come later, the last one takes it.
+    def _note_unread(self, names: Sequence[str]) -> None:
+        for name in names[: MOST_UNREAD - len(self.unread)]:
+            self.unread.add(one_line(redact(name, self._secrets))[:40])
 
-        None where they are not known, or a secret was taken out of the text between them.
-        """
-        if num_tokens == 0 or len(self._ends) != num_tokens or len(self.text) != self._length:
-            return None
-        return (*self._ends[:-1], self._length)
+    def _once(self) -> Sequence[Piece]:
+        return folding.said_once(self._pieces, self.usage.completion_tokens)
 
-    def _top_two(self, num_tokens: int) -> TopTwo | None:
-        """Two best tokens at each position; None where the server ranked none, or lost count."""
-        if not self._ranked or len(self._ranked) > num_tokens:
+    def _redacted(self, pieces: Sequence[Piece]) -> str:
+        """The text, without a secret in it, in however many pieces it came."""
+        return redact("".join(piece.text for piece in pieces), self._secrets)
+
+    def _whole_ids(self, pieces: Sequence[Piece]) -> tuple[int, ...] | None:
+        """The ids, if they are those of the whole answer; None leaves the text to compare."""
+        ids, counted = folding.token_ids(pieces), self.usage.completion_tokens
+        if not ids or not folding.covers_text(pieces) or counted not in (None, len(ids)):
             return None
-        missing = [Ranked.unknown()] * (num_tokens - len(self._ranked))
-        ranked = [*self._ranked, *missing]
-        ids = [one.runner_up_id for one in ranked]
-        known = all(token_id is not None for token_id in ids) and self._token_ids
+        return ids
+
+    def _whole_ends(self, pieces: Sequence[Piece], *, by_ids: bool) -> tuple[int, ...] | None:
+        """Ends of the tokens in the text; None if a secret was taken out of the text."""
+        length = sum(len(piece.text) for piece in pieces)
+        if len(self._redacted(pieces)) != length:
+            return None
+        return folding.token_ends(pieces, by_ids=by_ids)
+
+    def _top_two(
+        self, pieces: Sequence[Piece], ids: tuple[int, ...] | None, num_tokens: int
+    ) -> TopTwo | None:
+        """Two best tokens at each position; None if the server ranked none, or too many."""
+        told = folding.ranked(pieces)
+        if not told or len(told) > num_tokens:
+            return None
+        ranked = (*told, *[Ranked.unknown()] * (num_tokens - len(told)))
+        runners_up = [one.runner_up_id for one in ranked]
+        known = ids is not None and all(token_id is not None for token_id in runners_up)
         return TopTwo(
-            tuple(token_id for token_id in ids if token_id is not None) if known else None,
+            tuple(token_id for token_id in runners_up if token_id is not None) if known else None,
             tuple(one.gap for one in ranked),
             tuple(one.logprob for one in ranked),
             None if known else tuple(redact(one.runner_up, self._secrets) for one in ranked),
         )
 
-    def _take_usage(self, usage: Any) -> None:
-        if not isinstance(usage, dict):
-            return
-        told = usage.get("completion_tokens")
-        if type(told) is int and 0 <= told <= MOST_TOKENS:
-            self._usage_tokens = told
+    def _unseen(self, pieces: Sequence[Piece], ids: tuple[int, ...] | None) -> int:
+        """Tokens that the server counted and did not show, at the least."""
+        if ids is not None:
+            return 0
+        shown = folding.most_tokens(pieces)
+        return self.usage.unseen(shown, has_reasoning=self._has_reasoning)
 
     def _word(self, value: Any) -> str | None:
-        """A short word of the server's about its reply; None where it is none."""
+        """A short word of the server's about its reply; None if it is none."""
         if not isinstance(value, str) or not value:
             return None
         return one_line(redact(value, self._secrets))[:120]
@@ -238,17 +256,3 @@ def _ranked(logprobs: Any) -> list[Ranked]:
     if isinstance(content, list):
         return [chat_token(one) for one in content]
     return legacy_tokens(logprobs)
-
-
-def _ends(start: int, piece: str, num_tokens: int, ranked: Sequence[Ranked]) -> list[int]:
-    """Where the tokens of one chunk end in the whole text.
-
-    By the tokens' own text where that is what the chunk says. Otherwise (some bytes of a character
-    were held back, or several tokens came in one chunk without their text) its tokens share it
-    evenly: an end may then be some characters off, the order never.
-    """
-    if num_tokens == 0:
-        return []
-    if len(ranked) == num_tokens and "".join(one.token for one in ranked) == piece:
-        return [start + end for end in accumulate(len(one.token) for one in ranked)]
-    return [start + len(piece) * (index + 1) // num_tokens for index in range(num_tokens)]

@@ -248,7 +248,7 @@ class ToyServer:
             text += f" {b.key}"
         chat = "messages" in body
         if b.hides:
-            return chunk | {"choices": [{"delta": {"thinking": text}, "finish_reason": None}]}
+            return chunk | {"choices": [{"delta": {"pondering": text}, "finish_reason": None}]}
         choice: dict[str, Any] = {"index": 0, "finish_reason": None}
         choice |= {"delta": {"content": text}} if chat else {"text": text}
         if b.token_ids and number % b.ids_every == 0 and body.get("return_token_ids"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 from asking import ask
@@ -48,6 +49,22 @@ TABLE = [
     ({"others": 30, **SLOW}, {}, INCONCLUSIVE, "the load hardly varied"),
     ({"others": 30, "max_num_seqs": 1, "buffered": True}, {}, INCONCLUSIVE, "hardly varied"),
     ({"cache": True}, {}, INCONCLUSIVE, "come from a cache"),
+    ({"middle_reason": ""}, {}, PASS, ""),
+    ({"middle_reason": "", "truncate": True, **SPARSE}, {}, INCONCLUSIVE, "truncated"),
+    ({"middle_reason": "stop", "truncate": True, **SPARSE}, {}, INCONCLUSIVE, "truncated"),
+    ({"last_reason": None}, {}, PASS, ""),
+    ({"last_reason": "cancelled"}, {}, None, "gave up on the request (cancelled)"),
+    ({"thinking": "parts"}, {}, PASS, ""),
+    ({"thinking": "parts", "shown_at": 2, "gives_token_ids": False}, {}, FAIL, ""),
+    ({"shown_at": 2}, {}, PASS, ""),  # equal ids: the text is not looked at
+    ({"shown_at": 2, "ids_missing_at": 2}, {}, FAIL, ""),
+    ({"thinking": "both"}, {}, PASS, ""),
+    ({"repeats_whole": "message"}, {}, PASS, ""),
+    ({"repeats_whole": "delta"}, {}, PASS, ""),
+    ({"content_type": "application/json"}, {}, PASS, ""),
+    ({"whole": True, "content_type": "text/event-stream"}, {}, PASS, ""),
+    ({"body": "object-error", "whole": True}, {}, None, "The model is loading"),
+    ({"body": "words", "whole": True}, {}, None, "upstream connect error"),
     ({"status": 500, **SPARSE}, {}, INCONCLUSIVE, "http 5xx"),
     ({"status": 404, **SPARSE, "flip_seed": 1}, {}, INCONCLUSIVE, "http 4xx"),
     ({"status": 429, "retry_after": "0", **SPARSE}, {}, PASS, ""),
@@ -74,17 +91,55 @@ def test_what_is_planted_is_what_is_said(row, tmp_path):
     with misbehave(Faults(**faults)) as served:
         hurried = "stall" in faults or faults.get("retry_after") == "3600"
         patience = Connection().within(3.0) if hurried else Connection()
+        if value is None:
+            with pytest.raises(DetcheckError, match=re.escape(phrase)):
+                measured(served.url, tmp_path, asked, patience)
+            return
         verdict = measured(served.url, tmp_path, asked, patience)
     assert verdict.value == value, verdict.reasons
     assert phrase in " ".join(verdict.reasons)
 
 
-def measured(url: str, tmp_path, asked, connection: Connection | None = None):
+def analysed(url: str, folder, asked, connection: Connection | None = None):
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     small = {"batch_sizes": (1, 8), "completions": 24, "max_new_tokens": 20}
     experiment, target = ask(endpoints=[url], **(small | asked))
-    analysis = analyse(run(experiment, target, tmp_path / "run", connection=connection))
+    return analyse(run(experiment, target, folder / "run", connection=connection))
+
+
+def measured(url: str, folder, asked, connection: Connection | None = None):
+    analysis = analysed(url, folder, asked, connection)
     return judge(analysis, ("as-served",), rules_for(1))
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"thinking": "parts"},
+        {"thinking": "reasoning_content"},
+        {"thinking": "both"},
+        {"repeats_whole": "message"},
+        {"repeats_whole": "delta"},
+        {"thinking": "both", "whole": True},
+    ],
+    ids=str,
+)
+def test_answer_in_another_form_is_the_same_answer(faults, tmp_path):
+    texts = set()
+    for number, planted in enumerate(({}, faults)):
+        with misbehave(Faults(**planted)) as served:
+            run = analysed(served.url, tmp_path / str(number), {"completions": 8}).run
+        texts |= {variant.text for variant in run.variants}
+        assert sum(record.unseen_tokens for record in run.conditions) == 0
+    assert len(texts) == 1
+
+
+def test_tokens_that_were_never_shown_are_counted_in_the_run(tmp_path):
+    with misbehave(Faults(thinking="hidden", gives_token_ids=False)) as served:
+        run = analysed(served.url, tmp_path, {"completions": 8, "batch_sizes": (1, 4)}).run
+    assert [record.unseen_tokens for record in run.conditions] == [
+        4 * record.completed for record in run.conditions
+    ]
 
 
 @pytest.mark.parametrize(

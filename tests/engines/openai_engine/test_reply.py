@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from detcheck.engines.openai.complaints import parse_json, server_words
 from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
-from detcheck.engines.openai.reply import Reply, parse_json, server_words
+from detcheck.engines.openai.reply import Reply
 
 
 def chunk(text: str = "", *, reason: str | None = None, **choice: Any) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""Why a reply ended: what servers write as a finish reason, and what of it means an answer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+NOT_EMPTY = ("length", "tool_calls", "function_call", "content_filter")
+"""Finish reasons that an empty answer cannot have."""
+UNTOLD = "unknown"
+"""Finish reason of an answer whose stream ended in order and gave none."""
+_NO_REASON = frozenset(
+    (
+        *("", "null", "none", "nil", "undefined", "unspecified", "finish_reason_unspecified"),
+        *("false", "true", "0", "n_a", "not_finished", "unfinished", "in_progress", "running"),
+        *("pending", "generating", "streaming", "continue", "not_end", "notend"),
+    )
+)
+"""Words that stand on chunks in the middle of a reply and end nothing."""
+_GAVE_UP = re.compile(
+    r"abort|cancel|error|fail|timed?_?out|deadline|interrupt|disconnect|kill|overload|preempt|evict"
+    r"|unavailable|exception|crash|shut_?down|insufficient|out_of_memory|(?:^|_)oom(?:_|$)"
+)
+
+
+def finish_reason(value: Any) -> str | None:
+    """The reason in a chunk's `finish_reason`; None if it holds none."""
+    if isinstance(value, dict):  # SGLang's own API: {"type": "length", "length": 8}
+        value = value.get("type")
+    if not isinstance(value, str) or _plain(value) in _NO_REASON:
+        return None
+    return value.strip()
+
+
+def gave_up(reason: str) -> bool:
+    """Whether a finish reason says that the server did not finish its answer."""
+    return _GAVE_UP.search(_plain(reason)) is not None
+
+
+def _plain(word: str) -> str:
+    """Lower case, with `_` between words."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word.strip())
+    return re.sub(r"[^a-z0-9]+", "_", spaced.lower()).strip("_")

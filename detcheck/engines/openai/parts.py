@@ -1,0 +1,133 @@
+"""The text of one choice of a reply, whatever fields and parts a server puts it in.
+
+Reasoning and answer both count. A field that repeats another of the same kind counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from detcheck.engines.openai.failures import MALFORMED, Failure
+
+REASONING = (
+    *("reasoning_content", "reasoning", "reasoning_text", "reasoning_details", "thinking"),
+    *("thinking_content", "thinking_blocks", "thought", "thoughts"),
+)
+"""Fields of a message that hold its reasoning; servers send one text in several of them."""
+CALLS = ("tool_calls", "function_call")
+ANSWER = ("content", "refusal", "audio")
+_TEXTS = (
+    *("text", "thinking", "reasoning", "content", "summary", "refusal", "output_text", "value"),
+    "transcript",
+)
+"""Fields of a part that hold its text."""
+_THINKING = ("thinking", "reasoning", "thought", "analysis")
+"""Beginnings of the `type` of a part that holds reasoning."""
+_UNREADABLE = ("encrypted", "redacted")
+"""Within the `type` of a part that holds cipher text, which is new in every reply."""
+_LABELS = frozenset(
+    (
+        *("type", "id", "index", "format", "signature", "annotations", "citations", "role"),
+        *("name", "cache_control", "status"),
+    )
+)
+"""Fields of a part or message that are no part of the answer."""
+_KNOWN = frozenset((*REASONING, *CALLS, *ANSWER, *_LABELS))
+_PLAIN = {"role", "content"}
+_DEEPEST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What one delta or message says."""
+
+    text: str
+    """Its reasoning, its answer and its calls of tools, in this order."""
+    has_reasoning: bool
+    unread: tuple[str, ...] = ()
+    """Names of fields with content that are not known, and not in `text`."""
+
+
+def spoken(message: Any, legacy: Any = None) -> Spoken:
+    """The text of a `delta` or `message`, and of the choice's own `text` (`legacy`).
+
+    Raises Failure if it is nested too deeply to be an answer.
+    """
+    fields: Mapping[str, Any] = message if isinstance(message, dict) else {}
+    plain = fields.get("content", "") if fields.keys() <= _PLAIN else None
+    if isinstance(plain, str) and not (plain and legacy):  # nearly every chunk
+        return Spoken(plain or _text(legacy), has_reasoning=False)
+    reasoning = _once(_text(fields.get(name)) for name in REASONING)
+    thinking, content = _content(fields.get("content"))
+    reasoning = _once((reasoning, thinking))
+    others = (_text(fields.get(name)) for name in ANSWER[1:])
+    answer = _once((content, *others, _text(legacy)))
+    calls = _once(_calls(fields.get(name)) for name in CALLS)
+    unread = tuple(name for name, value in fields.items() if name not in _KNOWN and _holds(value))
+    return Spoken(reasoning + answer + calls, bool(reasoning), unread)
+
+
+def _once(texts: Iterable[str]) -> str:
+    """The texts one after the other, equal ones once."""
+    return "".join(dict.fromkeys(text for text in texts if text))
+
+
+def _content(value: Any) -> tuple[str, str]:
+    """(reasoning, answer) of `content`: a text, or a list of parts."""
+    if not isinstance(value, list):
+        return "", _text(value)
+    thinking = "".join(_text(part) for part in value if _is_thinking(part))
+    return thinking, "".join(_text(part) for part in value if not _is_thinking(part))
+
+
+def _is_thinking(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return isinstance(kind, str) and kind.startswith(_THINKING)
+
+
+def _text(value: Any, depth: int = 0) -> str:
+    """All text in a part; of a part without text its content as JSON."""
+    if depth > _DEEPEST:
+        raise Failure(MALFORMED, "the reply's parts are nested too deeply")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_text(one, depth + 1) for one in value)
+    if not isinstance(value, dict) or _is_unreadable(value):
+        return ""
+    said = _once(_text(value.get(name), depth + 1) for name in _TEXTS)
+    return said or _as_json(value)
+
+
+def _is_unreadable(part: Mapping[str, Any]) -> bool:
+    kind = part.get("type")
+    return isinstance(kind, str) and any(word in kind for word in _UNREADABLE)
+
+
+def _as_json(part: Mapping[str, Any]) -> str:
+    """What a part of an unknown kind holds (an image, say); empty if that is nothing."""
+    held = {name: value for name, value in part.items() if name not in _LABELS and _holds(value)}
+    if not held:
+        return ""
+    try:
+        return orjson.dumps(held, option=orjson.OPT_SORT_KEYS).decode()
+    except (TypeError, ValueError):
+        raise Failure(MALFORMED, "a part of the reply cannot be read") from None
+
+
+def _calls(value: Any) -> str:
+    """Names and arguments of the tools that the model calls; ids of calls are new every time."""
+    said = []
+    for call in value if isinstance(value, list) else [value]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            said += [_text(function.get(name)) for name in ("name", "arguments")]
+    return "".join(said)
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, str | list | dict) and bool(value)

@@ -1,0 +1,138 @@
+"""The pieces of a streamed reply: what each brought, and which of them only repeat the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from detcheck.engines.openai.candidates import Ranked
+
+FEWEST_CUMULATIVE = 3
+"""So many chunks that each begin with the one before are taken for the whole text so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one chunk added."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    ranked: tuple[Ranked, ...] = ()
+
+
+def said_once(pieces: Sequence[Piece], counted: int | None) -> Sequence[Piece]:
+    """The pieces without those that repeat what was said.
+
+    Some servers send the whole text again in the last chunk, or all of it so far in every chunk.
+    `counted` is the number of tokens that the server counted, None if it did not: it tells a
+    repeat from an answer that says something twice.
+    """
+    spoken = [index for index, piece in enumerate(pieces) if piece.text]
+    if _cumulative([pieces[index].text for index in spoken]):
+        return _last_of_cumulative(pieces, spoken[-1])
+    if len(spoken) > 1 and _repeats(pieces, spoken, counted):
+        return [piece for index, piece in enumerate(pieces) if index != spoken[-1]]
+    return pieces
+
+
+def token_ids(pieces: Sequence[Piece]) -> tuple[int, ...]:
+    """The token ids of all pieces."""
+    return tuple(token_id for piece in pieces for token_id in piece.token_ids)
+
+
+def ranked(pieces: Sequence[Piece]) -> tuple[Ranked, ...]:
+    """The log-probabilities of all pieces."""
+    return tuple(one for piece in pieces for one in piece.ranked)
+
+
+def covers_text(pieces: Sequence[Piece]) -> bool:
+    """Whether every piece of text came with token ids, and no fewer than log-probabilities."""
+    return all(len(piece.token_ids) >= (len(piece.ranked) or bool(piece.text)) for piece in pieces)
+
+
+def most_tokens(pieces: Sequence[Piece]) -> int:
+    """The most tokens that the shown text can have: text without a token count has one a byte."""
+    return sum(_most_tokens(piece) for piece in pieces)
+
+
+def _most_tokens(piece: Piece) -> int:
+    told = max(len(piece.token_ids), len(piece.ranked))
+    if told and not piece.ranked:
+        return told
+    size = _num_bytes(piece.text) - sum(_num_bytes(one.token) for one in piece.ranked)
+    return told + max(0, size)
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def token_ends(pieces: Sequence[Piece], *, by_ids: bool) -> tuple[int, ...] | None:
+    """For each token (by ids, else by log-probabilities) the length of the text at its end.
+
+    Text that comes without a token was held back, and belongs to the token before it. None if
+    there is no token, or none before such a text.
+    """
+    ends: list[int] = []
+    length = 0
+    for piece in pieces:
+        number = len(piece.token_ids if by_ids else piece.ranked)
+        if piece.text and not number and not ends:
+            return None
+        ends += _ends(length, piece, number)
+        length += len(piece.text)
+        if ends and not number:
+            ends[-1] = length
+    return (*ends[:-1], length) if ends else None
+
+
+def _ends(start: int, piece: Piece, number: int) -> list[int]:
+    """Where the tokens of one piece end in the whole text.
+
+    By the tokens' own text if that is the piece's text. Otherwise (bytes of a character were held
+    back, or several tokens came in one chunk without their text) they share the text evenly: an
+    end may then be some characters off, the order never.
+    """
+    texts = [one.token for one in piece.ranked]
+    if len(texts) == number and "".join(texts) == piece.text:
+        return [start + end for end in accumulate(map(len, texts))]
+    return [start + len(piece.text) * (index + 1) // number for index in range(number)]
+
+
+def _cumulative(texts: Sequence[str]) -> bool:
+    """Whether every text goes on where the one before it ended, and holds that too."""
+    if len(texts) < FEWEST_CUMULATIVE:
+        return False
+    return all(len(one) < len(two) and two.startswith(one) for one, two in pairwise(texts))
+
+
+def _last_of_cumulative(pieces: Sequence[Piece], last: int) -> Sequence[Piece]:
+    """The last text with the tokens of all pieces, unless they are cumulative as well."""
+    whole, before = pieces[last], pieces[:last]
+    ids, others = whole.token_ids, token_ids(before[-1:])
+    if ids[: len(others)] == others and len(ids) > len(others) > 0:
+        return [whole, *(piece for piece in pieces[last + 1 :] if not piece.text)]
+    return [Piece(whole.text, token_ids(pieces), ranked(pieces))]
+
+
+def _repeats(pieces: Sequence[Piece], spoken: Sequence[int], counted: int | None) -> bool:
+    """Whether the last text is all of the text before it, sent again."""
+    last, before = pieces[spoken[-1]], [pieces[index] for index in spoken[:-1]]
+    if last.text != "".join(piece.text for piece in before):
+        return False
+    tokens, own = _num_tokens(before), _num_tokens([last])
+    several = len(before) > 1
+    if tokens and counted is not None:
+        # Without tokens of its own it has one at least; an end-of-sequence token may be counted
+        # and not shown.
+        return tokens + own > counted if own else tokens + 1 > counted - several
+    if tokens:
+        return not own or (several and own == tokens)
+    if own and counted is not None:
+        return len(before) + own > counted
+    return several or counted == 1
+
+
+def _num_tokens(pieces: Sequence[Piece]) -> int:
+    return max(len(token_ids(pieces)), len(ranked(pieces)))

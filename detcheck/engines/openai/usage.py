@@ -1,0 +1,49 @@
+"""What a server says that it counted: tokens of the answer, and those of them it may hide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MOST_TOKENS = 2**31 - 1
+"""A larger count is not believed."""
+_DETAILS = ("completion_tokens_details", "output_tokens_details")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The last usage of a reply."""
+
+    completion_tokens: int | None = None
+    """Tokens generated; None if the server did not say."""
+    reasoning_tokens: int = 0
+    """Tokens of reasoning; most servers count them among `completion_tokens`."""
+
+    def updated(self, usage: Any) -> Usage:
+        """The same with what a chunk's `usage` says; unusable numbers say nothing."""
+        if not isinstance(usage, dict):
+            return self
+        counted = _count(usage, "completion_tokens")
+        if counted is None:
+            counted = _count(usage, "output_tokens")
+        details = [usage, *(usage[name] for name in _DETAILS if isinstance(usage.get(name), dict))]
+        reasoning = max(_count(one, "reasoning_tokens") or 0 for one in details)
+        return Usage(
+            self.completion_tokens if counted is None else counted,
+            reasoning or self.reasoning_tokens,
+        )
+
+    def unseen(self, shown: int, *, has_reasoning: bool) -> int:
+        """Tokens that were counted and not shown, at the least.
+
+        `shown` is the most tokens that the shown text can have. An end-of-sequence token is
+        counted and has no text.
+        """
+        missing = (self.completion_tokens or 0) - shown - 1
+        return max(0, missing, 0 if has_reasoning else self.reasoning_tokens)
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None

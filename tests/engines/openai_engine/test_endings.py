@@ -1,0 +1,102 @@
+"""What ends a reply: reasons that say so, words that say nothing, and reasons to give up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from detcheck.engines.openai.endings import UNTOLD, finish_reason, gave_up
+from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
+from detcheck.engines.openai.reply import Reply
+
+NO_REASONS = [None, "", " ", "null", "None", "FINISH_REASON_UNSPECIFIED", False, 0, {}, [], "N/A"]
+
+
+def folded(*reasons: Any, done: bool = False) -> Reply:
+    """A reply of one token a chunk, with these finish reasons."""
+    reply = Reply(max_new_tokens=8)
+    for number, reason in enumerate(reasons):
+        choice = {"delta": {"content": f" {number}"}, "finish_reason": reason}
+        reply.add({"id": "r", "choices": [choice]})
+    reply.done = done
+    return reply
+
+
+def failure_of(reply: Reply) -> Failure:
+    with pytest.raises(Failure) as caught:
+        reply.completion()
+    return caught.value
+
+
+@pytest.mark.parametrize("reason", NO_REASONS)
+def test_value_without_a_reason_ends_nothing(reason: Any) -> None:
+    assert finish_reason(reason) is None
+    assert failure_of(folded(reason, reason)).kind == TRUNCATED
+
+
+@pytest.mark.parametrize("reason", NO_REASONS)
+def test_done_ends_a_reply_without_a_reason(reason: Any) -> None:
+    completion = folded(reason, reason, done=True).completion()
+    assert (completion.text, completion.finish_reason) == (" 0 1", UNTOLD)
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "eos_token", "MAX_TOKENS", "end_turn", "x"])
+def test_any_other_word_is_an_end(reason: str) -> None:
+    assert folded("", reason).completion().finish_reason == reason
+
+
+def test_reason_of_sglangs_own_api_is_an_object() -> None:
+    assert folded(None, {"type": "length", "length": 2}).completion().finish_reason == "length"
+
+
+def test_reason_before_the_last_text_is_no_end() -> None:
+    """A server that says `stop` in every chunk does not show when it is cut."""
+    assert failure_of(folded("stop", "stop", "stop")).kind == TRUNCATED
+    assert failure_of(folded("stop", None)).kind == TRUNCATED
+    assert folded("stop", "stop", done=True).completion().finish_reason == "stop"
+    assert folded("stop", None, done=True).completion().finish_reason == UNTOLD
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *(
+            "abort",
+            "aborted",
+            "error",
+            "cancelled",
+            "canceled",
+            "CANCELLED",
+            "timeout",
+            "timed_out",
+        ),
+        *("server_error", "InternalError", "insufficient_system_resource", "engine_failure"),
+        *("network-error", "preempted", "deadline_exceeded", "interrupted", "OOM", "overloaded"),
+    ],
+)
+def test_server_that_gave_up_has_aborted_the_request(reason: str) -> None:
+    assert gave_up(reason)
+    for done in (False, True):
+        failure = failure_of(folded(None, reason, done=done))
+        assert failure.kind == ABORTED
+        assert reason in failure.phrase
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "content_filter", "tool_calls", "room", "x"])
+def test_other_ends_are_answers(reason: str) -> None:
+    assert not gave_up(reason)
+
+
+def test_stream_without_choices_is_no_answer() -> None:
+    reply = Reply(max_new_tokens=8)
+    reply.add({"id": "r", "choices": []})
+    assert failure_of(reply).kind == TRUNCATED
+    reply.done = True
+    assert failure_of(reply).kind == MALFORMED
+
+
+def test_empty_answer_that_ends_is_an_answer() -> None:
+    reply = Reply(max_new_tokens=8)
+    reply.add({"choices": [{"delta": {"role": "assistant"}, "finish_reason": "stop"}]})
+    assert reply.completion().text == ""
