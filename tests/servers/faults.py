@@ -73,6 +73,10 @@ class Faults:
     """A request for a stream is answered by one JSON object."""
     one_answer: bool = False
     """Every prompt gets the same answer."""
+    instance: str | None = None
+    """Value of the header X-Served-By."""
+    random_ids: bool = False
+    """Ids of replies are random, as most servers' are."""
     id_pool: int | None = None
     """Ids of replies are drawn from so many."""
 

@@ -252,6 +252,8 @@ class Exchange:
     async def _stream(self) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_type = self._faults.content_type or SSE
+        if self._faults.instance is not None:
+            response.headers["X-Served-By"] = self._faults.instance
         await response.prepare(self.request)
         await self._event(response, self._reply.first_chunk())
         start = num_tokens = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,9 +150,8 @@ class Reply:
         self.faults = faults
         self.prompt_ids = prompt_ids
         fingerprints = faults.system_fingerprints
-        drawn = random.Random(number).randrange(faults.id_pool) if faults.id_pool else number
         self._head = {
-            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{drawn:08x}",
+            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{_id(number, faults)}",
             "created": int(time.time()),
             "model": asked.model,
             "system_fingerprint": fingerprints[number % len(fingerprints)],
@@ -264,6 +264,13 @@ class Reply:
             return usage
         details = {"reasoning_tokens": min(num_tokens, THINKING_TOKENS)}
         return {**usage, "completion_tokens_details": details}
+
+
+def _id(number: int, faults: Faults) -> str:
+    if faults.random_ids:
+        return uuid.uuid4().hex
+    drawn = random.Random(number).randrange(faults.id_pool) if faults.id_pool else number
+    return f"{drawn:08x}"
 
 
 def _thought(text: str, how: str, *, thinks: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Serve in a thread of this process, for the length of a `with` block."""
+"""Serve the misbehaving server in a thread of this process, for the length of a `with` block."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from .misbehaving import MisbehavingServer
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server that runs."""
+    """A server that is listening."""
 
     url: str
-    """Base URL for `--endpoint`, such as http://127.0.0.1:40001/v1."""
+    """Base URL, such as http://127.0.0.1:40001/v1."""
     server: MisbehavingServer
+    other_url: str
+    """The same on another port of the same server."""
 
     @property
     def root(self) -> str:
@@ -30,15 +32,16 @@ class Served:
 
 @contextmanager
 def serve(faults: Faults | None = None, *, host: str = "127.0.0.1") -> Iterator[Served]:
-    """Serve on a free port until the block ends; open connections are cut then."""
+    """Serve on two free ports until the block ends, which cuts the open connections."""
     server = MisbehavingServer(faults or Faults())
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=0.05)
     thread = threading.Thread(target=loop.run_forever, name="misbehaving-server", daemon=True)
     thread.start()
     try:
-        port = asyncio.run_coroutine_threadsafe(_start(runner, host), loop).result(10)
-        yield Served(f"http://{host}:{port}/v1", server)
+        ports = asyncio.run_coroutine_threadsafe(_start(runner, host), loop).result(10)
+        url, other_url = (f"http://{host}:{port}/v1" for port in ports)
+        yield Served(url, server, other_url)
     finally:
         asyncio.run_coroutine_threadsafe(_stop(runner), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
@@ -46,15 +49,16 @@ def serve(faults: Faults | None = None, *, host: str = "127.0.0.1") -> Iterator[
         loop.close()
 
 
-async def _start(runner: web.AppRunner, host: str) -> int:
+async def _start(runner: web.AppRunner, host: str) -> list[int]:
+    """Ports of a server that has begun to listen."""
     await runner.setup()
-    site = web.TCPSite(runner, host, 0, backlog=2048)
-    await site.start()
-    return int(runner.addresses[0][1])
+    for _ in range(2):
+        await web.TCPSite(runner, host, 0, backlog=2048).start()
+    return [int(address[1]) for address in runner.addresses]
 
 
 async def _stop(runner: web.AppRunner) -> None:
-    """Close the server, then whatever still sleeps in it."""
+    """Close the server, then cancel every handler that still waits."""
     await runner.cleanup()
     mine = asyncio.current_task()
     tasks = [task for task in asyncio.all_tasks() if task is not mine]

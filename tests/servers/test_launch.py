@@ -22,7 +22,8 @@ open(os.environ["PIDS"], "w").write(f"{os.getpid()} {child.pid}")
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
 """  # noqa: E501
 LAUNCHER = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs in the background
 from pathlib import Path
 from servers import launch
 launch._folder = lambda: os.environ["PIDS"]

@@ -1,35 +1,45 @@
-"""What the short requests before an experiment show: each a check that holds, fails or is open."""
+"""The checks of an endpoint: each holds, fails, or could not be determined."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.probing import NUM_TOKENS, Probe
 from detcheck.engines.openai.reply import Reply
-from detcheck.engines.openai.request import Dialect
+from detcheck.engines.openai.request import Dialect, Question
+from detcheck.engines.openai.tally import IMPOSSIBLE, MEASURABLE_S, ReplyTally
 from detcheck.evidence import EndpointCheck
+from detcheck.text import quoted
 
-IMPOSSIBLE = 0.05
-"""A repeat that takes less than this share of a fresh request was not computed."""
-MEASURABLE_S = 0.1
-"""Fresh requests quicker than this say nothing about repeats."""
+QUICKER = 0.5
+"""With an earlier reply's id, a repeat that takes less than this share is a sign of a cache."""
 
 
 def served_model(endpoint: Endpoint) -> EndpointCheck:
-    """What is asked, and what will show its load."""
+    """Which model is asked, and what will show its load."""
     load = "its own counters" if endpoint.watch.available else "its streams alone"
     path = endpoint.dialect.path
-    sentence = f"{endpoint.dialect.model} at {endpoint.name}{path}, its load seen by {load}"
+    sentence = f"{endpoint.dialect.model} at {endpoint.name}{path}, its load observed by {load}"
     return EndpointCheck("served model", None, sentence)
 
 
-def dropped_fields(dialect: Dialect) -> list[EndpointCheck]:
-    """What the server refuses to hear of."""
+def request(dialect: Dialect, question: Question) -> EndpointCheck:
+    """Every field of the experiment's requests as they are sent."""
+    return EndpointCheck("request", None, dialect.sent(question))
+
+
+def dropped_fields(dialect: Dialect, temperature: float) -> list[EndpointCheck]:
+    """The fields that the server refuses; decisive if the experiment samples at a temperature."""
     if not dialect.dropped:
         return []
     names = ", ".join(sorted(dialect.dropped))
-    return [EndpointCheck("fields", None, f"the server refuses {names}: left out")]
+    sentence = f"the server refuses {names}: left out"
+    if "temperature" not in dialect.dropped or temperature == 0:
+        return [EndpointCheck("fields", None, sentence)]
+    sentence += f"; so no answer is known to be sampled at temperature {temperature:g}"
+    return [EndpointCheck("fields", False, sentence, decisive=True)]
 
 
 def greedy(
@@ -37,47 +47,49 @@ def greedy(
 ) -> EndpointCheck:
     """Whether one request, alone and at temperature 0, gets one answer whatever its seed.
 
-    Where greedy answers are `needed`, one that is none is evidence that nothing may pass against.
+    If greedy answers are `needed`, sampled ones make the verdict inconclusive.
     """
-    if all(reply.hidden for reply in (*replies, other_seed)):
+    name, every = "temperature 0", (*replies, other_seed)
+    if all(reply.hidden for reply in every):
         sentence = f"replies of {NUM_TOKENS} tokens show none of them: there is nothing to compare"
-        return EndpointCheck("temperature 0", None, sentence)
-    if not any(reply.text or reply.has_token_ids for reply in (*replies, other_seed)):
-        sentence = "every reply is empty: what the server says is not where the OpenAI API has it"
-        return EndpointCheck("temperature 0", False, sentence, decisive=True)
+        return EndpointCheck(name, None, sentence)
+    if not any(reply.text or reply.has_token_ids for reply in every):
+        sentence = "every reply is empty: its text is not where the OpenAI API has it"
+        return EndpointCheck(name, False, sentence, decisive=True)
     distinct = len({reply.text for reply in replies})
     if distinct > 1:
         sentence = f"{distinct} answers to {len(replies)} equal requests, one after the other"
-        return EndpointCheck("temperature 0", False, sentence, decisive=needed)
+        return EndpointCheck(name, False, sentence, decisive=needed)
     if other_seed.text != replies[0].text:
         sentence = "another seed gives another answer: the server samples at temperature 0"
-        return EndpointCheck("temperature 0", False, sentence, decisive=needed)
+        return EndpointCheck(name, False, sentence, decisive=needed)
     if "temperature" in dialect.dropped:
-        sentence = "the server takes no temperature: it may sample as it likes"
-        return EndpointCheck("temperature 0", False, sentence)
-    sentence = f"one answer to {len(replies) + 1} equal requests, one after the other"
-    return EndpointCheck("temperature 0", True, sentence)
+        sentence = "the server takes no temperature: it may sample at any"
+        return EndpointCheck(name, False, sentence)
+    sentence = f"one answer to {len(every)} equal requests, one after the other"
+    return EndpointCheck(name, True, sentence)
 
 
-def seed(dialect: Dialect, replies: Sequence[Reply], *, needed: bool) -> EndpointCheck:
-    """Whether sampling follows the seed: `replies` are to seeds A, A and B."""
-    if "seed" in dialect.dropped:
-        return EndpointCheck("seed", False if needed else None, "the server takes no seed")
-    same, again, other = (reply.text for reply in replies)
-    if same != again:
-        return EndpointCheck("seed", False, "the same seed gave other samples", decisive=False)
-    if same == other:
-        # A model may be sure of its words: equal samples alone convict nobody.
-        sentence = "samples with two seeds are equal: temperature or seed may be ignored"
-        return EndpointCheck("seed", False if needed else None, sentence, decisive=needed)
-    return EndpointCheck("seed", True, "the same seed gave the same sample, another seed another")
+def different_prompts(replies: Sequence[Reply]) -> list[EndpointCheck]:
+    """Whether `replies` to different prompts differ in more than numbers."""
+    texts = [reply.text for reply in replies if reply.text.strip()]
+    if len(texts) < len(replies):
+        return []  # empty answers have a check of their own
+    if len({_without_numbers(text) for text in texts}) > 1:
+        sentence = f"{len(texts)} different prompts got different answers"
+        return [EndpointCheck("different prompts", True, sentence)]
+    sentence = (
+        f"{len(texts)} different prompts got one answer ({quoted(texts[0], 60)}): the server does "
+        "not answer what it is asked"
+    )
+    return [EndpointCheck("different prompts", False, sentence, decisive=True)]
 
 
 def max_tokens(replies: Sequence[Reply]) -> EndpointCheck:
     """Whether no reply is longer than was asked for."""
     longest = max(reply.num_tokens for reply in replies)
     holds = longest <= NUM_TOKENS
-    sentence = f"replies of up to {longest} tokens where {NUM_TOKENS} were allowed"
+    sentence = f"replies of up to {longest} tokens, of {NUM_TOKENS} that were allowed"
     return EndpointCheck("max_tokens", holds, sentence)
 
 
@@ -87,32 +99,132 @@ def logprobs(replies: Sequence[Reply]) -> EndpointCheck:
     if all(reply.has_candidates for reply in replies):
         sentence = f"each token came with a runner-up; fingerprints are of {made_of}"
         return EndpointCheck("logprobs", True, sentence)
-    sentence = f"no runners-up came: why answers part stays unknown; fingerprints are of {made_of}"
+    sentence = f"no runners-up came, so flips stay unexplained; fingerprints are of {made_of}"
     return EndpointCheck("logprobs", False, sentence)
 
 
 def no_cache(repeats: Sequence[Probe], fresh: Sequence[Probe]) -> EndpointCheck:
-    """Whether equal requests are computed anew: by the ids of replies, and by their time."""
-    ids = [probe.reply.reply_id for probe in repeats]
-    others = {probe.reply.reply_id for probe in fresh}
-    told = [one for one in ids if one is not None]
-    if len(told) > 1 and len(set(told)) == 1 and not others & set(told):
-        sentence = "equal requests got replies with one id: they come from a cache"
-        return EndpointCheck("no cache", False, sentence, decisive=True)
+    """Whether equal requests are computed anew: by their time, and by the ids of their replies.
+
+    Ids alone decide nothing: they may be made of the request.
+    """
     took = min(probe.elapsed_s for probe in fresh)
     again = max(probe.elapsed_s for probe in repeats[1:])
+    times = f"a repeat took {1000 * again:.0f} ms, a fresh request {1000 * took:.0f}"
     if took >= MEASURABLE_S and again < IMPOSSIBLE * took:
-        sentence = (
-            f"a repeat took {1000 * again:.0f} ms where a fresh request took {1000 * took:.0f}: it "
-            "comes from a cache"
-        )
-        return EndpointCheck("no cache", False, sentence, decisive=True)
-    return EndpointCheck("no cache", True, "equal requests were computed anew")
+        return EndpointCheck("no cache", False, f"{times}: it comes from a cache", decisive=True)
+    if not _one_id(repeats, fresh):
+        return EndpointCheck("no cache", True, "equal requests were computed anew")
+    if again < QUICKER * took:
+        sign = times
+    elif max(probe.arrivals for probe in repeats[1:]) == 1 < min(p.arrivals for p in fresh):
+        sign = "repeats came in one piece, fresh replies did not"
+    elif _stamped_alike(repeats, fresh):
+        sign = "repeats had the time stamp of the first"
+    else:
+        sentence = "equal requests got replies with one id, but were computed by their time"
+        return EndpointCheck("no cache", False, sentence)
+    sentence = f"equal requests got replies with one id, and {sign}: they come from a cache"
+    return EndpointCheck("no cache", False, sentence, decisive=True)
 
 
 def failed_probes(kinds: Mapping[str, int]) -> list[EndpointCheck]:
     """Short requests that failed and were asked again."""
     if not kinds:
         return []
-    said = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-    return [EndpointCheck("short requests", False, f"some failed before one came back: {said}")]
+    failed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    return [EndpointCheck("short requests", False, f"some failed before one succeeded: {failed}")]
+
+
+def over_the_run(tally: ReplyTally) -> list[EndpointCheck]:
+    """What all replies up to now show about the server."""
+    return [
+        _system_fingerprint(tally),
+        *_reply_ids(tally),
+        *_partial_ids(tally),
+        *_whole_answers(tally),
+    ]
+
+
+def _system_fingerprint(tally: ReplyTally) -> EndpointCheck:
+    name = "system_fingerprint"
+    prints = sorted(tally.system_fingerprints)
+    if len(prints) > 1:
+        sentence = (
+            f"{len(prints)} different ones ({', '.join(prints[:4])}): replicas behind a balancer "
+            "differ, or the server was restarted"
+        )
+        return EndpointCheck(name, False, sentence)
+    if prints and tally.without_fingerprint:
+        sentence = f"{prints[0]} on some replies and none on others: replicas may differ"
+        return EndpointCheck(name, False, sentence)
+    if prints:
+        return EndpointCheck(name, True, f"always {prints[0]}")
+    return EndpointCheck(name, None, "the server gives none")
+
+
+def _reply_ids(tally: ReplyTally) -> list[EndpointCheck]:
+    name = "ids of replies"
+    if tally.cached:
+        sentence = (
+            f"{_replies(tally.cached)} had the id of an earlier one, and its time stamp or a "
+            "time in which nothing can be computed: they come from a cache"
+        )
+        return [EndpointCheck(name, False, sentence, decisive=True)]
+    if not tally.repeated_ids or tally.repeated_ids >= tally.replies // 2:
+        return []
+    sentence = (
+        f"{_replies(tally.repeated_ids)} had the id of an earlier one, but were computed by "
+        "their time: ids are drawn from a small pool"
+    )
+    return [EndpointCheck(name, False, sentence)]
+
+
+def _partial_ids(tally: ReplyTally) -> list[EndpointCheck]:
+    if not tally.with_partial_ids:
+        return []
+    sentence = (
+        f"in {tally.with_partial_ids} of {_replies(tally.replies)} they are not those of the "
+        "whole answer: compared by text"
+    )
+    return [EndpointCheck("token ids", False, sentence)]
+
+
+def _whole_answers(tally: ReplyTally) -> list[EndpointCheck]:
+    """Whether all that was generated was shown, and all that was shown was read."""
+    checks = []
+    if tally.with_unseen_tokens:
+        sentence = (
+            f"{tally.unseen_tokens:,} tokens in {tally.with_unseen_tokens} of "
+            f"{_replies(tally.replies)} were counted and never shown: only the shown text "
+            "is compared"
+        )
+        checks.append(EndpointCheck("whole answers", False, sentence))
+    if tally.unread:
+        names = ", ".join(sorted(tally.unread))
+        sentence = f"replies hold fields that detcheck does not know and does not compare: {names}"
+        checks.append(EndpointCheck("unknown fields", False, sentence))
+    return checks
+
+
+def _replies(number: int) -> str:
+    return f"{number:,} {'reply' if number == 1 else 'replies'}"
+
+
+def _without_numbers(text: str) -> str:
+    """`text` without words that hold a digit: a request's number or time is no answer."""
+    return " ".join(re.sub(r"\S*\d\S*", " ", text).lower().split())
+
+
+def _one_id(repeats: Sequence[Probe], fresh: Sequence[Probe]) -> bool:
+    """Whether all repeats have one id, and the fresh replies have others."""
+    ids = [probe.reply.reply_id for probe in repeats]
+    others = {probe.reply.reply_id for probe in fresh}
+    return None not in ids and len(set(ids)) == 1 and ids[0] not in others
+
+
+def _stamped_alike(repeats: Sequence[Probe], fresh: Sequence[Probe]) -> bool:
+    """Whether the last repeat has the time stamp of the first, and a fresh one had a later one."""
+    stamps = {probe.reply.created for probe in repeats}
+    (first, *more) = stamps
+    return first is not None and not more and any((p.reply.created or 0) > first for p in fresh)

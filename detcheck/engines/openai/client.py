@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +25,16 @@ from detcheck.engines.openai.failures import (
     failed_transport,
 )
 from detcheck.engines.openai.reply import Reply
+from detcheck.text import one_line
 
 LONGEST_ERROR = 1 << 16
 LONGEST_METRICS = 8 << 20
 LONGEST_LIST = 8 << 20
+_INSTANCE = re.compile(
+    r"(?i)instance|served-by|backend|upstream|\bpod|hostname|\bnode|replica|container|machine"
+    r"|server-id|worker"
+)
+"""Names of headers in which a server or its balancer says which instance answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,7 @@ class Client:
                     allow_redirects=False,
                 ) as response:
                     await self._refuse(response)
+                    reply.instance, reply.peer = _origin(response, self.secrets)
                     await self._read(response, reply, patience, on_tokens)
         return reply
 
@@ -157,6 +165,21 @@ class Client:
             await self._get(f"{self.base_url}/models", LONGEST_LIST)
         except Failure:
             return
+
+
+def _origin(
+    response: aiohttp.ClientResponse, secrets: tuple[str, ...]
+) -> tuple[frozenset[tuple[str, str]], tuple[str, int] | None]:
+    """Headers that name a machine or process, and the address that answered."""
+    named = {
+        (name.lower(), one_line(redact(value, secrets))[:80])
+        for name, value in response.headers.items()
+        if _INSTANCE.search(name)
+    }
+    transport = response.connection.transport if response.connection is not None else None
+    peer = None if transport is None else transport.get_extra_info("peername")
+    address = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) and len(peer) > 1 else None
+    return frozenset(named), address
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How to reach an endpoint: what is no part of the experiment, and is never written or shown."""
+"""How to reach an endpoint: keys, headers and time limits, which no run keeps and nothing shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _VARIABLE = "env:"
 _SHOWN_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-"""A variable's name as they are written; what looks otherwise may be the key itself."""
+"""The usual form of a variable's name; anything else may be the key itself, and is not shown."""
 _SENSITIVE = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE)
 _OURS = {
     "host",
@@ -23,14 +23,15 @@ _OURS = {
     "connection",
     "accept-encoding",
 }
+_LIMITS = ("connect_s", "first_token_s", "between_tokens_s", "total_s", "check_timeout_s")
 SHORTEST_SECRET = 6
-"""Values of fewer characters are not looked for in replies: they would be found in any text."""
+"""Shorter values are not removed from replies: they occur in any text."""
 REDACTED = "[redacted]"
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Keys, headers and timeouts. Raises UsageError where a header cannot be meant.
+    """Keys, headers and time limits. Raises UsageError if a header or a limit is not usable.
 
     Values are read from the environment when they are sent; `repr` shows none.
     """
@@ -47,6 +48,8 @@ class Connection:
     """Longest silence in the middle of a reply."""
     total_s: float = 1800.0
     """Longest time that a request may take in all."""
+    check_timeout_s: float = 60.0
+    """Longest time that each short request of the checks before an experiment may take."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "headers", tuple(self.headers))
@@ -56,34 +59,35 @@ class Connection:
             if name.lower() in given:
                 raise UsageError(f"The header {name} is given twice: leave one out.")
             given.add(name.lower())
-        for name in ("connect_s", "first_token_s", "between_tokens_s", "total_s"):
+        for name in _LIMITS:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise UsageError(f"--timeout must be a number of seconds above 0, not {value!r}.")
+                raise UsageError(f"`{name}` must be a number of seconds above 0, not {value!r}.")
 
     def within(self, seconds: float) -> Connection:
-        """The same, but no request may take longer than `seconds`, nor any wait within it."""
+        """The same connection, with no request and no wait longer than `seconds`."""
         return replace(
             self,
             connect_s=min(self.connect_s, seconds),
             first_token_s=seconds,
             between_tokens_s=seconds,
             total_s=seconds,
+            check_timeout_s=min(self.check_timeout_s, seconds),
         )
 
     def resolve(self) -> dict[str, str]:
-        """Headers to send, key included: secrets, to be handed to the client and nobody else.
+        """The headers to send, key included. They are secrets: only the client may have them.
 
-        Raises UsageError where a variable is not set; the sentence names it, never its value.
+        Raises UsageError if a variable is not set; the message names it, never its value.
         """
         headers = dict(_resolved(line) for line in self.headers)
         if self.api_key_env is not None:
-            key = _variable(self.api_key_env, "--api-key-env")
+            key = _variable(self.api_key_env, "`api_key_env`")
             headers["Authorization"] = _checked(f"Bearer {key}", f"the key in {self.api_key_env}")
         return headers
 
     def secrets(self) -> tuple[str, ...]:
-        """Values that must not come back in anything that is kept or shown, longest first."""
+        """Values that must be in nothing that is kept or shown, longest first."""
         values = {os.environ.get(self.api_key_env or "", "").strip()}
         for line in self.headers:
             name, value = _split(line)
@@ -94,7 +98,7 @@ class Connection:
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:
-    """`text` without any of `secrets`."""
+    """`text` with every one of `secrets` replaced."""
     for secret in secrets:
         text = text.replace(secret, REDACTED)
     return text
@@ -106,7 +110,7 @@ def _split(line: str) -> tuple[str, str]:
     name, value = name.strip(), value.strip()
     if not colon or not _NAME.fullmatch(name):
         raise UsageError(
-            "A --header is not of the form 'Name: value' or 'Name: env:VARIABLE': write it so."
+            "One of `headers` has not the form 'Name: value' or 'Name: env:VARIABLE': write it so."
         )
     if name.lower() in _OURS:
         raise UsageError(f"The header {name} is detcheck's own to send: leave it out.")
@@ -133,11 +137,11 @@ def _variable(name: str, wanted_by: str) -> str:
     value = os.environ.get(name, "").strip()
     if not value and not _SHOWN_NAME.fullmatch(name):
         raise UsageError(
-            f"What {wanted_by} gives names no environment variable that is set: give the name, "
-            "such as MY_KEY, and never the value itself."
+            f"The environment variable that {wanted_by} names is not set: give the name of one, "
+            "such as MY_KEY, and never the key itself."
         )
     if not value:
         raise UsageError(
-            f"The environment variable {name} is not set, which {wanted_by} asks for: export it."
+            f"The environment variable {name} is not set, and {wanted_by} needs it: export it."
         )
     return value

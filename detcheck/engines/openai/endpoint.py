@@ -1,102 +1,80 @@
-"""One endpoint as an engine uses it: asked in its dialect, retried if nothing was generated."""
+"""One endpoint as the engine uses it: asked in its dialect, retried if nothing was generated."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from detcheck.engines.openai.client import Client
 from detcheck.engines.openai.connection import Connection
 from detcheck.engines.openai.evidence import MetricsWatch
 from detcheck.engines.openai.failures import TIMEOUT, Failure
 from detcheck.engines.openai.reply import Reply
-from detcheck.engines.openai.request import Dialect
+from detcheck.engines.openai.request import Dialect, Question
+from detcheck.engines.openai.tally import ReplyTally
 from detcheck.evidence import EndpointCheck
 
 MOST_RETRIES = 3
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 """A server's Retry-After is honoured up to this."""
-MOST_REMEMBERED = 4096
-MOST_FINGERPRINTS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One request to a model."""
-
-    prompt: str
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
-
-
-def _ignore() -> None:
-    """Nobody waits for the tokens."""
-
-
-@dataclass(slots=True)
-class Seen:
-    """What a server said of itself over a whole run, in bounded memory."""
-
-    system_fingerprints: set[str] = field(default_factory=set)
-    without_fingerprint: int = 0
-    replies: int = 0
-    repeated_ids: int = 0
-    """Replies whose id an earlier one had."""
-    _ids: set[str] = field(default_factory=set)
-
-    def add(self, reply: Reply) -> None:
-        """Take note of a finished reply."""
-        self.replies += 1
-        if reply.system_fingerprint is None:
-            self.without_fingerprint += 1
-        elif len(self.system_fingerprints) < MOST_FINGERPRINTS:
-            self.system_fingerprints.add(reply.system_fingerprint)
-        if reply.reply_id is None:
-            return
-        if len(self._ids) >= MOST_REMEMBERED:
-            self._ids.clear()
-        self.repeated_ids += reply.reply_id in self._ids
-        self._ids.add(reply.reply_id)
+def _ignore(*_: object) -> None:
+    """A callback that nobody needs."""
 
 
 class Endpoint:
-    """A server, and everything that is known of it."""
+    """One server: its client, its dialect, and what has been found out about it."""
 
-    def __init__(self, base_url: str, connection: Connection, placement: str):
+    def __init__(
+        self,
+        base_url: str,
+        connection: Connection,
+        placement: str,
+        on_wait: Callable[[str], None] = _ignore,
+    ):
         self.client = Client(base_url, connection)
         self.connection = connection
         self.placement = placement
+        self.on_wait = on_wait
+        """Called with a phrase before every wait of the checks."""
         self.watch = MetricsWatch(self.client)
         self.dialect = Dialect("", chat=True)
         self.checks: list[EndpointCheck] = []
-        self.seen = Seen()
+        self.tally = ReplyTally()
         self.retries = 0
+        self.has_answered = False
+        """Whether any request has been answered to its end."""
         self.failed_probes: Counter[str] = Counter()
         """Short requests of the checks that failed, by kind."""
 
     @property
     def name(self) -> str:
-        """For a person: its base URL."""
+        """Its base URL."""
         return self.client.base_url
 
-    async def ask(self, question: Question, on_tokens: Callable[[], None] = _ignore) -> Reply:
-        """The reply to one request, ended or not; raises Failure where there is none.
+    async def ask(
+        self,
+        question: Question,
+        on_tokens: Callable[[], None] = _ignore,
+        *,
+        limit_s: float | None = None,
+    ) -> Reply:
+        """Return the reply to one request, ended or not; raise Failure if there is none.
 
-        Sent again, after a pause and at most `MOST_RETRIES` times, only where nothing can have
-        been generated; `retries` counts them.
+        The request is sent again, after a pause and at most `MOST_RETRIES` times, only if nothing
+        can have been generated; `retries` counts that. `limit_s` bounds all of it, and is the
+        connection's `total_s` by default.
         """
-        body = self.dialect.body(
-            question.prompt, question.max_new_tokens, question.temperature, question.seed
-        )
+        body = self.dialect.body(question)
+        total_s = self.connection.total_s if limit_s is None else limit_s
         try:
-            async with asyncio.timeout(self.connection.total_s) as patience:
+            async with asyncio.timeout(total_s) as patience:
                 return await self._persist(body, question.max_new_tokens, on_tokens, patience)
         except TimeoutError:
-            raise Failure(TIMEOUT, "the reply did not end in time") from None
+            raise Failure(TIMEOUT, f"the reply did not end within {total_s:g} s") from None
 
     async def _persist(
         self,
@@ -116,7 +94,7 @@ class Endpoint:
                     raise
                 wanted = pause if failure.retry_after_s is None else failure.retry_after_s
                 wait = min(wanted, LONGEST_PAUSE_S)
-                if loop.time() + wait >= until:  # it is this that failed, not the waiting for it
+                if loop.time() + wait >= until:  # report this failure, not the time-out after it
                     raise
             self.retries += 1
             await asyncio.sleep(wait)

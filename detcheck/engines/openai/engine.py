@@ -21,11 +21,13 @@ from msgspec.structs import replace
 
 from detcheck.completion import Completion
 from detcheck.engines.base import InFlight, OnTokens, TrialResult
-from detcheck.engines.openai import sanity
+from detcheck.engines.openai import same_server, sanity
+from detcheck.engines.openai.checks import over_the_run
 from detcheck.engines.openai.connection import Connection
-from detcheck.engines.openai.endpoint import Endpoint, Question
+from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.evidence import Stream, Ticks, agreed
 from detcheck.engines.openai.failures import MALFORMED, Failure
+from detcheck.engines.openai.request import Question
 from detcheck.errors import MeasurementError, UsageError
 from detcheck.evidence import EndpointCheck, KernelsProof
 from detcheck.experiment import Experiment
@@ -117,7 +119,7 @@ class OpenAIEngine:
         return tuple(
             replace(check, placement=endpoint.placement)
             for endpoint in self._endpoints.values()
-            for check in (*endpoint.checks, *observed(endpoint))
+            for check in (*endpoint.checks, *over_the_run(endpoint.tally))
         )
 
     def close(self) -> None:
@@ -143,6 +145,9 @@ class OpenAIEngine:
         for placement, url in zip(target.placements, target.endpoints, strict=True):
             endpoint = self._endpoints[placement] = Endpoint(url, connection, placement)
             await sanity.check(endpoint, self._experiment, target)
+        if len(self._endpoints) > 1:
+            endpoints = tuple(self._endpoints.values())
+            await same_server.check(endpoints, self._experiment.temperature)
 
     async def _close(self) -> None:
         for endpoint in self._endpoints.values():
@@ -226,6 +231,7 @@ class OpenAIEngine:
         await barrier.wait()
         if delay_s:
             await asyncio.sleep(delay_s)
+        sent = loop.time()
         try:
             reply = await endpoint.ask(question, on_tokens)
             completion = reply.completion()
@@ -234,7 +240,7 @@ class OpenAIEngine:
         except Failure as failure:
             progress.failed += 1
             return Completion("", "error", error=failure.phrase, failure=failure.kind)
-        endpoint.seen.add(reply)
+        endpoint.tally.add(reply, loop.time() - sent)
         progress.done += 1
         progress.tokens += reply.num_tokens - reads
         return completion
@@ -260,30 +266,6 @@ class OpenAIEngine:
         before, when = self._warm.get(endpoint.name, (0, 0.0))
         if before < number or perf_counter() - when > WARM_S:
             await endpoint.client.open_connections(number)
-
-
-def observed(endpoint: Endpoint) -> list[EndpointCheck]:
-    """What a server has said of itself up to now: its fingerprint, and ids that come again."""
-    seen = endpoint.seen
-    checks: list[EndpointCheck] = []
-    prints = sorted(seen.system_fingerprints)
-    if len(prints) > 1 or (prints and seen.without_fingerprint):
-        sentence = (
-            f"{len(prints)} different ones ({', '.join(prints[:4])}): replicas behind a balancer "
-            "differ, or it was restarted"
-            if len(prints) > 1
-            else f"{prints[0]} on some replies and none on others: replicas may differ"
-        )
-        checks.append(EndpointCheck("system_fingerprint", False, sentence))
-    elif prints:
-        checks.append(EndpointCheck("system_fingerprint", True, f"always {prints[0]}"))
-    else:
-        checks.append(EndpointCheck("system_fingerprint", None, "the server gives none"))
-    distinct_ids = seen.repeated_ids < seen.replies // 2
-    if seen.repeated_ids and distinct_ids:
-        sentence = f"{seen.repeated_ids} replies came under the id of an earlier one"
-        checks.append(EndpointCheck("ids of replies", False, sentence, decisive=True))
-    return checks
 
 
 def allow_open_files(number: int) -> None:

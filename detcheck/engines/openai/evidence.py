@@ -117,6 +117,8 @@ class MetricsWatch:
         self._client = client
         self.available = False
         """Whether its metrics are of a server whose counters are known."""
+        self.started_at: float | None = None
+        """When its process started, in seconds since 1970, if its metrics say so."""
         self._model: str | None = None
         self._before = metrics.Counters()
         self._samples: list[metrics.Counters] = []
@@ -125,13 +127,13 @@ class MetricsWatch:
     async def look(self, model: str) -> None:
         """Find out whether the server has counters, and read those of `model` from now on."""
         self._model = model
-        self.available = (await self._read()).server is not None
+        self.available = (await self.read()).server is not None
 
     async def start(self) -> None:
         """Read the counters, and go on reading them now and then."""
         if not self.available:
             return
-        self._before, self._samples = await self._read(), []
+        self._before, self._samples = await self.read(), []
         self._poll = asyncio.create_task(self._keep_polling())
 
     async def stop(self, requests: int) -> LoadEvidence | None:
@@ -139,7 +141,7 @@ class MetricsWatch:
         if self._poll is None:
             return None
         await self.abandon()
-        after = await self._read()
+        after = await self.read()
         return metrics.load_evidence(self._before, self._samples, after, requests)
 
     async def abandon(self) -> None:
@@ -154,12 +156,16 @@ class MetricsWatch:
         pause = POLL_S / 4  # early, so that a short trial is seen at all
         while True:
             await asyncio.sleep(pause)
-            self._samples.append(await self._read())
+            self._samples.append(await self.read())
             pause = max(pause, POLL_S)
             if len(self._samples) >= MOST_SAMPLES:
                 self._samples = self._samples[::2]
                 pause *= 2
 
-    async def _read(self) -> metrics.Counters:
+    async def read(self) -> metrics.Counters:
+        """The counters now; all None if the server has none."""
         text = await self._client.metrics()
-        return metrics.Counters() if text is None else metrics.read(text, self._model)
+        if text is None:
+            return metrics.Counters()
+        self.started_at = metrics.process_start(text)
+        return metrics.read(text, self._model)

@@ -25,6 +25,7 @@ _SAMPLE = re.compile(
     r"[ \t]+(?P<value>[^\s#]{1,40})(?:[ \t]+-?\d{1,20})?[ \t]*\r?"
 )
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+_STARTED = re.compile(r"^process_start_time_seconds[ \t]+(\S{1,40})", re.MULTILINE)
 _RANKS = ("tp_rank", "pp_rank", "moe_ep_rank")
 """SGLang may count the same requests once a rank; rank 0 stands for all."""
 
@@ -65,6 +66,12 @@ def read(text: str, model: str | None = None) -> Counters:
         if any(name.startswith(server) for name in samples):
             return reader(samples)
     return Counters()
+
+
+def process_start(text: str) -> float | None:
+    """When the server's process started, in seconds since 1970; None if it does not say."""
+    match = _STARTED.search(text[:MOST_CHARACTERS])
+    return None if match is None else _number(match[1])
 
 
 def load_evidence(

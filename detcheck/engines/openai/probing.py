@@ -1,4 +1,4 @@
-"""Short requests to an endpoint, and how it learns what fields the server takes."""
+"""Short requests to an endpoint, and how the fields that its server takes are learnt."""
 
 from __future__ import annotations
 
@@ -6,54 +6,116 @@ import asyncio
 from dataclasses import dataclass
 
 from detcheck.engines.openai import reach
-from detcheck.engines.openai.endpoint import Endpoint, Question
-from detcheck.engines.openai.failures import HTTP_429, MALFORMED, Failure
+from detcheck.engines.openai.endpoint import Endpoint
+from detcheck.engines.openai.failures import HTTP_429, MALFORMED, TIMEOUT, Failure
 from detcheck.engines.openai.reply import Reply
-from detcheck.engines.openai.request import NEWER_LIMIT, OPTIONAL, Dialect
+from detcheck.engines.openai.request import NEWER_LIMIT, OPTIONAL, Dialect, Question
 from detcheck.errors import MeasurementError, UsageError
 
 NUM_TOKENS = 12
 """Tokens of each of these replies."""
 MOST_ATTEMPTS = 5
-"""Short requests may fail so often in a row, less one: that is data, and no reason not to begin."""
+"""A short request may fail this often less one: some failures are data, and no reason to stop."""
+MOST_TIMEOUTS = 2
+MOST_REFUSALS = 2
 BAD_REQUEST = (400, 422)
 FORBIDDEN = 403
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One short reply, and how long it took."""
+    """One short reply."""
 
     reply: Reply
     elapsed_s: float
+    """From sending the request to the end of the reply."""
+    arrivals: int = 1
+    """Reads of the connection that brought tokens."""
 
 
 async def probe(endpoint: Endpoint, prompt: str, temperature: float = 0.0, seed: int = 0) -> Probe:
-    """One short reply; raises MeasurementError where it fails again and again."""
+    """Return one short reply; raise MeasurementError if the request fails again and again."""
+    return await _keep_asking(endpoint, Question(prompt, NUM_TOKENS, temperature, seed))
+
+
+async def try_probe(
+    endpoint: Endpoint, prompt: str, temperature: float = 0.0, seed: int = 0
+) -> Probe | Failure:
+    """Return one short reply, or the Failure if the server refuses such a request."""
     question = Question(prompt, NUM_TOKENS, temperature, seed)
+    for _ in range(MOST_REFUSALS):
+        try:
+            return await ask_once(endpoint, question)
+        except Failure as failure:
+            refusal = failure
+            if failure.status not in BAD_REQUEST:
+                return await _keep_asking(endpoint, question)
+    return refusal
+
+
+async def ask_once(endpoint: Endpoint, question: Question) -> Probe:
+    """Return one reply, within the time limit of checks; raise Failure if it is no answer."""
+    limit_s = endpoint.connection.check_timeout_s
+    endpoint.on_wait(f"waiting for a short answer of {endpoint.name}, {limit_s:g} s at most")
+    arrivals = 0
+
+    def on_tokens() -> None:
+        nonlocal arrivals
+        arrivals += 1
+
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    reply = await endpoint.ask(question, on_tokens, limit_s=limit_s)
+    reply.completion()
+    endpoint.has_answered = True
+    return Probe(reply, loop.time() - started, arrivals)
+
+
+async def learn_dialect(endpoint: Endpoint, question: Question) -> Probe:
+    """Ask with every field, and leave out those that are refused, until an answer comes.
+
+    `question` has the experiment's own temperature and seed: a server may refuse other values.
+    """
+    attempt = 1
+    while True:
+        try:
+            return await ask_once(endpoint, question)
+        except Failure as failure:
+            if failure.status is None or failure.status >= 500:
+                _count(endpoint, failure, attempt)
+                attempt += 1
+            else:
+                endpoint.dialect = _simpler(endpoint, failure)
+
+
+async def _keep_asking(endpoint: Endpoint, question: Question) -> Probe:
     for attempt in range(1, MOST_ATTEMPTS + 1):
         try:
-            return await _ask_once(endpoint, question)
+            return await ask_once(endpoint, question)
         except Failure as failure:
             _count(endpoint, failure, attempt)
     raise AssertionError("unreachable")
 
 
-async def _ask_once(endpoint: Endpoint, question: Question) -> Probe:
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    reply = await endpoint.ask(question)
-    reply.completion()
-    return Probe(reply, loop.time() - started)
-
-
 def _count(endpoint: Endpoint, failure: Failure, attempt: int) -> None:
-    """Take note of a failed short request; raises MeasurementError where it was the last."""
-    if attempt == MOST_ATTEMPTS and failure.kind == MALFORMED and not endpoint.seen.replies:
-        raise reach.not_the_api(endpoint.client, failure, endpoint.dialect.path)
-    if attempt == MOST_ATTEMPTS:
-        raise _useless(endpoint, failure)
+    """Count a failed short request; raise MeasurementError or UsageError if it was the last."""
     endpoint.failed_probes[failure.kind] += 1
+    timeouts = endpoint.failed_probes[TIMEOUT]
+    if failure.kind == TIMEOUT and (not endpoint.has_answered or timeouts > MOST_TIMEOUTS):
+        raise _silent(endpoint)
+    if attempt < MOST_ATTEMPTS:
+        return
+    if failure.kind == MALFORMED and not endpoint.has_answered:
+        raise reach.not_the_api(endpoint.client, failure, endpoint.dialect.path)
+    raise _useless(endpoint, failure)
+
+
+def _silent(endpoint: Endpoint) -> MeasurementError:
+    limit_s = min(endpoint.connection.check_timeout_s, endpoint.connection.total_s)
+    return MeasurementError(
+        f"{endpoint.name} took a request for {NUM_TOKENS} tokens and did not answer it within "
+        f"{limit_s:g} s: look at the server's log, or allow more time by `check_timeout_s`."
+    )
 
 
 def _useless(endpoint: Endpoint, failure: Failure) -> MeasurementError:
@@ -67,22 +129,11 @@ def _useless(endpoint: Endpoint, failure: Failure) -> MeasurementError:
     )
 
 
-async def learn_dialect(endpoint: Endpoint) -> Probe:
-    """Ask with every field, and leave out those that are refused until an answer comes."""
-    attempt = 1
-    while True:
-        try:
-            return await _ask_once(endpoint, Question("Say hello.", NUM_TOKENS))
-        except Failure as failure:
-            if failure.status is None or failure.status >= 500:
-                _count(endpoint, failure, attempt)
-                attempt += 1
-            else:
-                endpoint.dialect = _simpler(endpoint, failure)
-
-
 def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
-    """The dialect less what the server has just refused; raises where that is not the reason."""
+    """The dialect without what the server has just refused.
+
+    Raises UsageError or MeasurementError if the refusal was about something else.
+    """
     dialect, client = endpoint.dialect, endpoint.client
     status = failure.status or 0
     left = [name for name in OPTIONAL if name not in dialect.dropped]
@@ -93,10 +144,7 @@ def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
     if refused is not None:
         raise refused
     if status in (404, 405):
-        said = f" ({failure.phrase})"
-        if "model" in failure.body.lower():
-            raise UsageError(f"{client.base_url} does not serve {dialect.model}{said}.")
-        raise reach.not_the_api(client, failure, dialect.path)
+        raise _not_served(endpoint, failure)
     if status not in BAD_REQUEST:
         raise _useless(endpoint, failure)
     if NEWER_LIMIT in failure.body and dialect.limit_field != NEWER_LIMIT:
@@ -104,8 +152,8 @@ def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
     named = named or [name for name in left if name in failure.body]
     if "chat template" in failure.body.lower() and dialect.chat:
         raise UsageError(
-            f"{client.base_url} cannot chat with {dialect.model} ({failure.phrase}): give "
-            "--no-chat-template."
+            f"{client.base_url} cannot chat with {dialect.model} ({failure.phrase}): use "
+            "`chat_template=False`."
         )
     if "context" in failure.body.lower() and not named:
         raise UsageError(f"{client.base_url} refuses even a short prompt ({failure.phrase}).")
@@ -114,6 +162,14 @@ def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
     return dialect.without(_with_parts(named or left[:1], dialect))
 
 
+def _not_served(endpoint: Endpoint, failure: Failure) -> UsageError:
+    if "model" in failure.body.lower():
+        return UsageError(
+            f"{endpoint.name} does not serve {endpoint.dialect.model} ({failure.phrase})."
+        )
+    return reach.not_the_api(endpoint.client, failure, endpoint.dialect.path)
+
+
 def _with_parts(names: list[str], dialect: Dialect) -> list[str]:
-    """`top_logprobs` goes where `logprobs` goes."""
+    """`top_logprobs` is left out with `logprobs`."""
     return [*names, "top_logprobs"] if "logprobs" in names and dialect.chat else names

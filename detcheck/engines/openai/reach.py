@@ -1,4 +1,4 @@
-"""Finding an endpoint's model, or saying in one sentence why it cannot be asked."""
+"""Find the model that an endpoint serves, or say in one sentence why it cannot be asked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from detcheck.text import one_line, quoted
 MOST_NAMED = 8
 """Served models that a sentence lists."""
 NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
-"""What OpenSSL says of an answer that is no TLS at all; whatever else it says is about TLS."""
+"""OpenSSL's words for an answer that is not TLS at all; its other words are about TLS."""
 
 
 async def find_model(
@@ -34,8 +34,8 @@ async def find_model(
 ) -> tuple[str, int | None]:
     """(served name, context in tokens or None) of the model to ask.
 
-    `wanted` None takes the only one that is served. Raises UsageError or MeasurementError where
-    there is no such server or model.
+    If `wanted` is None, the server must serve exactly one. Raises UsageError or MeasurementError
+    if there is no such server or model.
     """
     try:
         page = await client.get("/models")
@@ -51,7 +51,7 @@ async def find_model(
             said = f": {page.said}" if page.said else ""
             raise MeasurementError(
                 f"{client.base_url} does not list its models now ({page.status}{said}): wait until "
-                "it is ready, or name the one to ask as MODEL."
+                "it is ready, or name the one to ask by `model`."
             )
         if wanted is None:
             raise _not_the_api(client, f"{page.status} at /models" if page.status != 200 else "")
@@ -62,12 +62,12 @@ async def find_model(
 def refusal(
     client: Client, connection: Connection, status: int, location: str | None
 ) -> DetcheckError | None:
-    """Why a status is an answer to everything: a key, or a redirect; None for others."""
+    """The error for a status that answers every request (key refused, redirect); else None."""
     if status in (401, 403):
         if connection.api_key_env is None:
             return UsageError(
                 f"{client.base_url} asks for an API key ({status}): put it into an environment "
-                "variable and give its name by --api-key-env."
+                "variable and give its name by `api_key_env`."
             )
         return UsageError(
             f"{client.base_url} refuses the key in {connection.api_key_env} ({status}): check it."
@@ -75,13 +75,13 @@ def refusal(
     if location is not None:
         return UsageError(
             f"{client.base_url} redirects to {redact(_host(location), client.secrets)}, which is "
-            "not followed and gets no key: give the URL that answers by --endpoint."
+            "not followed and gets no key: give the URL that answers in `endpoints`."
         )
     return None
 
 
 async def unreachable(client: Client, failure: Failure) -> DetcheckError:
-    """Why nothing came back from a server that was to list its models."""
+    """The error for a server that did not answer when it was asked for its models."""
     url = client.base_url
     secure = urlsplit(url).scheme == "https"
     cause = failure.__cause__
@@ -105,19 +105,19 @@ async def unreachable(client: Client, failure: Failure) -> DetcheckError:
 
 
 def not_the_api(client: Client, failure: Failure, path: str) -> UsageError:
-    """A server that lists models perhaps, and takes no requests at `path`."""
+    """The error for a server that takes no requests at `path`, even if it lists models."""
     instead = ""
     if failure.status is not None:  # there is no such path
         instead = (
-            "; --no-chat-template asks /completions"
+            "; `chat_template=False` asks /completions"
             if path == "/chat/completions"
-            else "; without --no-chat-template /chat/completions is asked"
+            else "; without `chat_template=False` /chat/completions is asked"
         )
     return _not_the_api(client, f"{failure.phrase} at {path}{instead}")
 
 
 def _no_tls(url: str, cause: BaseException) -> DetcheckError:
-    """Plain HTTP is advised only where the server spoke no TLS, not where TLS went wrong."""
+    """Plain HTTP is advised only if the server spoke no TLS, not if TLS went wrong."""
     error = getattr(cause, "os_error", cause)
     reason = str(getattr(error, "reason", None) or type(error).__name__)
     if reason in NOT_TLS:
@@ -135,7 +135,7 @@ def _why_not_verified(cause: aiohttp.ClientConnectorCertificateError) -> str:
 
 
 async def _speaks_tls(url: str) -> bool:
-    """Whether a TLS handshake gets through; nothing is sent, so nothing needs verifying."""
+    """Whether a TLS handshake succeeds; nothing is sent, so no certificate needs verifying."""
     parts = urlsplit(url)
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -151,7 +151,7 @@ async def _speaks_tls(url: str) -> bool:
 
 
 def _served(text: str) -> list[dict[str, Any]] | None:
-    """The list of served models; None where it is none."""
+    """The list of served models; None if the text is not such a list."""
     try:
         data = parse_json(text.encode("utf-8", "replace")).get("data")
     except Failure:
@@ -170,7 +170,7 @@ def _choose(
     if wanted is None:
         if len(names) != 1:
             raise UsageError(
-                f"{client.base_url} serves {listed or 'no model'}: name the one to ask as MODEL."
+                f"{client.base_url} serves {listed or 'no model'}: name the one to ask by `model`."
             )
         wanted = names[0]
     if not served:  # `transformers serve` lists what the hub's cache holds, not what it loaded
@@ -184,7 +184,7 @@ def _choose(
 
 
 def _context(entry: dict[str, Any]) -> int | None:
-    """Tokens of prompt and answer together that the server allows; None where it does not tell."""
+    """Tokens of prompt and answer together that the server allows; None if it does not say."""
     meta = entry.get("meta")
     candidates = [entry.get("max_model_len"), entry.get("context_length")]
     if isinstance(meta, dict):
@@ -196,7 +196,7 @@ def _not_the_api(client: Client, detail: str) -> UsageError:
     said = f" ({detail})" if detail else ""
     return UsageError(
         f"{client.base_url} answers, but not as an OpenAI-compatible API{said}: give the base URL "
-        "that ends in /v1, and the served name as MODEL."
+        "that ends in /v1, and the served name as `model`."
     )
 
 

@@ -39,6 +39,10 @@ class Reply:
         self.created: int | None = None
         """The server's time stamp, in seconds since 1970."""
         self.system_fingerprint: str | None = None
+        self.instance: frozenset[tuple[str, str]] = frozenset()
+        """(name, value) of the headers that name a machine or process."""
+        self.peer: tuple[str, int] | None = None
+        """Address that answered."""
         self.unread: set[str] = set()
         """Names of fields with content that detcheck does not know."""
         self._secrets = secrets
@@ -96,7 +100,7 @@ class Reply:
             token_ids=ids,
             token_ends=ends,
             top_two=None if ends is None else self._top_two(pieces, ids, len(ends)),
-            unseen_tokens=self._unseen(pieces, ids),
+            unseen_tokens=self.unseen_tokens,
         )
 
     @property
@@ -128,6 +132,14 @@ class Reply:
         """Whether the server gave some token ids, but not for all of the answer."""
         pieces = self._once()
         return bool(folding.token_ids(pieces)) and self._whole_ids(pieces) is None
+
+    @property
+    def unseen_tokens(self) -> int:
+        """Tokens that the server counted and did not show, at the least."""
+        pieces = self._once()
+        if self._whole_ids(pieces) is not None:
+            return 0
+        return self.usage.unseen(folding.most_tokens(pieces), has_reasoning=self._has_reasoning)
 
     @property
     def has_candidates(self) -> bool:
@@ -218,13 +230,6 @@ class Reply:
             tuple(one.logprob for one in ranked),
             None if known else tuple(redact(one.runner_up, self._secrets) for one in ranked),
         )
-
-    def _unseen(self, pieces: Sequence[Piece], ids: tuple[int, ...] | None) -> int:
-        """Tokens that the server counted and did not show, at the least."""
-        if ids is not None:
-            return 0
-        shown = folding.most_tokens(pieces)
-        return self.usage.unseen(shown, has_reasoning=self._has_reasoning)
 
     def _word(self, value: Any) -> str | None:
         """A short word of the server's about its reply; None if it is none."""

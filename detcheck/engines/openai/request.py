@@ -1,9 +1,9 @@
-"""What is sent: one JSON body a request, without the fields that a server has refused."""
+"""The JSON body of a request, without the fields that a server has refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -12,20 +12,30 @@ TOP_LOGPROBS = 2
 OPTIONAL = (
     *("return_token_ids", "stream_options", "top_logprobs", "logprobs", "seed", "temperature"),
 )
-"""Fields that may be left out where a server refuses them, the least missed first."""
+"""Fields that may be left out if a server refuses them, the least missed first."""
 NEWER_LIMIT = "max_completion_tokens"
-"""What some servers want instead of `max_tokens`."""
+"""The name that some servers want instead of `max_tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request to a model."""
+
+    prompt: str
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one server wants to be asked."""
+    """How one server has to be asked."""
 
     model: str
     chat: bool
-    """/chat/completions, not /completions."""
+    """True for /chat/completions, False for /completions."""
     dropped: frozenset[str] = frozenset()
-    """Optional fields that it refuses."""
+    """Optional fields that the server refuses."""
     limit_field: str = "max_tokens"
 
     @property
@@ -34,34 +44,41 @@ class Dialect:
         return "/chat/completions" if self.chat else "/completions"
 
     def without(self, fields: Iterable[str]) -> Dialect:
-        """The same less `fields`."""
-        return Dialect(self.model, self.chat, self.dropped | set(fields), self.limit_field)
+        """The same dialect without `fields`."""
+        return replace(self, dropped=self.dropped | set(fields))
 
     def with_newer_limit(self) -> Dialect:
-        """The same with the newer name of the token limit."""
-        return Dialect(self.model, self.chat, self.dropped, NEWER_LIMIT)
+        """The same dialect with the newer name of the token limit."""
+        return replace(self, limit_field=NEWER_LIMIT)
 
-    def body(self, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> bytes:
+    def on_the_other_path(self) -> Dialect:
+        """The same dialect for /completions instead of /chat/completions, or the reverse."""
+        return replace(self, chat=not self.chat)
+
+    def body(self, question: Question) -> bytes:
         """The JSON body of one request."""
+        prompt = question.prompt
+        asked: dict[str, Any] = (
+            {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
+        )
+        return orjson.dumps(asked | self._fields(question))
+
+    def sent(self, question: Question) -> str:
+        """The path and every field of a request but the prompt, as one line."""
+        return f"POST {self.path} {orjson.dumps(self._fields(question)).decode()}"
+
+    def _fields(self, question: Question) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "model": self.model,
-            **self._question(prompt),
-            self.limit_field: max_new_tokens,
-            "temperature": temperature,
-            "seed": seed,
+            self.limit_field: question.max_new_tokens,
+            "temperature": question.temperature,
+            "seed": question.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
         }
-        for name in self.dropped:
-            fields.pop(name, None)
-        return orjson.dumps(fields)
-
-    def _question(self, prompt: str) -> dict[str, Any]:
         if self.chat:
-            return {
-                "messages": [{"role": "user", "content": prompt}],
-                "logprobs": True,
-                "top_logprobs": TOP_LOGPROBS,
-            }
-        return {"prompt": prompt, "logprobs": TOP_LOGPROBS}
+            fields |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        else:
+            fields["logprobs"] = TOP_LOGPROBS
+        return {name: value for name, value in fields.items() if name not in self.dropped}

@@ -1,60 +1,69 @@
-"""Before the experiment: a few short requests that show whether the endpoint does as it is told.
+"""Before the experiment: a few short requests that show whether an endpoint does as it is told.
 
 A verdict on an endpoint that answers from a cache, or ignores the seed, would be about these and
-not about its kernels. The prompts are not those of the experiment, whose first request must meet
-an empty prefix cache.
+not about its kernels. The checks use other prompts than the experiment, whose first request must
+find no prefix cache, and the experiment's own temperature.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from detcheck.engines.openai import checks, reach
-from detcheck.engines.openai.endpoint import Endpoint, Question
+from detcheck.engines.openai import checks, reach, seeds
+from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.failures import Failure
-from detcheck.engines.openai.probing import BAD_REQUEST, NUM_TOKENS, learn_dialect, probe
-from detcheck.engines.openai.request import Dialect
+from detcheck.engines.openai.probing import (
+    BAD_REQUEST,
+    NUM_TOKENS,
+    Probe,
+    learn_dialect,
+    probe,
+    try_probe,
+)
+from detcheck.engines.openai.request import Dialect, Question
 from detcheck.errors import UsageError
+from detcheck.evidence import EndpointCheck
 from detcheck.experiment import Experiment
 from detcheck.targets import Served
 from detcheck.traffic import FILLER_PROMPTS
 
+GREETING = "Say hello."
 REPEATED = "List twelve unusual words, separated by commas."
 FRESH = ("List twelve unusual animals, separated by commas.", "Name twelve towns, with commas.")
-SAMPLED = "Make up twelve random names, separated by commas."
-WARMTH = 1.0
 
 
 async def check(endpoint: Endpoint, experiment: Experiment, target: Served) -> None:
     """Find the model and the dialect, and fill `endpoint.checks`.
 
-    Raises UsageError or MeasurementError where the endpoint cannot be asked at all.
+    Raises UsageError or MeasurementError if the endpoint cannot be asked at all.
     """
+    endpoint.on_wait(f"asking {endpoint.name} for its models")
     model, context = await reach.find_model(endpoint.client, endpoint.connection, target.model)
     endpoint.dialect = Dialect(model, chat=target.chat_template)
     _check_limit(endpoint, experiment, context)
     await endpoint.watch.look(model)
-    first = await learn_dialect(endpoint)
+    temperature = experiment.temperature
+    first = await learn_dialect(
+        endpoint, Question(GREETING, NUM_TOKENS, temperature, experiment.seeds[0])
+    )
     await _check_context(endpoint, experiment, context)
-    repeats = [await probe(endpoint, REPEATED, seed=1)]
-    fresh = []
+    repeats, fresh = [await probe(endpoint, REPEATED, temperature, seed=1)], []
     for prompt in FRESH:  # between repeats: ids may be made of the clock
-        fresh.append(await probe(endpoint, prompt))
-        repeats.append(await probe(endpoint, REPEATED, seed=1))
-    other_seed = await probe(endpoint, REPEATED, seed=2)
-    sampled = [await probe(endpoint, SAMPLED, WARMTH, seed) for seed in (11, 11, 12)]
-    replies = [one.reply for one in (*repeats, other_seed, *fresh, *sampled)]
-    for reply in (first.reply, *replies):
-        endpoint.seen.add(reply)
-    endpoint.seen.repeated_ids = 0  # what the probes say of a cache is judged below
-    dialect, temperature = endpoint.dialect, experiment.temperature
+        fresh.append(await probe(endpoint, prompt, temperature))
+        repeats.append(await probe(endpoint, REPEATED, temperature, seed=1))
+    greedy = await _greedy(endpoint, repeats, temperature)
+    seed_checks, sampled = await seeds.check(endpoint, temperature)
+    probes = (first, *repeats, *fresh, *sampled)
+    _count(endpoint, probes)
+    replies = [one.reply for one in probes]
+    asked = Question("", experiment.max_new_tokens, temperature, experiment.seeds[0])
     endpoint.checks = [
         checks.served_model(endpoint),
-        *checks.dropped_fields(dialect),
-        checks.greedy(
-            dialect, [one.reply for one in repeats], other_seed.reply, needed=not temperature
-        ),
-        checks.seed(dialect, [one.reply for one in sampled], needed=temperature > 0),
+        checks.request(endpoint.dialect, asked),
+        *checks.dropped_fields(endpoint.dialect, temperature),
+        greedy,
+        *seed_checks,
+        *checks.different_prompts([one.reply for one in (first, repeats[0], *fresh)]),
         checks.max_tokens(replies),
         checks.logprobs(replies),
         checks.no_cache(repeats, fresh),
@@ -62,40 +71,69 @@ async def check(endpoint: Endpoint, experiment: Experiment, target: Served) -> N
     ]
 
 
+async def _greedy(endpoint: Endpoint, repeats: list[Probe], temperature: float) -> EndpointCheck:
+    """Whether greedy requests get one answer; asked for anew if the experiment samples."""
+    answers: list[Probe | Failure] = list(repeats)
+    if temperature > 0:
+        answers = [await try_probe(endpoint, REPEATED, 0.0, seed=1) for _ in range(2)]
+    answers.append(await try_probe(endpoint, REPEATED, 0.0, seed=2))
+    refusals = [answer for answer in answers if isinstance(answer, Failure)]
+    if refusals:
+        sentence = f"not needed here, and refused ({refusals[0].phrase})"
+        return EndpointCheck("temperature 0", None, sentence)
+    *replies, other_seed = [answer.reply for answer in answers if isinstance(answer, Probe)]
+    return checks.greedy(endpoint.dialect, replies, other_seed, needed=temperature == 0)
+
+
+def _count(endpoint: Endpoint, probes: tuple[Probe, ...]) -> None:
+    """Count the replies; whether they come from a cache has a check of its own."""
+    for one in probes:
+        endpoint.tally.add(one.reply, one.elapsed_s)
+    endpoint.tally.forget_repeats()
+
+
 def _check_limit(endpoint: Endpoint, experiment: Experiment, context: int | None) -> None:
     if context is not None and experiment.max_new_tokens >= context:
         raise UsageError(
             f"The context of {endpoint.dialect.model} at {endpoint.name} is {context} tokens, too "
-            f"short for {experiment.max_new_tokens} new ones: lower --max-new-tokens."
+            f"short for {experiment.max_new_tokens} new ones: lower `max_new_tokens`."
         )
 
 
 async def _check_context(endpoint: Endpoint, experiment: Experiment, context: int | None) -> None:
     """Whether the longest prompt and its answer fit: ask, and hang up at the first token.
 
-    With its words in reverse, so that the prompt itself meets no warm prefix cache later.
+    The words are sent in reverse, so that the prompt itself finds no warm prefix cache later.
     """
     fillers = FILLER_PROMPTS if experiment.traffic == "mixed" else ()
     longest = max((*experiment.prompts, *fillers), key=lambda prompt: len(prompt.encode()))
     bound = len(longest.encode("utf-8", "surrogatepass")) + experiment.max_new_tokens + NUM_TOKENS
     if context is not None and 2 * bound < context:
         return  # a token is a byte at the least
-    came = asyncio.Event()
     reversed_words = " ".join(reversed(longest.split()))
-    question = Question(reversed_words, experiment.max_new_tokens)
-    asking = asyncio.create_task(endpoint.ask(question, came.set))
+    question = Question(
+        reversed_words, experiment.max_new_tokens, experiment.temperature, experiment.seeds[0]
+    )
+    failure = await _until_first_token(endpoint, question)
+    if failure is not None and failure.status in (*BAD_REQUEST, 413):
+        raise UsageError(
+            f"The longest prompt with {experiment.max_new_tokens} new tokens is too long for "
+            f"{endpoint.dialect.model} at {endpoint.name} ({failure.phrase}): shorten it or lower "
+            "`max_new_tokens`."
+        )
+
+
+async def _until_first_token(endpoint: Endpoint, question: Question) -> Failure | None:
+    """Ask, and hang up at the first token or at the time limit of checks; the failure, if any."""
+    limit_s = endpoint.connection.check_timeout_s
+    endpoint.on_wait(f"trying the longest prompt at {endpoint.name}, {limit_s:g} s at most")
+    came = asyncio.Event()
+    asking = asyncio.create_task(endpoint.ask(question, came.set, limit_s=limit_s))
     waiting = asyncio.create_task(came.wait())
     try:
         await asyncio.wait((asking, waiting), return_when=asyncio.FIRST_COMPLETED)
-        if asking.done() and isinstance(asking.exception(), Failure):
-            failure = asking.exception()
-            assert isinstance(failure, Failure)
-            if failure.status in (*BAD_REQUEST, 413):
-                raise UsageError(
-                    f"The longest prompt with {experiment.max_new_tokens} new tokens is too long "
-                    f"for {endpoint.dialect.model} at {endpoint.name} ({failure.phrase}): shorten "
-                    "it or lower --max-new-tokens."
-                )
+        failure = asking.exception() if asking.done() else None
+        return failure if isinstance(failure, Failure) else None
     finally:
         for task in (asking, waiting):
             task.cancel()

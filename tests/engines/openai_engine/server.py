@@ -174,6 +174,7 @@ class ToyServer:
         truncate: bool,
     ) -> None:
         b = self.behaviour
+        stored = b.cache and self._question(body) in self._cached
         reply_id, ids = self._answer(request, body, number)
         chunks = [self._chunk(body, reply_id, number, token) for token in ids]
         if truncate:
@@ -192,9 +193,11 @@ class ToyServer:
             async with self._lock:
                 await self._write(response, rest)
         else:
-            await self._write(response, rest)
+            await self._write(response, rest, at_once=stored)
 
-    async def _write(self, response: web.StreamResponse, chunks: list[dict[str, Any]]) -> None:
+    async def _write(
+        self, response: web.StreamResponse, chunks: list[dict[str, Any]], *, at_once: bool = False
+    ) -> None:
         b = self.behaviour
         done = b"data: [DONE]\n\n" if chunks and chunks[-1].get("usage") else b""
         if b.one_piece:
@@ -202,15 +205,18 @@ class ToyServer:
             await response.write(b"".join(map(event, chunks)) + done)
             return
         for chunk in chunks:
-            await asyncio.sleep(b.token_s)
+            await asyncio.sleep(0 if at_once else b.token_s)
             await response.write(event(chunk))
         await response.write(done)
+
+    def _question(self, body: dict[str, Any]) -> str:
+        return json.dumps([prompt_of(body), body.get("seed"), body.get("temperature")])
 
     def _answer(
         self, request: web.Request, body: dict[str, Any], number: int
     ) -> tuple[str, list[int]]:
         b = self.behaviour
-        question = json.dumps([prompt_of(body), body.get("seed"), body.get("temperature")])
+        question = self._question(body)
         if b.cache and question in self._cached:
             return self._cached[question]
         limit = body.get("max_tokens", body.get("max_completion_tokens", 16))

@@ -143,7 +143,7 @@ def test_a_model_without_a_chat_template(serve, detcheck):
     server = serve(chat_error=(400, "you must provide a chat template"))
     said = only_sentence(detcheck("--endpoint", server.url), 2)
     assert "cannot chat with toy" in said
-    assert "give --no-chat-template" in said
+    assert "use `chat_template=False`" in said or "--no-chat-template" in said
 
 
 def test_https_spoken_to_http(serve, detcheck):

@@ -29,10 +29,10 @@ def test_values_come_from_the_environment_and_show_nowhere(monkeypatch) -> None:
     [
         ({"api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
         ({"headers": ("X-Tenant: env:NO_SUCH",)}, "NO_SUCH is not set"),
-        ({"api_key_env": "sk-hush-hush"}, "never the value itself"),
-        ({"headers": ("X-Tenant: env:hush-hush",)}, "never the value itself"),
-        ({"headers": ("no colon hush-hush",)}, "not of the form"),
-        ({"headers": ("Bad Name: hush-hush",)}, "not of the form"),
+        ({"api_key_env": "sk-hush-hush"}, "never the key itself"),
+        ({"headers": ("X-Tenant: env:hush-hush",)}, "never the key itself"),
+        ({"headers": ("no colon hush-hush",)}, "has not the form"),
+        ({"headers": ("Bad Name: hush-hush",)}, "has not the form"),
         ({"headers": ("Host: hush-hush",)}, "detcheck's own"),
         ({"headers": ("X-A: hush-hush\r\nX-B: 1",)}, "line breaks"),
         ({"headers": ("X-A: hush-hush", "x-a: other")}, "x-a is given twice"),
@@ -44,7 +44,7 @@ def test_values_come_from_the_environment_and_show_nowhere(monkeypatch) -> None:
         ({"total_s": float("nan")}, "above 0"),
     ],
 )
-def test_what_cannot_be_sent_is_refused_without_its_value(fields, said, monkeypatch) -> None:
+def test_unusable_setting_is_refused_without_its_value(fields, said, monkeypatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(UsageError, match=said) as caught:
         Connection(**fields).resolve()
@@ -54,4 +54,11 @@ def test_what_cannot_be_sent_is_refused_without_its_value(fields, said, monkeypa
 def test_within_bounds_every_wait() -> None:
     short = Connection().within(5)
     waits = (short.connect_s, short.first_token_s, short.between_tokens_s, short.total_s)
-    assert max(waits) == 5
+    assert max(*waits, short.check_timeout_s) == 5
+    assert Connection(check_timeout_s=2.0).within(5).check_timeout_s == 2
+
+
+def test_checks_have_a_limit_of_their_own() -> None:
+    assert Connection().check_timeout_s == 60 < Connection().first_token_s
+    with pytest.raises(UsageError, match="`check_timeout_s` must be a number of seconds above 0"):
+        Connection(check_timeout_s=0)

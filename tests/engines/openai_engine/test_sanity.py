@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from detcheck.engines.openai.checks import no_cache
-from detcheck.engines.openai.endpoint import Seen
+from detcheck.engines.openai.checks import different_prompts, no_cache
 from detcheck.engines.openai.engine import allow_open_files
 from detcheck.engines.openai.probing import Probe
 from detcheck.engines.openai.reply import Reply
+from detcheck.engines.openai.seeds import together_check
 from detcheck.errors import UsageError
 from detcheck.gate.policy import rules_for
 from detcheck.gate.verdict import INCONCLUSIVE, judge
@@ -20,8 +20,10 @@ def checks(analysis) -> dict[str, bool | None]:
 
 SOUND = {
     "served model": None,
+    "request": None,
     "temperature 0": True,
     "seed": True,
+    "different prompts": True,
     "max_tokens": True,
     "logprobs": True,
     "no cache": True,
@@ -92,36 +94,78 @@ def test_answers_that_are_all_empty_prove_nothing(serve, measure):
     assert any("is empty" in reason for reason in judged.reasons)
 
 
-def probe(text: str, reply_id: str, elapsed_s: float) -> Probe:
+def probe(
+    text: str, reply_id: str, elapsed_s: float, *, arrivals: int = 3, created: int | None = None
+) -> Probe:
     reply = Reply(12)
-    chunk = {"id": reply_id, "choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}
-    reply.add(chunk)
-    return Probe(reply, elapsed_s)
+    choice = {"delta": {"content": text}, "finish_reason": "stop"}
+    reply.add({"id": reply_id, "created": created, "choices": [choice]})
+    return Probe(reply, elapsed_s, arrivals)
 
 
 @pytest.mark.parametrize(
-    ("repeats", "fresh", "holds"),
+    ("repeats", "fresh", "holds", "decisive"),
     [
-        ([("a", 1.0), ("b", 1.0), ("c", 1.0)], [("d", 1.0)], True),
-        ([("a", 1.0), ("a", 1.0), ("a", 1.0)], [("d", 1.0)], False),
-        ([("a", 1.0), ("a", 1.0), ("a", 1.0)], [("a", 1.0)], True),  # a server with one id
-        ([("a", 1.0), ("b", 0.001), ("c", 0.001)], [("d", 1.0)], False),
-        ([("a", 1.0), ("b", 0.5), ("c", 0.001)], [("d", 1.0)], True),  # one slow: computed
-        ([("a", 0.01), ("b", 0.0001), ("c", 0.0001)], [("d", 0.01)], True),  # too quick to tell
+        ([("a", 1.0), ("b", 1.0), ("c", 1.0)], [("d", 1.0)], True, False),
+        ([("a", 1.0), ("a", 1.0), ("a", 1.0)], [("d", 1.0)], False, False),  # made of the request
+        ([("a", 1.0), ("a", 0.3), ("a", 0.4)], [("d", 1.0)], False, True),
+        ([("a", 0.01), ("a", 0.001), ("a", 0.001)], [("d", 0.01)], False, True),
+        ([("a", 1.0), ("a", 1.0), ("a", 1.0)], [("a", 1.0)], True, False),  # one id for all
+        ([("a", 1.0), ("b", 0.001), ("c", 0.001)], [("d", 1.0)], False, True),
+        ([("a", 1.0), ("b", 0.5), ("c", 0.001)], [("d", 1.0)], True, False),  # one was computed
+        ([("a", 0.01), ("b", 0.0001), ("c", 0.0001)], [("d", 0.01)], True, False),  # too quick
     ],
 )
-def test_a_cache_is_known_by_ids_or_by_time(repeats, fresh, holds):
+def test_cache_is_known_by_time_or_by_ids_and_another_sign(repeats, fresh, holds, decisive):
     found = no_cache([probe("x", *one) for one in repeats], [probe("y", *one) for one in fresh])
-    assert found.holds is holds
+    assert (found.holds, found.decisive) == (holds, decisive)
 
 
-def test_what_is_remembered_of_replies_is_bounded(monkeypatch):
-    monkeypatch.setattr("detcheck.engines.openai.endpoint.MOST_REMEMBERED", 10)
-    seen = Seen()
-    for number in range(1000):
-        seen.add(probe("x", f"id-{number}", 1.0).reply)
-    assert len(seen._ids) <= 10
-    assert seen.repeated_ids == 0
+def test_cache_is_known_by_ids_and_replies_in_one_piece():
+    repeats = [probe("x", "a", 1.0, arrivals=n) for n in (9, 1, 1)]
+    fresh = [probe("y", id_, 1.0, arrivals=9) for id_ in "bc"]
+    assert no_cache(repeats, fresh).decisive
+    assert not no_cache(repeats[:1] + fresh, fresh).decisive
+
+
+def test_cache_is_known_by_ids_and_an_old_time_stamp():
+    repeats = [probe("x", "a", 1.0, created=100) for _ in range(3)]
+    fresh = [probe("y", id_, 1.0, created=101) for id_ in "bc"]
+    assert no_cache(repeats, fresh).decisive
+    unmoved = [probe("y", id_, 1.0, created=100) for id_ in "bc"]
+    assert not no_cache(repeats, unmoved).decisive
+
+
+@pytest.mark.parametrize(
+    ("texts", "holds"),
+    [
+        (("one", "two", "three"), True),
+        (("Service temporarily overloaded",) * 3, False),
+        (("Overloaded (request 17)", "Overloaded (request a3f9)", "overloaded"), True),
+        (("Overloaded (request 17)", "overloaded (request 18)", "Overloaded (request a9)"), False),
+    ],
+)
+def test_one_answer_to_all_prompts_is_decisive(texts, holds):
+    (found,) = different_prompts([probe(text, "a", 1.0).reply for text in texts])
+    assert (found.holds, found.decisive) == (holds, not holds)
+
+
+def test_empty_answers_have_another_check():
+    assert different_prompts([probe("", "a", 1.0).reply] * 3) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "holds", "decisive"),
+    [
+        ("abca", True, False),
+        ("aaaa", False, True),
+        ("aaba", False, False),
+        ("abcd", False, False),
+    ],
+)
+def test_each_request_of_a_batch_keeps_its_seed(texts, holds, decisive):
+    found = together_check(texts)
+    assert (found.holds, found.decisive) == (holds, decisive)
 
 
 def test_more_requests_than_the_system_lets_open_are_refused_in_a_sentence():
