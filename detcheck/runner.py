@@ -17,7 +17,7 @@ from detcheck import __version__, environment, rundir
 from detcheck.analysis import analyse
 from detcheck.analysis.summary import summary_rows
 from detcheck.engines import Connection, Engine, TrialResult, open_engine
-from detcheck.engines.base import ChecksEndpoints, IdentifiesModel, InFlight
+from detcheck.engines.base import ChecksEndpoints, IdentifiesModel, InFlight, OnWait
 from detcheck.errors import MeasurementError, OutOfMemory, RunDirectoryError, StorageError
 from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity
 from detcheck.experiment import Experiment
@@ -33,6 +33,9 @@ RUNS_FOLDER = Path("results/runs")
 
 class Listener:
     """Is called as a run goes on; every method does nothing unless overridden."""
+
+    def waiting_for(self, phrase: str) -> None:
+        """The checks of a server wait for what `phrase` names."""
 
     def endpoints_checked(self, checks: tuple[EndpointCheck, ...]) -> None:
         """The servers were checked; called before the directory exists."""
@@ -86,7 +89,7 @@ def run(
     path = Path(out) if out is not None else RUNS_FOLDER / run_id
     check_vacant(path)  # before a model is loaded in vain
     with ExitStack() as held:
-        engine = engine or open_engine(experiment, target, connection)
+        engine = engine or open_engine(experiment, target, connection, _on_wait(listener))
         held.callback(engine.close)
         writer = RunWriter.create(
             path,
@@ -126,7 +129,9 @@ def resume(
                 "option, or start a new run."
             )
     with ExitStack() as held:
-        engine = engine or open_engine(stored.experiment, stored.target, connection)
+        engine = engine or open_engine(
+            stored.experiment, stored.target, connection, _on_wait(listener)
+        )
         held.callback(engine.close)
         _check_environment(stored)
         _check_model(stored, _identity(engine))
@@ -347,6 +352,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return one_line(", ".join(map(str, value)))[:80]
     return "unset" if value is None else one_line(str(value))[:80]
+
+
+def _on_wait(listener: Listener | None) -> OnWait | None:
+    return None if listener is None else listener.waiting_for
 
 
 def _now() -> str:

@@ -24,7 +24,7 @@ HIDDEN_ENGINES = ("scripted",)
 OTHER_FLAGS = {
     "api_key_env": "--api-key-env",
     "baseline": "--baseline",
-    "check_timeout": "--check-timeout",
+    "check_timeout_s": "--check-timeout",
     "control": "--control",
     "headers": "--header",
     "level": "--level",
@@ -36,7 +36,7 @@ OTHER_FLAGS = {
     "prompts": "--prompts",
     "require_control": "--require-control",
     "resume": "--resume",
-    "timeout": "--timeout",
+    "total_s": "--timeout",
 }
 """Arguments that messages name and that are fields of no structure here."""
 _ARGUMENT = re.compile(r"`([a-z_]+)(?:=\"?([^`\"]*)\"?)?`")
@@ -71,7 +71,7 @@ def with_flags(message: str) -> str:
         name, value = match.groups()
         if name not in flags:
             return match.group()
-        return flags[name] + (f" {value}" if value else "")
+        return flags[name] + (f" {value}" if value not in (None, "", "True", "False") else "")
 
     return _ARGUMENT.sub(flag, message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Timer
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,9 @@ from detcheck.evidence import EndpointCheck
 from detcheck.rundir import ConditionRecord
 from detcheck.runner import Listener
 
+LONG_WAIT_S = 5.0
+"""A wait that is longer is reported without a terminal too."""
+
 
 class ProgressListener(Listener):
     """Shows a bar a condition; without a terminal, one line when a condition ends."""
@@ -29,6 +33,7 @@ class ProgressListener(Listener):
     def __init__(self, waiting: str = "loading the model …") -> None:
         self._waiting = waiting
         self._status: Any = None
+        self._timer: Timer | None = None
         self._tasks: dict[int, TaskID] = {}
         self._distinct: dict[int, int] = {}
         self._requests = ""
@@ -55,6 +60,17 @@ class ProgressListener(Listener):
     ) -> None:
         self._stop_status()
         self._progress.stop()
+
+    def waiting_for(self, phrase: str) -> None:
+        """Shown at once in a terminal; without one, as a line if the wait is long."""
+        if self._status is not None:
+            self._status.update(untrusted(phrase))
+            return
+        self._stop_timer()
+        line = f"{phrase} …"
+        self._timer = Timer(LONG_WAIT_S, print_line, (line, "dim"), {"console": stderr})
+        self._timer.daemon = True
+        self._timer.start()
 
     def endpoints_checked(self, checks: tuple[EndpointCheck, ...]) -> None:
         """A line a check; those that failed stand out."""
@@ -133,6 +149,12 @@ class ProgressListener(Listener):
         return "" if distinct is None else f"distinct so far: {distinct}"
 
     def _stop_status(self) -> None:
+        self._stop_timer()
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,6 +70,14 @@ def run_command(
             metavar="S", help="Seconds that a request to an endpoint may take. [default: 1800]"
         ),
     ] = None,
+    check_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="Seconds that each short request of the checks before an experiment may take. "
+            "[default: 60]",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -96,7 +105,7 @@ def run_command(
     answered_by = values(target_fields(), given | {"model": model})
     if resume is not None and out is not None:
         raise UsageError("`resume` goes on in its own directory: leave `out` away.")
-    connection = _connection(api_key_env, header, timeout)
+    connection = _connection(api_key_env, header, timeout, check_timeout)
     if resume is not None:
         measured = _resume(resume, asked, answered_by, connection)
     else:
@@ -115,15 +124,22 @@ def _seed(seed: int | None, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _connection(
-    api_key_env: str | None, headers: list[str] | None, timeout: float | None
+    api_key_env: str | None,
+    headers: list[str] | None,
+    timeout: float | None,
+    check_timeout: float | None,
 ) -> Connection | None:
     """How to reach endpoints; None if no option of it was given."""
-    if api_key_env is None and not headers and timeout is None:
+    if api_key_env is None and not headers and timeout is None and check_timeout is None:
         return None
     from detcheck.engines import Connection
 
     connection = Connection(api_key_env=api_key_env, headers=tuple(headers or ()))
-    return connection if timeout is None else connection.within(timeout)
+    if timeout is not None:
+        connection = connection.within(timeout)
+    if check_timeout is not None:
+        connection = replace(connection, check_timeout_s=check_timeout)
+    return connection
 
 
 def _start(
@@ -146,7 +162,8 @@ def _start(
 def _check_connection(target: Target, connection: Connection | None) -> None:
     if connection is not None and target.traits.computes_here:
         raise UsageError(
-            "--api-key-env, --header and --timeout are for servers: give --endpoint URL."
+            "--api-key-env, --header, --timeout and --check-timeout are for servers: give "
+            "--endpoint URL."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -18,6 +18,10 @@ class InFlight:
     in_flight: int
     done: int
     failed: int
+
+
+OnWait = Callable[[str], None]
+"""Called with a phrase that says what is waited for, and for how long at most."""
 
 
 class OnTokens(Protocol):

@@ -59,9 +59,7 @@ class InProcessEngine:
         self._check_kernels()
 
     @classmethod
-    def open(
-        cls, experiment: Experiment, target: InProcess, _connection: object = None
-    ) -> InProcessEngine:
+    def open(cls, experiment: Experiment, target: InProcess, *_: object) -> InProcessEngine:
         """Load the model of `target`. Raises ModelError or UsageError if that cannot be done."""
         loaded = models.load(
             target.model,

@@ -22,9 +22,9 @@ _TITLE = re.compile(r"<title[^>]{0,200}>([^<]{1,400})", re.IGNORECASE)
 
 
 class Body:
-    """Takes the bytes of one reply as they arrive, and adds what they say to `reply`.
+    """Takes the bytes of one reply as they arrive, and adds their content to `reply`.
 
-    `feed` and `close` return whether tokens came. They raise Failure if the bytes are no reply.
+    `feed` and `close` return True if tokens arrived. They raise Failure if the bytes are no reply.
     """
 
     def __init__(self, reply: Reply, secrets: tuple[str, ...] = ()):
@@ -83,16 +83,16 @@ class Body:
 
     def _take(self, events: list[bytes]) -> bool:
         """Add events to the reply."""
-        came = False
+        has_tokens = False
         for data in events:
             if data.strip(b'"').upper() == DONE:
                 self._reply.done = True
                 break
-            came |= self._reply.add(parse_json(data, self._secrets))
-        return came
+            has_tokens |= self._reply.add(parse_json(data, self._secrets))
+        return has_tokens
 
     def _words(self, data: bytes) -> str:
-        """What a reply says that is neither events nor JSON, for a person."""
+        """The words of a reply that is neither events nor JSON, as a phrase of a message."""
         text = redact(data[:LONGEST_WORDS].decode("utf-8", "replace"), self._secrets)
         if not text.startswith("<"):
             return f"the server answered in plain words: {one_line(text)[:200]}"

@@ -18,7 +18,7 @@ QUICKER = 0.5
 
 
 def served_model(endpoint: Endpoint) -> EndpointCheck:
-    """Which model is asked, and what will show its load."""
+    """Names the model that is asked, and the source of evidence of its load."""
     load = "its own counters" if endpoint.watch.available else "its streams alone"
     path = endpoint.dialect.path
     sentence = f"{endpoint.dialect.model} at {endpoint.name}{path}, its load observed by {load}"
@@ -94,12 +94,12 @@ def max_tokens(replies: Sequence[Reply]) -> EndpointCheck:
 
 
 def logprobs(replies: Sequence[Reply]) -> EndpointCheck:
-    """Whether flips can be explained, and what fingerprints are made of."""
-    made_of = "token ids" if all(reply.has_token_ids for reply in replies) else "text"
+    """Whether flips can be explained, and whether fingerprints are of token ids or of text."""
+    identity = "token ids" if all(reply.has_token_ids for reply in replies) else "text"
     if all(reply.has_candidates for reply in replies):
-        sentence = f"each token came with a runner-up; fingerprints are of {made_of}"
+        sentence = f"each token came with a runner-up; fingerprints are of {identity}"
         return EndpointCheck("logprobs", True, sentence)
-    sentence = f"no runners-up came, so flips stay unexplained; fingerprints are of {made_of}"
+    sentence = f"no runners-up came, so flips stay unexplained; fingerprints are of {identity}"
     return EndpointCheck("logprobs", False, sentence)
 
 
@@ -137,7 +137,7 @@ def failed_probes(kinds: Mapping[str, int]) -> list[EndpointCheck]:
 
 
 def over_the_run(tally: ReplyTally) -> list[EndpointCheck]:
-    """What all replies up to now show about the server."""
+    """The checks that rest on all replies up to now."""
     return [
         _system_fingerprint(tally),
         *_reply_ids(tally),

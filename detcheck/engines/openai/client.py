@@ -47,7 +47,7 @@ class Page:
 
     @property
     def said(self) -> str:
-        """The server's own words about an error; empty where there are none."""
+        """The server's own words about an error; empty if there are none."""
         try:
             data: dict[str, Any] = parse_json(self.text.encode("utf-8", "replace"))
         except Failure:
@@ -81,11 +81,11 @@ class Client:
         await self._session.close()
 
     async def get(self, path: str, longest: int = LONGEST_LIST) -> Page:
-        """A page of the API, such as `/models`; raises Failure where none comes back."""
+        """A page of the API, such as `/models`; raises Failure if none comes back."""
         return await self._get(self.base_url + path, longest)
 
     async def metrics(self) -> str | None:
-        """The server's metrics in Prometheus' text format; None where it has none."""
+        """The server's metrics in Prometheus' text format; None if it has none."""
         parts = urlsplit(self.base_url)
         root = f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix('/v1')}"
         try:
@@ -103,7 +103,7 @@ class Client:
     ) -> Reply:
         """Send one request and read its reply to the end. `on_tokens` is called as tokens come.
 
-        Raises Failure, of whatever kind; never waits longer than the connection's limits.
+        Raises Failure, and never waits longer than the connection's limits.
         """
         reply = Reply(max_new_tokens, self.secrets)
         with _as_failures():
@@ -139,7 +139,7 @@ class Client:
             on_tokens()
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
-        """Raise Failure where the reply is not the beginning of an answer."""
+        """Raise Failure if the status or an encoding shows that no answer follows."""
         if response.status != 200:
             page = await _page(response, LONGEST_ERROR, self.secrets)
             raise failed_status(
@@ -184,7 +184,7 @@ def _origin(
 
 @contextmanager
 def _as_failures() -> Iterator[None]:
-    """Turn whatever the HTTP client raises into a Failure, without a word of what was sent."""
+    """Turn every exception of the HTTP client into a Failure that quotes nothing of the request."""
     try:
         yield
     except Failure:
@@ -211,13 +211,13 @@ async def _read_all(response: aiohttp.ClientResponse, longest: int) -> bytes:
     async for piece in response.content.iter_any():
         size += len(piece)
         if size > longest:
-            raise Failure(MALFORMED, "the reply is longer than what was asked for can be")
+            raise Failure(MALFORMED, "the reply is longer than the answer to the request can be")
         pieces.append(piece)
     return b"".join(pieces)
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Read what follows the last event, which is nothing but the end of the stream."""
+    """Read the rest of a stream after its last event: normally only the end of the stream."""
     left = LONGEST_ERROR
     try:
         async with asyncio.timeout(1.0):

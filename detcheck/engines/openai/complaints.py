@@ -1,4 +1,4 @@
-"""What a server says of an error, in whatever field it says it, and replies that are no JSON."""
+"""Errors in replies: a server's own words, in any of their fields, and replies that are no JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detcheck.engines.openai.failures import MALFORMED, Failure
 from detcheck.text import one_line
 
 COMPLAINTS = ("error", "errors", "detail", "message", "msg", "error_msg", "errmsg", "error_message")
-"""Fields in which servers write what went wrong."""
+"""Fields in which servers describe an error."""
 
 
 def complaint(chunk: dict[str, Any], secrets: Sequence[str]) -> str | None:

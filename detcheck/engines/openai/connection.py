@@ -23,7 +23,7 @@ _OURS = {
     "connection",
     "accept-encoding",
 }
-_LIMITS = ("connect_s", "first_token_s", "between_tokens_s", "total_s", "check_timeout_s")
+_LIMITS = ("total_s", "check_timeout_s", "connect_s", "first_token_s", "between_tokens_s")
 SHORTEST_SECRET = 6
 """Shorter values are not removed from replies: they occur in any text."""
 REDACTED = "[redacted]"
@@ -117,10 +117,10 @@ def _split(line: str) -> tuple[str, str]:
     return name, _checked(value, f"the header {name}")
 
 
-def _checked(value: str, what: str) -> str:
+def _checked(value: str, name: str) -> str:
     if not _VALUE.fullmatch(value):
         raise UsageError(
-            f"The value of {what} holds characters that HTTP cannot carry: check for line breaks."
+            f"The value of {name} holds characters that HTTP cannot carry: check for line breaks."
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Why a reply ended: what servers write as a finish reason, and what of it means an answer."""
+"""Finish reasons: which values end a reply, and which mean that the server gave it up."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ LONGEST_PAUSE_S = 30.0
 
 
 def _ignore(*_: object) -> None:
-    """A callback that nobody needs."""
+    """A callback that does nothing."""
 
 
 class Endpoint:
-    """One server: its client, its dialect, and what has been found out about it."""
+    """One server: its client, its dialect, its checks and its replies' tally."""
 
     def __init__(
         self,

@@ -12,21 +12,20 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from detcheck.completion import Completion
-from detcheck.engines.base import InFlight, OnTokens, TrialResult
+from detcheck.engines.base import InFlight, OnTokens, OnWait, TrialResult
 from detcheck.engines.openai import same_server, sanity
 from detcheck.engines.openai.checks import over_the_run
 from detcheck.engines.openai.connection import Connection
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.evidence import Stream, Ticks, agreed
 from detcheck.engines.openai.failures import MALFORMED, Failure
+from detcheck.engines.openai.loop import LoopThread
 from detcheck.engines.openai.request import Question
 from detcheck.errors import MeasurementError, UsageError
 from detcheck.evidence import EndpointCheck, KernelsProof
@@ -40,20 +39,19 @@ try:
 except ImportError:  # Windows: no limit to look up
     resource = None  # type: ignore[assignment]
 
-T = TypeVar("T")
 STEP_S = 0.01
 """Delay that stands for one forward pass in the plan of a staggered trial."""
 REPORT_S = 0.2
 WARM_S = 1.0
-"""Connections that were used within this time are taken to be open still."""
+"""Connections that were used within this time are taken to be still open."""
 SILENT_TRIALS = 3
-"""So many trials in a row without one answer end a condition."""
+"""A condition ends after so many trials in a row without one answer."""
 SPARE_FILES = 64
 
 
 @dataclass(slots=True)
 class Progress:
-    """Where the requests of a trial stand."""
+    """How many requests of a trial are in flight, done and failed."""
 
     total: int
     tokens: int = 0
@@ -61,17 +59,21 @@ class Progress:
     failed: int = 0
 
     def report(self, on_tokens: OnTokens | None) -> None:
-        """Tell the listener."""
+        """Call the listener, if there is one."""
         if on_tokens is not None:
             ended = self.done + self.failed
             on_tokens(self.tokens, InFlight(self.total - ended, self.done, self.failed))
 
 
 class OpenAIEngine:
-    """Asks OpenAI-compatible servers; see `Engine`. Made within the thread that uses it."""
+    """Asks OpenAI-compatible servers; see `Engine`. Its event loop runs in a thread of its own."""
 
     def __init__(
-        self, experiment: Experiment, target: Served, connection: Connection | None = None
+        self,
+        experiment: Experiment,
+        target: Served,
+        connection: Connection | None = None,
+        on_wait: OnWait | None = None,
     ):
         self._experiment = experiment
         self._target = target
@@ -79,25 +81,29 @@ class OpenAIEngine:
         self._warm: dict[str, tuple[int, float]] = {}
         self._ticks = Ticks()
         allow_open_files(max(experiment.batch_sizes) + SPARE_FILES)
-        self._runner = asyncio.Runner()
+        self._loop = LoopThread()
         self._endpoints: dict[str, Endpoint] = {}
         try:
-            self._run(self._open(connection or Connection()))
+            self._loop.run(self._open(connection or Connection(), on_wait or _ignore))
         except BaseException:
             self.close()
             raise
 
     @classmethod
     def open(
-        cls, experiment: Experiment, target: Served, connection: Connection | None = None
+        cls,
+        experiment: Experiment,
+        target: Served,
+        connection: Connection | None = None,
+        on_wait: OnWait | None = None,
     ) -> OpenAIEngine:
         """Connect to the endpoints of `target` and check them."""
-        return cls(experiment, target, connection)
+        return cls(experiment, target, connection, on_wait)
 
     def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
         """See `Engine.run_trial`."""
         condition = trial.condition
-        result = self._run(self._trial(trial, on_tokens))
+        result = self._loop.run(self._trial(trial, on_tokens))
         answered = any(not completion.failed for _, completion in result.completions)
         self._silent[condition.condition_id] = (
             0 if answered else self._silent[condition.condition_id] + 1
@@ -105,13 +111,13 @@ class OpenAIEngine:
         if self._silent[condition.condition_id] > SILENT_TRIALS:
             last = result.completions[-1][1]
             raise MeasurementError(
-                f"Nothing came back in {SILENT_TRIALS} trials in a row ({last.failure}: "
-                f"{last.error}); what came before is kept."
+                f"No answer came back in {SILENT_TRIALS} trials in a row ({last.failure}: "
+                f"{last.error}); the completions before are kept."
             )
         return result
 
     def proof(self, kernels: str) -> KernelsProof:
-        """Nothing is known of a server's kernels, and nothing is claimed."""
+        """Empty: a server's kernels are not known, and none are claimed."""
         return KernelsProof(kernels, {})
 
     def endpoint_checks(self) -> tuple[EndpointCheck, ...]:
@@ -125,25 +131,14 @@ class OpenAIEngine:
     def close(self) -> None:
         """Close every connection."""
         try:
-            self._run(self._close())
+            self._loop.run(self._close())
         finally:
-            self._runner.close()
+            self._loop.close()
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        try:
-            return self._runner.run(work)
-        except RuntimeError as error:
-            work.close()
-            if "running event loop" in str(error):
-                raise UsageError(
-                    "An event loop runs in this thread already: call detcheck from another thread."
-                ) from None
-            raise
-
-    async def _open(self, connection: Connection) -> None:
+    async def _open(self, connection: Connection, on_wait: OnWait) -> None:
         target = self._target
         for placement, url in zip(target.placements, target.endpoints, strict=True):
-            endpoint = self._endpoints[placement] = Endpoint(url, connection, placement)
+            endpoint = self._endpoints[placement] = Endpoint(url, connection, placement, on_wait)
             await sanity.check(endpoint, self._experiment, target)
         if len(self._endpoints) > 1:
             endpoints = tuple(self._endpoints.values())
@@ -221,7 +216,7 @@ class OpenAIEngine:
         def on_tokens() -> None:
             nonlocal reads
             reads += 1
-            progress.tokens += 1  # one for each piece that came, until the reply is whole
+            progress.tokens += 1  # one a read, until the reply is whole and can be counted
             stream.saw_tokens(self._ticks.now(), loop.time())
 
         experiment = self._experiment
@@ -235,7 +230,7 @@ class OpenAIEngine:
         try:
             reply = await endpoint.ask(question, on_tokens)
             completion = reply.completion()
-            if reply.hidden:  # equal to any other: nothing could be seen to differ
+            if reply.hidden:  # any two such replies look equal
                 raise Failure(MALFORMED, "tokens were generated, and none of them shown")
         except Failure as failure:
             progress.failed += 1
@@ -262,14 +257,18 @@ class OpenAIEngine:
         return delays
 
     async def _warm_up(self, endpoint: Endpoint, number: int) -> None:
-        """Open the connections of a trial, unless the last one has left enough of them open."""
+        """Open the connections of a trial, unless the trial before has left enough of them open."""
         before, when = self._warm.get(endpoint.name, (0, 0.0))
         if before < number or perf_counter() - when > WARM_S:
             await endpoint.client.open_connections(number)
 
 
+def _ignore(_: str) -> None:
+    """A callback that does nothing."""
+
+
 def allow_open_files(number: int) -> None:
-    """Let this process open `number` files; raises UsageError where the system does not."""
+    """Let this process open `number` files; raises UsageError if the system forbids it."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

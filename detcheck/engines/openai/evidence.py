@@ -1,8 +1,8 @@
 """Evidence that a server computed requests together: its own counters, else its streams.
 
-Streams are the weaker witness. That tokens of several replies came interleaved shows that the
-server worked on them at the same time, not that it did so in one forward pass: several workers of
-one request each would look the same.
+Streams are the weaker evidence. Interleaved tokens of several replies show that the server worked
+on them at the same time, not that it did so in one forward pass: several workers of one request
+each would look the same.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ POLL_S = 0.1
 MOST_SAMPLES = 2048
 """Beyond this every other sample is dropped, and polling goes half as fast."""
 SUSTAINED = 0.05
-"""Share of the time in which so many streams must have run together."""
+"""Share of the time for which so many streams must have run together."""
 
 
 class Ticks:
-    """Counts turns of the event loop: what came in within one cannot be told apart in time."""
+    """Counts turns of the event loop: tokens that arrive within one turn have no order in time."""
 
     def __init__(self) -> None:
         self._tick = 0
         self._due = False
 
     def now(self) -> int:
-        """Number of the turn that is going on."""
+        """Number of the current turn."""
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._next)
@@ -43,15 +43,15 @@ class Ticks:
 
 @dataclass(slots=True)
 class Stream:
-    """When the tokens of one reply came: turns of the event loop, and seconds."""
+    """Arrival times of one reply's tokens: turns of the event loop, and seconds."""
 
     arrivals: int = 0
-    """Turns in which tokens came."""
+    """Turns in which tokens arrived."""
     second: tuple[int, float] = (0, 0.0)
     last: tuple[int, float] = (-1, 0.0)
 
     def saw_tokens(self, tick: int, seconds: float) -> None:
-        """Tokens came now."""
+        """Tokens have just arrived."""
         if tick == self.last[0]:
             return
         self.arrivals += 1
@@ -61,19 +61,20 @@ class Stream:
 
 
 def overlapping(streams: Sequence[Stream]) -> LoadEvidence | None:
-    """How many replies were generated at the same time, by when their tokens came.
+    """How many replies were generated at the same time, by the arrival times of their tokens.
 
-    A reply counts from its second token on, so that a server which greets everybody and then works
-    requests off one by one comes out as 1; and a number of streams counts where it lasted for
-    `SUSTAINED` of the time, so that a late packet does not. None where replies came in one piece.
+    A reply counts from its second token on: a server that sends every first token at once, and
+    then serves one request after the other, is measured as 1. A number of streams counts only if it
+    lasted for `SUSTAINED` of the time, so that one late packet does not count. None if replies
+    arrived in one piece.
     """
-    told = [stream for stream in streams if stream.arrivals > 2]
-    if not told or 2 * len(told) < len(streams):
+    spread = [stream for stream in streams if stream.arrivals > 2]
+    if not spread or 2 * len(spread) < len(streams):
         return None
-    # Ends before beginnings within a turn of the event loop: a turn hides their order.
+    # Within one turn of the event loop ends count before beginnings: their order is not known.
     changes = sorted(
-        [(stream.second[0], 1, stream.second[1]) for stream in told]
-        + [(stream.last[0], -1, stream.last[1]) for stream in told]
+        [(stream.second[0], 1, stream.second[1]) for stream in spread]
+        + [(stream.last[0], -1, stream.last[1]) for stream in spread]
     )
     seconds_at: dict[int, float] = {}
     level, since = 0, changes[0][2]
@@ -95,11 +96,11 @@ def overlapping(streams: Sequence[Stream]) -> LoadEvidence | None:
 
 
 def agreed(counted: LoadEvidence | None, streams: Sequence[Stream]) -> LoadEvidence | None:
-    """What a trial of these `streams` shows, by counters where the streams do not contradict them.
+    """The evidence of a trial: the server's counters, unless the `streams` contradict them.
 
-    Streams are the weaker witness of how large a batch was, not of whether there was one: replies
-    that came strictly one after the other were in no batch, whatever a gauge says. Of who else was
-    there while one request was asked for, streams say nothing, and iterations do.
+    Streams tell less about the size of a batch than counters, but they do tell whether there was
+    one: replies that arrived strictly one after the other were in no batch, whatever a gauge says.
+    Only counters of iterations show other clients' requests beside a single one.
     """
     seen = overlapping(streams)
     if counted is None:
@@ -111,7 +112,7 @@ def agreed(counted: LoadEvidence | None, streams: Sequence[Stream]) -> LoadEvide
 
 
 class MetricsWatch:
-    """Reads a server's counters before, during and after a trial; silent where it has none."""
+    """Reads a server's counters before, during and after a trial; does nothing if it has none."""
 
     def __init__(self, client: Client):
         self._client = client
@@ -137,7 +138,7 @@ class MetricsWatch:
         self._poll = asyncio.create_task(self._keep_polling())
 
     async def stop(self, requests: int) -> LoadEvidence | None:
-        """What the counters say of the `requests` answered since `start`."""
+        """Evidence of the batches of the `requests` that were answered since `start`."""
         if self._poll is None:
             return None
         await self.abandon()

@@ -1,4 +1,4 @@
-"""What can go wrong with a request, by kind, and what of it may be tried again."""
+"""Kinds of failed requests, and which of them may be sent again."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Failure(Exception):  # noqa: N818  (data about a request, not an error of 
         self.status = status
         self.retry_after_s = retry_after_s
         self.body = body
-        """What the server said, redacted."""
+        """The body of the server's reply, redacted."""
         self.location = location
-        """Where a redirect leads; None where it is none."""
+        """Target of a redirect; None if the reply is no redirect."""
 
     @property
     def nothing_generated(self) -> bool:
@@ -68,7 +68,7 @@ def failed_status(
 
 
 def failed_transport(error: Exception) -> Failure:
-    """The failure behind an exception of the HTTP client; never quotes what was sent."""
+    """The failure behind an exception of the HTTP client; quotes nothing of the request."""
     if isinstance(error, TimeoutError):
         return Failure(TIMEOUT, "no connection in time")
     if isinstance(error, aiohttp.ClientConnectorError | ssl.SSLError):
@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Seconds of a Retry-After header, be it a number or a date; None where it is neither."""
+    """Seconds of a Retry-After header, be it a number or a date; None if it is neither."""
     try:
         seconds = float(retry_after or "")
     except ValueError:

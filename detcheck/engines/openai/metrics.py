@@ -1,10 +1,9 @@
 """Evidence of load from a server's own counters, in the Prometheus text format.
 
 Known are vLLM, SGLang (`--enable-metrics`), llama.cpp's server (`--metrics`) and TGI. A server
-counts everybody's requests: whatever other tenants send while a trial runs is in its numbers too.
-That is right for the batch, which they share, and means that preemptions and prefix-cache hits
-need not be ours. Texts are untrusted: a line that cannot be read says nothing, and a number that
-cannot be meant is left out.
+counts the requests of all its clients. That is right for the batch, which they share. It also means
+that preemptions and prefix-cache hits may be those of other clients. Texts are untrusted: lines
+that cannot be read and impossible numbers are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from detcheck.evidence import SERVER_COUNTERS, LoadEvidence
 
 MOST_CHARACTERS = 8_000_000
-"""What follows in a longer text is not read."""
+"""The rest of a longer text is not read."""
 ONE_ROW = 1e-6
 _LARGEST = 2**31 - 1
 _SAMPLE = re.compile(
@@ -34,12 +33,12 @@ Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What one reading of a server's metrics says; None where the server does not tell."""
+    """One reading of a server's metrics; a field is None if the server does not export it."""
 
     server: str | None = None
-    """`vllm`, `sglang`, `llamacpp` or `tgi`; None where the text is of none of them."""
+    """`vllm`, `sglang`, `llamacpp` or `tgi`; None if the text is of none of them."""
     running: int | None = None
-    """Requests that are being computed now, of the busiest engine where there are several."""
+    """Requests that are being computed now, of the busiest engine if there are several."""
     generation_tokens: float | None = None
     """Tokens generated since the server started."""
     accepted_draft_tokens: float = 0.0
@@ -47,7 +46,7 @@ class Counters:
     iterations: float | None = None
     """Forward passes of the engine since it started."""
     busy_rows: float | None = None
-    """Requests summed over these iterations, where the server counts them itself."""
+    """Requests summed over these iterations, if the server counts them itself."""
     iteration_tokens: Mapping[float, float] = field(default_factory=dict)
     """Iterations of at most so many query tokens, cumulative."""
     preemptions: float | None = None
@@ -56,10 +55,10 @@ class Counters:
 
 
 def read(text: str, model: str | None = None) -> Counters:
-    """Counters in a `/metrics` text; `Counters()` where it is of no known server.
+    """Counters in a `/metrics` text; `Counters()` if it is of no known server.
 
-    Where it names `model`, nothing else is counted: what a router adds up of several models shares
-    no batch. Under another name (an alias, an adapter) a model's requests are among everybody's.
+    If it names `model`, only that model is counted: the models behind a router share no batch. If
+    it does not (an alias, an adapter), all requests of the server are counted.
     """
     samples = _of_model(_samples(text), model)
     for server, reader in _READERS.items():
@@ -77,15 +76,15 @@ def process_start(text: str) -> float | None:
 def load_evidence(
     before: Counters, samples: Sequence[Counters], after: Counters, requests: int
 ) -> LoadEvidence | None:
-    """What a server's counters say of the batches between `before` and `after`.
+    """Evidence of the batches that a server formed between `before` and `after`.
 
     `rows_max` is the most requests that any of `samples`, polled in between, saw running, or the
-    mean of an iteration where that is more: a lower bound, since a batch may come and go between
+    mean of an iteration if that is more: a lower bound, since a batch may come and go between
     two polls. vLLM's gauge counts requests that are admitted; those whose prompts wait for room
     in the token budget join an iteration or two later. `query_tokens_max` is the bound of the
     fullest histogram bucket that grew: an upper bound. `requests` are those that were answered: a
     server whose counters did not grow by a token each is not the one that answered them (or is
-    one of several behind a balancer), and is no evidence. None as well where nothing was running
+    one of several behind a balancer), and is no evidence. None as well if nothing was running
     in any sample and no iterations are counted.
     """
     if after.server is None or not _answered_here(before, after, requests):
@@ -93,7 +92,7 @@ def load_evidence(
     rows_mean = _rows_mean(before, after)
     polled = [sample.running for sample in samples if sample.running is not None]
     if rows_mean is not None and requests > 1 and abs(rows_mean - 1) < ONE_ROW:
-        polled = []  # no iteration had a second row, whatever was waiting its turn
+        polled = []  # no iteration had a second row: the others were waiting
     rows_max = max([*polled, math.ceil(round(rows_mean or 0.0, 6))], default=0)
     if rows_max < 1:
         return None
@@ -115,7 +114,7 @@ def _answered_here(before: Counters, after: Counters, requests: int) -> bool:
 
 
 def _rows_mean(before: Counters, after: Counters) -> float | None:
-    """Requests an iteration; None where not both are counted, or the server was restarted."""
+    """Requests an iteration; None if one of them is not counted, or the server was restarted."""
     iterations = _grown(before.iterations, after.iterations)
     rows = _grown(before.busy_rows, after.busy_rows)
     if rows is None:
@@ -128,7 +127,7 @@ def _rows_mean(before: Counters, after: Counters) -> float | None:
 
 
 def _query_tokens_max(before: Counters, after: Counters) -> int | None:
-    """Bound of the highest bucket that grew; None where that one has no bound."""
+    """Bound of the highest bucket that grew; None if that one has no bound."""
     bounds = sorted(set(before.iteration_tokens) & set(after.iteration_tokens))
     grown = [after.iteration_tokens[bound] - before.iteration_tokens[bound] for bound in bounds]
     highest = None
@@ -139,7 +138,7 @@ def _query_tokens_max(before: Counters, after: Counters) -> int | None:
 
 
 def _grown(before: float | None, after: float | None) -> float | None:
-    """How much a counter grew; None where it is not known or has started anew."""
+    """How much a counter grew; None if it is not known or has started again at 0."""
     if before is None or after is None or after < before:
         return None
     return after - before
@@ -162,12 +161,12 @@ def _samples(text: str) -> Samples:
 
 def _of_model(samples: Samples, model: str | None) -> Samples:
     name = "model_name"
-    named = (labels.get(name) == model for told in samples.values() for labels, _ in told)
+    named = (labels.get(name) == model for values in samples.values() for labels, _ in values)
     if model is None or not any(named):
         return samples
     return {
-        metric: [one for one in told if one[0].get(name, model) == model]
-        for metric, told in samples.items()
+        metric: [one for one in values if one[0].get(name, model) == model]
+        for metric, values in samples.items()
     }
 
 

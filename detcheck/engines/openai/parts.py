@@ -1,4 +1,4 @@
-"""The text of one choice of a reply, whatever fields and parts a server puts it in.
+"""The text of one choice of a reply, from all fields and parts that servers use.
 
 Reasoning and answer both count. A field that repeats another of the same kind counts once.
 """
@@ -43,7 +43,7 @@ _DEEPEST = 16
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """What one delta or message says."""
+    """The content of one delta or message."""
 
     text: str
     """Its reasoning, its answer and its calls of tools, in this order."""
@@ -99,8 +99,8 @@ def _text(value: Any, depth: int = 0) -> str:
         return "".join(_text(one, depth + 1) for one in value)
     if not isinstance(value, dict) or _is_unreadable(value):
         return ""
-    said = _once(_text(value.get(name), depth + 1) for name in _TEXTS)
-    return said or _as_json(value)
+    text = _once(_text(value.get(name), depth + 1) for name in _TEXTS)
+    return text or _as_json(value)
 
 
 def _is_unreadable(part: Mapping[str, Any]) -> bool:
@@ -109,7 +109,7 @@ def _is_unreadable(part: Mapping[str, Any]) -> bool:
 
 
 def _as_json(part: Mapping[str, Any]) -> str:
-    """What a part of an unknown kind holds (an image, say); empty if that is nothing."""
+    """The content of a part of an unknown kind, such as an image; empty if it has none."""
     held = {name: value for name, value in part.items() if name not in _LABELS and _holds(value)}
     if not held:
         return ""
@@ -121,12 +121,12 @@ def _as_json(part: Mapping[str, Any]) -> str:
 
 def _calls(value: Any) -> str:
     """Names and arguments of the tools that the model calls; ids of calls are new every time."""
-    said = []
+    texts = []
     for call in value if isinstance(value, list) else [value]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if isinstance(function, dict):
-            said += [_text(function.get(name)) for name in ("name", "arguments")]
-    return "".join(said)
+            texts += [_text(function.get(name)) for name in ("name", "arguments")]
+    return "".join(texts)
 
 
 def _holds(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The pieces of a streamed reply: what each brought, and which of them only repeat the others."""
+"""The pieces of a streamed reply: their text and tokens, and which of them repeat others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEWEST_CUMULATIVE = 3
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one chunk added."""
+    """The text and tokens of one chunk."""
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -22,7 +22,7 @@ class Piece:
 
 
 def said_once(pieces: Sequence[Piece], counted: int | None) -> Sequence[Piece]:
-    """The pieces without those that repeat what was said.
+    """The pieces without those that repeat the others.
 
     Some servers send the whole text again in the last chunk, or all of it so far in every chunk.
     `counted` is the number of tokens that the server counted, None if it did not: it tells a
@@ -57,11 +57,11 @@ def most_tokens(pieces: Sequence[Piece]) -> int:
 
 
 def _most_tokens(piece: Piece) -> int:
-    told = max(len(piece.token_ids), len(piece.ranked))
-    if told and not piece.ranked:
-        return told
+    number = max(len(piece.token_ids), len(piece.ranked))
+    if number and not piece.ranked:
+        return number
     size = _num_bytes(piece.text) - sum(_num_bytes(one.token) for one in piece.ranked)
-    return told + max(0, size)
+    return number + max(0, size)
 
 
 def _num_bytes(text: str) -> int:
@@ -101,7 +101,7 @@ def _ends(start: int, piece: Piece, number: int) -> list[int]:
 
 
 def _cumulative(texts: Sequence[str]) -> bool:
-    """Whether every text goes on where the one before it ended, and holds that too."""
+    """Whether every text begins with the one before it, and is longer."""
     if len(texts) < FEWEST_CUMULATIVE:
         return False
     return all(len(one) < len(two) and two.startswith(one) for one, two in pairwise(texts))

@@ -130,7 +130,7 @@ def _useless(endpoint: Endpoint, failure: Failure) -> MeasurementError:
 
 
 def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
-    """The dialect without what the server has just refused.
+    """The dialect without the fields that the server has just refused.
 
     Raises UsageError or MeasurementError if the refusal was about something else.
     """

@@ -24,7 +24,7 @@ from detcheck.errors import DetcheckError, MeasurementError, ModelError, UsageEr
 from detcheck.text import one_line, quoted
 
 MOST_NAMED = 8
-"""Served models that a sentence lists."""
+"""Served models that a message lists."""
 NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
 """OpenSSL's words for an answer that is not TLS at all; its other words are about TLS."""
 
@@ -97,11 +97,11 @@ async def unreachable(client: Client, failure: Failure) -> DetcheckError:
     if failure.kind == MALFORMED:
         return _not_the_api(client, failure.phrase)
     said = {
-        RESET: f"{url} cut the connection and said nothing: look at the server's log.",
+        RESET: f"{url} cut the connection without an answer: look at the server's log.",
         TIMEOUT: f"{url} does not answer in time: is the server up?",
     }
-    nobody = f"There is no server at {url} ({failure.phrase}): start it, or check the URL."
-    return MeasurementError(said.get(failure.kind, nobody))
+    absent = f"There is no server at {url} ({failure.phrase}): start it, or check the URL."
+    return MeasurementError(said.get(failure.kind, absent))
 
 
 def not_the_api(client: Client, failure: Failure, path: str) -> UsageError:
@@ -173,7 +173,9 @@ def _choose(
                 f"{client.base_url} serves {listed or 'no model'}: name the one to ask by `model`."
             )
         wanted = names[0]
-    if not served:  # `transformers serve` lists what the hub's cache holds, not what it loaded
+    if (
+        not served
+    ):  # `transformers serve` lists the models in the hub's cache, not those it has loaded
         return wanted, None
     for one in served:
         if one["id"] == wanted:

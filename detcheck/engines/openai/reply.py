@@ -49,8 +49,8 @@ class Reply:
         self._pieces: list[Piece] = []
         self._num_tokens = 0
         self._reason: str | None = None
-        self._reason_came_early = False
-        """Whether text came after a finish reason: then no reason of this reply is its end."""
+        self._reason_was_early = False
+        """Whether text followed a finish reason: then no reason of this reply is its end."""
         self._has_choices = False
         self._has_reasoning = False
 
@@ -75,11 +75,11 @@ class Reply:
         return self._take_choice(choices[0])
 
     def add_whole(self, data: dict[str, Any]) -> bool:
-        """Take a reply that came as one object, which ends it; see `add`."""
-        came = self.add(data)
+        """Take a reply that is one object, which ends it; see `add`."""
+        has_tokens = self.add(data)
         kind = data.get("object")
         self.done = not (isinstance(kind, str) and kind.endswith("chunk"))
-        return came
+        return has_tokens
 
     def completion(self) -> Completion:
         """The whole answer; raises Failure if it did not end, or the server gave it up."""
@@ -106,15 +106,15 @@ class Reply:
     @property
     def finish_reason(self) -> str | None:
         """Why it ended; `unknown` if the stream ended in order without a reason, None if cut."""
-        if self._reason is not None and (self.done or not self._reason_came_early):
+        if self._reason is not None and (self.done or not self._reason_was_early):
             return self._reason
         return UNTOLD if self.done else None
 
     @property
     def num_tokens(self) -> int:
-        """Tokens so far: as the server told them apart, else pieces of text that came."""
-        told = max(self._num_tokens, self.usage.completion_tokens or 0)
-        return told or sum(bool(piece.text) for piece in self._pieces)
+        """Tokens so far: as the server counted them, else pieces of text."""
+        counted = max(self._num_tokens, self.usage.completion_tokens or 0)
+        return counted or sum(bool(piece.text) for piece in self._pieces)
 
     @property
     def hidden(self) -> bool:
@@ -143,13 +143,13 @@ class Reply:
 
     @property
     def has_candidates(self) -> bool:
-        """Whether every token came with a runner-up."""
+        """Whether the server named a runner-up for every token."""
         ranked = folding.ranked(self._once())
         return bool(ranked) and all(not math.isnan(one.gap) for one in ranked)
 
     @property
     def text(self) -> str:
-        """All that was said so far, without the secrets that came back in it."""
+        """All text so far, without the secrets that the server sent back."""
         return self._redacted(self._once())
 
     def _take_choice(self, choice: dict[str, Any]) -> bool:
@@ -163,14 +163,14 @@ class Reply:
         if repeats:
             self._check_whole(said.text, whole.text)
         text = said.text if repeats else said.text or whole.text
-        came = False if repeats and not text else self._append(text, choice)
-        if came and self._reason is not None:
-            self._reason, self._reason_came_early = None, True
+        is_new = False if repeats and not text else self._append(text, choice)
+        if is_new and self._reason is not None:
+            self._reason, self._reason_was_early = None, True
         self._reason = self._word(reason) or self._reason
-        return came
+        return is_new
 
     def _append(self, text: str, choice: dict[str, Any]) -> bool:
-        """Keep what a choice brought; False if that is nothing."""
+        """Keep the text and tokens of a choice; return False if it has none."""
         ranked, ids = _ranked(choice.get("logprobs")), _ids(choice)
         if not ids and ranked and all(one.token_id is not None for one in ranked):
             ids = [one.token_id for one in ranked if one.token_id is not None]
@@ -197,7 +197,7 @@ class Reply:
         return folding.said_once(self._pieces, self.usage.completion_tokens)
 
     def _redacted(self, pieces: Sequence[Piece]) -> str:
-        """The text, without a secret in it, in however many pieces it came."""
+        """The text without secrets, even if a secret is spread over several pieces."""
         return redact("".join(piece.text for piece in pieces), self._secrets)
 
     def _whole_ids(self, pieces: Sequence[Piece]) -> tuple[int, ...] | None:
@@ -218,17 +218,17 @@ class Reply:
         self, pieces: Sequence[Piece], ids: tuple[int, ...] | None, num_tokens: int
     ) -> TopTwo | None:
         """Two best tokens at each position; None if the server ranked none, or too many."""
-        told = folding.ranked(pieces)
-        if not told or len(told) > num_tokens:
+        known = folding.ranked(pieces)
+        if not known or len(known) > num_tokens:
             return None
-        ranked = (*told, *[Ranked.unknown()] * (num_tokens - len(told)))
+        ranked = (*known, *[Ranked.unknown()] * (num_tokens - len(known)))
         runners_up = [one.runner_up_id for one in ranked]
-        known = ids is not None and all(token_id is not None for token_id in runners_up)
+        by_ids = ids is not None and all(token_id is not None for token_id in runners_up)
         return TopTwo(
-            tuple(token_id for token_id in runners_up if token_id is not None) if known else None,
+            tuple(token_id for token_id in runners_up if token_id is not None) if by_ids else None,
             tuple(one.gap for one in ranked),
             tuple(one.logprob for one in ranked),
-            None if known else tuple(redact(one.runner_up, self._secrets) for one in ranked),
+            None if by_ids else tuple(redact(one.runner_up, self._secrets) for one in ranked),
         )
 
     def _word(self, value: Any) -> str | None:
@@ -242,9 +242,9 @@ def _ids(choice: dict[str, Any]) -> list[int]:
     """Token ids that the choice brings: vLLM's, or SGLang's meta information."""
     ids = choice.get("token_ids")
     if ids is None and isinstance(choice.get("meta_info"), dict):
-        told = choice["meta_info"].get("output_token_logprobs")
-        if isinstance(told, list):
-            ids = [one[1] for one in told if isinstance(one, list) and len(one) > 1]
+        entries = choice["meta_info"].get("output_token_logprobs")
+        if isinstance(entries, list):
+            ids = [one[1] for one in entries if isinstance(one, list) and len(one) > 1]
     if ids is None:
         return []
     if not isinstance(ids, list) or not all(

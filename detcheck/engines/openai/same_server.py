@@ -27,7 +27,7 @@ _VERSION = re.compile(r"(?<![\d.])\d+\.\d+(?:\.\d+)?(?![\d.])")
 
 @dataclass(slots=True)
 class Sighting:
-    """What the replies of one endpoint show of the server behind it."""
+    """Signs, in the replies of one endpoint, of the server behind it."""
 
     id_numbers: list[int] = field(default_factory=list)
     """Numbers at the end of its replies' ids, one a round; fewer if some ids have none."""
@@ -111,7 +111,7 @@ def _moved_together(
 
 
 def _sign(one: Endpoint, other: Endpoint, sightings: dict[str, Sighting]) -> str | None:
-    """What shows that both are one server; None if nothing does."""
+    """The sign that both are one server; None if there is none."""
     ours, theirs = sightings[one.placement], sightings[other.placement]
     if other.placement in ours.moved_with and one.placement in theirs.moved_with:
         return "their counters move together"

@@ -1,4 +1,4 @@
-"""Before the experiment: a few short requests that show whether an endpoint does as it is told.
+"""Before the experiment: a few short requests that show whether an endpoint follows requests.
 
 A verdict on an endpoint that answers from a cache, or ignores the seed, would be about these and
 not about its kernels. The checks use other prompts than the experiment, whose first request must

@@ -9,10 +9,9 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventParser:
-    """Cuts a byte stream into the data of its events, whatever pieces it comes in.
+    """Cuts a byte stream, in pieces of any size, into the data of its events.
 
-    Raises Failure where a line, or the stream, is longer than it may be: what is held at any time
-    is bounded by the former.
+    Raises Failure if a line or the stream is longer than allowed, so that memory stays bounded.
     """
 
     def __init__(self, longest_line: int, longest_stream: int):
@@ -26,7 +25,7 @@ class EventParser:
         """The data of the events that `piece` completes."""
         self._left -= len(piece)
         if self._left < 0:
-            raise Failure(MALFORMED, "the reply is longer than what was asked for can be")
+            raise Failure(MALFORMED, "the reply is longer than the answer to the request can be")
         *lines, self._rest = (self._rest + piece).split(b"\n") if self._rest else piece.split(b"\n")
         if len(self._rest) > self._longest_line:
             raise Failure(MALFORMED, "a line of the reply has no end")

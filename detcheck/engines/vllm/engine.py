@@ -69,7 +69,7 @@ class VllmEngine:
             raise
 
     @classmethod
-    def open(cls, experiment: Experiment, target: Vllm, _connection: object = None) -> VllmEngine:
+    def open(cls, experiment: Experiment, target: Vllm, *_: object) -> VllmEngine:
         """Start vLLM for the first condition; see the class."""
         return cls(experiment, target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -183,3 +184,14 @@ def test_a_thousand_in_flight(serve, measure):
     analysis = measure(server, batch_sizes=(1000,), completions=1000, max_new_tokens=4)
     assert server.behaviour.most_in_flight == 1000
     assert analysis.groups[0].completions == 1000
+
+
+def test_an_endpoint_is_measured_inside_a_running_event_loop(serve, measure):
+    server = serve()
+
+    async def notebook():
+        return measure(server)
+
+    analysis = asyncio.run(notebook())
+    assert analysis.groups[0].completions == 20
+    assert server.behaviour.most_in_flight == 8
