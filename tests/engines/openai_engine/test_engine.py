@@ -128,7 +128,7 @@ def test_a_server_that_only_fails_ends_its_conditions(serve, measure, monkeypatc
     monkeypatch.setattr(endpoints, "FIRST_PAUSE_S", 0.0)
     analysis = measure(serve(fault=after_sanity("500", every=1)), completions=60)
     errors = [record.error for record in analysis.run.conditions]
-    assert all("Nothing came back in 3 trials" in error for error in errors)
+    assert all("No answer came back in 3 trials" in error for error in errors)
     assert verdict(analysis).value == INCONCLUSIVE
 
 
