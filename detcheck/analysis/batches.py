@@ -29,7 +29,7 @@ SERVER_SHARE = 0.75
 and requests that are sent together are taken in one after the other."""
 SHARED = 1.1
 """A server that computed so many times the requests it was sent had other clients too."""
-WITNESS = {
+HOW_OBSERVED = {
     FORWARD_PASSES: "counted over forward passes",
     SERVER_COUNTERS: "by the server's own counters",
     STREAMED_TOKENS: "by overlapping streams",
@@ -169,10 +169,10 @@ def evidence(records: Sequence[ConditionRecord], *, open_loop: bool = False) -> 
         sentence = _short(max(short, key=lambda record: record.batch_size), seen)
     else:
         sources = dict.fromkeys(record.evidence_source or FORWARD_PASSES for record in records)
-        witness = ", ".join(WITNESS.get(source, source) for source in sources)
+        observed_by = ", ".join(HOW_OBSERVED.get(source, source) for source in sources)
         where = " under open-loop arrivals" if open_loop else ""
         shared = ", other clients' requests among them" if _shared(records) else ""
-        sentence = f"batches of up to {seen} of {asked} asked{where}, {witness}{shared}"
+        sentence = f"batches of up to {seen} of {asked} asked{where}, {observed_by}{shared}"
     return BatchEvidence(not short, asked, seen, sentence)
 
 

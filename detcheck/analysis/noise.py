@@ -1,9 +1,9 @@
 """By how much loads move the gap between the two best logits, measured in the run itself.
 
 The run directory holds, for each completion, the largest change of this gap against the first
-completion of its prompt and kernels, over the positions *before* the two diverge: a flip never
-vouches for itself. The noise of a kernels setting is the median of these changes over all its
-prompts and conditions, times SAFETY.
+completion of its prompt, kernels and seed, over the positions *before* the two diverge. So the
+change at a flip is not part of the noise by which it is judged. The noise of a kernels setting is
+the median of these changes over all its prompts, seeds and conditions, times SAFETY.
 
 Which completions count:
 

@@ -134,7 +134,7 @@ def test_noise_between_repeats_of_one_load_is_noise(planted_run: Callable[..., R
     assert 0 < group.noise <= SAFETY * 0.2
 
 
-def test_a_flip_does_not_vouch_for_itself(planted_run: Callable[..., Run]) -> None:
+def test_the_change_at_a_flip_is_not_part_of_the_noise(planted_run: Callable[..., Run]) -> None:
     """At the planted token the gap drops from 2 to 1.5: that change is not part of the noise."""
     run = planted_run(Planted(9, 2, gap=1.5), engine={"noise": 0.01})
     group = analyse(run).group(0, STOCK)

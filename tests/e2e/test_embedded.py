@@ -172,3 +172,37 @@ def test_a_prompt_beyond_the_context_is_refused(
     assert result.err.count("\n") == 1, result.err
     assert "exceeds the model's context of 8192: shorten it" in result.err
     assert not (folder / "long").exists()
+
+
+def test_a_short_run_whose_logits_move_finds_no_bug(
+    detcheck: Callable[..., Result], folder: Path
+) -> None:
+    """The logits move by up to 0.6 between loads. If noise could not be seen, it is unknown."""
+    prompt = "List three prime numbers and say why each is prime."
+    result = detcheck(
+        *("run", "-p", prompt, "-n", "6", "-b", "1,4", "-k", STOCK),
+        *("--max-new-tokens", "6", "-o", "short", "--json"),
+    )
+    assert result.code == 0, result.err
+    [row] = json.loads(result.out)["summary"]
+    assert row["flips"]["confident"] == 0
+    group = groups(folder / "short")[STOCK]
+    assert group.noise is None or group.noise > 0
+    assert group.alive
+
+
+def test_seeds_are_told_from_what_the_system_adds(
+    detcheck: Callable[..., Result], folder: Path
+) -> None:
+    result = detcheck(
+        *("run", "-p", "Tell me a joke.", "-n", "8", "-b", "1,4", "--seeds", "3"),
+        *("--temperature", "0.7", "--max-new-tokens", "24", "-o", "seeds", "--json"),
+    )
+    assert result.code == 0, result.err
+    stock, invariant = json.loads(result.out)["summary"]
+    assert (stock["seeds"], invariant["seeds"]) == (3, 3)
+    assert (invariant["distinct"], invariant["distinct_within_seed"]) == (3, 1)
+    found = groups(folder / "seeds")
+    assert found[BATCH_INVARIANT].answers_from_system == 0
+    assert found[STOCK].answers_from_seeds == 3
+    assert found[STOCK].flips["confident"] == 0
