@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from detcheck.analysis.results import Analysis, BatchSizeRow, Group
+from detcheck.analysis.results import Analysis, BatchSizeRow, Flip, Group
 from detcheck.analysis.summary import summary_rows
 from detcheck.grid import condition_id
 from detcheck.rundir.frames import table_html
@@ -24,11 +24,11 @@ ROW_COLUMNS = tuple(
 CONDITION_COLUMNS = ("condition", "prompt", "kernels", *ROW_COLUMNS, "placement", "seed")
 VARIANT_COLUMNS = (
     "prompt", "kernels", "rank", "count", "share", "is_reference", "first_divergence",
-    "batch_sizes", "flip", "reference_gap", "variant_gap", "noise", "fingerprint", "text",
+    "batch_sizes", "flip", "reference_gap", "variant_gap", "noise", "fingerprint", "text", "seeds",
 )  # fmt: skip
 BRANCHING_COLUMNS = (
     "prompt", "kernels", "position", "flip", "common_completions", "completions", "variants",
-    "common_gap", "gap", "noise", "runner_up_won", "context", "common_piece", "piece",
+    "common_gap", "gap", "noise", "runner_up_won", "context", "common_piece", "piece", "seed",
 )  # fmt: skip
 MAY_BE_MISSING = ("exact_repeats_differ", "repeats_differ", "first_divergence")
 """Columns of whole numbers that may be missing."""
@@ -38,7 +38,7 @@ FLOATS = (
 )
 TEXTS = (
     *("condition", "prompt", "kernels", "placement", "batch_sizes", "flip", "fingerprint", "text"),
-    *("context", "common_piece", "piece", "runner_up_won"),
+    *("context", "common_piece", "piece", "runner_up_won", "seeds"),
 )
 
 
@@ -85,8 +85,8 @@ def variants_frame(analysis: Analysis) -> pd.DataFrame:
     rank              int64    1 for the most common answer
     count             int64    completions that gave it
     share             float64  the same as a fraction of 1
-    is_reference      bool     whether the others are compared with it
-    first_divergence  Int64    position at which it leaves the reference; NA for the reference
+    is_reference      bool     whether the others (of a seed) are compared with it
+    first_divergence  Int64    position at which it leaves the reference; NA for a reference
     batch_sizes       object   batch sizes under which it was seen, such as `4 16`
     flip              object   kind of the flip at which it leaves the reference
     reference_gap     float64  gap of the two best logits there on the reference's side, in nats
@@ -94,6 +94,7 @@ def variants_frame(analysis: Analysis) -> pd.DataFrame:
     noise             float64  measured noise of such gaps, in nats; NaN: not measured
     fingerprint       object   tagged hash of the token ids, or of the text
     text              object   the answer
+    seeds             object   seeds under which it was seen, such as `0 1`
     ================  =======  =====================================================================
     """
     return _frame(VARIANT_COLUMNS, (row for g in analysis.groups for row in _variants(g)))
@@ -119,6 +120,7 @@ def branchings_frame(analysis: Analysis) -> pd.DataFrame:
     context             object   text that both share just before
     common_piece        object   the next words of the more common branch
     piece               object   the next words of the other branch
+    seed                int64    seed of the answers
     ==================  =======  ===================================================================
     """
     return _frame(BRANCHING_COLUMNS, (row for g in analysis.groups for row in _branchings(g)))
@@ -167,9 +169,11 @@ def _conditions(analysis: Analysis, group: Group) -> Iterator[tuple[Any, ...]]:
 
 
 def _variants(group: Group) -> Iterator[tuple[Any, ...]]:
-    flips = {found.variant.fingerprint: found.flip for found in group.divergences}
+    flips: dict[tuple[str, int | None], Flip] = {
+        (found.variant.fingerprint, found.position): found.flip for found in group.divergences
+    }
     for line in group.variants:
-        flip = flips.get(line.variant.fingerprint)
+        flip = flips.get((line.variant.fingerprint, line.first_divergence))
         yield (
             group.prompt,
             group.kernels,
@@ -185,6 +189,7 @@ def _variants(group: Group) -> Iterator[tuple[Any, ...]]:
             None if flip is None else flip.noise,
             line.variant.fingerprint,
             line.variant.text,
+            " ".join(map(str, line.seeds)),
         )
 
 
@@ -206,4 +211,5 @@ def _branchings(group: Group) -> Iterator[tuple[Any, ...]]:
             branching.context,
             branching.common_piece,
             branching.piece,
+            branching.seed,
         )

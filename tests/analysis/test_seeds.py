@@ -118,6 +118,17 @@ def test_rows_are_over_seeds_and_by_condition(tmp_path: Path) -> None:
     assert set(frame["condition"]) == {record.condition_id for record in analysis.run.conditions}
 
 
+def test_tables_name_the_seeds(tmp_path: Path) -> None:
+    analysis = analysed(tmp_path / "run", changed_by_load)
+    variants, branchings = analysis.variants_frame(), analysis.branchings_frame()
+    assert sorted(variants["seeds"]) == ["3", "5", "5", "8", "8", "8"]
+    assert variants["is_reference"].sum() == 3
+    assert variants["flip"].notna().sum() == len(branchings) == 3
+    assert branchings["seed"].tolist() == [5, 8, 8]
+    cloned = analysed(tmp_path / "cloned", lambda trial, position: sample(1))
+    assert cloned.variants_frame()["seeds"].tolist() == ["3 5 8"]
+
+
 def test_comparisons_and_bound_are_over_all_seeds(tmp_path: Path) -> None:
     one_seed = analysed(tmp_path / "one", wanted, seeds=(3,)).groups[0]
     group = analysed(tmp_path / "run", wanted).groups[0]
