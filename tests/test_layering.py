@@ -91,7 +91,7 @@ def is_text(node: ast.expr) -> bool:
 
 
 def room_of(module: str) -> str | None:
-    """`gate` of `detcheck.gate.policy`; None for the public API itself."""
+    """`gate` of `detcheck.gate.rules`; None for the public API itself."""
     parts = module.split(".")
     within = ".".join(parts[1:3])
     if within in ROOMS_WITHIN:
@@ -231,7 +231,7 @@ def planted(tmp_path):
 @pytest.mark.parametrize(
     ("path", "line", "fault"),
     [
-        ("analysis/a.py", "from detcheck.gate.policy import MaxDistinct", "upward"),
+        ("analysis/a.py", "from detcheck.gate.rules import RULES", "upward"),
         ("analysis/a.py", "from detcheck import gate", "upward"),
         ("analysis/a.py", "from ..gate import policy", "upward"),
         ("analysis/a.py", "def f():\n    import detcheck.runner", "upward"),

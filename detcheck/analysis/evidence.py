@@ -1,7 +1,6 @@
-"""What a run lacks as evidence: while anything does, the gate passes nothing and no report trusts.
+"""What a run lacks as evidence. If it lacks anything, no gate passes it and no report trusts it.
 
-Each fact is stated once, here: how the gate judges and what the report calls trustworthy cannot
-drift apart.
+Each fact is stated once, here, so that the gate's verdict and the report's cannot disagree.
 """
 
 from __future__ import annotations
@@ -13,47 +12,97 @@ import numpy as np
 
 from detcheck.analysis.batches import SHARED
 from detcheck.analysis.results import Analysis, Group
+from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.evidence import EndpointCheck
-from detcheck.kernels.settings import KernelSettings
+from detcheck.kernels.settings import AS_SERVED, STOCK, KernelSettings
 from detcheck.text import count, one_line, quoted
 
+FAIL = "fail"
+INCONCLUSIVE = "inconclusive"
+NOTE = "note"
+"""A finding that decides nothing but that a reader of the verdict should know."""
+
+MEASURED = "measured"
 RUN_COMPLETE = "run-complete"
 EVERY_COMPLETION = "every-completion"
 BATCHES_OBSERVED = "batches-observed"
 KERNELS_PROVEN = "kernels-proven"
 LOAD_VARIED = "load-varied"
+ENOUGH_COMPARISONS = "enough-comparisons"
+CONTROL_ALIVE = "control-alive"
 ENDPOINT_SOUND = "endpoint-sound"
-DROWNED = 2.0
-"""Of a server that others use too, the largest batches must be so many times the smallest."""
+
+MIN_COMPARISONS = 20
+"""Fewest comparisons of a prompt that a pass needs: with no difference in 20, the 95 % upper bound
+of the rate of differing answers is 14 %."""
+BUSY = 2.0
+"""On a server that others use too, the largest batches must be so many times the smallest."""
 CONTROL_DID_NOT_DIVERGE = (
     "the control did not diverge: this prompt, model and load cannot show a difference"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
-    """One thing without which a single answer proves nothing."""
+class Finding:
+    """One thing to report of one group, or of the whole run."""
 
     rule: str
-    """What ought to hold: one of the names above."""
+    """The rule that reports it, such as `run-complete`."""
+    effect: str
+    """`fail`, `inconclusive` or `note`."""
     sentence: str
     group: Group | None = None
-    """None where it concerns the whole run."""
+    """None if it concerns the whole run."""
 
 
-def lacking(analysis: Analysis, groups: Sequence[Group]) -> tuple[Lack, ...]:
-    """Everything that `groups` of a run lack; empty where they are evidence."""
+def lacking(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    *,
+    min_comparisons: int = MIN_COMPARISONS,
+    control: Analysis | None = None,
+) -> tuple[Finding, ...]:
+    """Everything that `groups` of a run lack as evidence; empty if they lack nothing.
+
+    Each finding is inconclusive. `control` is the analysis of another run whose stock kernels (or
+    server) are the control; None takes the stock groups of this run.
+    """
     return (
+        *_measured(analysis),
         *_run_complete(analysis),
         *_every_completion(analysis, groups),
         *_batches_observed(groups),
         *_kernels_proven(analysis, groups),
         *_load_varied(analysis, groups),
+        *_enough_comparisons(analysis, groups, min_comparisons),
+        *_control_alive(analysis, groups, control),
         *_endpoint_sound(analysis),
     )
 
 
-def _run_complete(analysis: Analysis) -> Iterator[Lack]:
+def control_of(analysis: Analysis, group: Group, control: Analysis | None = None) -> Group | None:
+    """The control of a group: stock kernels (or a server) on the same prompt.
+
+    It is looked for in `control`, the analysis of another run, if that is given. Stock is its own
+    control. None if there is no control.
+    """
+    groups = analysis.groups if control is None else control.groups
+    names = (STOCK,) if control is None else (STOCK, AS_SERVED)
+    same = {other.kernels: other for other in groups if other.prompt == group.prompt}
+    return next((same[name] for name in names if name in same), None)
+
+
+def _lack(rule: str, sentence: str, group: Group | None = None) -> Finding:
+    return Finding(rule, INCONCLUSIVE, sentence, group)
+
+
+def _measured(analysis: Analysis) -> Iterator[Finding]:
+    if analysis.run.traits.planted:
+        sentence = "The answers were planted for a test: nothing was measured."
+        yield _lack(MEASURED, sentence)
+
+
+def _run_complete(analysis: Analysis) -> Iterator[Finding]:
     run = analysis.run
     if run.complete and run.finished is not None:
         return
@@ -62,73 +111,116 @@ def _run_complete(analysis: Analysis) -> Iterator[Lack]:
     cause = f" ({quoted(error, 100)})" if error else ""
     sentence = (
         f"The run is not complete: {left} of {len(run.conditions)} conditions were not measured "
-        f"to their end{cause}; `detcheck run --resume` goes on with it."
+        f"to their end{cause}. Resume it."
     )
     if run.complete:
-        sentence = "The run was cut off before its summary; `detcheck run --resume` writes it."
-    yield Lack(RUN_COMPLETE, sentence)
+        sentence = "The run was cut off before its summary. Resume it."
+    yield _lack(RUN_COMPLETE, sentence)
 
 
-def _every_completion(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
+def _every_completion(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
     for group in groups:
         asked = max(group.asked, analysis.run.experiment.completions)
         if group.completions < asked:
             failed = f" ({failures(group)})" if group.failed else ""
             sentence = f"{group.completions:,} of {count(asked, 'completion')} came back{failed}."
-            yield Lack(EVERY_COMPLETION, sentence, group)
+            yield _lack(EVERY_COMPLETION, sentence, group)
 
 
-def _batches_observed(groups: Sequence[Group]) -> Iterator[Lack]:
+def _batches_observed(groups: Sequence[Group]) -> Iterator[Finding]:
     for group in groups:
         if not group.evidence.observed:
             sentence = f"The load was not formed as asked: {group.evidence.sentence}."
-            yield Lack(BATCHES_OBSERVED, sentence, group)
+            yield _lack(BATCHES_OBSERVED, sentence, group)
 
 
-def _kernels_proven(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
-    for kernels in dict.fromkeys(
-        group.kernels for group in groups if KernelSettings.parse(group.kernels).claims_invariance
-    ):
+def _kernels_proven(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+    for kernels in dict.fromkeys(group.kernels for group in groups):
+        if not KernelSettings.parse(kernels).claims_invariance:
+            continue
         proof = analysis.run.proofs.get(kernels)
         fault = "the run recorded no proof" if proof is None else proof.fault
         if fault:
-            yield Lack(KERNELS_PROVEN, f"Nothing proves that {kernels} was in force: {fault}.")
+            yield _lack(KERNELS_PROVEN, f"Nothing proves that {kernels} was in force: {fault}.")
 
 
-def _load_varied(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Lack]:
-    """Where nothing changed around the request, no answer could have changed."""
+def _load_varied(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
+    """If nothing changed around the request, no answer could have changed."""
     for group in groups:
-        if group.completions and not _saw_two_loads(analysis, group):
+        if group.completions and not _two_loads(analysis, group):
             asked = dict.fromkeys(row.batch_size for row in group.by_batch_size if row.completions)
             sentence = (
                 f"The load never varied (batch size {', '.join(map(str, asked))} only): this check "
-                "could not have failed; run several batch sizes, such as -b 1,4,8."
+                "could not have failed. Run several batch sizes, such as 1, 4 and 8."
             )
-            yield Lack(LOAD_VARIED, sentence, group)
-        elif (drowned := _drowned(group)) is not None:
-            yield Lack(LOAD_VARIED, drowned, group)
+            yield _lack(LOAD_VARIED, sentence, group)
+        elif (busy := _busy(group)) is not None:
+            yield _lack(LOAD_VARIED, busy, group)
 
 
-def _endpoint_sound(analysis: Analysis) -> Iterator[Lack]:
+def _enough_comparisons(
+    analysis: Analysis, groups: Sequence[Group], needed: int
+) -> Iterator[Finding]:
+    """If the load never varied, that finding is enough: there were no comparisons at all."""
+    for group in groups:
+        made = group.comparisons
+        if made >= needed or not group.completions or not _two_loads(analysis, group):
+            continue
+        bound = percent_of(zero_upper_bound(made))
+        sentence = (
+            f"Only {count(made, 'comparison')} under a batch larger than one, and a pass needs "
+            f"{needed}: up to {bound} of answers could differ unseen (95 % bound). Ask for more "
+            "completions; exact repeats of a load do not count."
+        )
+        yield _lack(ENOUGH_COMPARISONS, sentence, group)
+
+
+def _control_alive(
+    analysis: Analysis, groups: Sequence[Group], other: Analysis | None
+) -> Iterator[Finding]:
+    for group in groups:
+        control = control_of(analysis, group, other)
+        if control is None or not group.completions or control.alive:
+            continue
+        if not control.completions:
+            found = "gave no answer"
+        elif control.logprobs_differ is None:
+            found = "gave one answer and no log-probabilities"
+        else:
+            found = "gave one answer, and not one bit of its log-probabilities moved"
+        sentence = (
+            f"The control shows nothing: {control.kernels} {found} under this load, so a fault "
+            "could not have been seen. Ask for longer answers or larger batches."
+        )
+        yield _lack(CONTROL_ALIVE, sentence, group)
+
+
+def _endpoint_sound(analysis: Analysis) -> Iterator[Finding]:
     for check in analysis.run.endpoint_checks:
         if check.decisive and check.holds is False:
-            yield Lack(ENDPOINT_SOUND, endpoint_sentence(check))
+            yield _lack(ENDPOINT_SOUND, endpoint_sentence(check))
 
 
 def endpoint_sentence(check: EndpointCheck) -> str:
-    """What a failed check of a server says, and where there are several of which."""
+    """A failed check of a server as a sentence, which names the server if there are several."""
     where = f"{check.placement}, " if check.placement else ""
     return f"The endpoint's check failed ({where}{check.name}): {check.sentence}."
 
 
 def failures(group: Group) -> str:
-    """`5 requests failed: 3 timeout, 2 http 5xx`, kinds where the engine tells them."""
+    """`5 requests failed: 3 timeout, 2 http 5xx`; without kinds if the engine names none."""
     kinds = ", ".join(f"{number:,} {one_line(kind)}" for kind, number in group.failures.items())
     return f"{count(group.failed, 'request')} failed" + (f": {kinds}" if kinds else "")
 
 
-def _saw_two_loads(analysis: Analysis, group: Group) -> bool:
-    """Whether the request of this group was computed under at least two different loads."""
+def percent_of(rate: float) -> str:
+    """A rate as `14 %` or `0.34 %`."""
+    percent = 100 * rate
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
+
+
+def _two_loads(analysis: Analysis, group: Group) -> bool:
+    """Whether the prompt of this group was computed under at least two different loads."""
     sizes = {row.batch_size for row in group.by_batch_size if row.completions}
     if len(sizes) > 1:
         return True
@@ -137,8 +229,8 @@ def _saw_two_loads(analysis: Analysis, group: Group) -> bool:
     return analysis.run.experiment.traffic == "mixed" or _num_observed_loads(analysis, group) > 1
 
 
-def _drowned(group: Group) -> str | None:
-    """Says where so many of somebody else's requests were on a server that ours changed little."""
+def _busy(group: Group) -> str | None:
+    """A sentence if other clients' requests were most of a server's load; None otherwise."""
     means = [
         (row.batch_size, row.observed_rows_mean)
         for row in group.by_batch_size
@@ -147,29 +239,29 @@ def _drowned(group: Group) -> str | None:
     if len(means) < 2:
         return None
     (smallest, low), (largest, high) = min(means), max(means)
-    if low <= SHARED * smallest or high >= DROWNED * low:
+    if low <= SHARED * smallest or high >= BUSY * low:
         return None
     return (
-        f"Somebody else's requests kept the server busy ({low:.3g} were computed together where "
-        f"{smallest} was asked for, {high:.3g} where {largest} were): the load hardly varied; ask "
-        "for larger batches, or for a server of your own."
+        f"Other clients' requests kept the server busy ({low:.3g} were computed together when "
+        f"{smallest} was asked for, {high:.3g} when {largest} were), so the load hardly varied. "
+        "Ask for larger batches, or use a server of your own."
     )
 
 
 def _num_observed_loads(analysis: Analysis, group: Group) -> int:
-    """How many different batches the completions of a group were seen in."""
+    """How many different batches the completions of a group were observed in."""
     run = analysis.run
-    ours = [
+    conditions = [
         index
         for index, record in enumerate(run.conditions)
         if (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
     ]
-    rows = np.isin(run.completions.condition, ours) & (run.completions.rows_max > 0)
-    seen = np.stack(
+    rows = np.isin(run.completions.condition, conditions) & (run.completions.rows_max > 0)
+    observed = np.stack(
         [
             run.completions.rows_max[rows],
             run.completions.rows_mean[rows],
             run.completions.query_tokens_max[rows],
         ]
     )
-    return int(np.unique(seen, axis=1).shape[1])
+    return int(np.unique(observed, axis=1).shape[1])

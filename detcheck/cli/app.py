@@ -50,6 +50,11 @@ COMMANDS = {
     "gate": LazyCommand(
         "detcheck.cli.gate", "gate_command", "Judge a run: pass, fail or inconclusive."
     ),
+    "baseline": LazyCommand(
+        "detcheck.cli.baseline",
+        "baseline_command",
+        "Accept the answers of a run, in a small file to commit.",
+    ),
     "compare": LazyCommand(
         "detcheck.cli.compare", "compare_command", "Hold two runs side by side: do they agree?"
     ),

@@ -2,32 +2,79 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from detcheck.analysis.evidence import Finding
     from detcheck.analysis.results import Analysis
+    from detcheck.gate.baseline import Baseline
+    from detcheck.gate.options import GateOptions
     from detcheck.gate.verdict import Verdict
 
 STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "note": ""}
+MOST_OF_A_RULE = 20
+"""Findings of one rule that are printed before the rest are counted; --json has all."""
+MOST_NOTES = 3
+"""The same for notes."""
 
 
 def gate_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to judge.")],
     *,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bits|tokens|text|answer",
+            help="What must be equal. [default: bits for kernels that claim invariance, else "
+            "tokens]",
+        ),
+    ] = None,
     max_distinct: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Distinct answers allowed for each prompt. [default: 1, or no limit with "
-            "--baseline alone]",
+            help="Most distinct answers of a prompt. [default: 1, or no limit with --baseline "
+            "alone]",
+        ),
+    ] = None,
+    min_comparisons: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Fewest comparisons under a batch larger than one that a pass needs for each "
+            "prompt. [default: 20, which is also the least]",
         ),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Earlier run whose answers this one must give."),
+        typer.Option(
+            metavar="FILE|RUN",
+            help="Accepted answers (from `detcheck baseline update`), or an earlier run, that this "
+            "run must give.",
+        ),
+    ] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Another run whose stock kernels, or server, are the control."
+        ),
+    ] = None,
+    require_control: Annotated[
+        bool,
+        typer.Option("--require-control", help="Without a control the verdict is inconclusive."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model that the run must have asked."),
+    ] = None,
+    max_age: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="Oldest run to judge, such as 2h or 7d."),
     ] = None,
     kernels: Annotated[
         str | None,
@@ -35,8 +82,8 @@ def gate_command(
             "-k",
             "--kernels",
             metavar="K",
-            help="Kernels to judge, comma-separated. [default: batch-invariant where the run has "
-            "it, else the only ones it has]",
+            help="Kernels to judge, comma-separated. [default: batch-invariant if the run has it, "
+            "else the only ones it has]",
         ),
     ] = None,
     junit: Annotated[
@@ -45,25 +92,42 @@ def gate_command(
     github_summary: Annotated[
         bool, typer.Option("--github-summary", help="Append the verdict to the job's summary.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Settings file. [default: the nearest detcheck.toml, or pyproject.toml with "
+            "[tool.detcheck], in this folder or above]",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Judge a run: pass, fail or inconclusive.
 
-    Where evidence is lacking (completions missing, batches not observed, kernels not proven, a
-    load that never varied), the verdict is inconclusive, never pass. Options that are not given
-    are taken from [tool.detcheck.gate] in pyproject.toml: max-distinct, baseline, kernels.
+    If evidence is lacking (completions missing, batches not observed, too few comparisons, a
+    control that is not alive, kernels not proven), the verdict is inconclusive, never pass. Options
+    that are not given are taken from the [gate] section of the settings file.
 
     Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive.
     """
     from detcheck.gate.github import append_summary, summary_path
     from detcheck.gate.junit import write_junit
-    from detcheck.gate.options import GateOptions, read_options, split_kernels
 
-    asked = GateOptions(max_distinct, baseline, None if kernels is None else split_kernels(kernels))
-    options = asked.over(read_options(Path("pyproject.toml")))
+    given = {
+        "level": level,
+        "max_distinct": max_distinct,
+        "min_comparisons": min_comparisons,
+        "baseline": baseline,
+        "control": control,
+        "require_control": require_control or None,
+        "model": model,
+        "max_age": max_age,
+        "kernels": kernels,
+    }
+    options = _options({name: value for name, value in given.items() if value is not None}, config)
     summary = summary_path() if github_summary else None
-    verdict, about = _judge(run, options)
-    _print_json(verdict, about) if as_json else _print(verdict, about)
+    verdict = _judge(run, options)
+    _print_json(verdict, options) if as_json else _print(verdict)
     if junit is not None:
         write_junit(verdict, junit)
     if summary is not None:
@@ -71,63 +135,104 @@ def gate_command(
     raise typer.Exit(verdict.exit_code)
 
 
-def _judge(run: Path, options: Any) -> tuple[Verdict, dict[str, Any]]:
-    """The verdict, and what was judged by which limits."""
-    from detcheck.gate.baseline import hold_against
-    from detcheck.gate.policy import rules_for
+def _options(given: dict[str, Any], file: Path | None) -> GateOptions:
+    """The options that are `given`, and those of the settings file for the rest."""
+    from detcheck.cli.config_file import name_settings, settings
+    from detcheck.gate.options import GateOptions
+
+    GateOptions(**given)  # a mistake on the command line is not the file's
+    found = settings(file)
+    found.build("gate", GateOptions)
+    name_settings(found, "gate")
+    return GateOptions(**{**found.section("gate"), **given})
+
+
+def _judge(run: Path, options: GateOptions) -> Verdict:
     from detcheck.gate.verdict import judge
 
-    analysis = _analysis(run)
+    analysis = load_analysis(run)
     kernels = options.kernels_of(analysis.run.experiment.kernels)
-    held = []
-    if options.baseline is not None:
-        held.append(hold_against(_analysis(options.baseline), analysis, kernels))
-    verdict = judge(analysis, kernels, rules_for(options.limit, *held))
-    about = {
-        "run": str(run),
-        "run_id": analysis.run.run_id,
-        "kernels": list(kernels),
-        "max_distinct": options.limit,
-        "baseline": held[0].baseline.run.run_id if held else None,
-    }
-    return verdict, about
+    return judge(
+        analysis,
+        options,
+        baseline=None if options.baseline is None else _baseline(options.baseline, kernels),
+        control=None if options.control is None else load_analysis(options.control),
+    )
 
 
-def _analysis(path: Path) -> Analysis:
+def load_analysis(path: Path) -> Analysis:
+    """The analysis of the run in folder `path`; raises RunDirectoryError as `load` does."""
     from detcheck import rundir
     from detcheck.analysis.analyse import analyse
 
     return analyse(rundir.load(path))
 
 
-def _print(verdict: Verdict, about: dict[str, Any]) -> None:
+def _baseline(path: Path, kernels: tuple[str, ...]) -> Baseline:
+    """The baseline at `path`: a run's answers if it is a folder, else a file."""
+    from detcheck.gate.baseline import baseline_of, read_baseline
+
+    return baseline_of(load_analysis(path), kernels) if path.is_dir() else read_baseline(path)
+
+
+def _print(verdict: Verdict) -> None:
     from detcheck.cli.console import print_line, stdout, untrusted
 
+    judged = verdict.judged
     headline = untrusted(verdict.value.upper(), f"bold {STYLES[verdict.value]}")
-    headline.append_text(untrusted(f"  {about['run']} ({', '.join(about['kernels'])})"))
+    headline.append_text(untrusted(f"  {judged.run} ({', '.join(judged.kernels)})"))
     stdout.print(headline, soft_wrap=True)
+    for line, style in _lines(verdict):
+        print_line(f"  {line}", style)
+    for name, text in judged.facts():
+        print_line(f"  {name + ':':<13}{text}", "dim")
+    if len(verdict.groups) > 1:
+        print_line(f"{verdict.value}: {verdict.summary}", f"bold {STYLES[verdict.value]}")
+
+
+def _lines(verdict: Verdict) -> Iterator[tuple[str, str]]:
+    """(line, style) of each finding; of one rule and effect only the first ones, then a count."""
+    shown: Counter[tuple[str, str]] = Counter()
+    rest: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in verdict.findings:
-        line = f"  {finding.effect}: {verdict.reason(finding)}"
-        print_line(line, STYLES[finding.effect])
+        kind = finding.effect, finding.rule
+        most = MOST_NOTES if finding.effect == "note" else MOST_OF_A_RULE
+        if shown[kind] < most:
+            shown[kind] += 1
+            yield f"{finding.effect}: {verdict.reason(finding)}", STYLES[finding.effect]
+        else:
+            rest[kind].append(finding)
+    for (effect, rule), findings in rest.items():
+        yield f"{effect}: {len(findings)} more of {rule} (all of them: --json)", STYLES[effect]
 
 
-def _print_json(verdict: Verdict, about: dict[str, Any]) -> None:
+def _print_json(verdict: Verdict, options: GateOptions) -> None:
     from detcheck.cli.console import print_json
 
     prompts = [
         {
-            "prompt": case.group.prompt,
-            "kernels": case.group.kernels,
-            "verdict": case.verdict,
-            "completions": case.group.completions,
-            "distinct": case.group.distinct,
-            "reasons": case.reasons,
+            "prompt": judged.group.prompt,
+            "kernels": judged.group.kernels,
+            "verdict": judged.value,
+            "completions": judged.group.completions,
+            "distinct": judged.group.distinct,
+            "reasons": judged.reasons,
         }
-        for case in verdict.cases
+        for judged in verdict.groups
     ]
     findings = [
         {"rule": finding.rule, "effect": finding.effect, "reason": verdict.reason(finding)}
         for finding in verdict.findings
     ]
-    document = {"verdict": verdict.value, "reasons": verdict.reasons, **about}
-    print_json({**document, "prompts": prompts, "findings": findings})
+    judged = verdict.judged
+    about = {
+        "run": judged.run,
+        "run_id": judged.run_id,
+        "kernels": judged.kernels,
+        "max_distinct": options.limit,
+        "min_comparisons": options.min_comparisons,
+        "baseline": judged.baseline,
+        "judged": judged,
+    }
+    document = {"verdict": verdict.value, "summary": verdict.summary, "reasons": verdict.reasons}
+    print_json({**document, **about, "prompts": prompts, "findings": findings})

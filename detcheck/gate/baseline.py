@@ -1,112 +1,245 @@
-"""Holding a run against an earlier one: the same question must get the same answer."""
+"""Baselines: the accepted answers of an earlier run, in memory or in a small file to commit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from detcheck.analysis.compare import experiment_differences, groups_of, in_words, parting
-from detcheck.analysis.evidence import LOAD_VARIED, lacking
-from detcheck.analysis.results import Analysis, Group, VariantCount
-from detcheck.environment import differences
+import msgspec
+
+from detcheck.analysis.evidence import (
+    CONTROL_ALIVE,
+    ENOUGH_COMPARISONS,
+    LOAD_VARIED,
+    Finding,
+    lacking,
+)
+from detcheck.analysis.results import Analysis, Group
+from detcheck.completion import fingerprint_text
 from detcheck.errors import UsageError
-from detcheck.gate.verdict import FAIL, NOTE, Finding
-from detcheck.rundir import Run
-from detcheck.text import count
+from detcheck.gate.identity import dtype_of, models_of
+from detcheck.rundir import Run, StoredVariant
+from detcheck.text import HIDDEN
 
-SAME_QUESTION = ("model", "max_new_tokens", "temperature", "chat_template")
-"""Fields of an experiment that must agree for answers to be comparable at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class SameAsBaseline:
-    """Fails a group whose answers the baseline did not give. Build it by `hold_against`."""
-
-    baseline: Analysis
-
-    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
-        ours, theirs = analysis.run, self.baseline.run
-        for phrase in (
-            *experiment_differences(theirs, ours),
-            *differences(theirs.environment, ours.environment),
-        ):
-            yield Finding("baseline", NOTE, f"The environment differs from the baseline: {phrase}.")
-        for group in groups:
-            yield from _against(group, groups_of(self.baseline, group.prompt)[group.kernels])
+FORMAT = 1
+PREVIEW = 2000
+"""Characters of an answer that a file keeps, to show a difference in words."""
+NOT_NEEDED = (LOAD_VARIED, ENOUGH_COMPARISONS, CONTROL_ALIVE)
+"""Lacks that a baseline may have: an answer that one load gave was given all the same."""
 
 
-def hold_against(baseline: Analysis, analysis: Analysis, kernels: Sequence[str]) -> SameAsBaseline:
-    """The rule that holds `analysis` against `baseline`.
+class AcceptedAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One answer that a baseline accepts."""
 
-    Raises UsageError where the baseline asks another question or is no evidence itself: it could
-    neither pass nor fail anything.
+    fingerprint: str
+    text_fingerprint: str
+    """Hash of the text alone, for a server that gives token ids only now and then."""
+    completions: int
+    """Completions that gave it in the run it was accepted from."""
+    characters: int
+    """Length of its text."""
+    preview: str
+    """Its text, or the first `PREVIEW` characters of it."""
+
+    @property
+    def whole(self) -> bool:
+        """True if the preview is the whole text."""
+        return len(self.preview) == self.characters
+
+
+class AcceptedPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The accepted answers to one prompt under one kernels setting."""
+
+    prompt: str
+    kernels: str
+    token_ids_digest: str | None = None
+    """Tagged hash of the prompt's token ids, as they were sent; None if it is not known."""
+    answers: tuple[AcceptedAnswer, ...]
+    """The reference of the run first, then the most common first."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(prompt, kernels), which no other entry of the baseline has."""
+        return self.prompt, self.kernels
+
+    def accepts(self, variant: StoredVariant) -> bool:
+        """Whether `variant` is one of the accepted answers, by tokens if both have them."""
+        if any(answer.fingerprint == variant.fingerprint for answer in self.answers):
+            return True
+        tagged = {answer.fingerprint.partition(":")[0] for answer in self.answers}
+        if variant.fingerprint.partition(":")[0] in tagged:
+            return False
+        text = fingerprint_text(variant.text)
+        return any(answer.text_fingerprint == text for answer in self.answers)
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The accepted answers, and what was asked of which model."""
+
+    detcheck_baseline: int = FORMAT
+    """Version of the format."""
+    run_id: str
+    """The run that the answers were last accepted from."""
+    finished: str | None
+    """When that run finished; UTC, ISO 8601."""
+    model: str | None
+    """None if the run does not record it."""
+    revision: str | None = None
+    """Commit of a model on the hub; None if it is not known."""
+    weights_digest: str | None = None
+    """Tagged hash of all weight files; None if it is not known."""
+    dtype: str | None
+    """Number type of the weights, as loaded, else as asked for; None if it is not known."""
+    max_new_tokens: int
+    temperature: float
+    seeds: tuple[int, ...]
+    chat_template: bool
+    engine: str
+    machine: dict[str, Any]
+    """Settings of the machine that can change an answer."""
+    prompts: tuple[AcceptedPrompt, ...]
+
+    def entry(self, group: Group) -> AcceptedPrompt | None:
+        """The accepted answers to the prompt and kernels of `group`; None if there are none."""
+        return next((e for e in self.prompts if e.key == (group.prompt, group.kernels)), None)
+
+
+def baseline_of(analysis: Analysis, kernels: Sequence[str], preview: int | None = None) -> Baseline:
+    """The answers of a run as a baseline; `preview` caps the characters that are kept of each.
+
+    Raises UsageError if the run lacks one of `kernels`, or is no evidence of its answers.
     """
-    if baseline.run.run_id == analysis.run.run_id:
-        raise UsageError("The baseline is the run itself: holding it against itself shows nothing.")
-    _check_same_question(baseline.run, analysis.run)
     for name in kernels:
-        if name not in baseline.run.experiment.kernels:
+        if name not in analysis.run.experiment.kernels:
             raise UsageError(
                 f"The baseline has no {name} kernels, only "
-                f"{', '.join(baseline.run.experiment.kernels)}: choose others by --kernels."
+                f"{', '.join(analysis.run.experiment.kernels)}: choose others by `kernels`."
             )
-    _check_evidence(baseline, kernels)
-    return SameAsBaseline(baseline)
-
-
-def _check_same_question(baseline: Run, run: Run) -> None:
-    for name in SAME_QUESTION:
-        theirs, ours = baseline.setting(name), run.setting(name)
-        if theirs != ours:
-            raise UsageError(
-                f"The baseline has another {name.replace('_', ' ')} ({in_words(theirs)}) than the "
-                f"run ({in_words(ours)}): their answers cannot be compared."
-            )
-    seeds, asked = baseline.experiment.seeds, run.experiment.seeds
-    if run.experiment.temperature > 0 and seeds != asked:
-        raise UsageError(
-            f"The baseline was sampled with seeds {in_words(seeds)}, the run with "
-            f"{in_words(asked)}: "
-            "their answers cannot be compared."
-        )
-    if set(baseline.experiment.prompts) != set(run.experiment.prompts):
-        raise UsageError("The baseline asks other prompts than the run: there is nothing to hold.")
-
-
-def _check_evidence(baseline: Analysis, kernels: Sequence[str]) -> None:
-    groups = [group for group in baseline.groups if group.kernels in kernels]
-    for lack in lacking(baseline, groups):
-        if lack.rule != LOAD_VARIED:  # what one load gave is still what was given
-            raise UsageError(f"The baseline is no evidence to hold a run against: {lack.sentence}")
-
-
-def _against(group: Group, baseline: Group) -> Iterator[Finding]:
-    """Findings on one group; it gave nothing to compare where another rule says so already."""
-    if group.reference is None or baseline.reference is None:
-        return
-    known = {counted.variant.fingerprint for counted in baseline.variants}
-    new = [counted for counted in group.variants if counted.variant.fingerprint not in known]
-    if new:
-        yield Finding("baseline", FAIL, _new_answers(group, baseline.reference, new), group)
-    elif apart := parting(baseline.reference.variant, group.reference.variant):
-        sentence = f"The reference answer is another one of the baseline's: {apart.sentence}."
-        yield Finding("baseline", FAIL, sentence, group)
-    else:
-        yield Finding("baseline", NOTE, _same_answers(group, baseline), group)
-
-
-def _new_answers(group: Group, reference: VariantCount, new: Sequence[VariantCount]) -> str:
-    partings = [parting(reference.variant, counted.variant) for counted in new]
-    known = [apart for apart in partings if apart is not None]
-    where = f": {min(known, key=lambda apart: apart.position).sentence}" if known else ""
-    completions = sum(counted.count for counted in new)
-    return (
-        f"{count(len(new), 'answer')} ({completions} of {group.completions} completions) the "
-        f"baseline did not give{where}."
+    groups = [group for group in analysis.groups if group.kernels in kernels]
+    check_evidence(analysis, groups)
+    run, experiment = analysis.run, analysis.run.experiment
+    models = models_of(run)
+    return Baseline(
+        run_id=run.run_id,
+        finished=run.finished,
+        model=models[0] if models else None,
+        revision=run.model.revision,
+        weights_digest=run.model.weights_digest,
+        dtype=dtype_of(run),
+        max_new_tokens=experiment.max_new_tokens,
+        temperature=experiment.temperature,
+        seeds=experiment.seeds,
+        chat_template=bool(run.setting("chat_template")),
+        engine=run.target.engine,
+        machine=machine_of(run),
+        prompts=tuple(_entry(run, group, preview) for group in groups),
     )
 
 
-def _same_answers(group: Group, baseline: Group) -> str:
-    gone = baseline.distinct - group.distinct
-    unseen = f"; {gone} of the baseline's {baseline.distinct} did not come back" if gone > 0 else ""
-    return f"Every answer is one that the baseline gave{unseen}."
+def check_evidence(analysis: Analysis, groups: Sequence[Group]) -> None:
+    """Raise UsageError if `groups` are no evidence of the answers that were given."""
+    lacks: Sequence[Finding] = lacking(analysis, groups)
+    for lack in lacks:
+        if lack.rule not in NOT_NEEDED:
+            raise UsageError(f"The baseline is no evidence to hold a run against: {lack.sentence}")
+
+
+def machine_of(run: Run) -> dict[str, Any]:
+    """The machine class: what `environment.differences` needs, without measured quantities."""
+    environment = run.environment
+    machine = dict(environment.get("machine") or {})
+    found = {
+        "device": environment.get("device"),
+        "machine": {key: machine[key] for key in ("cpu", "isa") if key in machine},
+        "gpu": {"name": (environment.get("gpu") or {}).get("name")},
+        "packages": {
+            name: version
+            for name, version in dict(environment.get("packages") or {}).items()
+            if name != "numpy"
+        },
+    }
+    return {key: value for key, value in found.items() if value and any(_values(value))}
+
+
+def _values(value: Any) -> Sequence[Any]:
+    return tuple(value.values()) if isinstance(value, Mapping) else (value,)
+
+
+def prompt_digest(run: Run, prompt_index: int) -> str | None:
+    """Tagged hash of the token ids of a prompt, as they were sent; None if it is not known."""
+    digests = run.model.prompt_digests
+    return digests[prompt_index] if prompt_index < len(digests) else None
+
+
+def _entry(run: Run, group: Group, preview: int | None) -> AcceptedPrompt:
+    ordered = sorted(group.variants, key=lambda counted: not counted.is_reference)
+    answers = tuple(
+        AcceptedAnswer(
+            fingerprint=counted.variant.fingerprint,
+            text_fingerprint=fingerprint_text(counted.variant.text),
+            completions=counted.count,
+            characters=len(counted.variant.text),
+            preview=counted.variant.text[:preview],
+        )
+        for counted in ordered
+    )
+    return AcceptedPrompt(
+        prompt=group.prompt,
+        kernels=group.kernels,
+        token_ids_digest=prompt_digest(run, group.prompt_index),
+        answers=answers,
+    )
+
+
+def read_baseline(path: Path) -> Baseline:
+    """The baseline in a file. Raises UsageError if it cannot be read or is none."""
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no baseline {path}: check the path.") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid JSON ({error}), so it is no baseline.") from error
+    version = document.get("detcheck_baseline") if isinstance(document, dict) else None
+    if not isinstance(version, int):
+        raise UsageError(
+            f"{path} is no baseline: give a file that `detcheck baseline update` wrote, or a run."
+        )
+    if version > FORMAT:
+        raise UsageError(
+            f"{path} has format {version}, newer than this detcheck reads ({FORMAT}): upgrade "
+            "detcheck."
+        )
+    try:
+        return msgspec.convert(document, Baseline, strict=True)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path} is damaged: {error}. Write it again.") from error
+
+
+def baseline_text(baseline: Baseline) -> str:
+    """The file of a baseline: JSON, one line a value, harmless characters only."""
+    plain = json.dumps(msgspec.to_builtins(baseline), indent=1, ensure_ascii=False)
+    return _HIDDEN_IN_JSON.sub(lambda match: _escaped(match.group()), plain) + "\n"
+
+
+_HIDDEN_IN_JSON = re.compile(rf"(?!\n)(?:{HIDDEN.pattern})")
+"""Hidden characters but for line ends, which only stand between values: JSON escapes others."""
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
+def write_baseline(baseline: Baseline, path: Path) -> None:
+    """Write a baseline to `path`. Raises UsageError if that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(baseline_text(baseline), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}).") from error

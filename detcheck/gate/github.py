@@ -5,50 +5,58 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
 from detcheck.errors import UsageError
-from detcheck.gate.verdict import FAIL, INCONCLUSIVE, PASS, Verdict
+from detcheck.gate.verdict import PASS, Verdict
 from detcheck.text import escape_markdown, quoted
 
 VARIABLE = "GITHUB_STEP_SUMMARY"
 MARKS = {PASS: "✅ pass", FAIL: "❌ fail", INCONCLUSIVE: "⚠️ inconclusive"}
+MOST_REASONS = 100
+"""Reasons that are listed; GitHub cuts a summary off at 1 MiB."""
 
 
 def summary_path() -> Path:
-    """The file that GitHub Actions shows; raises UsageError outside of it."""
+    """The file that GitHub Actions shows. Raises UsageError outside of GitHub Actions."""
     path = os.environ.get(VARIABLE)
     if not path:
         raise UsageError(
-            f"--github-summary needs {VARIABLE}, which GitHub Actions sets: leave it out here."
+            f"`github_summary` needs {VARIABLE}, which GitHub Actions sets: leave it out here."
         )
     return Path(path)
 
 
 def append_summary(verdict: Verdict, path: Path) -> None:
-    """Append the verdict to `path`; raises UsageError where that is not possible."""
+    """Append the verdict to `path`. Raises UsageError if that is not possible."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(summary_markdown(verdict))
     except OSError as error:
         raise UsageError(
-            f"{VARIABLE} cannot be written ({error.strerror}): leave out --github-summary."
+            f"{VARIABLE} cannot be written ({error.strerror}): leave out `github_summary`."
         ) from error
 
 
 def summary_markdown(verdict: Verdict) -> str:
-    """The verdict as Markdown in which prompts and answers can be nothing but text."""
+    """The verdict as Markdown, in which prompts and answers can be nothing but text."""
     lines = [
         f"### detcheck: {MARKS[verdict.value]}",
         "",
         "| prompt | kernels | completions | distinct | verdict |",
         "|---|---|---:|---:|---|",
     ]
-    for case in verdict.cases:
-        group = case.group
+    for judged in verdict.groups:
+        group = judged.group
         prompt = escape_markdown(quoted(group.prompt, 60))
         kernels = escape_markdown(group.kernels)
         lines.append(
             f"| {prompt} | {kernels} | {group.completions} | {group.distinct} "
-            f"| {MARKS[case.verdict]} |"
+            f"| {MARKS[judged.value]} |"
         )
-    lines += ["", *(f"- {escape_markdown(reason)}" for reason in verdict.reasons), "", ""]
-    return "\n".join(lines)
+    lines += ["", f"{verdict.summary}.", ""]
+    lines += [f"- {escape_markdown(reason)}" for reason in verdict.reasons[:MOST_REASONS]]
+    left = len(verdict.reasons) - MOST_REASONS
+    lines += [f"- … and {left} more"] if left > 0 else []
+    lines += ["", "| judged | |", "|---|---|"]
+    lines += [f"| {name} | {escape_markdown(text)} |" for name, text in verdict.judged.facts()]
+    return "\n".join([*lines, "", ""])

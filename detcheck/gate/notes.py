@@ -1,115 +1,108 @@
-"""What is said beside a verdict: rules that decide nothing, and that a reader should know."""
+"""Rules that decide nothing: what a reader of the verdict should know besides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, endpoint_sentence
-from detcheck.analysis.results import Analysis, Group
-from detcheck.gate.verdict import NOTE, Finding
-from detcheck.kernels.settings import AS_SERVED, STOCK
+from detcheck.analysis.evidence import NOTE, Finding, endpoint_sentence, percent_of
+from detcheck.analysis.results import Group
+from detcheck.analysis.statistics import zero_upper_bound
+from detcheck.gate.given import GateInput, Rule
+from detcheck.gate.options import BITS
+from detcheck.kernels.settings import STOCK
 from detcheck.text import count
 
 
-@dataclass(frozen=True, slots=True)
-class WhatTheCountSays:
-    """Says beside a verdict what the count of answers can and cannot exclude."""
-
-    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
-        for group in groups:
-            sentence = _count_sentence(group)
-            if sentence:
-                yield Finding("count", NOTE, sentence, group)
+def bound_of_the_count(given: GateInput) -> Iterator[Finding]:
+    """What the count of answers can exclude, and what it cannot."""
+    for group in given.groups:
+        if group.statistics is not None:
+            yield Finding("count", NOTE, _count_sentence(given, group), group)
 
 
-@dataclass(frozen=True, slots=True)
-class StockControl:
-    """Says beside a verdict on other kernels whether stock could show a difference at all."""
-
-    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
-        control = {group.prompt_index: group for group in analysis.groups if group.kernels == STOCK}
-        for group in groups:
-            if group.kernels in (STOCK, AS_SERVED):
-                continue
-            sentence = _control_sentence(control.get(group.prompt_index))
-            yield Finding("stock-control", NOTE, sentence, group)
-
-
-@dataclass(frozen=True, slots=True)
-class Bits:
-    """Says where answers agree and what is below them does not: they may part on another day."""
-
-    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
-        for group in groups:
-            if group.kernels != STOCK and group.logprobs_differ:
-                sentence = (
-                    f"The log-probabilities of {count(group.logprobs_differ, 'completion')} differ "
-                    "in some bit from the reference's, though the answer is the same."
-                )
-                yield Finding("bits", NOTE, sentence, group)
-            if group.exact_repeats_differ:
-                sentence = (
-                    f"{count(group.exact_repeats_differ, 'completion')} differ in an exact repeat "
-                    "of their load: the load is not all that changes the answer."
-                )
-                yield Finding("bits", NOTE, sentence, group)
+def control_beside(given: GateInput) -> Iterator[Finding]:
+    """Whether a control was measured, and what it gave. A control that is not alive is a lack."""
+    for group in given.groups:
+        control = given.control(group)
+        if control is None:
+            sentence = "No control was measured: nothing shows that this load can change an answer."
+            yield Finding("control", NOTE, sentence, group)
+        elif control is not group and control.alive:
+            sentence = f"The control ({control.kernels}) gave {counted(control)} of the same load"
+            if control.distinct == 1:
+                moved = count(control.logprobs_differ or 0, "completion")
+                sentence += f", and the log-probabilities of {moved} moved"
+            yield Finding("control", NOTE, f"{sentence}.", group)
 
 
-@dataclass(frozen=True, slots=True)
-class FirstAgainstRest:
-    """Says where a server's prefix cache, not the load, may have changed the answer."""
-
-    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
-        for group in groups:
-            cache = group.prefix_cache
-            if cache is not None and cache.first_differs:
-                hits = f" ({cache.hits:,} prompt tokens came from it)" if cache.hits else ""
-                sentence = (
-                    f"The first answer, which found no prefix cache, differs from all {cache.later}"
-                    f" that followed it under the same load{hits}."
-                )
-                yield Finding("prefix-cache", NOTE, sentence, group)
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointNotes:
-    """Says which checks of the server failed that a verdict does not need."""
-
-    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
-        for check in analysis.run.endpoint_checks:
-            if check.holds is False and not check.decisive:
-                yield Finding("endpoint-sound", NOTE, endpoint_sentence(check))
+def bits_beside(given: GateInput) -> Iterator[Finding]:
+    """Equal answers with different log-probabilities, and exact repeats that differ."""
+    for group in given.groups:
+        judged_by_bits = given.counts(group).level == BITS
+        if group.kernels != STOCK and group.logprobs_differ and not judged_by_bits:
+            sentence = (
+                f"The log-probabilities of {count(group.logprobs_differ, 'completion')} differ in "
+                "some bit from the reference's, though the answer is the same: a longer answer may "
+                "diverge."
+            )
+            yield Finding("bits", NOTE, sentence, group)
+        if group.exact_repeats_differ:
+            others = count(group.exact_repeats_differ, "other answer")
+            sentence = (
+                f"Exact repeats of a load gave {others}: the load is not all that changes the "
+                "answer."
+            )
+            yield Finding("bits", NOTE, sentence, group)
 
 
-def _control_sentence(stock: Group | None) -> str:
-    if stock is None:
-        return "No stock control was run: nothing shows that this load can make a difference."
-    if not stock.completions:
-        return "The stock control gave no answer: nothing shows that this load makes a difference."
-    if stock.distinct == 1:
-        return f"{CONTROL_DID_NOT_DIVERGE.capitalize()} (stock gave {counted(stock)})."
-    return f"The stock control gave {counted(stock)} of the same load."
+def prefix_cache_beside(given: GateInput) -> Iterator[Finding]:
+    """If a server's prefix cache, not the load, may have changed the answer."""
+    for group in given.groups:
+        cache = group.prefix_cache
+        if cache is not None and cache.first_differs:
+            hits = f" ({cache.hits:,} prompt tokens came from it)" if cache.hits else ""
+            sentence = (
+                f"The first answer, computed without the prefix cache, differs from all "
+                f"{cache.later} that followed it under the same load{hits}."
+            )
+            yield Finding("prefix-cache", NOTE, sentence, group)
 
 
-def _count_sentence(group: Group) -> str | None:
+def endpoint_beside(given: GateInput) -> Iterator[Finding]:
+    """Checks of the server that failed, and that a verdict does not need."""
+    for check in given.analysis.run.endpoint_checks:
+        if check.holds is False and not check.decisive:
+            yield Finding("endpoint-sound", NOTE, endpoint_sentence(check))
+
+
+NOTES: tuple[Rule, ...] = (
+    bound_of_the_count,
+    control_beside,
+    bits_beside,
+    prefix_cache_beside,
+    endpoint_beside,
+)
+
+
+def _count_sentence(given: GateInput, group: Group) -> str:
     statistics = group.statistics
-    if statistics is None:
-        return None
-    if statistics.differ_upper_bound is not None:
-        bound = 100 * statistics.differ_upper_bound
-        shown = f"{bound:.0f}" if bound >= 10 else f"{bound:.2g}"
+    differing = given.counts(group).differing
+    made = group.comparisons
+    if not differing or statistics is None:
         return (
-            f"0 of {group.completions} differed; with 95 % confidence fewer than {shown} % would."
+            f"0 of {count(made, 'comparison')} differed: with 95 % confidence fewer than "
+            f"{percent_of(zero_upper_bound(made))} would."
         )
+    if group.distinct == 1:
+        return f"Different in some bit: {differing} of {count(group.completions, 'completion')}."
     return (
-        f"{counted(group)}; the most common came back {group.most_common} times; an estimated "
+        f"{counted(group)}; the most common came back {group.most_common} times. An estimated "
         f"{100 * statistics.coverage:.0f} % of answers are of these variants, of which there are "
         f"at least {statistics.chao1:.0f}."
     )
 
 
-def counted(group: Group) -> str:
-    """`2 distinct answers in 48 completions`."""
-    answers = count(group.distinct, "distinct answer")
+def counted(group: Group, distinct: int | None = None) -> str:
+    """`2 distinct answers in 48 completions`; those of the group, unless `distinct` is given."""
+    answers = count(group.distinct if distinct is None else distinct, "distinct answer")
     return f"{answers} in {count(group.completions, 'completion')}"

@@ -1,55 +1,109 @@
-"""What a gate is asked to hold: from the command line, and from `[tool.detcheck.gate]`."""
+"""What a gate is asked to hold: the `[gate]` section of a settings file, or the command line."""
 
 from __future__ import annotations
 
-import tomllib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import msgspec
+
+from detcheck.analysis.evidence import MIN_COMPARISONS
 from detcheck.errors import UsageError
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK, KernelSettings
 
-TABLE = "[tool.detcheck.gate]"
 DEFAULT_MAX_DISTINCT = 1
+BITS = "bits"
+TOKENS = "tokens"
+TEXT = "text"
+ANSWER = "answer"
+LEVELS = (BITS, TOKENS, TEXT, ANSWER)
+"""What is held equal, the strictest first: log-probabilities, token ids, text, parsed answers."""
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 
 
-@dataclass(frozen=True, slots=True)
-class GateOptions:
-    """What was asked for; None where nothing was. Raises UsageError where it cannot be meant."""
+class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of a gate; None if an option is not given.
 
+    Raises UsageError, which names the option, if a value makes no sense.
+    """
+
+    level: Literal["bits", "tokens", "text", "answer"] | None = None
+    """What must be equal. None: bits for kernels that claim invariance, tokens for others."""
     max_distinct: int | None = None
+    """Most distinct answers that a prompt may have."""
+    min_comparisons: int = MIN_COMPARISONS
+    """Fewest comparisons of each prompt that a pass needs."""
+    kernels: str | tuple[str, ...] | None = None
+    """Kernels settings to judge; a text is split at its commas."""
+    model: str | None = None
+    """The model that the run must have asked, as it was named to it."""
+    max_age: str | None = None
+    """How old the run may be, such as `2h`."""
     baseline: Path | None = None
-    kernels: tuple[str, ...] | None = None
+    """A baseline file or a run, whose answers must come back."""
+    control: Path | None = None
+    """Another run whose stock kernels or server are the control."""
+    require_control: bool = False
+    """If true, a run without a control is inconclusive."""
 
     def __post_init__(self) -> None:
         if self.max_distinct is not None and self.max_distinct < 1:
-            raise UsageError(f"--max-distinct must be at least 1, not {self.max_distinct}.")
-        if self.kernels is not None and not self.kernels:
-            raise UsageError("--kernels names none: give one, such as --kernels batch-invariant.")
-        for name in self.kernels or ():
-            KernelSettings.parse(name)
+            raise UsageError(f"`max_distinct` must be at least 1, not {self.max_distinct}.")
+        if self.min_comparisons < MIN_COMPARISONS:
+            raise UsageError(
+                f"`min_comparisons` must be at least {MIN_COMPARISONS}, not "
+                f"{self.min_comparisons}: fewer show too little."
+            )
+        if self.level is not None and self.level not in LEVELS:
+            raise UsageError(f"Unknown level {self.level!r}: choose one of {', '.join(LEVELS)}.")
+        if self.level == ANSWER:
+            raise UsageError(
+                "`level` cannot be answer: a run has no parsed answers yet. Choose bits, tokens or "
+                "text."
+            )
+        if self.model is not None and not self.model.strip():
+            raise UsageError(
+                "`model` is empty: name the model that must have been asked, or leave it out. A "
+                "shell variable may be unset."
+            )
+        if self.max_age is not None:
+            parse_duration(self.max_age)
+        self._settle_kernels()
 
-    def over(self, fallback: GateOptions) -> GateOptions:
-        """These options, and those of `fallback` where these are silent."""
-        return GateOptions(
-            fallback.max_distinct if self.max_distinct is None else self.max_distinct,
-            fallback.baseline if self.baseline is None else self.baseline,
-            fallback.kernels if self.kernels is None else self.kernels,
-        )
+    def _settle_kernels(self) -> None:
+        if self.kernels is None:
+            return
+        names = [self.kernels] if isinstance(self.kernels, str) else self.kernels
+        kernels = split_kernels(",".join(names))
+        if not kernels:
+            raise UsageError("`kernels` names none: give one, such as batch-invariant.")
+        for name in kernels:
+            KernelSettings.parse(name)
+        msgspec.structs.force_setattr(self, "kernels", kernels)
 
     @property
     def limit(self) -> int | None:
-        """Distinct answers allowed: 1 where neither a limit nor a baseline was asked for."""
+        """Most distinct answers a prompt may have; None if a baseline alone decides."""
         if self.max_distinct is None and self.baseline is None:
             return DEFAULT_MAX_DISTINCT
         return self.max_distinct
 
-    def kernels_of(self, available: Sequence[str]) -> tuple[str, ...]:
-        """The kernels to judge, of those that a run has.
+    def level_of(self, kernels: str) -> str:
+        """The level that a kernels setting is judged by."""
+        level: str | None = self.level
+        if level is not None:
+            return level
+        return BITS if KernelSettings.parse(kernels).claims_invariance else TOKENS
 
-        Unless named: batch-invariant where the run has it, else the only ones that it has.
+    def kernels_of(self, available: Sequence[str]) -> tuple[str, ...]:
+        """The kernels settings to judge, among those that a run has.
+
+        Unless they are named: batch-invariant if the run has it, else the only setting of the run.
+        Raises UsageError if the run lacks one, or if the choice would be a guess.
         """
         if self.kernels is None:
             return (_default_kernels(available),)
@@ -57,9 +111,9 @@ class GateOptions:
             if name not in available:
                 raise UsageError(
                     f"The run has no {name} kernels, only {', '.join(available)}: run it with "
-                    f"-k {name}, or judge others by --kernels."
+                    "them, or choose others by `kernels`."
                 )
-        return self.kernels
+        return tuple(self.kernels)
 
 
 def split_kernels(text: str) -> tuple[str, ...]:
@@ -67,54 +121,21 @@ def split_kernels(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
 
-def read_options(pyproject: Path) -> GateOptions:
-    """Options of `[tool.detcheck.gate]` in a pyproject.toml; none where there is no such file.
+def parse_duration(text: str) -> timedelta:
+    """A duration such as `90s`, `30m`, `2h`, `7d`, `1w` or `1d12h`.
 
-    Raises UsageError where the file cannot be read, or the table holds what a gate does not know.
+    Raises UsageError if `text` is none, or is zero.
     """
+    parts = DURATION.findall(text)
+    if "".join(number + unit for number, unit in parts) != text or not parts:
+        raise UsageError(f"`max_age` must be a duration such as 30m, 2h or 7d, not {text!r}.")
     try:
-        document = tomllib.loads(pyproject.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return GateOptions()
-    except OSError as error:
-        raise UsageError(f"{pyproject} cannot be read ({error.strerror}).") from error
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise UsageError(f"{pyproject} is not valid TOML: {error}.") from error
-    table = document
-    for key in ("tool", "detcheck", "gate"):
-        table = table.get(key, {})
-        if not isinstance(table, dict):
-            raise UsageError(f"{pyproject}: {TABLE} must be a table.")
-    return _options(pyproject, table)
-
-
-def _options(pyproject: Path, table: dict[str, Any]) -> GateOptions:
-    values = {key.replace("_", "-"): value for key, value in table.items()}
-    for key in values:
-        if key not in ("max-distinct", "baseline", "kernels"):
-            raise UsageError(
-                f"{pyproject}: unknown key {key!r} in {TABLE}: known are max-distinct, baseline "
-                "and kernels."
-            )
-    max_distinct, baseline = values.get("max-distinct"), values.get("baseline")
-    if not (max_distinct is None or type(max_distinct) is int):
-        raise UsageError(f"{pyproject}: max-distinct in {TABLE} must be a whole number.")
-    if not (baseline is None or isinstance(baseline, str)):
-        raise UsageError(f"{pyproject}: baseline in {TABLE} must be the path of a run.")
-    return GateOptions(
-        max_distinct,
-        None if baseline is None else pyproject.parent / baseline,
-        _kernels(pyproject, values.get("kernels")),
-    )
-
-
-def _kernels(pyproject: Path, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    names = [value] if isinstance(value, str) else value
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UsageError(f"{pyproject}: kernels in {TABLE} must be a name or a list of names.")
-    return split_kernels(",".join(names))
+        duration = sum((timedelta(**{UNITS[u]: float(n)}) for n, u in parts), timedelta())
+    except OverflowError as error:
+        raise UsageError(f"`max_age` is too long: {text!r}.") from error
+    if not duration:
+        raise UsageError(f"`max_age` must be longer than zero, not {text!r}.")
+    return duration
 
 
 def _default_kernels(available: Sequence[str]) -> str:
@@ -122,8 +143,9 @@ def _default_kernels(available: Sequence[str]) -> str:
         return BATCH_INVARIANT
     if len(available) == 1:
         return available[0]
-    # Judging stock because the rest is a subset would be a guess, and a gate must not guess.
+    # To judge stock because the rest is a subset would be a guess, and a gate must not guess.
+    example = next((name for name in available if name != STOCK), STOCK)
     raise UsageError(
-        f"The run has {', '.join(available)}: say which to judge, such as --kernels "
-        f"{next((name for name in available if name != STOCK), STOCK)}."
+        f"The run has {', '.join(available)}: choose by `kernels` which to judge, such as "
+        f"{example}."
     )

@@ -1,23 +1,29 @@
-"""From findings to a verdict: fail where a rule was broken, pass only where it could have been.
+"""From findings to a verdict: fail if a rule was broken, pass only if it could have been.
 
-A rule looks at the judged groups of an analysis and reports findings. Real evidence that a limit
-was broken fails whatever else is lacking; where evidence is lacking, nothing passes.
+A rule is a function that looks at the judged groups and reports findings. If a limit was really
+broken, the verdict is fail, whatever else is lacking. If evidence is lacking, it is never pass.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import UTC, datetime
 
+from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding
 from detcheck.analysis.results import Analysis, Group
 from detcheck.errors import ExitCode
+from detcheck.gate.baseline import Baseline
+from detcheck.gate.changes import check_held
+from detcheck.gate.control import check_control
+from detcheck.gate.given import gate_input
+from detcheck.gate.judged import Judged, judged_of
+from detcheck.gate.options import GateOptions
+from detcheck.gate.rules import RULES, check_limit
+from detcheck.text import count
 
 PASS = "pass"
-FAIL = "fail"
-INCONCLUSIVE = "inconclusive"
-NOTE = "note"
-"""A finding that decides nothing, and that a reader of the verdict should know."""
 SEVERITY = (FAIL, INCONCLUSIVE, NOTE)
 EXIT_CODES = {
     PASS: ExitCode.OK,
@@ -27,33 +33,14 @@ EXIT_CODES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What one rule has to say of one group, or of the whole run."""
-
-    rule: str
-    effect: str
-    """`fail`, `inconclusive` or `note`."""
-    sentence: str
-    group: Group | None = None
-    """None where it concerns the whole run."""
-
-
-class Rule(Protocol):
-    """One thing that a gate looks at."""
-
-    def findings(self, analysis: Analysis, groups: Sequence[Group]) -> Iterable[Finding]:
-        """What there is to say of the judged `groups` of `analysis`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
+class GroupVerdict:
     """The verdict on one prompt under one kernels setting."""
 
     group: Group
-    verdict: str
+    value: str
+    """`pass`, `fail` or `inconclusive`."""
     findings: tuple[Finding, ...]
-    """Of this group and of the whole run, worst first."""
+    """Those of this group and of the whole run, worst first."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -63,13 +50,14 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a gate concludes, and why."""
+    """The conclusion of a gate, its reasons, and what was judged."""
 
     value: str
     """`pass`, `fail` or `inconclusive`."""
     findings: tuple[Finding, ...]
     """Worst first."""
-    cases: tuple[Case, ...]
+    groups: tuple[GroupVerdict, ...]
+    judged: Judged
 
     @property
     def exit_code(self) -> ExitCode:
@@ -78,29 +66,69 @@ class Verdict:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """A sentence for each finding, which names its prompt where several were judged."""
+        """The sentence of each finding, with its prompt and kernels if several were judged."""
         return tuple(self.reason(finding) for finding in self.findings)
 
     def reason(self, finding: Finding) -> str:
-        """The sentence of one finding, with the prompt and kernels where several were judged."""
-        case = next((case for case in self.cases if case.group is finding.group), None)
-        if case is None or len(self.cases) == 1:
+        """The sentence of one finding, with its prompt and kernels if several were judged."""
+        if finding.group is None or len(self.groups) == 1:
             return finding.sentence
-        return f"{case.group.name}: {finding.sentence}"
+        return f"{finding.group.name}: {finding.sentence}"
+
+    @property
+    def summary(self) -> str:
+        """One line: `20 prompts: 18 pass, 1 fail, 1 inconclusive`."""
+        values = Counter(judged.value for judged in self.groups)
+        counts = ", ".join(f"{values[value]} {value}" for value in EXIT_CODES if values[value])
+        kernels = {judged.group.kernels for judged in self.groups}
+        prompts = count(len({judged.group.prompt_index for judged in self.groups}), "prompt")
+        settings = f" under {len(kernels)} kernels settings" if len(kernels) > 1 else ""
+        return f"{prompts}{settings}: {counts}"
 
 
-def judge(analysis: Analysis, kernels: Sequence[str], rules: Iterable[Rule]) -> Verdict:
-    """Judge every prompt of a run under each of `kernels`, which the run must have."""
-    groups = [group for group in analysis.groups if group.kernels in kernels]
-    found = [finding for rule in rules for finding in rule.findings(analysis, groups)]
+def judge(
+    analysis: Analysis,
+    options: GateOptions | None = None,
+    *,
+    baseline: Baseline | None = None,
+    control: Analysis | None = None,
+    now: datetime | None = None,
+) -> Verdict:
+    """Judge every prompt of a run under the kernels that `options` choose.
+
+    `baseline` holds the run to accepted answers (see `baseline_of` and `read_baseline`; the path in
+    `options` is not read here). `control` is the analysis of another run that serves as the
+    control; None takes the stock groups of the run itself. `now` is the time that the run's age is
+    counted to; None is the present.
+
+    Raises UsageError if the run lacks the kernels to judge, if its completions are too few to
+    exceed the limit, or if the control or the baseline was asked something else.
+    """
+    given = gate_input(
+        analysis,
+        options or GateOptions(),
+        baseline=baseline,
+        control=control,
+        now=now or datetime.now(UTC),
+    )
+    if control is not None:
+        check_control(control, analysis)
+    if baseline is not None:
+        check_held(baseline, analysis, given.groups)
+    check_limit(given)
+    found = [finding for rule in RULES for finding in rule(given)]
     found.sort(key=lambda finding: SEVERITY.index(finding.effect))
-    cases = tuple(_case(group, found) for group in groups)
-    return Verdict(_conclude(found), tuple(found), cases)
+    return Verdict(
+        value=_conclude(found),
+        findings=tuple(found),
+        groups=tuple(_group_verdict(group, found) for group in given.groups),
+        judged=judged_of(given),
+    )
 
 
-def _case(group: Group, found: Sequence[Finding]) -> Case:
+def _group_verdict(group: Group, found: Sequence[Finding]) -> GroupVerdict:
     own = tuple(f for f in found if f.group is None or f.group is group)
-    return Case(group, _conclude(own), own)
+    return GroupVerdict(group, _conclude(own), own)
 
 
 def _conclude(findings: Iterable[Finding]) -> str:

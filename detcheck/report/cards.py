@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, Lack, lacking
+from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, Finding, lacking
 from detcheck.analysis.results import (
     CONFIDENT,
     UNKNOWN,
@@ -153,7 +153,7 @@ def _known_gaps(groups: Sequence[Group]) -> list[float]:
     return [gap for gap in gaps if gap is not None]
 
 
-def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Lack | None) -> Card:
+def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Finding | None) -> Card:
     if not cure:
         served = bool(control) and control[0].kernels == AS_SERVED
         how = (
@@ -173,7 +173,7 @@ def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Lack | None) -
 
 
 def _cured(
-    control: Sequence[Group], worst: Group, found: str, doubt: Lack | None
+    control: Sequence[Group], worst: Group, found: str, doubt: Finding | None
 ) -> tuple[str, str, str]:
     """What the count under the cure proves beside a control: answer, detail and mark."""
     if worst.distinct > 1:

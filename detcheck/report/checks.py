@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from detcheck.analysis.evidence import (
     BATCHES_OBSERVED,
+    CONTROL_ALIVE,
     CONTROL_DID_NOT_DIVERGE,
     ENDPOINT_SOUND,
+    ENOUGH_COMPARISONS,
     EVERY_COMPLETION,
     KERNELS_PROVEN,
     LOAD_VARIED,
+    MEASURED,
     RUN_COMPLETE,
-    Lack,
+    Finding,
     lacking,
 )
 from detcheck.analysis.results import Analysis, Group, Statistics
@@ -22,11 +25,14 @@ from detcheck.report.text import number, percent
 from detcheck.text import count
 
 TITLES = {
+    MEASURED: ("measured", "answers were planted"),
     RUN_COMPLETE: ("run finished", "run unfinished"),
     EVERY_COMPLETION: ("all came back", "answers missing"),
     BATCHES_OBSERVED: ("batches seen", "batches not seen"),
     KERNELS_PROVEN: ("kernels proven", "kernels unproven"),
     LOAD_VARIED: ("load varied", "load never varied"),
+    ENOUGH_COMPARISONS: ("enough comparisons", "too few comparisons"),
+    CONTROL_ALIVE: ("control is alive", "control is not alive"),
     ENDPOINT_SOUND: ("endpoint sound", "endpoint unsound"),
 }
 """The title of a check if it holds, and if it does not."""
@@ -98,13 +104,16 @@ def batches(analysis: Analysis, between: str = "; ") -> str:
 
 def _evidence(analysis: Analysis) -> Iterator[TrustCheck]:
     lacks = lacking(analysis, analysis.groups)
-    for rule, sentence in _held(analysis).items():
+    held = _held(analysis)
+    for rule, (good, bad) in TITLES.items():
         found = [lack for lack in lacks if lack.rule == rule]
-        good, bad = TITLES[rule]
-        yield TrustCheck(bad, False, _missing(found)) if found else TrustCheck(good, True, sentence)
+        if found:
+            yield TrustCheck(bad, False, _missing(found))
+        elif rule in held:
+            yield TrustCheck(good, True, held[rule])
 
 
-def _missing(lacks: Sequence[Lack]) -> str:
+def _missing(lacks: Sequence[Finding]) -> str:
     """The first finding of one rule, the group that it is about, and how many more there are."""
     first = lacks[0]
     whose = f"{_label(first.group)}: " if first.group is not None else ""
@@ -130,7 +139,9 @@ def _held(analysis: Analysis) -> dict[str, str]:
     came = f"{asked:,} of {count(asked, 'completion')} came back{_sent_again(analysis)}"
     sizes = ", ".join(map(str, analysis.run.experiment.batch_sizes))
     decisive = [check for check in analysis.run.endpoint_checks if check.decisive]
+    fewest = min((group.comparisons for group in analysis.groups), default=0)
     needed = {
+        CONTROL_ALIVE: any(group.kernels == STOCK for group in analysis.groups),
         KERNELS_PROVEN: any(
             KernelSettings.parse(group.kernels).claims_invariance for group in analysis.groups
         ),
@@ -142,6 +153,8 @@ def _held(analysis: Analysis) -> dict[str, str]:
         BATCHES_OBSERVED: batches(analysis),
         KERNELS_PROVEN: "; ".join(_calls(analysis)),
         LOAD_VARIED: f"batch sizes {sizes}, {analysis.run.experiment.traffic} traffic",
+        ENOUGH_COMPARISONS: f"{count(fewest, 'comparison')} a prompt or more",
+        CONTROL_ALIVE: "stock gave other answers, or other log-probabilities, under the load",
         ENDPOINT_SOUND: "; ".join(dict.fromkeys(check.sentence for check in decisive)),
     }
     return {rule: sentence for rule, sentence in held.items() if needed.get(rule, True)}

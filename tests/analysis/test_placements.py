@@ -14,7 +14,7 @@ from detcheck.analysis.flips import judge
 from detcheck.completion import Completion, TopTwo
 from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS, EndpointCheck, LoadEvidence
 from detcheck.experiment import Experiment
-from detcheck.gate.policy import rules_for
+from detcheck.gate import judge as judge_run
 from detcheck.report.csv_export import csv_files
 from detcheck.report.html import render
 from detcheck.report.markdown import render as render_markdown
@@ -136,8 +136,7 @@ def test_failures_and_checks_are_kept(tmp_path) -> None:
     assert run.conditions[0].failures == {"timeout": 1, "reset": 2}
     assert run.endpoint_checks == (check,)
     analysis = analyse(run)
-    found = [f for rule in rules_for(1) for f in rule.findings(analysis, analysis.groups)]
-    said = {f.rule: (f.effect, f.sentence) for f in found}
+    said = {f.rule: (f.effect, f.sentence) for f in judge_run(analysis).findings}
     assert said["endpoint-sound"][0] == "inconclusive"
     assert "1 timeout" in said["every-completion"][1]
 
@@ -191,5 +190,5 @@ def test_the_first_answer_is_held_against_the_rest(tmp_path) -> None:
         analysis = analyse(record_served(tmp_path / str(differs), engine, experiment))
         (group,) = analysis.groups
         assert group.prefix_cache.first_differs is differs
-        notes = [f.rule for rule in rules_for(1) for f in rule.findings(analysis, analysis.groups)]
+        notes = [finding.rule for finding in judge_run(analysis).findings]
         assert ("prefix-cache" in notes) is differs

@@ -20,7 +20,8 @@ def test_pass_through_the_real_program(program, good):
     result = program("gate", good, "--max-distinct", "1", "--kernels", "batch-invariant")
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith("PASS")
-    assert "0 of 24 differed; with 95 % confidence" in result.out
+    assert "0 of 32 comparisons differed: with 95 % confidence" in result.out
+    assert result.out.count("\n") < 24, "one screen"
 
 
 def test_fail_through_the_real_program(program, good):
@@ -53,6 +54,34 @@ def test_json_says_what_was_judged(detcheck, good):
     assert document["prompts"][0]["distinct"] == 1
     assert {finding["effect"] for finding in document["findings"]} == {"note"}
     assert len(document["reasons"]) == len(document["findings"])
+    judged = document["judged"]
+    assert judged["model"] == "SmolLM2-135M-Instruct (embedded)"
+    assert {"revision", "weights_digest", "dtype"} <= judged.keys()
+    assert (judged["engine"], judged["target"]) == ("continuous", "cpu")
+    assert (judged["kernels"], judged["levels"]) == ([BATCH_INVARIANT], ["bits"])
+    assert (judged["prompts"], judged["completions"], judged["batch_sizes"]) == (1, 48, [1, 4, 8])
+    assert (judged["comparisons"], judged["max_new_tokens"]) == (32, 12)
+    assert judged["bound"] == pytest.approx(0.0894, abs=1e-4)
+    assert judged["run_id"] == "good"
+    assert judged["age_s"] > 0
+    assert judged["control"] == "stock"
+
+
+def test_the_verdict_names_what_was_judged(detcheck, good):
+    lines = detcheck("gate", good).out.splitlines()
+    names = [line.split(":")[0].strip() for line in lines if line.startswith("  ")]
+    facts = ["model", "computed by", "kernels", "asked", "observed", "compared", "run", "control"]
+    assert [name for name in names if name in facts] == facts
+
+
+def test_a_suite_ends_with_one_line(detcheck, tmp_path):
+    engine = ScriptedEngine([Planted(5, 9, kernels=BATCH_INVARIANT)])
+    prompts = tuple(f"Question {number}?" for number in range(8))
+    run = write(tmp_path / "suite", engine, prompts=prompts)
+    result = detcheck("gate", run)
+    failed = sum(line.startswith("  fail: ") for line in result.out.splitlines())
+    assert result.out.splitlines()[-1] == f"fail: 8 prompts: {8 - failed} pass, {failed} fail"
+    assert "note: 5 more of control (all of them: --json)" in result.out
 
 
 def test_several_kernels_are_judged_each(detcheck, good):
@@ -76,7 +105,8 @@ def test_a_baseline_passes_its_like_and_fails_another(detcheck, good, bad, tmp_p
     assert detcheck("gate", again, "--baseline", good).code == 0
     result = detcheck("gate", bad, "--baseline", good)
     assert result.code == 1
-    assert "the baseline did not give: they part at token 5" in result.out
+    assert "the baseline does not accept" in result.out
+    assert "they diverge at token 5" in result.out
 
 
 def test_the_baseline_of_pyproject_is_relative_to_it(detcheck, good, bad):
@@ -84,6 +114,55 @@ def test_the_baseline_of_pyproject_is_relative_to_it(detcheck, good, bad):
         "[tool.detcheck.gate]\nbaseline = '../good'\n", encoding="utf-8"
     )
     assert detcheck("gate", bad).code == 1
+
+
+def test_the_settings_of_the_root_are_found_from_a_folder_below(detcheck, good, bad, monkeypatch):
+    Path(".git").mkdir()
+    Path("pyproject.toml").write_text(
+        "[tool.detcheck.gate]\nbaseline = '../good'\n", encoding="utf-8"
+    )
+    root = Path.cwd()
+    Path("a/b").mkdir(parents=True)
+    monkeypatch.chdir("a/b")
+    result = detcheck("gate", bad)
+    assert result.code == 1
+    assert "the baseline does not accept" in result.out
+    assert result.err == f"settings: [gate] of {root / 'pyproject.toml'}\n"
+
+
+def test_the_sections_of_other_commands_are_known_and_checked(detcheck, good):
+    text = "[experiment]\ncompletions = 40\n[target]\nengine = 'static'\n"
+    Path("detcheck.toml").write_text(text, encoding="utf-8")
+    result = detcheck("gate", good)
+    assert (result.code, result.err) == (0, "")
+    Path("detcheck.toml").write_text("[experiment]\ncompletion = 40\n", encoding="utf-8")
+    assert "did you mean 'completions'?" in detcheck("gate", good).only_sentence
+
+
+def test_a_settings_file_may_be_named(detcheck, good, tmp_path):
+    (tmp_path / "other.toml").write_text("[gate]\nkernels = 'stock'\n", encoding="utf-8")
+    assert detcheck("gate", good, "--config", tmp_path / "other.toml").code == 1
+    result = detcheck("gate", good, "--config", tmp_path / "nowhere.toml")
+    assert "There is no file" in result.only_sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[tool.detcheck.gates]\nbaseline = 'x'\n", "did you mean 'gate'?"),
+        ("[tool.detcheck]\nbaseline = 'x'\n", "'baseline' belongs into [tool.detcheck.gate]"),
+        ("[tool.detcheck.gate]\nmax-distict = 1\n", "did you mean 'max-distinct'?"),
+        ("[tool.detcheck.gate]\nmax-distinct = '1'\n", "tool.detcheck.gate.max-distinct: expected"),
+        ("[tool.detcheck.gate]\nmax-distinct = 0\n", "pyproject.toml: "),
+        ("[tool.detcheck.gate]\nlevel = 'bit'\n", "did you mean 'bits'?"),
+        ("[tool.detcheck.gate\n", "pyproject.toml is not valid TOML"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_a_usage_error(detcheck, good, text, words):
+    Path("pyproject.toml").write_text(text, encoding="utf-8")
+    result = detcheck("gate", good)
+    assert result.code == 2
+    assert words in result.only_sentence
 
 
 def test_junit_and_summary_are_written(detcheck, bad, tmp_path, monkeypatch):
@@ -99,13 +178,20 @@ def test_junit_and_summary_are_written(detcheck, bad, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--max-distinct", "0"], "--max-distinct must be at least 1, not 0."),
-        (["--max-distinct", "-3"], "--max-distinct must be at least 1, not -3."),
+        (["--max-distinct", "0"], " must be at least 1, not 0."),
+        (["--max-distinct", "-3"], " must be at least 1, not -3."),
+        (["--max-distinct", "39"], "cannot exceed with 32 comparisons"),
+        (["--min-comparisons", "3"], " must be at least 20, not 3"),
+        (["--level", "bit"], "Unknown level 'bit'"),
+        (["--level", "answer"], "cannot be answer"),
+        (["--model", ""], " is empty"),
+        (["--max-age", "soon"], "must be a duration such as"),
+        (["--control", "nowhere"], "no run directory nowhere"),
         (["--kernels", "fast"], "Unknown kernels 'fast'"),
-        (["--kernels", ""], "--kernels names none"),
+        (["--kernels", ""], "names none"),
         (["--kernels", "batch-invariant:matmul"], "The run has no batch-invariant:matmul"),
         (["--github-summary"], "GITHUB_STEP_SUMMARY"),
-        (["--baseline", "nowhere"], "no run directory nowhere"),
+        (["--baseline", "nowhere"], "There is no baseline nowhere"),
     ],
 )
 def test_what_cannot_be_judged_is_a_usage_error(detcheck, good, args, words):
@@ -127,16 +213,25 @@ def test_junit_that_cannot_be_written_is_a_usage_error(detcheck, good, tmp_path)
     assert result.err.startswith(f"error: {tmp_path} cannot be written")
 
 
-def test_broken_toml_is_a_usage_error(detcheck, good):
-    Path("pyproject.toml").write_text("[tool.detcheck.gate\n", encoding="utf-8")
-    result = detcheck("gate", good)
-    assert result.code == 2
-    assert "pyproject.toml is not valid TOML" in result.only_sentence
+def test_a_run_of_another_model_or_age_is_inconclusive(detcheck, good):
+    assert detcheck("gate", good, "--model", "Qwen/Qwen3-8B").code == 3
+    assert detcheck("gate", good, "--model", "SmolLM2-135M-Instruct").code == 0
+    result = detcheck("gate", good, "--max-age", "2h")
+    assert result.code == 3
+    assert "old, and at most 2h is allowed" in result.out
 
 
-def test_an_unknown_key_is_a_usage_error(detcheck, good):
-    Path("pyproject.toml").write_text("[tool.detcheck.gate]\nmax = 1\n", encoding="utf-8")
-    assert "unknown key 'max'" in detcheck("gate", good).only_sentence
+def test_planted_answers_are_inconclusive(detcheck, tmp_path):
+    result = detcheck("gate", write(tmp_path / "run", engine="scripted"))
+    assert result.code == 3
+    assert "planted" in result.out
+
+
+def test_a_control_may_come_from_another_run(detcheck, tmp_path):
+    run = write(tmp_path / "run", kernels=(BATCH_INVARIANT,))
+    stock = write(tmp_path / "stock", kernels=(STOCK,))
+    assert detcheck("gate", run, "--require-control").code == 3
+    assert detcheck("gate", run, "--require-control", "--control", stock).code == 0
 
 
 def edit(path: Path, old: bytes, new: bytes) -> None:

@@ -138,12 +138,12 @@ def test_a_finished_run_is_resumed_to_itself(detcheck: Callable[..., Result], fo
 def test_mixed_traffic_in_lockstep_batches(detcheck: Callable[..., Result], folder: Path) -> None:
     result = detcheck(
         *("run", "-p", "Describe a thunderstorm over the harbour.", "--engine", "static"),
-        *("--traffic", "mixed", "-n", "10", "-b", "1,8", "--max-new-tokens", "24"),
+        *("--traffic", "mixed", "-n", "30", "-b", "1,8", "--max-new-tokens", "24"),
         *("-o", "mixed", "--json"),
     )
     assert result.code == 0, result.err
     _, invariant = json.loads(result.out)["summary"]
-    assert (invariant["completions"], invariant["distinct"]) == (10, 1)
+    assert (invariant["completions"], invariant["distinct"]) == (30, 1)
     assert groups(folder / "mixed")[BATCH_INVARIANT].logprobs_differ == 0
     run = load(folder / "mixed")
     assert {r.batch_size: r.rows_max for r in run.conditions} == {1: 1, 8: 8}

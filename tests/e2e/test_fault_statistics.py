@@ -15,8 +15,7 @@ from detcheck.engines import Connection, open_engine
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.evidence import EndpointCheck, KernelsProof
 from detcheck.experiment import Experiment
-from detcheck.gate.policy import rules_for
-from detcheck.gate.verdict import PASS, judge
+from detcheck.gate import PASS, judge
 from detcheck.targets import Target
 from detcheck.traffic import Trial
 
@@ -111,5 +110,5 @@ def test_no_false_alarm_in_a_thousand_clean_trials(tmp_path):
     analysis = detcheck.analyse(run)
     assert sum(record.trials for record in run.conditions) == 1000
     assert analysis.groups[0].distinct == 1
-    verdict = judge(analysis, experiment.kernels, rules_for(1))
+    verdict = judge(analysis)
     assert verdict.value == PASS, verdict.reasons

@@ -1,109 +1,138 @@
-"""A baseline passes what repeats it, fails what does not, and is refused where it shows nothing."""
+"""A baseline passes what repeats it, fails what does not, and is refused if it shows nothing."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
+import msgspec
 import pytest
 
+from detcheck.analysis.evidence import FAIL
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
-from detcheck.gate.baseline import hold_against
-from detcheck.gate.policy import rules_for
-from detcheck.gate.verdict import FAIL, PASS, judge
+from detcheck.gate import PASS, GateOptions, baseline_of, judge, read_baseline
+from detcheck.gate.accept import accept
+from detcheck.gate.baseline import PREVIEW, baseline_text, write_baseline
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 from .runs import ENVIRONMENT, analysed
 
 KERNELS = (BATCH_INVARIANT,)
+OTHER = ScriptedEngine([Planted(5, 3, min_batch_size=1, kernels=BATCH_INVARIANT)])
+"""Answers with another word at token 5, whatever the batch size."""
 
 
 @pytest.fixture
-def baseline(tmp_path):
-    return analysed(tmp_path / "baseline")
+def good(tmp_path):
+    return analysed(tmp_path / "good")
 
 
-def judged(analysis, baseline, kernels=KERNELS):
-    return judge(analysis, kernels, rules_for(None, hold_against(baseline, analysis, kernels)))
+@pytest.fixture(params=["run", "file"])
+def held(request, tmp_path):
+    """Returns a function: a run and an earlier one -> the verdict, by run or by file."""
+
+    def held(analysis, earlier, kernels=KERNELS):
+        baseline = baseline_of(earlier, kernels)
+        if request.param == "file":
+            write_baseline(accept(earlier, kernels).baseline, tmp_path / "baseline.json")
+            baseline = read_baseline(tmp_path / "baseline.json")
+        options = GateOptions(kernels=kernels, baseline=Path("given"))
+        return judge(analysis, options, baseline=baseline)
+
+    return held
 
 
-def test_the_same_answer_passes(tmp_path, baseline):
-    verdict = judged(analysed(tmp_path / "new"), baseline)
+def test_the_same_answer_passes(tmp_path, good, held):
+    verdict = held(analysed(tmp_path / "new"), good)
     assert verdict.value == PASS
-    assert "Every answer is one that the baseline gave." in verdict.reasons
+    assert "Every answer is one that the baseline accepts." in verdict.reasons
+    assert verdict.judged.baseline == "good"
 
 
-def test_a_new_answer_fails_and_shows_the_words(tmp_path, baseline):
-    engine = ScriptedEngine([Planted(5, 3, min_batch_size=1, kernels=BATCH_INVARIANT)])
-    verdict = judged(analysed(tmp_path / "new", engine), baseline)
+def test_a_new_answer_fails_and_shows_the_words(tmp_path, good, held):
+    verdict = held(analysed(tmp_path / "new", OTHER), good)
     assert verdict.value == FAIL
     sentence = verdict.reasons[0]
-    assert "1 answer (24 of 24 completions) the baseline did not give" in sentence
-    assert "they part at token 5, after" in sentence
+    assert "1 answer (48 of 48 completions) that the baseline does not accept" in sentence
+    assert "they diverge at token 5, after" in sentence
     assert '"lit' in sentence
 
 
-def test_a_new_answer_of_one_batch_size_fails_though_the_reference_holds(tmp_path, baseline):
+def test_a_new_answer_of_one_batch_size_fails_though_the_reference_holds(tmp_path, good, held):
     engine = ScriptedEngine([Planted(5, 3, min_batch_size=8, kernels=BATCH_INVARIANT)])
     analysis = analysed(tmp_path / "new", engine)
-    old, new = (a.group(0, BATCH_INVARIANT).reference for a in (baseline, analysis))
+    old, new = (a.group(0, BATCH_INVARIANT).reference for a in (good, analysis))
     assert old.variant.fingerprint == new.variant.fingerprint
-    assert judged(analysis, baseline).value == FAIL
+    assert held(analysis, good).value == FAIL
 
 
-def test_another_reference_among_known_answers_fails(tmp_path):
-    stock = (STOCK,)
+def test_another_reference_among_accepted_answers_passes(tmp_path, held):
     old = analysed(tmp_path / "old", ScriptedEngine([Planted(5, 3, min_batch_size=4)]))
     new = analysed(tmp_path / "new", ScriptedEngine([Planted(5, 3, min_batch_size=1)]))
-    verdict = judged(new, old, stock)
-    assert verdict.value == FAIL
-    assert "another one of the baseline's: they part at token 5" in verdict.reasons[0]
+    assert held(new, old, (STOCK,)).value == PASS
 
 
-def test_answers_that_did_not_come_back_are_noted(tmp_path):
+def test_answers_that_did_not_come_back_are_noted(tmp_path, held):
     old = analysed(tmp_path / "old", ScriptedEngine([Planted(5, 3, min_batch_size=4)]))
-    verdict = judged(analysed(tmp_path / "new"), old, (STOCK,))
+    verdict = held(analysed(tmp_path / "new"), old, (STOCK,))
     assert verdict.value == PASS
-    assert any("1 of the baseline's 2 did not come back" in reason for reason in verdict.reasons)
+    assert any("1 of its 2 did not come back" in reason for reason in verdict.reasons)
 
 
-def test_another_environment_is_noted(tmp_path, baseline):
+def test_another_environment_is_noted(tmp_path, good, held):
     environment = {**ENVIRONMENT, "packages": {"torch": "2.13.0", "transformers": "5.17.0"}}
-    verdict = judged(analysed(tmp_path / "new", environment=environment), baseline)
+    verdict = held(analysed(tmp_path / "new", environment=environment), good)
     assert verdict.value == PASS
-    note = "The environment differs from the baseline: torch 2.12.0 → 2.13.0."
+    note = "The environment differs from the baseline's: torch 2.12.0 → 2.13.0."
     assert note in verdict.reasons
 
 
-def test_the_order_of_prompts_does_not_matter(tmp_path):
+def test_the_order_of_prompts_does_not_matter(tmp_path, held):
     prompts = ("One?", "Two?")
     old = analysed(tmp_path / "old", prompts=prompts)
     new = analysed(tmp_path / "new", prompts=prompts[::-1])
-    assert judged(new, old).value == PASS
+    assert held(new, old).value == PASS
+
+
+def test_an_added_prompt_is_listed_and_the_others_are_held(tmp_path, held):
+    old = analysed(tmp_path / "old", prompts=("One?", "Two?"))
+    verdict = held(analysed(tmp_path / "new", prompts=("Two?", "Three?")), old)
+    assert verdict.value == PASS
+    reasons = " ".join(verdict.reasons)
+    assert '1 prompt ("Three?") is not in the baseline' in reasons
+    assert '1 prompt ("One?") is in the baseline and not in the run' in reasons
+    assert verdict.judged.held == 1
+    changed = held(analysed(tmp_path / "other", OTHER, prompts=("Two?", "Three?")), old)
+    assert changed.value == FAIL
+    assert [judged.value for judged in changed.groups] == [FAIL, PASS]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": "other"}, "another model"),
-        ({"max_new_tokens": 11}, "another max new tokens"),
-        ({"temperature": 0.5}, "another temperature"),
-        ({"chat_template": False}, "another chat template"),
-        ({"prompts": ("Other?",)}, "other prompts"),
-        ({"prompts": ("Why is the sky blue?", "Other?")}, "other prompts"),
+        ({"model": "other"}, "something else: its model is"),
+        ({"dtype": "float32"}, "something else: its dtype is"),
+        ({"max_new_tokens": 11}, "something else: its token limit is 11, the run's is 12"),
+        ({"temperature": 0.5}, "something else: its temperature"),
+        ({"chat_template": False}, "something else: its chat template is off"),
+        ({"prompts": ("Other?",)}, "none of the run's prompts"),
         ({"kernels": (STOCK,)}, "no batch-invariant kernels"),
     ],
 )
-def test_a_baseline_of_another_question_is_refused(tmp_path, change, words):
+def test_a_baseline_of_another_question_is_refused(tmp_path, held, change, words):
     old = analysed(tmp_path / "old", **change)
     new = analysed(tmp_path / "new")
     with pytest.raises(UsageError, match=words):
-        hold_against(old, new, KERNELS)
+        held(new, old)
 
 
-def test_a_baseline_sampled_with_another_seed_is_refused(tmp_path):
+def test_a_baseline_sampled_with_another_seed_is_refused(tmp_path, held):
     old = analysed(tmp_path / "old", temperature=0.5, seeds=(1,))
     new = analysed(tmp_path / "new", temperature=0.5, seeds=(2,))
-    with pytest.raises(UsageError, match="seeds 1"):
-        hold_against(old, new, KERNELS)
+    with pytest.raises(UsageError, match="its list of seeds is 1, the run's is 2"):
+        held(new, old)
 
 
 @pytest.mark.parametrize(
@@ -111,18 +140,153 @@ def test_a_baseline_sampled_with_another_seed_is_refused(tmp_path):
     [
         {"stop_after": 4},
         {"prove": False},
-        {"engine": ScriptedEngine(fail_rate=0.3)},
-        {"engine": ScriptedEngine(observed_share=0.5)},
-        {"engine": ScriptedEngine(missing=("mm",))},
+        {"script": ScriptedEngine(fail_rate=0.3)},
+        {"script": ScriptedEngine(observed_share=0.5)},
+        {"script": ScriptedEngine(missing=("mm",))},
+        {"engine": "scripted"},
     ],
 )
-def test_a_baseline_without_evidence_is_refused(tmp_path, fault):
-    engine = fault.pop("engine", None)
-    old = analysed(tmp_path / "old", engine, **fault)
+def test_a_baseline_without_evidence_is_refused(tmp_path, held, fault):
+    old = analysed(tmp_path / "old", **fault)
     with pytest.raises(UsageError, match="no evidence"):
-        hold_against(old, analysed(tmp_path / "new"), KERNELS)
+        held(analysed(tmp_path / "new"), old)
 
 
-def test_a_run_held_against_itself_is_refused(baseline):
-    with pytest.raises(UsageError, match="itself"):
-        hold_against(baseline, baseline, KERNELS)
+def test_few_completions_are_enough_for_a_baseline(tmp_path, held):
+    old = analysed(tmp_path / "old", completions=8, batch_sizes=(4,), alive=False)
+    assert held(analysed(tmp_path / "new"), old).value == PASS
+
+
+def test_a_run_held_against_itself_is_refused(good, held):
+    with pytest.raises(UsageError, match="of the run itself"):
+        held(good, good)
+
+
+def test_answers_without_token_ids_are_held_by_their_text(tmp_path, good, held):
+    def text_only(completion):
+        return dataclasses.replace(completion, token_ids=None)
+
+    new = analysed(tmp_path / "new", change=text_only)
+    assert held(new, good).value == PASS
+    assert held(analysed(tmp_path / "other", OTHER, change=text_only), good).value == FAIL
+
+
+def long_answer(completion, end=""):
+    return dataclasses.replace(
+        completion, text="x" * (PREVIEW + 10) + end, token_ids=None, token_ends=None
+    )
+
+
+def test_a_difference_after_the_preview_fails_and_says_so(tmp_path):
+    old = analysed(tmp_path / "old", change=long_answer)
+    new = analysed(tmp_path / "new", change=lambda answer: long_answer(answer, "y"))
+    baseline = accept(old, KERNELS).baseline
+    verdict = judge(new, GateOptions(baseline=Path("given")), baseline=baseline)
+    assert verdict.value == FAIL
+    assert "they agree in the first 2,000 characters" in verdict.reasons[0]
+
+
+# Accepting answers.
+
+
+def test_new_answers_take_the_place_of_those_accepted(tmp_path, good):
+    first = accept(good, KERNELS)
+    assert (len(first.changes), first.same, first.kept) == (1, 0, 0)
+    again = accept(analysed(tmp_path / "again"), KERNELS, first.baseline)
+    assert (again.changes, again.same) == ((), 1)
+    other = analysed(tmp_path / "other", OTHER)
+    second = accept(other, KERNELS, first.baseline)
+    assert "1 new answer: they diverge at token 5" in second.changes[0]
+    assert "1 answer no longer accepted" in second.changes[0]
+    options = GateOptions(baseline=Path("given"))
+    assert judge(good, options, baseline=second.baseline).value == FAIL
+
+
+def test_answers_may_be_added_to_those_accepted(tmp_path, good):
+    first = accept(good, KERNELS).baseline
+    other = analysed(tmp_path / "other", OTHER)
+    both = accept(other, KERNELS, first, add=True).baseline
+    assert len(both.prompts[0].answers) == 2
+    verdicts = [
+        judge(analysed(tmp_path / name, script), GateOptions(baseline=Path("x")), baseline=both)
+        for name, script in (("a", None), ("b", OTHER))
+    ]
+    assert [verdict.value for verdict in verdicts] == [PASS, PASS]
+    assert any("1 of its 2 did not come back" in reason for reason in verdicts[0].reasons)
+
+
+def test_prompts_that_were_not_asked_stay(tmp_path):
+    first = accept(analysed(tmp_path / "first", prompts=("One?", "Two?")), KERNELS).baseline
+    second = accept(analysed(tmp_path / "second", prompts=("Two?", "Three?")), KERNELS, first)
+    assert [entry.prompt for entry in second.baseline.prompts] == ["One?", "Two?", "Three?"]
+    assert (second.same, second.kept) == (1, 1)
+    assert "Three?" in second.changes[0]
+
+
+def test_a_baseline_of_another_model_is_not_brought_up_to_date(tmp_path, good):
+    first = accept(analysed(tmp_path / "other", model="other"), KERNELS).baseline
+    with pytest.raises(UsageError, match="something else: its model"):
+        accept(good, KERNELS, first)
+
+
+# The file.
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path, good):
+    baseline = accept(good, KERNELS).baseline
+    write_baseline(baseline, tmp_path / "a" / "baseline.json")
+    assert read_baseline(tmp_path / "a" / "baseline.json") == baseline
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["baseline.json"]
+
+
+def test_a_file_is_small_and_holds_no_path_of_the_machine(good):
+    text = baseline_text(accept(good, KERNELS).baseline)
+    assert len(text) < 1500
+    assert str(good.run.path) not in text
+    assert text.count('"preview": ') == 1
+
+
+def test_hostile_answers_leave_the_file_harmless_and_whole(tmp_path):
+    hostile = 'a\u202eb\x1b[31m\ud800"\\\n\U000e0001é日本'
+    old = analysed(
+        tmp_path / "old",
+        prompts=("Say \u202e日本?",),
+        change=lambda answer: dataclasses.replace(
+            answer, text=hostile, token_ids=None, token_ends=None
+        ),
+    )
+    baseline = accept(old, KERNELS).baseline
+    write_baseline(baseline, tmp_path / "baseline.json")
+    data = (tmp_path / "baseline.json").read_text(encoding="utf-8")
+    assert not {"\u202e", "\x1b", "\U000e0001"} & set(data)
+    assert "日本" in data
+    assert read_baseline(tmp_path / "baseline.json") == baseline
+    assert baseline.prompts[0].answers[0].preview == hostile
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "is no baseline"),
+        ("{}", "is no baseline"),
+        ('{"detcheck_baseline": 99}', "newer than this detcheck reads"),
+        ('{"detcheck_baseline": 1}', "is damaged"),
+    ],
+)
+def test_a_file_that_is_no_baseline_is_refused(tmp_path, text, words):
+    (tmp_path / "baseline.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=words):
+        read_baseline(tmp_path / "baseline.json")
+
+
+def test_an_unknown_field_is_refused(tmp_path, good):
+    document = msgspec.to_builtins(accept(good, KERNELS).baseline) | {"more": 1}
+    (tmp_path / "baseline.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(UsageError, match="unknown field `more`"):
+        read_baseline(tmp_path / "baseline.json")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="There is no baseline"):
+        read_baseline(tmp_path / "nowhere.json")

@@ -9,10 +9,9 @@ import pytest
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
+from detcheck.gate import judge
 from detcheck.gate.github import append_summary, summary_markdown, summary_path
 from detcheck.gate.junit import junit_xml, write_junit
-from detcheck.gate.policy import rules_for
-from detcheck.gate.verdict import judge
 from detcheck.kernels.settings import BATCH_INVARIANT
 
 from .runs import analysed
@@ -25,8 +24,7 @@ HOSTILE = (
 @pytest.fixture
 def verdict_on(tmp_path):
     def judged(engine=None, **options):
-        analysis = analysed(tmp_path / "run", engine, **options)
-        return judge(analysis, (BATCH_INVARIANT,), rules_for(1))
+        return judge(analysed(tmp_path / "run", engine, **options))
 
     return judged
 
@@ -55,7 +53,7 @@ def test_a_pass_is_a_plain_test_case(verdict_on):
     suite = suite_of(verdict_on())
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("1", "0", "0")
     assert suite.find("testcase/failure") is None
-    assert "0 of 24 differed" in suite.findtext("testcase/system-out")
+    assert "0 of 32 comparisons differed" in suite.findtext("testcase/system-out")
 
 
 def test_a_failure_is_a_failure(verdict_on):
@@ -68,6 +66,26 @@ def test_inconclusive_is_an_error_and_not_skipped(verdict_on):
     suite = suite_of(verdict_on(ScriptedEngine(observed_share=0.5)))
     assert (suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("0", "1", "0")
     assert suite.find("testcase/error").get("type") == "inconclusive"
+
+
+def test_the_properties_say_what_was_judged(verdict_on):
+    suite = suite_of(verdict_on(model="org/model"))
+    found = {p.get("name"): p.get("value") for p in suite.findall("properties/property")}
+    assert found["model"] == "org/model, revision not recorded, weights not recorded"
+    assert found["kernels"] == "batch-invariant, judged by bits"
+    assert found["asked"].startswith("1 prompt, 48 completions each of at most 12 tokens")
+    assert found["observed"].startswith("batches of up to 8 of 8 asked")
+    assert found["compared"].startswith("32 comparisons under a batch larger than one")
+    assert "8.9 %" in found["compared"]
+    assert found["run"].startswith("run, finished 2026-01-01T00:01:00Z")
+    assert (found["control"], found["baseline"]) == ("stock", "none")
+
+
+def test_the_summary_says_what_was_judged(verdict_on):
+    text = summary_markdown(verdict_on(model="org/model"))
+    assert "\n| model | org/model, revision not recorded" in text
+    assert "\n| compared | 32 comparisons" in text
+    assert "\n1 prompt: 1 pass.\n" in text
 
 
 def test_a_test_case_a_prompt(verdict_on):
@@ -86,7 +104,7 @@ def test_hostile_answers_are_only_text_in_markdown(hostile):
     assert "@<!-- -->" in text, "parted, or somebody is mentioned"
     text = text.replace("@<!-- -->", "")
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(row.count("|") == 6 for row in rows)
+    assert {row.count("|") for row in rows} == {6, 3}
     for forbidden in ("<", "`", "*b*", "@", "http:", "\x1b", "\x00", "\u202e", "\n# no"):
         assert forbidden not in text
 

@@ -31,7 +31,7 @@ def measure(tmp_path: Path) -> Callable[..., Analysis]:
     """Run a small experiment against servers and analyse it."""
 
     def call(*servers: ToyServer, connection: Connection | None = None, **fields: Any) -> Analysis:
-        asked = {"batch_sizes": (1, 8), "completions": 20, "max_new_tokens": 12} | fields
+        asked = {"batch_sizes": (1, 8), "completions": 27, "max_new_tokens": 12} | fields
         experiment, target = ask(endpoints=[server.url for server in servers], **asked)
         return analyse(run(experiment, target, tmp_path / "run", connection=connection))
 

@@ -11,10 +11,10 @@ from servers.faults import Faults
 from servers.running import serve as misbehave
 
 from detcheck.analysis import analyse
+from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
 from detcheck.engines import Connection
 from detcheck.errors import DetcheckError
-from detcheck.gate.policy import rules_for
-from detcheck.gate.verdict import FAIL, INCONCLUSIVE, PASS, judge
+from detcheck.gate import PASS, judge
 from detcheck.runner import run
 
 SLOW = {"step_s": 0.004}
@@ -22,7 +22,7 @@ SLOW = {"step_s": 0.004}
 SPARSE = {"rate": 0.2}
 TABLE = [
     # planted, asked otherwise, verdict, a phrase of its reasons
-    ({}, {}, PASS, "0 of 24 differed"),
+    ({}, {}, PASS, "0 of 24 comparisons differed"),
     ({"preempt_every": 5}, {}, PASS, ""),
     ({"buffered": True}, {}, PASS, ""),
     ({"metrics": False, **SLOW}, {}, PASS, ""),
@@ -34,7 +34,7 @@ TABLE = [
     ({"flip_at": 5, "flip_gap": 3.0}, {}, FAIL, "confident"),
     ({"flip_at": 5, "gives_token_ids": False}, {}, FAIL, "(tie)"),
     ({"flip_at": 5, "gives_token_ids": False, "gives_logprobs": False}, {}, FAIL, "no log-prob"),
-    ({"flip_at": 3, "flip_on_cached_prefix": True}, {}, FAIL, "found no prefix cache"),
+    ({"flip_at": 3, "flip_on_cached_prefix": True}, {}, FAIL, "without the prefix cache"),
     ({"replica_differs": True, "system_fingerprints": ("a", "b")}, {}, FAIL, "replicas"),
     ({"ignores_seed": True}, {"temperature": 0.8}, FAIL, "same seed gave other samples"),
     ({"forced_temperature": 1.0, "ignores_seed": True}, {}, FAIL, "equal requests"),
@@ -120,14 +120,13 @@ def test_what_is_planted_is_what_is_said(row, tmp_path):
 
 def analysed(url: str, folder, asked, connection: Connection | None = None):
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    small = {"batch_sizes": (1, 8), "completions": 24, "max_new_tokens": 20}
+    small = {"batch_sizes": (1, 8), "completions": 27, "max_new_tokens": 20}
     experiment, target = ask(endpoints=[url], **(small | asked))
     return analyse(run(experiment, target, folder / "run", connection=connection))
 
 
 def measured(url: str, folder, asked, connection: Connection | None = None):
-    analysis = analysed(url, folder, asked, connection)
-    return judge(analysis, ("as-served",), rules_for(1))
+    return judge(analysed(url, folder, asked, connection))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from servers.faults import Faults
 from servers.running import serve as misbehave
 
 from detcheck.analysis import analyse
+from detcheck.analysis.evidence import INCONCLUSIVE
 from detcheck.engines.openai.same_server import Sighting, _counted_in_turn, _is_specific, _number
-from detcheck.gate.policy import rules_for
-from detcheck.gate.verdict import INCONCLUSIVE, PASS, judge
+from detcheck.gate import PASS, judge
 from detcheck.runner import run
 
 SLOW = {"step_s": 0.004}
@@ -21,7 +21,7 @@ NO_SIGN = {"metrics": False, "random_ids": True, **SLOW}
 
 def judged(folder, *urls: str):
     asked = ask(endpoints=urls, batch_sizes=(1, 8), completions=24, max_new_tokens=20)
-    return judge(analyse(run(*asked, folder / "run")), ("as-served",), rules_for(1))
+    return judge(analyse(run(*asked, folder / "run")))
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from detcheck.analysis.evidence import INCONCLUSIVE
 from detcheck.engines.openai.checks import different_prompts, no_cache
 from detcheck.engines.openai.engine import allow_open_files
 from detcheck.engines.openai.probing import Probe
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.seeds import together_check
 from detcheck.errors import UsageError
-from detcheck.gate.policy import rules_for
-from detcheck.gate.verdict import INCONCLUSIVE, judge
+from detcheck.gate import judge
 
 
 def checks(analysis) -> dict[str, bool | None]:
@@ -51,7 +51,7 @@ def test_a_planted_fault_fails_its_check(serve, measure, fields, name):
 
 
 def test_answers_from_a_cache_prove_nothing(serve, measure):
-    judged = judge(measure(serve(cache=True)), ("as-served",), rules_for(1))
+    judged = judge(measure(serve(cache=True)))
     assert judged.value == INCONCLUSIVE
     assert any("cache" in reason for reason in judged.reasons)
 
@@ -63,14 +63,14 @@ def test_a_refused_field_is_left_out_and_said(serve, measure, refused):
     analysis = measure(serve(refuses=(refused,)))
     said = {check.name: check.sentence for check in analysis.run.endpoint_checks}
     assert refused in said["fields"]
-    assert analysis.groups[0].completions == 20
+    assert analysis.groups[0].completions == 27
 
 
 def test_a_field_that_the_key_may_not_use_is_left_out(serve, measure):
     analysis = measure(serve(refuses=("logprobs",), refusal=403))
     said = {check.name: check.sentence for check in analysis.run.endpoint_checks}
     assert said["fields"] == "the server refuses logprobs, top_logprobs: left out"
-    assert analysis.groups[0].completions == 20
+    assert analysis.groups[0].completions == 27
 
 
 def test_a_refused_temperature_is_not_called_0(serve, measure):
@@ -89,7 +89,7 @@ def test_answers_that_show_nothing_are_not_called_equal(serve, measure):
 
 def test_answers_that_are_all_empty_prove_nothing(serve, measure):
     server = serve(hides=True, ends="stop", usage=False)
-    judged = judge(measure(server), ("as-served",), rules_for(1))
+    judged = judge(measure(server))
     assert judged.value == INCONCLUSIVE
     assert any("is empty" in reason for reason in judged.reasons)
 

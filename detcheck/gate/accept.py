@@ -1,0 +1,79 @@
+"""Accepting the answers of a run: a new baseline, or an existing one brought up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from detcheck.analysis.results import Analysis, Group
+from detcheck.gate.baseline import PREVIEW, AcceptedPrompt, Baseline, baseline_of
+from detcheck.gate.changes import change_in_words, check_same_question
+from detcheck.text import count
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """A baseline that is ready to be written, and what changed in it."""
+
+    baseline: Baseline
+    changes: tuple[str, ...]
+    """A sentence for each prompt whose accepted answers changed, and for each new prompt."""
+    same: int
+    """Prompts whose accepted answers stay as they were."""
+    kept: int
+    """Prompts of the existing baseline that the run did not ask, and that stay in it."""
+
+
+def accept(
+    analysis: Analysis,
+    kernels: tuple[str, ...],
+    existing: Baseline | None = None,
+    *,
+    add: bool = False,
+) -> Acceptance:
+    """Accept the answers of a run under `kernels`, in place of those that `existing` accepts.
+
+    Prompts that only `existing` has stay in it. If `add` is true, the answers that it accepts stay
+    accepted beside the run's. Raises UsageError if the run is no evidence of its answers, or if
+    `existing` was asked something else.
+    """
+    if existing is not None:
+        check_same_question(existing, analysis.run)
+    new = baseline_of(analysis, kernels, PREVIEW)
+    groups = {(group.prompt, group.kernels): group for group in analysis.groups}
+    before = {entry.key: entry for entry in existing.prompts} if existing else {}
+    changes: list[str] = []
+    entries = dict(before)
+    for entry in new.prompts:
+        old = before.get(entry.key)
+        entries[entry.key] = _merged(old, entry) if add and old is not None else entry
+        changes.extend(_changes(old, groups[entry.key], add=add))
+    ours = {entry.key for entry in new.prompts}
+    return Acceptance(
+        baseline=msgspec.structs.replace(new, prompts=tuple(entries.values())),
+        changes=tuple(changes),
+        same=len(ours) - len(changes),
+        kept=len(before.keys() - ours),
+    )
+
+
+def _merged(old: AcceptedPrompt, new: AcceptedPrompt) -> AcceptedPrompt:
+    """Both entries' answers, each once."""
+    answers = {answer.fingerprint: answer for answer in (*old.answers, *new.answers)}
+    return msgspec.structs.replace(new, answers=tuple(answers.values()))
+
+
+def _changes(old: AcceptedPrompt | None, group: Group, *, add: bool) -> Iterator[str]:
+    """A sentence if the accepted answers to the prompt of `group` change."""
+    if old is None:
+        yield f"{group.name}: new, {count(group.distinct, 'answer')} accepted"
+        return
+    new = [counted.variant for counted in group.variants if not old.accepts(counted.variant)]
+    back = sum(old.accepts(counted.variant) for counted in group.variants)
+    gone = 0 if add else len(old.answers) - back
+    parts = [f"{count(len(new), 'new answer')}: {change_in_words(old, new[0])}"] if new else []
+    parts += [f"{count(gone, 'answer')} no longer accepted"] if gone > 0 else []
+    if parts:
+        yield f"{group.name}: {'; '.join(parts)}"

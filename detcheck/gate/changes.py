@@ -1,0 +1,184 @@
+"""Holding a run to a baseline: which prompts both have, and which answers changed, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from detcheck.analysis.compare import in_words
+from detcheck.analysis.divergence import two_ways
+from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding
+from detcheck.analysis.results import Analysis, Group, VariantCount
+from detcheck.completion import first_divergence
+from detcheck.environment import differences
+from detcheck.errors import UsageError
+from detcheck.gate.baseline import (
+    AcceptedAnswer,
+    AcceptedPrompt,
+    Baseline,
+    machine_of,
+    prompt_digest,
+)
+from detcheck.gate.given import GateInput
+from detcheck.gate.identity import dtype_of, models_of
+from detcheck.rundir import Run, StoredVariant
+from detcheck.text import count, quoted
+
+BASELINE = "baseline"
+BEFORE, AFTER = 30, 25
+"""Characters shown before and after a divergence."""
+MOST_NAMED = 3
+"""Prompts that a sentence names before it counts the rest."""
+
+
+def check_same_question(baseline: Baseline, run: Run) -> None:
+    """Raise UsageError if the baseline was asked something else, so that no answer compares."""
+    experiment = run.experiment
+    pairs = [
+        *_models(baseline, run),
+        ("dtype", baseline.dtype, dtype_of(run)),
+        ("token limit", baseline.max_new_tokens, experiment.max_new_tokens),
+        ("temperature", baseline.temperature, experiment.temperature),
+        ("chat template", baseline.chat_template, bool(run.setting("chat_template"))),
+    ]
+    if experiment.temperature > 0:
+        pairs.append(("list of seeds", baseline.seeds, experiment.seeds))
+    for name, theirs, ours in pairs:
+        if theirs != ours:
+            raise UsageError(
+                f"The baseline was asked something else: its {name} is {_shown(theirs)}, the "
+                f"run's is {_shown(ours)}."
+            )
+
+
+def _models(baseline: Baseline, run: Run) -> list[tuple[str, Any, Any]]:
+    """What must agree about the model: its weights if both are known, else its name."""
+    ours, theirs = run.model.weights_digest, baseline.weights_digest
+    if ours and theirs:
+        return [("model's digest of weights", theirs, ours)]
+    names = models_of(run)
+    if baseline.model in names and baseline.revision and run.model.revision:
+        return [("model's revision", baseline.revision, run.model.revision)]
+    same = baseline.model in names or (baseline.model is None and not names)
+    return [] if same else [("model", baseline.model, names[0] if names else None)]
+
+
+def check_held(baseline: Baseline, analysis: Analysis, groups: Sequence[Group]) -> None:
+    """Raise UsageError if the baseline cannot hold any of `groups`."""
+    if baseline.run_id == analysis.run.run_id:
+        raise UsageError("The baseline is of the run itself, so it shows nothing: give another.")
+    check_same_question(baseline, analysis.run)
+    known = dict.fromkeys(entry.kernels for entry in baseline.prompts)
+    for name in dict.fromkeys(group.kernels for group in groups):
+        if name not in known:
+            raise UsageError(
+                f"The baseline has no {name} kernels, only {', '.join(known)}: choose others by "
+                "`kernels`."
+            )
+    if not any(baseline.entry(group) for group in groups):
+        raise UsageError("The baseline has none of the run's prompts: there is nothing to hold.")
+
+
+def changed_answers(given: GateInput) -> Iterator[Finding]:
+    """Fails a group that gave an answer which the baseline does not accept."""
+    baseline = given.baseline
+    if baseline is None:
+        return
+    run = given.analysis.run
+    for phrase in _settings_changed(baseline, run):
+        yield Finding(BASELINE, NOTE, f"The environment differs from the baseline's: {phrase}.")
+    for group in given.groups:
+        entry = baseline.entry(group)
+        if entry is not None and group.completions:
+            yield _held(entry, group, prompt_digest(run, group.prompt_index))
+    yield from _prompts_of_one(baseline, given)
+
+
+def change_in_words(entry: AcceptedPrompt, variant: StoredVariant) -> str:
+    """Where an answer leaves the accepted answer that is most like it.
+
+    Such as `they diverge at token 5, after "a small": "coastal town" / ", coastal town"`.
+    """
+    nearest = max(entry.answers, key=lambda answer: _shared(answer, variant))
+    position = first_divergence(nearest.preview, variant.text)
+    if position is None:
+        return "the text is the same, its tokens are not"
+    if position == len(nearest.preview) and not nearest.whole:
+        return f"they agree in the first {position:,} characters, which is all the baseline keeps"
+    start, stop = max(0, position - BEFORE), position + AFTER
+    ways = two_ways(
+        variant.text[start:position], nearest.preview[position:stop], variant.text[position:stop]
+    )
+    return f"they diverge at {_place(variant, position)}{ways}"
+
+
+def _held(entry: AcceptedPrompt, group: Group, digest: str | None) -> Finding:
+    if digest and entry.token_ids_digest and digest != entry.token_ids_digest:
+        sentence = (
+            "The model was asked something else than for the baseline: the same prompt became "
+            "other token ids, as if its chat template had changed or held a date."
+        )
+        return Finding(BASELINE, INCONCLUSIVE, sentence, group)
+    new = [counted for counted in group.variants if not entry.accepts(counted.variant)]
+    if new:
+        return Finding(BASELINE, FAIL, _changed(entry, group, new), group)
+    gone = len(entry.answers) - group.distinct
+    unseen = f"; {gone} of its {len(entry.answers)} did not come back" if gone > 0 else ""
+    return Finding(BASELINE, NOTE, f"Every answer is one that the baseline accepts{unseen}.", group)
+
+
+def _changed(entry: AcceptedPrompt, group: Group, new: Sequence[VariantCount]) -> str:
+    completions = sum(counted.count for counted in new)
+    accepted = count(len(entry.answers), "answer")
+    return (
+        f"{count(len(new), 'answer')} ({completions} of {group.completions} completions) that the "
+        f"baseline does not accept ({accepted} accepted): "
+        f"{change_in_words(entry, new[0].variant)}."
+    )
+
+
+def _prompts_of_one(baseline: Baseline, given: GateInput) -> Iterator[Finding]:
+    """Prompts that only the run has, or only the baseline."""
+    new = [group.prompt for group in given.groups if baseline.entry(group) is None]
+    if new:
+        sentence = f"{_named(new)} not in the baseline, so nothing holds the answers to them."
+        yield Finding(BASELINE, NOTE, sentence)
+    asked = {(group.prompt, group.kernels) for group in given.groups}
+    judged = {group.kernels for group in given.groups}
+    gone = [e.prompt for e in baseline.prompts if e.kernels in judged and e.key not in asked]
+    if gone:
+        yield Finding(BASELINE, NOTE, f"{_named(gone)} in the baseline and not in the run.")
+
+
+def _named(prompts: Sequence[str]) -> str:
+    """`2 prompts ("One?", "Two?") are`."""
+    different = list(dict.fromkeys(prompts))
+    names = ", ".join(quoted(prompt) for prompt in different[:MOST_NAMED])
+    more = f" and {len(different) - MOST_NAMED} more" if len(different) > MOST_NAMED else ""
+    verb = "is" if len(different) == 1 else "are"
+    return f"{count(len(different), 'prompt')} ({names}{more}) {verb}"
+
+
+def _settings_changed(baseline: Baseline, run: Run) -> Iterator[str]:
+    engines = (baseline.engine, str(run.setting("engine")))
+    if len(set(engines)) > 1:
+        yield f"engine {' → '.join(engines)}"
+    yield from differences(baseline.machine, machine_of(run))
+
+
+def _shared(answer: AcceptedAnswer, variant: StoredVariant) -> int:
+    """Characters that both begin with."""
+    position = first_divergence(answer.preview, variant.text)
+    return len(answer.preview) + 1 if position is None else position
+
+
+def _place(variant: StoredVariant, position: int) -> str:
+    """`token 5`, or `character 24` if the tokens are not known."""
+    ends = variant.token_ends
+    if ends is None or not len(ends):
+        return f"character {position}"
+    return f"token {int((ends <= position).sum())}"
+
+
+def _shown(value: object) -> str:
+    return "not recorded" if value is None else in_words(value)

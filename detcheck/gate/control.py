@@ -1,0 +1,46 @@
+"""A control from another run: it must have had the same load, or it shows nothing."""
+
+from __future__ import annotations
+
+from detcheck.analysis.compare import in_words
+from detcheck.analysis.evidence import CONTROL_ALIVE, ENOUGH_COMPARISONS, lacking
+from detcheck.analysis.results import Analysis
+from detcheck.errors import UsageError
+from detcheck.kernels.settings import AS_SERVED, STOCK
+
+SAME_LOAD = (*("model", "dtype", "max_new_tokens", "temperature", "chat_template", "traffic"),)
+"""Settings in which a control must agree with the run."""
+
+
+def check_control(control: Analysis, analysis: Analysis) -> None:
+    """Raise UsageError if `control` cannot be the control of the run in `analysis`.
+
+    It must be another run with stock kernels or of a server, ask one of the same prompts under the
+    same load, and be whole itself.
+    """
+    ours, theirs = analysis.run.experiment, control.run.experiment
+    if control.run.run_id == analysis.run.run_id:
+        raise UsageError("`control` is the run itself: leave it out, or give another run.")
+    groups = [group for group in control.groups if group.kernels in (STOCK, AS_SERVED)]
+    if not groups:
+        raise UsageError(
+            f"`control` has no stock kernels, only {', '.join(theirs.kernels)}: give a run of "
+            "stock kernels."
+        )
+    for lack in lacking(control, groups):
+        if lack.rule not in (CONTROL_ALIVE, ENOUGH_COMPARISONS):
+            raise UsageError(f"`control` is no evidence: {lack.sentence}")
+    if not set(ours.prompts) & set(theirs.prompts):
+        raise UsageError("`control` asks other prompts than the run: give one that asks the same.")
+    for name in SAME_LOAD:
+        our_value, their_value = analysis.run.setting(name), control.run.setting(name)
+        if our_value != their_value:
+            raise UsageError(
+                f"`control` has another {name.replace('_', ' ')} ({in_words(their_value)}) than "
+                f"the run ({in_words(our_value)}): give one under the same load."
+            )
+    if max(theirs.batch_sizes) > max(ours.batch_sizes):
+        raise UsageError(
+            f"`control` has larger batches ({max(theirs.batch_sizes)}) than the run "
+            f"({max(ours.batch_sizes)}): give one under the same load."
+        )

@@ -1,0 +1,105 @@
+"""What counts as one answer at each level: log-probabilities, tokens or text."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from detcheck.analysis.results import Analysis, Group
+from detcheck.analysis.variants import rows_by_condition
+from detcheck.gate.options import BITS, TEXT, GateOptions
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class AtLevel:
+    """The completions of one group, counted by what is equal at a level."""
+
+    level: str
+    """`bits`, `tokens` or `text`."""
+    distinct: int
+    """Different answers at this level."""
+    differing: int
+    """Completions that differ from the reference."""
+    unknown: int
+    """Completions that cannot be compared at this level: they have no log-probabilities."""
+    batch_sizes: tuple[int, ...]
+    """Batch sizes at which completions differ from the reference, smallest first."""
+
+
+def count_at_level(
+    analysis: Analysis, groups: Iterable[Group], options: GateOptions
+) -> Mapping[tuple[int, str], AtLevel]:
+    """The answers of each group, counted at the level it is judged by; by (prompt index, kernels).
+
+    The reference is the first completion that has the tokens of the group's reference. Without
+    token ids, tokens are compared by their text.
+    """
+    run = analysis.run
+    rows = rows_by_condition(run)
+    conditions: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
+    for index, record in enumerate(run.conditions):
+        conditions[record.prompt_index, record.kernels].append(index)
+    text_numbers: dict[str, int] = {}
+    texts = [text_numbers.setdefault(variant.text, len(text_numbers)) for variant in run.variants]
+    counts = {}
+    for group in groups:
+        key = group.prompt_index, group.kernels
+        level = options.level_of(group.kernels)
+        ours = rows.of(conditions[key])
+        ours = ours[run.completions.variant[ours] >= 0]
+        counts[key] = _count(analysis, group, ours, level, np.array(texts, dtype=np.int64))
+    return counts
+
+
+def _count(
+    analysis: Analysis, group: Group, rows: IntArray, level: str, texts: IntArray
+) -> AtLevel:
+    """Count the completions in `rows`, which are those of `group` that came back."""
+    run, table = analysis.run, analysis.run.completions
+    variants = table.variant[rows].astype(np.int64)
+    keys = variants
+    if level == BITS:
+        keys = variants << 32 | _known_digests(variants, table.digest[rows]) + 1
+    elif level == TEXT:
+        keys = texts[variants]
+    first = _first_with_reference(analysis, group, variants)
+    differs = np.zeros(len(keys), dtype=bool) if first is None else keys != keys[first]
+    conditions = np.unique(table.condition[rows[differs]]).tolist()
+    return AtLevel(
+        level=level,
+        distinct=len(np.unique(keys)),
+        differing=int(differs.sum()),
+        unknown=int((table.digest[rows] < 0).sum()) if level == BITS else 0,
+        batch_sizes=tuple(sorted({run.conditions[index].batch_size for index in conditions})),
+    )
+
+
+def _known_digests(variants: IntArray, digests: npt.NDArray[np.int32]) -> IntArray:
+    """The digests; of a completion without one, that of another completion with its tokens.
+
+    So a completion that cannot be compared is no difference by itself.
+    """
+    settled = digests.astype(np.int64)
+    missing = settled < 0
+    for variant in np.unique(variants[missing]).tolist():
+        same = variants == variant
+        known = settled[same & ~missing]
+        settled[same & missing] = known[0] if len(known) else -1
+    return settled
+
+
+def _first_with_reference(analysis: Analysis, group: Group, variants: IntArray) -> int | None:
+    """Index of the first completion with the reference's tokens; None if there is none."""
+    reference = group.reference
+    if reference is None:
+        return None
+    for index in np.unique(variants).tolist():
+        if analysis.run.variants[index].fingerprint == reference.variant.fingerprint:
+            return int(np.flatnonzero(variants == index)[0])
+    return None

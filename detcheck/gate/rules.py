@@ -1,0 +1,166 @@
+"""The rules of a gate: its limits, what it holds a run to, and the evidence that a pass needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from detcheck.analysis.divergence import two_ways
+from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, Finding, lacking
+from detcheck.analysis.results import UNKNOWN, Group
+from detcheck.errors import UsageError
+from detcheck.gate.changes import changed_answers
+from detcheck.gate.given import GateInput, Rule
+from detcheck.gate.identity import models_of
+from detcheck.gate.judged import duration_in_words
+from detcheck.gate.levels import AtLevel
+from detcheck.gate.notes import NOTES, counted
+from detcheck.gate.options import BITS, TEXT, parse_duration
+from detcheck.text import count, quoted
+
+CLOCK_TOLERANCE_S = 300
+"""A run that finished this many seconds from now may just have another clock."""
+
+
+def check_limit(given: GateInput) -> None:
+    """Raise UsageError if the completions are too few to exceed a limit above one.
+
+    A limit that was exceeded all the same is left to `too_many_answers`.
+    """
+    limit = given.options.limit or 1
+    if limit == 1 or any(given.counts(group).distinct > limit for group in given.groups):
+        return
+    for group in given.groups:
+        whole = group.completions >= group.asked
+        possible = group.comparisons if whole else group.asked - 1
+        if limit >= possible:
+            raise UsageError(
+                f"`max_distinct` is {limit}, which {group.name} cannot exceed with "
+                f"{count(possible, 'comparison')}: lower it, or ask for more completions."
+            )
+
+
+def too_many_answers(given: GateInput) -> Iterator[Finding]:
+    """Fails a group with more distinct answers than are allowed."""
+    limit = given.options.limit
+    if limit is None:
+        return
+    for group in given.groups:
+        found = given.counts(group)
+        if found.distinct > limit:
+            if found.level == BITS and group.distinct <= limit:
+                sentence = _by_bits(group, found, limit)
+            else:
+                where = _first_divergence(group, found)
+                answers = counted(group, min(group.distinct, found.distinct))
+                sentence = f"{answers}, where at most {limit} may be: {where}."
+            yield Finding("max-distinct", FAIL, sentence, group)
+
+
+def limit_has_power(given: GateInput) -> Iterator[Finding]:
+    """A limit above one needs one more comparison for each further answer that it allows."""
+    limit, least = given.options.limit, given.options.min_comparisons
+    for group in given.groups if limit is not None else ():
+        made, needed = group.comparisons, least + (limit or 1) - 1
+        if least <= made < needed:
+            sentence = (
+                f"Up to {limit} answers are allowed, so a pass needs {needed} comparisons under a "
+                f"batch larger than one, and {made} were made: ask for more completions."
+            )
+            yield Finding("max-distinct", INCONCLUSIVE, sentence, group)
+
+
+def comparable_by_bits(given: GateInput) -> Iterator[Finding]:
+    """By bits, a completion without log-probabilities cannot be judged."""
+    for group in given.groups:
+        if unknown := given.counts(group).unknown:
+            sentence = (
+                f"{count(unknown, 'completion')} of {group.completions:,} came without "
+                "log-probabilities, so they cannot be judged by bits: judge by tokens."
+            )
+            yield Finding("level", INCONCLUSIVE, sentence, group)
+
+
+def evidence(given: GateInput) -> Iterator[Finding]:
+    """Nothing passes if the run lacks evidence that a pass needs."""
+    yield from lacking(
+        given.analysis,
+        given.groups,
+        min_comparisons=given.options.min_comparisons,
+        control=given.control_run,
+    )
+
+
+def control_required(given: GateInput) -> Iterator[Finding]:
+    """If a control is required, a group without one is inconclusive."""
+    if not given.options.require_control:
+        return
+    for group in given.groups:
+        if given.control(group) is None:
+            sentence = (
+                "No control was measured, and one is required: run stock kernels in the same run, "
+                "or give another run as the control."
+            )
+            yield Finding("control-required", INCONCLUSIVE, sentence, group)
+
+
+def model_held(given: GateInput) -> Iterator[Finding]:
+    """If a model is named, a run of another model says nothing about it."""
+    name = given.options.model
+    if name is None:
+        return
+    models = models_of(given.analysis.run)
+    if name not in models:
+        asked = quoted(models[0], 80) if models else "a model that it does not name"
+        sentence = f"The run asked {asked}, not {quoted(name, 80)}."
+        yield Finding("model", INCONCLUSIVE, sentence)
+
+
+def age_held(given: GateInput) -> Iterator[Finding]:
+    """If an age is set, an older run says nothing about today."""
+    if given.options.max_age is None:
+        return
+    limit, age = parse_duration(given.options.max_age), given.age
+    if age > limit:
+        sentence = (
+            f"The run is {duration_in_words(age)} old, and at most {given.options.max_age} is "
+            "allowed: run it again."
+        )
+        yield Finding("max-age", INCONCLUSIVE, sentence)
+    elif age.total_seconds() < -CLOCK_TOLERANCE_S:
+        sentence = (
+            f"The run finished {duration_in_words(-age)} in the future by this machine's clock, so "
+            "its age is not known."
+        )
+        yield Finding("max-age", INCONCLUSIVE, sentence)
+
+
+def _by_bits(group: Group, found: AtLevel, limit: int) -> str:
+    sizes = ", ".join(map(str, found.batch_sizes))
+    return (
+        f"{counted(group)}, but the log-probabilities of {count(found.differing, 'completion')} "
+        f"differ in some bit from the reference's (batch size {sizes}): {found.distinct} different "
+        f"by bits, where at most {limit} may be."
+    )
+
+
+def _first_divergence(group: Group, found: AtLevel) -> str:
+    text = group.reference.variant.text if group.reference else ""
+    parted = [d for d in group.divergences if found.level != TEXT or d.variant.text != text]
+    first = min(parted, key=lambda divergence: divergence.position)
+    ways = two_ways(first.context, first.reference_piece, first.piece)
+    why = "no log-probabilities to tell why" if first.flip.kind == UNKNOWN else first.flip.kind
+    return f"the first divergence is at position {first.position}{ways} ({why})"
+
+
+RULES: tuple[Rule, ...] = (
+    too_many_answers,
+    changed_answers,
+    limit_has_power,
+    comparable_by_bits,
+    evidence,
+    control_required,
+    model_held,
+    age_held,
+    *NOTES,
+)
+"""All rules, in the order in which their findings of one severity are listed."""

@@ -1,0 +1,78 @@
+"""A control from another run: it counts if it had the same load, and is refused if it had not."""
+
+from __future__ import annotations
+
+import pytest
+
+from detcheck.analysis.evidence import INCONCLUSIVE
+from detcheck.engines.scripted import ScriptedEngine
+from detcheck.errors import UsageError
+from detcheck.gate import PASS, GateOptions, judge
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
+
+from .runs import analysed
+
+ALONE = (BATCH_INVARIANT,)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of batch-invariant kernels alone."""
+    return analysed(tmp_path / "run", kernels=ALONE)
+
+
+def judged(run, control, **options):
+    return judge(run, GateOptions(kernels=BATCH_INVARIANT, **options), control=control)
+
+
+def test_a_control_of_another_run_is_a_control(tmp_path, run):
+    assert judged(run, None, require_control=True).value == INCONCLUSIVE
+    verdict = judged(run, analysed(tmp_path / "stock", kernels=(STOCK,)), require_control=True)
+    assert verdict.value == PASS
+    assert any("The control (stock) gave 1 distinct answer" in r for r in verdict.reasons)
+    assert verdict.judged.control == "stock"
+
+
+def test_a_dead_control_of_another_run_is_inconclusive(tmp_path, run):
+    control = analysed(tmp_path / "stock", kernels=(STOCK,), alive=False)
+    verdict = judged(run, control)
+    assert verdict.value == INCONCLUSIVE
+    assert "The control shows nothing: stock gave one answer" in verdict.reasons[0]
+
+
+def test_a_control_of_another_run_revives_a_run_whose_own_is_dead(tmp_path):
+    run = analysed(tmp_path / "run", alive=False)
+    assert judged(run, None).value == INCONCLUSIVE
+    assert judged(run, analysed(tmp_path / "other", kernels=(STOCK,))).value == PASS
+
+
+def test_prompts_that_the_control_has_not_asked_have_none(tmp_path):
+    run = analysed(tmp_path / "run", kernels=ALONE, prompts=("One?", "Two?"))
+    control = analysed(tmp_path / "stock", kernels=(STOCK,), prompts=("One?",))
+    verdict = judged(run, control, require_control=True)
+    assert [judged.value for judged in verdict.groups] == [PASS, INCONCLUSIVE]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kernels": ALONE}, "has no stock kernels, only batch-invariant"),
+        ({"prompts": ("Other?",)}, "asks other prompts"),
+        ({"model": "other"}, 'another model .*"other"'),
+        ({"max_new_tokens": 24}, "another max new tokens .24."),
+        ({"traffic": "mixed"}, "another traffic"),
+        ({"batch_sizes": (1, 4, 16)}, "larger batches .16. than the run .8."),
+        ({"script": ScriptedEngine(observed_share=0.5)}, "no evidence"),
+        ({"engine": "scripted"}, "no evidence: The answers were planted"),
+        ({"stop_after": 1}, "no evidence: The run is not complete"),
+    ],
+)
+def test_a_control_of_another_load_is_refused(tmp_path, run, change, words):
+    control = analysed(tmp_path / "control", **({"kernels": (STOCK,)} | change))
+    with pytest.raises(UsageError, match=words):
+        judged(run, control)
+
+
+def test_the_run_itself_is_no_other_run(run):
+    with pytest.raises(UsageError, match="is the run itself"):
+        judged(run, run)
