@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -203,9 +204,10 @@ def _show(run: Run, *, as_json: bool) -> None:
     for record in run.conditions:
         if record.error is not None:
             print_line(f"{record.condition_id}: {record.error}", "red", console=stderr)
+    path = shlex.quote(str(run.path))
     if not run.complete:
-        print_line(f"not complete; go on with: detcheck run --resume {run.path}", console=stderr)
-    print_line(f"kept in {run.path}; see it: detcheck report {run.path}", console=stderr)
+        print_line(f"not complete; go on with: detcheck run --resume {path}", console=stderr)
+    print_line(f"kept in {run.path}; see it: detcheck report {path}", console=stderr)
 
 
 def _prompts(texts: list[str] | None, file: Path | None) -> tuple[str, ...] | None:

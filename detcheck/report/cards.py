@@ -19,7 +19,7 @@ from detcheck.report.checks import batches, trust_checks
 from detcheck.report.costs import Cost, total_cost
 from detcheck.report.roles import compared_over_prompts, control_groups, cure_groups
 from detcheck.report.text import factor, flip_counts, number
-from detcheck.text import one_line
+from detcheck.text import count, one_line
 
 GOOD = "good"
 BAD = "bad"
@@ -194,8 +194,9 @@ def _bound(group: Group) -> str:
     statistics = group.statistics
     if statistics is None or statistics.differ_upper_bound is None:
         return f"{group.kernels} kernels"
-    bound = 100 * statistics.differ_upper_bound
-    return f"{group.kernels}; at most {number(bound, 2)}\u00a0% can differ (95\u00a0%)"
+    bound = number(100 * statistics.differ_upper_bound, 2)
+    comparisons = count(statistics.comparisons, "comparison")
+    return f"{group.kernels}; 0 of {comparisons} differed: at most {bound}\u00a0% can (95\u00a0%)"
 
 
 def _cost(control: Sequence[Group], cure: Sequence[Group]) -> Card:

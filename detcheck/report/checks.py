@@ -90,7 +90,8 @@ def _bound(group: Group, statistics: Statistics) -> str:
         return f"{loads}: too few to say anything about other loads"
     if statistics.differ_upper_bound is not None:
         bound = f"{number(100 * statistics.differ_upper_bound, 2)}\u00a0%"
-        return f"none differed in {loads}: at most {bound} can (95\u00a0% bound)"
+        comparisons = count(statistics.comparisons, "comparison")
+        return f"0 of {comparisons} differed ({loads}): at most {bound} can (95\u00a0% bound)"
     return (
         f"the variants seen cover {percent(statistics.coverage)} of answers; there are at "
         f"least {statistics.chao1:,.0f} variants, unseen ones included ({loads})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from io import FileIO
 from pathlib import Path
 
@@ -54,14 +55,14 @@ def lock(path: Path, file: FileIO) -> None:
 def in_use(path: Path) -> RunDirectoryError:
     """Somebody else writes to `path`."""
     return RunDirectoryError(
-        f"Another process is writing to {path}: wait until it has ended, then --resume {path}."
+        f"Another process is writing to {path}: wait until it has ended, then {_resume(path)}."
     )
 
 
 def not_empty(path: Path) -> RunDirectoryError:
     """A new run would mix with what is in `path`."""
     return RunDirectoryError(
-        f"{path} is not empty: choose another --out, or go on with it by --resume {path}."
+        f"{path} is not empty: choose another --out, or go on with it by {_resume(path)}."
     )
 
 
@@ -70,8 +71,13 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     reason = (error.strerror or str(error)).lower()
     return StorageError(
         f"Writing to {path} failed ({reason}); the trials before are kept: make room, then go on "
-        f"with --resume {path}."
+        f"with {_resume(path)}."
     )
+
+
+def _resume(path: Path) -> str:
+    """The option that goes on with a run, to be pasted into a shell."""
+    return f"--resume {shlex.quote(str(path))}"
 
 
 def _check_empty(path: Path) -> None:

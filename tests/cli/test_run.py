@@ -83,6 +83,15 @@ def test_without_a_terminal_there_are_no_bars_and_no_colours(program):
     assert "\x1b" not in result.out + result.err
 
 
+def test_commands_to_paste_quote_the_path(detcheck, scripted):
+    scripted(fail_rate=1.1)
+    result = detcheck(*SCRIPTED, "-o", "my run's")
+    quoted = shlex.quote("my run's")
+    assert f"detcheck report {quoted}\n" in result.err
+    again = detcheck(*SCRIPTED, "-o", "my run's")
+    assert f"--resume {quoted}." in again.err
+
+
 def test_the_table_shows_what_was_planted(detcheck, scripted):
     scripted(Planted(5, 3, min_batch_size=4))
     result = detcheck(*SCRIPTED, "-o", "run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,23 @@ from detcheck.experiment import Experiment
 from detcheck.targets import InProcess
 
 from . import hostile
+from .browser import Page, find_chromium, open_browser
 from .sample import LIGHTHOUSE, Script, many_answers, write_run
 
 STORY = "Write a short story about a lighthouse keeper."
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A tab of a browser that all tests share."""
+    binary = find_chromium()
+    if binary is None:
+        message = "Chromium is not installed (Debian: apt-get install chromium)"
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with open_browser(binary, tmp_path_factory.mktemp("profile")) as page:
+        yield page
 
 
 @pytest.fixture(scope="session")

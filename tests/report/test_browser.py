@@ -5,8 +5,6 @@ Each check is also held against a page that is broken on purpose, or its silence
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,25 +13,13 @@ from detcheck.analysis.results import Analysis
 from detcheck.report.write import write_report
 
 from . import hostile
-from .browser import Page, find_chromium, open_browser
+from .browser import Page
 
 DESKTOP = (1280, 800)
 PHONE = (360, 740)
 SCREENS = [pytest.param(DESKTOP, id="desktop"), pytest.param(PHONE, id="phone")]
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    binary = find_chromium()
-    if binary is None:
-        message = "Chromium is not installed (Debian: apt-get install chromium)"
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(message)
-        pytest.skip(message)
-    with open_browser(binary, tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +71,38 @@ def test_ordinary_reports_fit_and_the_first_screen_answers(
     assert problems(page) == set()
     bottom = page.evaluate("document.querySelector('.cards').getBoundingClientRect().bottom")
     assert bottom <= screen[1]
+
+
+CUT = """
+    [...document.querySelectorAll('body *')].filter(one => one.checkVisibility()
+        && ['auto', 'scroll', 'hidden'].includes(getComputedStyle(one).overflowX)
+        && one.scrollWidth > one.clientWidth + 1 && !one.closest('select'))
+"""
+"""The elements whose content is wider than they are."""
+HINTED = "box => [...(box.closest('figure') || box).querySelectorAll('.sideways')]"
+
+
+@pytest.mark.parametrize("name", ["story", "several"])
+def test_what_is_cut_on_a_phone_has_a_hint(
+    page: Page, name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    page.open(write_report(request.getfixturevalue(name), tmp_path, ["html"])[0], 390, 740)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate(f"{CUT}.length") > 1
+    without = f"{CUT}.filter(box => !({HINTED})(box).some(hint => hint.checkVisibility()))"
+    assert page.evaluate(f"{without}.map(box => box.outerHTML.slice(0, 200))") == []
+    hidden = (
+        "[...document.querySelectorAll('figure, table, td')].filter(one => !one.checkVisibility())"
+    )
+    assert page.evaluate(f"{hidden}.length") == 0
+
+
+def test_a_cut_without_a_hint_is_caught(page: Page, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text("<div style='overflow-x:auto'><pre>" + "x" * 999 + "</pre></div>")
+    page.open(broken, 390, 740)
+    without = f"{CUT}.filter(box => !({HINTED})(box).some(hint => hint.checkVisibility()))"
+    assert page.evaluate(f"{without}.length") == 1
 
 
 def test_tables_scroll_inside_their_own_box(page: Page, report: Path) -> None:

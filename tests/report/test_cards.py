@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, Analysis, VariantCount
 from detcheck.evidence import KernelsProof
 from detcheck.report.cards import BAD, GOOD, OPEN, six_cards
-from detcheck.report.checks import trust_checks
+from detcheck.report.checks import bounds, trust_checks
+from detcheck.report.overview import overview
 from detcheck.report.roles import compared_with_stock
-from detcheck.report.view import headline
+from detcheck.report.tables import summary_table
+from detcheck.report.text import flip_counts, number, of_kind
+from detcheck.report.view import build_view, headline
+
+from .sample import drawn
 
 
 def without_groups(analysis: Analysis, *kernels: str) -> Analysis:
@@ -31,6 +38,16 @@ def change_groups(analysis: Analysis, kernels: str, **fields: object) -> Analysi
 
 def change_run(analysis: Analysis, **fields: object) -> Analysis:
     return dataclasses.replace(analysis, run=dataclasses.replace(analysis.run, **fields))
+
+
+def emptied(analysis: Analysis) -> Analysis:
+    """The analysis as if no completion had come back."""
+    fields = {
+        "completions": 0, "variants": (), "divergences": (), "branchings": (), "flips": {},
+        "tree": None, "relative_cost": None, "statistics": None,
+    }  # fmt: skip
+    groups = tuple(dataclasses.replace(group, **fields) for group in analysis.groups)
+    return dataclasses.replace(analysis, groups=groups)
 
 
 def test_the_six_cards_of_a_run_that_diverged_and_was_cured(story: Analysis) -> None:
@@ -121,16 +138,7 @@ def test_equal_answers_with_other_log_probabilities_are_mentioned(story: Analysi
 
 
 def test_nothing_came_back(story: Analysis) -> None:
-    empty = dataclasses.replace(
-        story,
-        groups=tuple(
-            dataclasses.replace(
-                group, completions=0, variants=(), divergences=(), flips={}, tree=None,
-                relative_cost=None, statistics=None,
-            )
-            for group in story.groups
-        ),
-    )  # fmt: skip
+    empty = emptied(story)
     how_many, _, _, cure, _, trust = six_cards(empty)
     assert (how_many.answer, cure.mark, trust.mark) == ("None came back", BAD, BAD)
     assert headline(empty) == "No answer came back"
@@ -191,3 +199,59 @@ def test_one_answer_without_evidence_claims_nothing(silent: Analysis, story: Ana
     assert headline(halted) == "Inconclusive: one answer in 48 completions, run unfinished"
     cure = six_cards(change_run(story, finished=None))[3]
     assert (cure.answer, cure.mark) == ("Not shown yet: 1 distinct of 48", OPEN)
+
+
+def test_without_completions_no_card_says_that_all_are_the_same(story: Analysis) -> None:
+    cards = six_cards(emptied(story))
+    assert [card.answer for card in cards[:4]] == [
+        "None came back",
+        "Unknown",
+        "Unknown",
+        "Unknown",
+    ]
+    assert not any("same" in card.detail or card.mark == GOOD for card in cards)
+
+
+def test_a_bound_names_the_comparisons_behind_it(story: Analysis) -> None:
+    statistics = story.groups[1].statistics
+    assert statistics is not None
+    assert statistics.comparisons < 48, "exact repeats and batches of one are not compared"
+    bound = f"0 of {statistics.comparisons} comparisons differed"
+    assert bound in six_cards(story)[3].detail
+    assert any(bound in one.sentence for one in bounds(story.groups))
+
+
+@pytest.mark.parametrize(
+    ("differ", "words"), [(1, "1 completion differs"), (2, "2 completions differ")]
+)
+def test_one_completion_differs_and_two_differ(story: Analysis, differ: int, words: str) -> None:
+    rows = (dataclasses.replace(story.groups[0].by_batch_size[0], exact_repeats_differ=differ),)
+    checks = trust_checks(change_groups(story, "stock", by_batch_size=rows))
+    assert any(check.sentence.startswith(f"{words} in an exact repeat") for check in checks)
+
+
+def test_card_table_figure_and_section_count_the_same_flips(
+    story: Analysis, eighty: Analysis
+) -> None:
+    for analysis in (story, eighty):
+        stock = analysis.groups[0]
+        assert len(stock.branchings) == stock.distinct - 1
+        ties, near = stock.flips[TIE], stock.flips[NEAR_TIE]
+        words = [of_kind(ties, TIE), of_kind(near, NEAR_TIE)]
+        assert six_cards(analysis)[2].answer == f"Rounding: {', '.join(words)}"
+        assert flip_counts(overview(analysis)[0].flips) == ", ".join(words)
+        figure = next(one for one in drawn(analysis)[0] if one.name == "divergences")
+        assert all(f">{word}</text>" in figure.body for word in words)
+        console = Console(file=StringIO(), width=120)
+        console.print(summary_table(analysis))
+        assert isinstance(console.file, StringIO)
+        assert all(word in console.file.getvalue() for word in words)
+        places = build_view(analysis).prompts[0].groups[0].places
+        assert sum(len(place.continuations) for place in places) == ties + near
+
+
+def test_the_widest_gap_of_a_tie_is_not_zero(story: Analysis) -> None:
+    flips = [branching.flip for branching in story.groups[0].branchings]
+    widest = max(max(flip.reference_gap or 0, flip.variant_gap or 0) for flip in flips)
+    assert widest > 0
+    assert six_cards(story)[2].detail.startswith(f"gaps up to {number(widest)} nats")

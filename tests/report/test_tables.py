@@ -8,7 +8,10 @@ import pytest
 from rich.console import Console
 
 from detcheck.analysis.results import Analysis
-from detcheck.report.tables import summary_table
+from detcheck.report.overview import overview
+from detcheck.report.tables import MAX_PROMPTS, summary_table
+
+from .suite import suite_of
 
 
 def shown(analysis: Analysis, width: int = 80) -> str:
@@ -38,3 +41,20 @@ def test_missing_completions_are_said(story: Analysis) -> None:
 
     groups = (dataclasses.replace(story.groups[0], completions=40), *story.groups[1:])
     assert "40 of 48" in shown(dataclasses.replace(story, groups=groups)).replace("\n", " ")
+
+
+def test_the_unit_of_a_divergence_is_named(story: Analysis, texts: Analysis) -> None:
+    assert f"token {story.groups[0].first_divergence}" in shown(story)
+    assert f"char {texts.groups[0].first_divergence}" in shown(texts)
+
+
+def test_the_cost_has_its_spread_below(story: Analysis) -> None:
+    costs = [row.relative_cost for row in story.groups[1].by_batch_size]
+    assert f"{min(costs):.2f}–{max(costs):.2f}" in shown(story)
+
+
+def test_a_suite_shows_its_most_varied_prompts_and_counts_the_others(several: Analysis) -> None:
+    text = shown(suite_of(several, MAX_PROMPTS + 5))
+    assert "… 5 more prompts with fewer answers: see the report" in text
+    numbers = [line.split()[0] for line in text.splitlines() if "“" in line]
+    assert numbers == [str(row.prompt_index + 1) for row in overview(suite_of(several, 35))][:30]
