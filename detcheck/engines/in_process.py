@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +25,7 @@ from detcheck.evidence import KernelsProof
 from detcheck.experiment import Experiment
 from detcheck.kernels.coverage import require_coverage
 from detcheck.kernels.in_force import kernels_in_force
-from detcheck.kernels.mode import Proof
+from detcheck.kernels.mode import Proof, keep_packed_weights
 from detcheck.kernels.settings import STOCK, KernelSettings
 from detcheck.kernels.triton import why_unavailable
 from detcheck.models import LoadedModel
@@ -56,6 +57,7 @@ class InProcessEngine:
             self.experiment.max_new_tokens,
             loaded.context_length,
         )
+        self._free_weights = weakref.finalize(self, keep_packed_weights())
         self._check_kernels()
 
     @classmethod
@@ -114,6 +116,7 @@ class InProcessEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self.reset()
+        self._free_weights()
 
     @contextmanager
     def observed_by(self, observer: PassObserver) -> Iterator[None]:

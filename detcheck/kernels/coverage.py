@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcheck.errors import UsageError
+from detcheck.kernels.cpu.linear import OP as PACKED_OP
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.module_path import ModulePath
 from detcheck.kernels.overrides import ATTENTION_NAME, PAGED_ATTENTION_NAME, op_names
@@ -154,7 +155,7 @@ class _Watch(TorchDispatchMode):
         self._inside_attention = inside_attention
         self._module_path = ModulePath(model)
         self._following = self._module_path.follow()
-        self._served = {name for family in OP_FAMILIES for name in op_names(family)}
+        self._served = {name for family in OP_FAMILIES for name in op_names(family)} | {PACKED_OP}
         device = next(model.parameters()).device.type
         self._on_cpu = device == "cpu"
         self._row_by_row = ROW_BY_ROW.get(device, frozenset())

@@ -21,6 +21,7 @@ from detcheck.kernels.cpu import norm as cpu_norm
 from detcheck.kernels.cpu import pointwise as cpu_pointwise
 from detcheck.kernels.cpu import reduce as cpu_reduce
 from detcheck.kernels.cpu import softmax as cpu_softmax
+from detcheck.kernels.cpu.linear import linear as cpu_linear
 from detcheck.kernels.settings import PREFILL
 from detcheck.kernels.triton import why_unavailable
 
@@ -78,7 +79,7 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
     if family != "matmul":
         return library._destroy
     stock_linear = F.linear
-    F.linear = _counted(LINEAR_OP, _linear(), calls)
+    F.linear = _counted_linear(_linear(), calls)
 
     def remove() -> None:
         F.linear = stock_linear
@@ -132,15 +133,28 @@ _attention = _AttentionTable()
 def _linear() -> Kernel:
     """The shortcut for linear layers, on whichever device the input is."""
     if why_unavailable() is not None:
-        return cpu_matmul.linear
+        return cpu_linear
     from detcheck.kernels.triton.matmul import linear as cuda_linear
 
     def linear(
         input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return (cuda_linear if input.is_cuda else cpu_matmul.linear)(input, weight, bias)
+        return (cuda_linear if input.is_cuda else cpu_linear)(input, weight, bias)
 
     return linear
+
+
+def _counted_linear(kernel: Kernel, calls: Counter[str]) -> Kernel:
+    """As `_counted`, without the cost of variable arguments."""
+
+    def counted(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        calls[LINEAR_OP] += 1
+        result: torch.Tensor = kernel(input, weight, bias)
+        return result
+
+    return counted
 
 
 def _counted(name: str, kernel: Kernel, calls: Counter[str]) -> Kernel:

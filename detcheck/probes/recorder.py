@@ -91,7 +91,8 @@ class _Watch(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         inputs = self._recorder.before(self._step, args)
         result = func(*args, **(kwargs or {}))
-        pair = (self._recorder.module_path.current, f"aten::{name}")
+        full_name = name if "::" in name else f"aten::{name}"
+        pair = (self._recorder.module_path.current, full_name)
         key = (*pair, self._numbers[pair])
         self._numbers[pair] += 1
         output = result if isinstance(result, torch.Tensor) else None

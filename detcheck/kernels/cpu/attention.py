@@ -18,11 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch.nn import functional as F
 
 CACHE_LINE_BYTES = 64
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+"""The stock kernel that `F.scaled_dot_product_attention` calls on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +53,15 @@ def packed_attention(
     query (1, heads, q, dim), key and value (1, kv_heads, k, dim). The last query of each segment
     is at its last key. Queries in no segment get zeros.
     """
+    parts = tuple(segments)
+    bounds = [(part.k, part.k_len) for part in parts]
+    keys = [*zip(_cut(key, bounds), _cut(value, bounds), strict=True)]
+    if parts and [part.q for part in parts if part.q_len == 1] == [*range(query.shape[2])]:
+        return _decode(query, keys, scaling)
     out = query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3]))
-    for part in segments:
+    for part, own in zip(parts, keys, strict=True):
         queries = slice(part.q, part.q + part.q_len)
-        keys = slice(part.k, part.k + part.k_len)
-        out[:, queries] = _attend(
-            query[:, :, queries], key[:, :, keys], value[:, :, keys], scaling, query_by_query
-        )
+        out[:, queries] = _attend(query[:, :, queries], *own, scaling, query_by_query)
     return out
 
 
@@ -78,14 +84,21 @@ def padded_attention(
     for row, start in enumerate(padding):
         skip = max(0, start - (k_len - q_len))
         one = slice(row, row + 1)
-        out[one, skip:] = _attend(
-            query[one, :, skip:],
-            key[one, :, start:],
-            value[one, :, start:],
-            scaling,
-            query_by_query,
-        )
+        keys = _on_cache_lines(key[one, :, start:]), _on_cache_lines(value[one, :, start:])
+        out[one, skip:] = _attend(query[one, :, skip:], *keys, scaling, query_by_query)
     return out
+
+
+def _cut(x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> Sequence[torch.Tensor]:
+    """Parts of `x` (1, heads, length, dim), given as (start, length), each on cache lines."""
+    lengths = [length for _, length in bounds]
+    if [start for start, _ in bounds] == [0, *accumulate(lengths[:-1])]:
+        parts = x.narrow(2, 0, sum(lengths)).split(lengths, 2)  # faster than one by one
+    else:
+        parts = tuple(x.narrow(2, start, length) for start, length in bounds)
+    if _every_row_on_cache_line(x):
+        return parts
+    return [_on_cache_lines(part) for part in parts]
 
 
 def _attend(
@@ -97,19 +110,14 @@ def _attend(
 ) -> torch.Tensor:
     """Causal attention of one request whose last query is at its last key.
 
-    query (1, heads, q, dim), key and value (1, kv_heads, k, dim); returns (1, q, heads, dim).
+    query (1, heads, q, dim), key and value (1, kv_heads, k, dim), on cache lines; returns
+    (1, q, heads, dim).
     """
-    key, value = _on_cache_lines(key), _on_cache_lines(value)
     q_len, k_len = query.shape[2], key.shape[2]
-    if q_len == 1:
-        return _attend_one_query(query, key, value, scaling)
-    if query_by_query:
-        past = k_len - q_len
-        rows = (
-            _attend(query[:, :, at : at + 1], key[:, :, :end], value[:, :, :end], scaling, True)
-            for at, end in enumerate(range(past + 1, k_len + 1))
-        )
-        return torch.cat(tuple(rows), dim=1)
+    if q_len == 1 or query_by_query:
+        lengths = range(k_len - q_len + 1, k_len + 1)
+        keys = [(key.narrow(2, 0, length), value.narrow(2, 0, length)) for length in lengths]
+        return _decode(query, keys, scaling)
     mask = None
     if k_len > q_len:
         mask = torch.ones(q_len, k_len, dtype=torch.bool, device=query.device)
@@ -126,29 +134,58 @@ def _attend(
     return out.transpose(1, 2)
 
 
-def _attend_one_query(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+def _decode(
+    query: torch.Tensor,
+    keys: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    scaling: float | None,
 ) -> torch.Tensor:
-    """As `_attend`, for q = 1: the heads that share a key-value head become its queries."""
-    heads, dim = query.shape[1], query.shape[3]
+    """Each query with keys and values of its own; returns (1, q, heads, dim).
+
+    query (1, heads, q, dim); `keys` has a key and a value (1, kv_heads, k, dim) for each query, on
+    cache lines. The heads that share a key-value head become the queries of one call.
+    """
+    _, heads, q_len, dim = query.shape
+    key, value = keys[0]
     kv_heads = key.shape[1]
-    query = _on_cache_lines(query.reshape(1, kv_heads, heads // kv_heads, dim))
-    out = F.scaled_dot_product_attention(query, key, value, scale=scaling)
-    return out.reshape(1, 1, heads, value.shape[3])
+    rows = query.transpose(1, 2).reshape(q_len, kv_heads, heads // kv_heads, dim).contiguous()
+    each: Sequence[torch.Tensor] = rows.split(1)
+    if not _every_row_on_cache_line(rows):
+        each = [_on_cache_lines(row) for row in each]
+    if value.shape[3] == dim:
+        out = [_flash(row, *own, scale=scaling)[0] for row, own in zip(each, keys, strict=True)]
+    else:
+        out = [
+            F.scaled_dot_product_attention(row, *own, scale=scaling)
+            for row, own in zip(each, keys, strict=True)
+        ]
+    return torch.cat(out).view(1, q_len, heads, value.shape[3])
+
+
+def _every_row_on_cache_line(x: torch.Tensor) -> bool:
+    """True if each row of `x` (batch, heads, length, dim) is contiguous, on a cache line."""
+    steps = (x.stride(0), x.stride(1), x.stride(2))
+    return (
+        x.stride(3) == 1
+        and x.data_ptr() % CACHE_LINE_BYTES == 0
+        and all(step * x.element_size() % CACHE_LINE_BYTES == 0 for step in steps)
+    )
 
 
 def _on_cache_lines(x: torch.Tensor) -> torch.Tensor:
-    """`x` (1, heads, length, dim) if each head starts on a cache line, else a copy that does."""
-    row_bytes = x.shape[3] * x.element_size()
+    """`x` (1, heads, length, dim) if each row of each head starts on a cache line, else a copy.
+
+    If `dim` is not a whole number of cache lines, only the heads start on cache lines.
+    """
+    size = x.element_size()
     aligned = (
         x.data_ptr() % CACHE_LINE_BYTES == 0
-        and x.stride(1) * x.element_size() % CACHE_LINE_BYTES == 0
-        and x.stride(2) == x.shape[3]
+        and x.stride(1) * size % CACHE_LINE_BYTES == 0
+        and (x.stride(2) == x.shape[3] or x.stride(2) * size % CACHE_LINE_BYTES == 0)
         and x.stride(3) == 1
     )
     if aligned:
         return x
-    whole_lines = CACHE_LINE_BYTES // math.gcd(CACHE_LINE_BYTES, row_bytes)
+    whole_lines = CACHE_LINE_BYTES // math.gcd(CACHE_LINE_BYTES, x.shape[3] * size)
     length = -(-x.shape[2] // whole_lines) * whole_lines
     copy = x.new_empty((*x.shape[:2], length, x.shape[3]))[:, :, : x.shape[2]]
     return copy.copy_(x)

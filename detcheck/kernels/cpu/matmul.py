@@ -6,21 +6,16 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from detcheck.kernels.cpu.rows import BLOCK_ROWS, CACHE_LINE_BYTES, ProductShape, RowClasses
+from detcheck.kernels.cpu.numerics import numerics
+from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES, ProductShape, RowClasses
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 _settled: set[tuple[Any, ...]] = set()
 """Calls whose operands run as they are, by all that this may depend on: the common case, fast."""
 
-_settled_linears: dict[tuple[Any, ...], tuple[tuple[int, int], tuple[int, int], torch.Size]] = {}
-"""The same for linear layers: shapes of the left-hand side, the product and the result."""
-
 _stock_mm = torch.mm
-_stock_linear = F.linear
 
 
 def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -28,49 +23,11 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     float32, bfloat16, float16 and float64; other dtypes (integers) run as stock, being exact.
     """
-    if _is_settled(left, right):
+    if is_settled(left, right):
         return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
     if left.dtype not in _FLOATS or left.shape[1] <= 1 or _empty(left, right):
         return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
     return _by_rows(left, right, None)
-
-
-def linear(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """(…, K) by the (N, K) weight of a linear layer to (…, N), without the way round by dispatch.
-
-    A shortcut to `mm` for calls that need neither copies nor padding, in inference. All others
-    take the stock decomposition, which reaches `mm` or `addmm` anyway: so do packed weights and
-    other tensors of a kind of their own, and all where autocast or somebody else watches.
-    """
-    watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
-    watched = watched or torch.is_autocast_enabled("cpu")
-    usual = not watched and type(weight) in _PLAIN and input.is_cpu
-    if bias is not None:
-        # Of what is not contiguous PyTorch adds the bias after rounding, and a slice of one request
-        # is contiguous where the same of several is not.
-        return _stock_linear(input.contiguous(), weight, bias)
-    if not usual or not input.is_contiguous() or input.data_ptr() % CACHE_LINE_BYTES:
-        return _stock_linear(input, weight)
-    key = (
-        input.shape,
-        weight.shape,
-        weight.stride(),
-        input.dtype,
-        weight.data_ptr() % CACHE_LINE_BYTES,
-        torch.get_num_threads(),
-    )
-    shapes = _settled_linears.get(key)
-    if shapes is None:
-        out = _stock_linear(input, weight)
-        rows = (input.numel() // max(1, input.shape[-1]), input.shape[-1])
-        if input.dim() > 1 and _is_settled(input.view(rows), weight.t()):
-            _settled_linears[key] = (rows, (rows[0], weight.shape[0]), out.shape)
-        return out
-    left_shape, product_shape, out_shape = shapes
-    product = input.new_empty(product_shape)
-    return _stock_mm(input.view(left_shape), weight.t(), out=product).view(out_shape)
 
 
 def addmm(
@@ -102,7 +59,7 @@ def _empty(left: torch.Tensor, right: torch.Tensor) -> bool:
     return not left.numel() or not right.numel()
 
 
-def _is_settled(left: torch.Tensor, right: torch.Tensor) -> bool:
+def is_settled(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether such a call was found to need neither copies nor padding."""
     return (
         _call_key(left, right) in _settled
@@ -118,7 +75,7 @@ def _call_key(left: torch.Tensor, right: torch.Tensor) -> tuple[Any, ...]:
         right.stride(),
         left.dtype,
         right.data_ptr() % CACHE_LINE_BYTES,
-        torch.get_num_threads(),
+        numerics(),
     )
 
 
@@ -135,40 +92,16 @@ def _by_rows(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
             bias is not None,
             laid_out.data_ptr() % CACHE_LINE_BYTES,
         ),
-        torch.get_num_threads(),
+        numerics(),
     )
-    rows = left.shape[0]
-    if rows > BLOCK_ROWS:
-        blocks = left.split(BLOCK_ROWS)
-        return torch.cat([_padded(classes, block, laid_out, bias) for block in blocks])
-    if bias is None and laid_out is right and classes.padded_rows(rows) == rows:
+    product = classes.apply(lambda rows: _product(rows, laid_out, bias), left)
+    if bias is None and laid_out is right and classes.fits(left.shape[0]):
         _settled.add(_call_key(left, right))
-    return _padded(classes, left, laid_out, bias)
-
-
-def _padded(
-    classes: RowClasses, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    padded = classes.padded_rows(left.shape[0])
-    if padded is not None:
-        return _padded_to(padded, left, right, bias)
-    size = classes.tile_rows
-    return torch.cat([_padded_to(size, tile.clone(), right, bias) for tile in left.split(size)])
-
-
-def _padded_to(
-    padded: int, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    rows = left.shape[0]
-    if padded == rows:
-        return _product(left, right, bias)
-    wide = left.new_zeros((padded, left.shape[1]))
-    wide[:rows] = left
-    return _product(wide, right, bias)[:rows]
+    return product
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The stock kernel, reached by its `out=` overload, which the mode leaves alone."""
+    """The stock kernel, called by its `out=` overload, which the mode does not override."""
     out = left.new_empty((left.shape[0], right.shape[1]))
     if bias is None:
         return _stock_mm(left, right, out=out)
@@ -176,7 +109,10 @@ def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
 
 
 def _layout(right: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """The right-hand side as is where it is plain or a plain transpose, else copied."""
+    """The right-hand side as it is if it is contiguous or the transpose of a contiguous tensor.
+
+    Else a contiguous copy. The second value is true for a transpose.
+    """
     if right.is_contiguous():
         return right, False
     if right.t().is_contiguous():
@@ -185,7 +121,7 @@ def _layout(right: torch.Tensor) -> tuple[torch.Tensor, bool]:
 
 
 @cache
-def _row_classes(shape: ProductShape, num_threads: int) -> RowClasses:
-    """One table a shape; the number of threads is part of the key since it shapes the blocks."""
+def _row_classes(shape: ProductShape, settings: tuple[object, ...]) -> RowClasses:
+    """One table per shape and per settings that change numerics."""
     bias = torch.linspace(-1, 1, shape.columns).to(shape.dtype) if shape.biased else None
     return RowClasses(shape, lambda left, right: _product(left, right, bias))

@@ -41,6 +41,7 @@ CACHE_LINE_BYTES = 64
 """Vector kernels may take another path for operands that start off a cache line."""
 
 MatMul = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Left = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,29 @@ class RowClasses:
                 self._padded[rows] = self._search(rows)
         return self._padded[rows]
 
+    def fits(self, rows: int) -> bool:
+        """True if a call of `rows` rows is known to be in the anchor's class as it is."""
+        return self._padded.get(rows) == rows
+
     @property
     def tile_rows(self) -> int:
-        """Rows of the calls by which all others are made where `padded_rows` knows none."""
+        """Rows of the calls that all others are cut into if `padded_rows` gives None."""
         return self._tile_rows
+
+    def apply(self, multiply: Left, left: torch.Tensor) -> torch.Tensor:
+        """`multiply` (M, K), contiguous and on a cache line, in calls of the anchor's class.
+
+        `multiply` is the stock product by one right-hand side of this shape.
+        """
+        if left.shape[0] > BLOCK_ROWS:
+            blocks = left.split(BLOCK_ROWS)
+            return torch.cat([self.apply(multiply, _on_cache_line(block)) for block in blocks])
+        padded = self.padded_rows(left.shape[0])
+        if padded is not None:
+            return _padded_to(padded, multiply, left)
+        size = self.tile_rows
+        tiles = left.split(size)
+        return torch.cat([_padded_to(size, multiply, _on_cache_line(tile)) for tile in tiles])
 
     def _search(self, rows: int) -> int | None:
         right = self._probe_right()
@@ -177,3 +197,18 @@ def _partners(inner: int) -> tuple[torch.Tensor, torch.Tensor]:
     order = torch.randperm(inner, generator=torch.Generator().manual_seed(2))
     half = inner // 2
     return order[:half], order[half : 2 * half]
+
+
+def _padded_to(padded: int, multiply: Left, left: torch.Tensor) -> torch.Tensor:
+    rows = left.shape[0]
+    if padded == rows:
+        return multiply(left)
+    if rows == 1:  # decoding of one request: as few calls as possible
+        return multiply(left.expand(padded, -1).contiguous())[:1]
+    wide = left.new_zeros((padded, left.shape[1]))
+    wide[:rows] = left
+    return multiply(wide)[:rows]
+
+
+def _on_cache_line(x: torch.Tensor) -> torch.Tensor:
+    return x.clone() if x.data_ptr() % CACHE_LINE_BYTES else x

@@ -1,0 +1,36 @@
+"""The settings of this process that change the bits of a CPU kernel's result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_SUBNORMAL = 5e-324
+"""Zero if denormal numbers are flushed: PyTorch has no getter for `set_flush_denormal`."""
+
+
+def numerics() -> tuple[object, ...]:
+    """Every setting that changes numerics, as it is now. Part of the key of each row class.
+
+    Threads, denormal numbers, the precision of float32 products, whether oneDNN may be used and
+    whether it must be deterministic, and how float16 is summed.
+    """
+    settings: Any = torch._C
+    return (
+        torch.get_num_threads(),
+        _SUBNORMAL == 0.0,
+        settings._get_fp32_precision_getter("mkldnn", "matmul"),
+        settings._get_float32_matmul_precision(),
+        settings._get_mkldnn_enabled(),
+        settings._get_mkldnn_deterministic(),
+        settings._get_cpu_allow_fp16_reduced_precision_reduction(),
+    )
+
+
+def full_precision() -> bool:
+    """False if float32 products may be computed in a lower precision, such as bfloat16."""
+    return (
+        torch._C._get_float32_matmul_precision() == "highest"
+        and torch._C._get_fp32_precision_getter("mkldnn", "matmul") in ("none", "ieee")
+    )

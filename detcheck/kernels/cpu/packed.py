@@ -1,0 +1,348 @@
+"""Linear layers' weights in oneDNN's packed layout: one bitwise class for almost every M, and fast.
+
+oneDNN reorders a weight on each call of a stock linear layer, or reads it in an unsuitable order.
+Packed once (`mkldnn::_reorder_linear_weight`), the products of bfloat16 and float32 take less time
+than stock. Over the M tried their rows have the same bits, except that M = 1 may differ for large
+K. Which M do is found by experiment, as for plain products (see `rows.py`).
+
+The packed copy takes as much memory as the weight. It is made when a weight is first used, if a
+mode allows it and memory suffices, and is freed when the last mode ends. Only `nn.Parameter`s are
+packed: other tensors given to `F.linear` may be new ones on every call.
+
+A copy must not outlive the values it was made from. It is made again if the parameter's version
+counter or address changed, after a step of any `torch.optim.Optimizer` (fused steps do not count
+versions), and after a change through `parameter.data`, which is watched while a mode is on. For
+changes that none of this sees, `verify` compares checksums: the mode's proof reports them.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.weak import WeakIdKeyDictionary
+
+from detcheck.kernels.cpu.memory import available_bytes
+from detcheck.kernels.cpu.numerics import full_precision, numerics
+from detcheck.kernels.cpu.rows import ProductShape, RowClasses
+
+EXPECTED_ROWS = 16
+"""The number of rows that oneDNN chooses a layout for."""
+MEMORY_SHARE = 2
+"""Packed copies may take at most 1 / this of the memory that is free when the mode starts."""
+
+_reorder = torch.ops.mkldnn._reorder_linear_weight.default._op
+_linear = torch.ops.mkldnn._linear_pointwise.default._op
+
+
+def product(left: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(…, K) by a packed (N, K) weight to (…, N), plus a bias (N,) before rounding."""
+    result: torch.Tensor = _linear(left, packed, bias, "none", [], "")
+    return result
+
+
+@dataclass(slots=True)
+class PackedWeight:
+    """The packed copy of one parameter, and the state of the parameter when it was made."""
+
+    packed: torch.Tensor
+    inner: int
+    """K."""
+    version: int
+    address: int
+    settings: tuple[object, ...]
+    checksum: np.ndarray
+    classes: tuple[RowClasses, RowClasses]
+    """Row classes of the product without and with a bias."""
+    aliases: list[weakref.ref[torch.Tensor]]
+    """Tensors from `.data`: they share the parameter's memory, but not its version counter."""
+
+    def is_current(self, weight: torch.Tensor) -> bool:
+        """False if the weight or a setting that changes numerics is not what it was."""
+        return (
+            self.version == weight._version
+            and self.address == weight.data_ptr()
+            and self.settings == numerics()
+            and not (self.aliases and self._changed_by_alias(weight))
+        )
+
+    def _changed_by_alias(self, weight: torch.Tensor) -> bool:
+        # An alias that was freed can have written before, but cannot any more.
+        self.aliases[:] = [alias for alias in self.aliases if alias() is not None]
+        return not np.array_equal(checksum(weight), self.checksum)
+
+
+class PackedWeights:
+    """The packed weights of this process, shared by all modes that are on.
+
+    Modes and keepers hold it. Weights are packed while at least one mode holds it and none of
+    them forbids it; copies are freed when neither modes nor keepers hold it.
+    """
+
+    def __init__(self) -> None:
+        self.copies: dict[int, PackedWeight] = {}
+        """By `id` of the parameter; an entry is removed when its parameter is freed."""
+        self.aliases: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        """Of each parameter whose `.data` was read, the tensors that this gave."""
+        self._known: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._refused: set[int] = set()
+        self._modes = self._forbidding = self._keepers = 0
+        self._budget = 0
+        self._lock = threading.RLock()
+        self._remove_hooks: tuple[Callable[[], None], ...] = ()
+
+    def hold(self, allowed: bool) -> Callable[[], None]:
+        """Count a mode that is on; returns what counts it off again."""
+        with self._lock:
+            if not self.copies:
+                self._budget = available_bytes() // MEMORY_SHARE
+            self._modes += 1
+            self._forbidding += not allowed
+            self._settle()
+            for weight in self._changed():
+                self._forget(id(weight))
+
+        def release() -> None:
+            with self._lock:
+                self._modes -= 1
+                self._forbidding -= not allowed
+                self._settle()
+
+        return release
+
+    def keep(self) -> Callable[[], None]:
+        """Keep copies from one mode to the next, until the function that is returned is called."""
+        with self._lock:
+            self._keepers += 1
+
+        def release() -> None:
+            with self._lock:
+                self._keepers -= 1
+                self._settle()
+
+        return release
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the copies take now."""
+        return sum(copy.packed.nbytes for copy in self.copies.values())
+
+    @property
+    def state(self) -> str:
+        """`on`; `off` if a mode forbids packing; or a sentence that says why memory was short."""
+        if not self._modes or self._forbidding:
+            return "off"
+        if self._refused:
+            return f"off for {len(self._refused)} weights: packed copies would not fit into memory"
+        return "on"
+
+    def find(self, weight: torch.Tensor) -> PackedWeight | None:
+        """The current copy of `weight`; packs it if need be. None if it is not to be packed."""
+        copy = self.copies.get(id(weight))
+        if copy is not None and copy.is_current(weight):
+            return copy
+        if not self._modes or self._forbidding or not can_be_packed(weight):
+            return None
+        with self._lock, _disable_current_modes(), torch._C.DisableTorchFunction():
+            self.reserve((weight,))
+            if id(weight) in self._refused:
+                return None
+            self.copies.pop(id(weight), None)
+            copy = self.copies[id(weight)] = _pack(weight, self.aliases.setdefault(weight, []))
+            return copy
+
+    def reserve(self, weights: Iterable[torch.Tensor]) -> None:
+        """Decide whether these weights are packed: all that are new here, or none of them.
+
+        So a model's weights are all packed or all not, and each weight keeps its path.
+        """
+        with self._lock:
+            new = {
+                id(weight): weight
+                for weight in weights
+                if id(weight) not in self._known and can_be_packed(weight)
+            }
+            needed = sum(weight.nbytes for weight in new.values())
+            for key, weight in new.items():
+                self._known[key] = weakref.ref(weight, partial(self._freed, key))
+            if needed > self._budget:
+                self._refused.update(new)
+            else:
+                self._budget -= needed
+
+    def verify(self) -> str | None:
+        """None, or a sentence if a weight no longer has the values that were packed."""
+        with self._lock:
+            changed = self._changed()
+        if not changed:
+            return None
+        shape = tuple(changed[0].shape)
+        return (
+            f"{len(changed)} packed weights (the first of shape {shape}) were changed in a way "
+            "that PyTorch does not record, so results may come from their old values: change them "
+            'under `torch.no_grad()`, or use `pack_weights="off"`'
+        )
+
+    def _changed(self) -> list[torch.Tensor]:
+        """Parameters that count as unchanged, but whose values are not those that were packed."""
+        found = []
+        for key, copy in tuple(self.copies.items()):
+            reference = self._known.get(key)
+            weight = reference() if reference is not None else None
+            if (
+                weight is not None
+                and (copy.version, copy.address) == (weight._version, weight.data_ptr())
+                and not np.array_equal(checksum(weight), copy.checksum)
+            ):
+                found.append(weight)
+        return found
+
+    def _settle(self) -> None:
+        """Free the copies, and watch for changes, as the holders want it now."""
+        on = self._modes > 0 and self._forbidding == 0
+        if on and not self._remove_hooks:
+            self._remove_hooks = (_watch_changes(self), _reserve_first_model(self))
+        if not on:
+            for remove in self._remove_hooks:
+                remove()
+            self._remove_hooks = ()
+        if self._forbidding or not (self._modes or self._keepers):
+            self.copies.clear()
+            self.aliases.clear()
+            self._known.clear()
+            self._refused.clear()
+
+    def _forget(self, key: int) -> None:
+        self.copies.pop(key, None)
+
+    def _freed(self, key: int, _: weakref.ref[torch.Tensor]) -> None:
+        self._forget(key)
+        self._known.pop(key, None)
+        self._refused.discard(key)
+
+
+def _pack(weight: torch.Tensor, aliases: list[weakref.ref[torch.Tensor]]) -> PackedWeight:
+    columns, inner = weight.shape
+    with torch.no_grad():
+        packed = _reorder(weight.detach(), EXPECTED_ROWS)
+    settings = numerics()
+    classes = tuple(
+        _row_classes(ProductShape(inner, columns, weight.dtype, True, biased), settings)
+        for biased in (False, True)
+    )
+    return PackedWeight(
+        packed=packed,
+        inner=inner,
+        version=weight._version,
+        address=weight.data_ptr(),
+        settings=settings,
+        checksum=checksum(weight),
+        classes=(classes[0], classes[1]),
+        aliases=aliases,
+    )
+
+
+@cache
+def _row_classes(shape: ProductShape, settings: tuple[object, ...]) -> RowClasses:
+    bias = torch.linspace(-1, 1, shape.columns).to(shape.dtype) if shape.biased else None
+    last: list[torch.Tensor] = []
+
+    def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if not last or last[0] is not right:
+            last[:] = right, _reorder(right.t(), EXPECTED_ROWS)
+        return product(left, last[1], bias)
+
+    return RowClasses(shape, multiply)
+
+
+def can_be_packed(weight: torch.Tensor) -> bool:
+    """True for a parameter (N, K) on the CPU, in a dtype that oneDNN packs on this machine.
+
+    False for a parameter made in inference mode, since it has no version counter; and for float32
+    if its products may be computed in a lower precision, which packed products ignore.
+    """
+    return (
+        type(weight) is torch.nn.Parameter
+        and weight.dtype in _dtypes()
+        and weight.dim() == 2
+        and weight.is_cpu
+        and weight.is_contiguous()
+        and weight.numel() > 0
+        and not weight.is_inference()
+        and (weight.dtype != torch.float32 or full_precision())
+    )
+
+
+@cache
+def _dtypes() -> frozenset[torch.dtype]:
+    """Dtypes that oneDNN packs on this machine; float16 needs a CPU with its instructions."""
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
+    supported = {
+        torch.float32: True,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    }
+    return frozenset(dtype for dtype, works in supported.items() if works)
+
+
+def checksum(weight: torch.Tensor) -> np.ndarray:
+    """Sums of the bits of a contiguous (N, K) tensor over N: they differ if one value changed."""
+    bits = weight.detach().view(torch.int16).numpy()
+    words = bits.view(np.uint64) if bits.shape[1] % 4 == 0 else bits.view(np.uint16)
+    sums: np.ndarray = np.add.reduce(words, axis=0, dtype=np.uint64)
+    return sums
+
+
+def _reserve_first_model(store: PackedWeights) -> Callable[[], None]:
+    """Reserve memory for the first module that is called, as a whole; returns what ends this."""
+
+    def before_forward(module: torch.nn.Module, _: Any) -> None:
+        hook.remove()
+        store.reserve(
+            weight
+            for part in module.modules()
+            if not isinstance(part, torch.nn.Embedding)
+            for weight in part.parameters(recurse=False)
+        )
+
+    hook = register_module_forward_pre_hook(before_forward)
+    return hook.remove
+
+
+def _watch_changes(store: PackedWeights) -> Callable[[], None]:
+    """Drop copies after changes that the version counter misses; returns what ends the watch."""
+
+    def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                store._forget(id(weight))
+
+    plain: Any = torch.Tensor.data
+
+    def get_data(weight: torch.nn.Parameter) -> torch.Tensor:
+        alias: torch.Tensor = plain.__get__(weight)
+        store.aliases.setdefault(weight, []).append(weakref.ref(alias))
+        return alias
+
+    hook = register_optimizer_step_post_hook(after_step)
+    parameter: Any = torch.nn.Parameter
+    parameter.data = property(get_data, plain.__set__)
+
+    def remove() -> None:
+        hook.remove()
+        del parameter.data
+
+    return remove
+
+
+STORE = PackedWeights()
