@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 NAN = math.nan
 
@@ -30,15 +30,14 @@ class Ranked:
         return cls("", None, NAN, NAN, "", None)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One token that could have come next."""
 
     logprob: float
     """In nats; NaN if the server did not send a usable number."""
     text: str
     token_id: int | None = None
-    data: tuple[int, ...] | None = None
+    data: list[Any] | None = None
     """Its bytes: two tokens that hold parts of a character are both shown as U+FFFD or ""."""
 
     def same_token(self, other: Candidate) -> bool:
@@ -122,15 +121,8 @@ def _candidate(entry: Any) -> Candidate:
         _number(entry.get("logprob")),
         token if isinstance(token, str) else "",
         token_id if type(token_id) is int and 0 <= token_id < 2**31 else None,
-        _bytes(data),
+        data if isinstance(data, list) and data else None,  # a special token has an empty list
     )
-
-
-def _bytes(data: Any) -> tuple[int, ...] | None:
-    """The bytes of a token; None if the server sent none. Special tokens have an empty list."""
-    if not isinstance(data, list) or not data:
-        return None
-    return tuple(data) if all(type(one) is int for one in data) else None
 
 
 def _number(value: Any) -> float:

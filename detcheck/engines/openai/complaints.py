@@ -25,9 +25,11 @@ def complaint(chunk: dict[str, Any], secrets: Sequence[str]) -> str | None:
     choice = choices[0] if isinstance(choices, list) and choices else None
     if isinstance(choice, dict) and choice.get("error"):
         chunk = {"error": choice["error"]}
-    declared = "error" in (chunk.get("object"), chunk.get("type"))
-    declared = declared or bool(chunk.get("error") or chunk.get("errors"))
-    words = server_words(chunk) if declared or not choices else ""
+    declared = chunk.get("error") or chunk.get("errors") or chunk.get("type") == "error"
+    declared = bool(declared) or chunk.get("object") == "error"
+    if choices and not declared:
+        return None
+    words = server_words(chunk)
     if not declared and not words:
         return None
     return redact(words, secrets) or "it gave no reason"

@@ -52,6 +52,9 @@ class Spoken:
     """Names of fields with content that are not known, and not in `text`."""
 
 
+NOTHING = Spoken("", has_reasoning=False)
+
+
 def spoken(message: Any, legacy: Any = None) -> Spoken:
     """The text of a `delta` or `message`, and of the choice's own `text` (`legacy`).
 

@@ -17,7 +17,7 @@ from detcheck.engines.openai.complaints import complaint
 from detcheck.engines.openai.connection import redact
 from detcheck.engines.openai.endings import NOT_EMPTY, UNTOLD, finish_reason, gave_up
 from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
-from detcheck.engines.openai.parts import spoken
+from detcheck.engines.openai.parts import NOTHING, spoken
 from detcheck.engines.openai.pieces import Piece
 from detcheck.engines.openai.usage import Usage
 from detcheck.text import one_line
@@ -155,7 +155,7 @@ class Reply:
     def _take_choice(self, choice: dict[str, Any]) -> bool:
         delta, message = choice.get("delta"), choice.get("message")
         said = spoken(delta, choice.get("text"))
-        whole = spoken(message)
+        whole = spoken(message) if message else NOTHING
         self._has_reasoning |= said.has_reasoning or whole.has_reasoning
         self._note_unread((*said.unread, *whole.unread))
         reason = finish_reason(choice.get("finish_reason"))
