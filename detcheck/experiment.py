@@ -125,8 +125,9 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for index, prompt in enumerate(self.prompts):
             if not prompt.strip():
                 raise UsageError(f"Prompt {index + 1} is empty: say what to ask.")
-        if len(set(self.prompts)) != len(self.prompts):
-            raise UsageError("A prompt is given twice: list each once.")
+            first = self.prompts.index(prompt)
+            if first != index:
+                raise UsageError(f"Prompts {first + 1} and {index + 1} are the same: drop one.")
 
     def _check_kernels(self) -> None:
         if len(set(self.kernels)) != len(self.kernels) or not self.kernels:

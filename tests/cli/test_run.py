@@ -273,7 +273,7 @@ def test_a_full_disk_through_the_real_program(tmp_path, program):
         (["-k", ""], "Unknown kernels ''"),
         (["-p", ""], "Prompt 1 is empty: say what to ask."),
         (["-p", "Why?", "-p", " \n"], "Prompt 2 is empty"),
-        (["-p", "Why?", "-p", "Why?"], "A prompt is given twice"),
+        (["-p", "Why?", "-p", "Why?"], "Prompts 1 and 2 are the same"),
         (["-p", b"\xff".decode(errors="surrogateescape")], "Prompt 1 is not valid Unicode text"),
         (["--prompts", "nowhere.txt"], "There is no prompts file nowhere.txt: check the path."),
         (["--prompts", "empty.txt"], "empty.txt holds no prompts"),

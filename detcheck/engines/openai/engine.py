@@ -28,7 +28,7 @@ from detcheck.engines.openai.failures import MALFORMED, Failure
 from detcheck.engines.openai.loop import LoopThread
 from detcheck.engines.openai.request import Question
 from detcheck.errors import MeasurementError, UsageError
-from detcheck.evidence import EndpointCheck, KernelsProof
+from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity
 from detcheck.experiment import Experiment
 from detcheck.targets import Served
 from detcheck.targets.endpoints import poisson_rate
@@ -119,6 +119,16 @@ class OpenAIEngine:
     def proof(self, kernels: str) -> KernelsProof:
         """Empty: a server's kernels are not known, and none are claimed."""
         return KernelsProof(kernels, {})
+
+    def model_identity(self) -> ModelIdentity:
+        """The served names, and which decoding options the servers do not take."""
+        dialects = [endpoint.dialect for endpoint in self._endpoints.values()]
+        names = sorted({dialect.model for dialect in dialects})
+        refused = {name for dialect in dialects for name in dialect.dropped}
+        return ModelIdentity(
+            name=" and ".join(names),
+            decoding=dict.fromkeys(sorted(refused & {"temperature", "seed"}), "not sent"),
+        )
 
     def endpoint_checks(self) -> tuple[EndpointCheck, ...]:
         """See `ChecksEndpoints`."""

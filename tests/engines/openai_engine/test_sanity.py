@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from detcheck.analysis.evidence import INCONCLUSIVE
@@ -71,6 +73,19 @@ def test_a_field_that_the_key_may_not_use_is_left_out(serve, measure):
     said = {check.name: check.sentence for check in analysis.run.endpoint_checks}
     assert said["fields"] == "the server refuses logprobs, top_logprobs: left out"
     assert analysis.groups[0].completions == 27
+
+
+def test_run_keeps_what_was_really_sent(serve, measure):
+    run = measure(serve(refuses=("seed",)), temperature=0.7, max_new_tokens=5).run
+    (sent,) = (check.sentence for check in run.endpoint_checks if check.name == "request")
+    path, fields = sent.removeprefix("POST ").split(" ", 1)
+    assert path == "/chat/completions"
+    assert json.loads(fields) == {
+        **{"model": "toy", "max_tokens": 5, "temperature": 0.7, "logprobs": True},
+        **{"top_logprobs": 2, "stream": True, "stream_options": {"include_usage": True}},
+        "return_token_ids": True,
+    }
+    assert (run.model.name, run.model.decoding) == ("toy", {"seed": "not sent"})
 
 
 def test_a_refused_temperature_is_not_called_0(serve, measure):
