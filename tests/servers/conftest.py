@@ -1,4 +1,4 @@
-"""A client of no engine: what the server says is looked at raw."""
+"""A plain HTTP client, to see the misbehaving server's replies as they are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply, and the exception that ended it early, if one did."""
+    """A reply, and the exception that ended it early, if any."""
 
     status: int
     headers: dict[str, str]
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Client:
-    """Asks a served server."""
+    """Sends requests to one server."""
 
     served: Served
 
@@ -105,7 +105,7 @@ async def _get(url: str) -> str:
 
 @pytest.fixture
 def client():
-    """Returns a function: faults -> a client of a server that has them, until the test ends."""
+    """A function that takes faults, starts a server with them, and returns a client of it."""
     from contextlib import ExitStack
 
     with ExitStack() as held:

@@ -31,11 +31,11 @@ class Faults:
     answer_tokens: int = 40
     """Tokens after which an answer ends by itself."""
     quiet_s: float = 0.02
-    """An idle engine starts once no request has come for so long: requests sent together batch."""
+    """An idle engine waits until no request has arrived for so long, so that requests batch."""
     step_s: float = 0.0
-    """Time that a step takes beside its own work."""
+    """Pause after each step."""
     others: int = 0
-    """Somebody else's requests, always running: they are in every batch and every counter."""
+    """Other clients' requests, always running: they are in every batch and every counter."""
 
     # Wrong answers.
     flip_at: int | None = None
@@ -45,19 +45,19 @@ class Faults:
     flip_rate: float = 1.0
     """For this share of the requests, drawn independently."""
     flip_gap: float = 0.0
-    """Gap of best and second-best log-probability there, in nats: 0 is a tie, 3 is confident."""
+    """Gap of best and second-best log-probability at that token, in nats: 0 is a tie."""
     flip_on_cached_prefix: bool = False
-    """Flip where the prompt was seen before, whatever the batch."""
+    """Flip if the prompt was seen before, for any batch size."""
     flip_seed: int = 0
-    """Draws of `flip_rate` and of every share below."""
+    """Seed of the draws of `flip_rate` and of every share below."""
     noise: float = 0.0
-    """Log-probabilities move by up to this with the size of the batch, the tokens do not."""
+    """Log-probabilities change by up to this with the size of the batch; tokens do not."""
     replica_differs: bool = False
     """Of `system_fingerprints`, all but the first answer differently."""
 
     # Answers in unusual forms.
     shown_at: int | None = None
-    """The text of this token names the size of its batch, its id and what follows do not."""
+    """The text of this token names the size of its batch; its id and the later tokens do not."""
     ids_missing_at: int | None = None
     """The token at this index comes without its id."""
     thinking: str | None = None
@@ -96,7 +96,7 @@ class Faults:
     refuses: tuple[str, ...] = ()
     """Parameters of a request that are a 400, as strict servers do."""
 
-    # Not the engine that it seems.
+    # Caches, replicas, buffers.
     cache: bool = False
     """An equal request gets the stored reply, id included, and no step is run."""
     system_fingerprints: tuple[str | None, ...] = (None,)
@@ -112,7 +112,7 @@ class Faults:
     """Answer with this status; 401 and others in OpenAI's error format."""
     retry_after: str | None = None
     only: str = ""
-    """Only requests whose prompt holds this, so that those a client begins by are spared."""
+    """Only requests whose prompt holds this, so that a client's checks are spared."""
     failures: int | None = None
     """Only the first so many of them; None: no limit."""
     drop: str | None = None
@@ -129,9 +129,9 @@ class Faults:
     body: str | None = None
     """A key of `replies.BODIES`, sent instead of the reply: malformed JSON, HTML and others."""
     content_type: str | None = None
-    """Instead of the right one."""
+    """Sent instead of the right content type."""
     redirect_to: str | None = None
-    """URL that every request below /v1 is sent on to (307)."""
+    """URL that every request below /v1 is redirected to (307)."""
     not_an_api: bool = False
     """A web server that knows none of the paths: HTML, 404."""
 
@@ -140,7 +140,7 @@ class Faults:
     metrics_missing: tuple[str, ...] = ()
     """Names of `METRICS` that are left out."""
     metrics_scale: float = 1.0
-    """Every number at /metrics is so many times what it is."""
+    """Every number at /metrics is multiplied by this."""
     metrics_frozen: bool = False
     """Every number stays 0."""
     metrics_reset: bool = False
@@ -150,7 +150,7 @@ class Faults:
 
     # Access.
     api_key: str | None = None
-    """Without it a request is a 401, with another one too."""
+    """A request with another key or none is a 401."""
     key_refused: int | None = None
     """Every key is refused with this status."""
 
@@ -160,9 +160,9 @@ class Faults:
 
 
 def parse(assignments: list[str]) -> Faults:
-    """Faults from `name=value`; a value is JSON where it reads as such, else text.
+    """Faults from `name=value`; a value is JSON if it can be parsed, else text.
 
-    Raises ValueError where there is no such fault.
+    Raises ValueError if there is no such fault.
     """
     known = {field.name for field in fields(Faults)}
     values = {}

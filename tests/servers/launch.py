@@ -1,4 +1,4 @@
-"""Real inference servers with the embedded model: started, waited for, and stopped for sure.
+"""Real inference servers with the embedded model: start, wait until ready, and always stop.
 
     with launch("vllm") as server:
         target = detcheck.Served(endpoints=(server.endpoint,), model=server.model)

@@ -1,4 +1,4 @@
-"""The engine's counters as Prometheus text, in vLLM's names; true unless a fault says otherwise."""
+"""The engine's counters as Prometheus text with vLLM's names; faults may change the numbers."""
 
 from __future__ import annotations
 

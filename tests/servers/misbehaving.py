@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that does wrong what it is told to, for tests and by hand.
+"""An OpenAI-compatible server with planted faults, for tests and by hand.
 
 python -m tests.servers.misbehaving --port 8000 --fault flip_at=5 --fault flip_rate=0.1
 """
@@ -28,7 +28,7 @@ TOKENS_BEFORE = {"first": 1, "middle": 4}
 
 
 class MisbehavingServer:
-    """The handlers and what they remember. `seen` holds the headers of every request."""
+    """The handlers of the server, and its counts of requests."""
 
     def __init__(self, faults: Faults):
         self.faults = faults
@@ -38,7 +38,7 @@ class MisbehavingServer:
         self.num_generating = 0
         """Requests that asked for tokens."""
         self.num_liable = 0
-        """Those of them that `Faults.only` lets be hit."""
+        """Those of them that faults may hit, by `Faults.only`."""
         self._cached: dict[str, bytes] = {}
 
     def app(self) -> web.Application:
@@ -59,7 +59,7 @@ class MisbehavingServer:
 
     @web.middleware
     async def _gate(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Everything that is decided before a request is understood."""
+        """Faults that are decided before a request is parsed."""
         self.seen.append((request.path, dict(request.headers)))
         faults = self.faults
         if faults.not_an_api:
@@ -166,7 +166,7 @@ class Exchange:
         self._reply = Reply(asked, number, self._generation.prompt_token_ids, self._faults)
 
     def _submitted(self, number: int) -> Generation:
-        """The request as the engine sees it; not yet queued."""
+        """The request for the engine; not yet queued."""
         faults = self._faults
         if self.request.path == faults.ignores_seed_on:
             faults = replace(faults, ignores_seed=True)
@@ -182,7 +182,7 @@ class Exchange:
         )
 
     async def answer(self) -> web.StreamResponse:
-        """Misbehave, or answer."""
+        """Answer, with the planted faults."""
         faults = self._faults
         if faults.status is not None:
             return self._error(faults.status)
@@ -206,7 +206,7 @@ class Exchange:
         return _json(body, status, headers)
 
     async def _misbehave(self, when: str) -> None:
-        """Drop the connection or fall silent, where it is planted for this moment."""
+        """Drop the connection or stop sending, if that is planted for this moment."""
         if self._faults.drop == when:
             _reset(self.request.transport)
             raise ConnectionResetError("planted")
@@ -237,7 +237,7 @@ class Exchange:
         return web.Response(body=data, content_type=self._faults.content_type or JSON)
 
     async def _tokens(self) -> AsyncIterator[Token]:
-        """The tokens as they are generated, with what is planted among them."""
+        """The tokens as they are generated, with the planted drops and pauses between them."""
         num_tokens = 0
         while True:
             token = await self._generation.tokens.get()
@@ -293,7 +293,7 @@ def _reset(transport: asyncio.Transport | None) -> None:
 
 
 def _well_behaved(faults: Faults) -> Faults:
-    """The same server for the requests that the faults of transport spare."""
+    """The same faults without those of transport, for requests that these do not hit."""
     return replace(
         faults,
         status=None,

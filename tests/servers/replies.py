@@ -1,4 +1,4 @@
-"""Requests read and replies written, in OpenAI's format with vLLM's additions."""
+"""Parse requests and write replies, in OpenAI's format with vLLM's additions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "words": (b"upstream connect error", "text/plain"),
     "error": (b'{"error": {"message": "CUDA error", "type": "internal", "code": 500}}', JSON),
 }
-"""Replies that are none, by name: body and content type. All come with status 200."""
+"""Bodies that are no reply, by name, with their content type. All have status 200."""
 
 
 class RefusedError(Exception):
@@ -59,7 +59,7 @@ def error_body(status: int, kind: str, message: str, param: str | None = None) -
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as understood."""
+    """A parsed request."""
 
     chat: bool
     model: str
@@ -70,12 +70,12 @@ class Asked:
     stream: bool
     include_usage: bool
     num_logprobs: int | None
-    """Top log-probabilities a token; None: none at all."""
+    """Top log-probabilities of each token; None if none were asked for."""
     token_ids: bool
 
 
 def read_request(data: Any, *, chat: bool, faults: Faults) -> Asked:
-    """What is asked; raises RefusedError where it cannot be answered."""
+    """Parse a request; raise RefusedError if it cannot be answered."""
     if not isinstance(data, dict):
         raise RefusedError(400, "BadRequestError", "The body must be a JSON object.")
     for name in faults.refuses:
@@ -105,7 +105,7 @@ def read_request(data: Any, *, chat: bool, faults: Faults) -> Asked:
 
 
 def _prompt(data: dict[str, Any], *, chat: bool) -> str:
-    """The text that is answered; a chat has a template of its own, so it answers otherwise."""
+    """The text to answer; a chat is wrapped in a template, so its answers are others."""
     if not chat:
         prompt = data.get("prompt")
         if not isinstance(prompt, str):
@@ -241,7 +241,7 @@ class Reply:
         return choice
 
     def _add_prompt_ids(self, reply: dict[str, Any]) -> None:
-        """vLLM: at the top of a chat, in the choice of a completion."""
+        """As vLLM does: at the top of a chat, in the choice of a completion."""
         if self.asked.token_ids:
             target = reply if self.asked.chat else reply["choices"][0]
             target["prompt_token_ids"] = self.prompt_ids

@@ -1,4 +1,4 @@
-"""A language model without weights: the next token follows from the prompt and what was said.
+"""A language model without weights: the next token depends on the prompt and the tokens so far.
 
 Greedy answers therefore depend on the prompt alone, sampled ones on the prompt and the seed, and
 an answer that took another token once goes on differently, as real ones do.
@@ -31,7 +31,7 @@ class Ranked:
     logprobs: tuple[float, ...]
 
     def swapped(self) -> Ranked:
-        """First and second exchanged: what other rounding makes of a near tie."""
+        """The same with first and second exchanged, as by other rounding at a near tie."""
         first, second, *rest = self.token_ids
         return Ranked((second, first, *rest), self.logprobs)
 
@@ -73,7 +73,7 @@ class Script:
         return Ranked(token_ids, tuple(-0.4 - gap * rank for rank in range(ALTERNATIVES)))
 
     def take(self, token_id: int) -> None:
-        """Go on with `token_id`."""
+        """Continue with `token_id`."""
         self._state.update(bytes([token_id]))
         self._left -= 1
 

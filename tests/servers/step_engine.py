@@ -1,4 +1,4 @@
-"""A real little step loop: each step gives every running request one token, and is counted."""
+"""A small engine: each step gives every running request one token, and is counted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 @dataclass(slots=True)
 class Counters:
-    """What /metrics shows; every number is true here."""
+    """The true numbers that /metrics is made of."""
 
     running: int = 0
     waiting: int = 0
@@ -30,9 +30,9 @@ class Counters:
     prefix_queries: int = 0
     generated_tokens: int = 0
     largest_batch: int = 0
-    """Most requests of one step: for tests; vLLM does not show it."""
+    """Most requests of one step; vLLM has no such metric."""
     flipped: int = 0
-    """Requests that took the planted token: for tests too."""
+    """Requests that took the planted token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ class StepEngine:
         self.counters.waiting = len(self._waiting)
 
     def _preempt(self) -> None:
-        """Put the newest running request back, as an engine does that is short of memory."""
+        """Put the newest running request back, as an engine without free memory does."""
         self._num_steps += 1
         every = self.faults.preempt_every
         if every and self._num_steps % every == 0 and len(self._running) > 1:

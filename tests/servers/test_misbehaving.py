@@ -1,4 +1,4 @@
-"""The server itself: well-behaved without faults, and each fault is what it says."""
+"""The misbehaving server itself: correct without faults, and each fault does what it says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_greedy_answer_depends_on_the_prompt_only(client, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_stream_says_what_a_whole_reply_says(client, path):
+def test_stream_and_whole_reply_are_equal(client, path):
     server = client()
     asked = {"path": path, "return_token_ids": True, "logprobs": 1}
     whole = server.one(**asked).json()
@@ -183,7 +183,7 @@ def test_a_cache_answers_with_the_same_id_and_runs_no_step(client):
     assert server.one(stream=True).body == server.one(stream=True).body
 
 
-def test_one_at_a_time_never_batches(client):
+def test_server_with_one_sequence_never_batches(client):
     server = client(max_num_seqs=1)
     server.ask(6, max_tokens=10)
     assert server.metric("vllm:iteration_tokens_total_count") == 60
@@ -209,7 +209,7 @@ def test_the_connection_drops(client, drop, stream):
 
 
 @pytest.mark.parametrize("stall", ["before", "first", "middle"])
-def test_silence(client, stall):
+def test_server_stops_sending(client, stall):
     answer = client(stall=stall).one(stream=True, timeout=0.5)
     assert isinstance(answer.error, TimeoutError)
     assert (answer.body.count(b'"text"') > 0) == (stall != "before")
@@ -309,7 +309,7 @@ def test_a_key_is_asked_for(client):
 # Counters.
 
 
-def test_counters_can_lie_or_lack(client):
+def test_counters_can_be_wrong_or_missing(client):
     assert "vllm" not in client(metrics=False).get("/metrics")
     assert "running" not in client(metrics_missing=("vllm:num_requests_running",)).get("/metrics")
     for faults, count in (({"metrics_scale": 2.0}, 24), ({"metrics_frozen": True}, 0)):
@@ -323,7 +323,7 @@ def test_counters_can_lie_or_lack(client):
     assert math.isnan(client(metrics_garbage=True).metric("vllm:num_requests_running"))
 
 
-def test_somebody_else_is_in_every_batch(client):
+def test_other_clients_are_in_every_batch(client):
     server = client(others=3, flip_at=2, flip_above=3)
     assert server.one().text != client().one().text
     assert server.metric("vllm:num_requests_running") == 3

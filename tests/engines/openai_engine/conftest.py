@@ -1,4 +1,4 @@
-"""Runs against the small server, and what they are asked."""
+"""Fixtures: start the small server, and run a small experiment against it."""
 
 from __future__ import annotations
 

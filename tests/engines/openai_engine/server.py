@@ -1,4 +1,4 @@
-"""A small server that speaks the OpenAI API, in this process, with faults to switch on."""
+"""A small server of the OpenAI API in this process, with faults to plant."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Fault = Callable[[int, dict[str, Any]], str | None]
 
 @dataclass
 class Behaviour:
-    """What the server does; change it while it runs."""
+    """The server's settings and faults; they may be changed while it runs."""
 
     models: tuple[str, ...] = ("toy",)
     key: str | None = None
     token_ids: bool = True
     ids_every: int = 1
-    """Only every so many replies come with ids."""
+    """Only every so many replies have token ids."""
     logprobs: bool = True
     refuses: tuple[str, ...] = ()
-    """Fields that are answered by `refusal`."""
+    """A request with one of these fields is answered with the status `refusal`."""
     refusal: int = 400
     chat_error: tuple[int, str] | None = None
-    """Status and words that answer /chat/completions."""
+    """Status and message of every answer at /chat/completions."""
     models_error: tuple[int, str] | None = None
-    """The same of /models."""
+    """Status and message of every answer at /models."""
     ends: str = "length"
     usage: bool = True
     hides: bool = False
-    """Tokens come in a field that nobody knows."""
+    """Tokens are sent in a field that detcheck does not know."""
     ignores_seed: bool = False
     ignores_temperature: bool = False
     ignores_max_tokens: bool = False
@@ -49,7 +49,7 @@ class Behaviour:
     token_s: float = 0.001
     fault: Fault = lambda number, body: None
     differ_above: int | None = None
-    """In flight more than so many, token 3 is another."""
+    """With more requests in flight than this, token 3 is another one."""
     fingerprints: tuple[str, ...] = ("fp_1",)
     context: int | None = None
     html: bool = False
@@ -64,7 +64,7 @@ class Behaviour:
 
 
 class ToyServer:
-    """Holds one `Behaviour` and answers by it."""
+    """Answers requests as one `Behaviour` says."""
 
     def __init__(self, behaviour: Behaviour):
         self.behaviour = behaviour

@@ -1,4 +1,4 @@
-"""Whatever cannot be asked is one sentence and exit code 2 or 3; no secret leaves the process."""
+"""An unusable server or option gives one sentence and exit code 2 or 3, and shows no secret."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_variable_of_the_key_is_not_set(serve, detcheck, monkeypatch):
     assert "NO_KEY is not set" in said
 
 
-def test_a_redirect_is_not_followed_and_the_key_stays(serve, detcheck, monkeypatch):
+def test_redirect_is_not_followed_and_gets_no_key(serve, detcheck, monkeypatch):
     monkeypatch.setenv("SOME_KEY", SECRET)
     elsewhere = serve()
     server = serve(redirect=elsewhere.url)
@@ -125,7 +125,7 @@ def test_a_key_in_the_address_of_a_redirect_is_not_shown(serve, detcheck, monkey
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_models_that_cannot_be_listed_now(serve, detcheck, status):
+def test_server_that_cannot_list_its_models_yet(serve, detcheck, status):
     server = serve(models_error=(status, "Loading model"))
     said = only_sentence(detcheck("--endpoint", server.url), 3)
     assert f"does not list its models now ({status}: Loading model)" in said
@@ -146,14 +146,14 @@ def test_a_model_without_a_chat_template(serve, detcheck):
     assert "use `chat_template=False`" in said or "--no-chat-template" in said
 
 
-def test_https_spoken_to_http(serve, detcheck):
+def test_https_to_a_server_of_http(serve, detcheck):
     url = serve().url.replace("http://", "https://")
     assert "does not speak HTTPS" in only_sentence(detcheck("--endpoint", url), 2)
 
 
 @pytest.fixture
 def certificate(tmp_path) -> ssl.SSLContext:
-    """A certificate that nobody vouches for."""
+    """A self-signed certificate."""
     paths = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
     command += ["-subj", "/CN=127.0.0.1", "-keyout", str(paths[0]), "-out", str(paths[1])]
@@ -166,7 +166,7 @@ def certificate(tmp_path) -> ssl.SSLContext:
     return context
 
 
-def test_http_spoken_to_https(detcheck, certificate):
+def test_http_to_a_server_of_https(detcheck, certificate):
     with serving(Behaviour(), certificate) as server:
         url = server.url.replace("https://", "http://")
         assert "speaks HTTPS" in only_sentence(detcheck("--endpoint", url), 2)
@@ -236,13 +236,13 @@ def test_a_malformed_url(detcheck, url, said):
         ({"engine": "vllm", "tensor_parallel": (0,)}, "each tensor-parallel size once"),
     ],
 )
-def test_a_grid_that_cannot_be_meant(fields, said):
+def test_grid_that_is_not_usable_is_refused(fields, said):
     with pytest.raises(UsageError, match=said):
         ask(**fields)
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/api/v1", "/v1beta/openai", "/api/paas/v4"])
-def test_base_urls_as_hosts_have_them(path):
+def test_usual_base_urls_are_accepted(path):
     assert ask(endpoints=[f"https://host{path}"]).target.engine == "openai"
 
 
@@ -250,8 +250,8 @@ def test_connection_options_need_an_endpoint(detcheck):
     assert "give --endpoint" in only_sentence(detcheck("--timeout", "5"), 2)
 
 
-def test_the_secrets_are_nowhere(serve, capsys, monkeypatch, tmp_path):
-    """With a server that shows them to everybody: in errors, and in its answers."""
+def test_secrets_are_in_no_file_and_no_output(serve, capsys, monkeypatch, tmp_path):
+    """Even if the server repeats them in its errors and answers."""
     monkeypatch.setenv("SOME_KEY", SECRET)
     monkeypatch.setenv("TENANT", "tenant-do-not-show")
     monkeypatch.setenv("DETCHECK_DEBUG", "1")
@@ -290,7 +290,7 @@ def test_an_endpoint_needs_no_torch(serve, tmp_path):
 
 @contextlib.contextmanager
 def listening(greeting: bytes):
-    """A socket that says something else than HTTP to whoever connects."""
+    """A socket that greets every client in another protocol than HTTP."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def greet() -> None:

@@ -6,7 +6,7 @@ from detcheck.engines.openai.connection import Connection, redact
 from detcheck.errors import UsageError
 
 
-def test_values_come_from_the_environment_and_show_nowhere(monkeypatch) -> None:
+def test_secrets_are_read_from_the_environment_and_never_shown(monkeypatch) -> None:
     monkeypatch.setenv("THE_KEY", "sk-very-secret")
     monkeypatch.setenv("TENANT", "tenant-secret")
     headers = ("X-Tenant: env:TENANT", "X-Auth-Token: literal-secret", "X-Plain: plainvalue")

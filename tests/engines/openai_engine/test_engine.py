@@ -1,4 +1,4 @@
-"""The engine against a real server: what is planted there must be what is reported here."""
+"""The engine against a server: each fault that is planted there is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def verdict(analysis) -> Verdict:
 
 
 @pytest.mark.parametrize("chat_template", [True, False])
-def test_a_sound_server_passes_and_every_request_is_in_flight(serve, measure, chat_template):
+def test_sound_server_passes_with_every_request_in_flight(serve, measure, chat_template):
     server = serve()
     analysis = measure(server, chat_template=chat_template)
     (group,) = analysis.groups
@@ -64,7 +64,7 @@ def test_replies_in_one_piece_are_no_evidence(serve, measure):
 
 
 def after_sanity(kind: str, *, every: int = 3):
-    """Plant a fault in every so many requests of the experiment (which asks about Feynman)."""
+    """Plant a fault in every so many requests of the experiment; the checks ask other prompts."""
     count = 0
 
     def fault(number: int, body: dict[str, Any]) -> str | None:
@@ -90,7 +90,9 @@ def after_sanity(kind: str, *, every: int = 3):
         ("stall", "timeout"),
     ],
 )
-def test_failures_are_counted_by_kind_and_nothing_passes(serve, measure, planted, kind):
+def test_failures_are_counted_by_kind_and_make_the_verdict_inconclusive(
+    serve, measure, planted, kind
+):
     server = serve(fault=after_sanity(planted))
     patience = Connection(first_token_s=3.0) if planted == "stall" else Connection()
     analysis = measure(server, connection=patience)
@@ -103,7 +105,9 @@ def test_failures_are_counted_by_kind_and_nothing_passes(serve, measure, planted
 
 
 @pytest.mark.parametrize(("differ_above", "distinct"), [(None, 1), (4, 2)])
-def test_ids_that_come_now_and_then_make_no_second_answer(serve, measure, differ_above, distinct):
+def test_replies_with_and_without_ids_are_one_answer_if_their_text_is(
+    serve, measure, differ_above, distinct
+):
     analysis = measure(serve(ids_every=2, differ_above=differ_above))
     (group,) = analysis.groups
     assert {v.fingerprint.split(":")[0] for v in analysis.run.variants} == {"sha256", "sha256-text"}
@@ -112,14 +116,14 @@ def test_ids_that_come_now_and_then_make_no_second_answer(serve, measure, differ
 
 
 @pytest.mark.parametrize("planted", ["429", "503"])
-def test_what_generated_nothing_is_sent_again_and_said(serve, measure, planted):
+def test_request_that_generated_nothing_is_sent_again_and_counted(serve, measure, planted):
     analysis = measure(serve(fault=after_sanity(planted, every=4)))
     (group,) = analysis.groups
     assert (group.completions, group.failed) == (27, 0)
     assert sum(row.retries for row in group.by_batch_size) > 0
 
 
-def test_what_was_generated_is_never_sent_again(serve, measure):
+def test_request_that_generated_tokens_is_never_sent_again(serve, measure):
     analysis = measure(serve(fault=after_sanity("truncate", every=4)))
     assert sum(row.retries for row in analysis.groups[0].by_batch_size) == 0
 
@@ -145,18 +149,18 @@ def test_endpoints_are_compared_with_each_other(serve, measure):
     assert differing == {"endpoint 2"}
 
 
-def test_open_loop_arrivals_come_apart(serve, measure):
+def test_open_loop_arrivals_are_spread_in_time(serve, measure):
     server = serve(token_s=0.01)
     analysis = measure(server, arrivals="poisson:40", completions=16, batch_sizes=(8,))
     assert "under open-loop arrivals" in analysis.groups[0].evidence.sentence
     assert server.behaviour.most_in_flight > 1
 
 
-def test_the_servers_own_counters_come_first(serve, measure):
+def test_counters_that_stand_still_are_not_used(serve, measure):
     text = "vllm:num_requests_running 6\nvllm:generation_tokens_total {}\n"
     server = serve(metrics=text.format(0), token_s=0.01)
     analysis = measure(server)
-    # Counters that stand still are another server's: streams must do.
+    # Counters that stand still are another server's: streams are the evidence.
     assert "overlapping streams" in analysis.groups[0].evidence.sentence
 
 

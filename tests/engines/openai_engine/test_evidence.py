@@ -1,4 +1,4 @@
-"""Overlapping streams: what a batching server looks like, and what does not pass for one."""
+"""Overlapping streams: those of a batching server, and those that are no evidence of a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS, LoadEvidence
 
 
 def stream(*times: int) -> Stream:
-    """A stream whose tokens came in these turns of the event loop, a second each."""
+    """A stream whose tokens arrived in these turns of the event loop, a second each."""
     made = Stream()
     for tick in times:
         made.saw_tokens(tick, float(tick))
@@ -28,13 +28,13 @@ def test_interleaved_streams_are_a_batch() -> None:
     "streams",
     [
         [stream(*range(10 * k, 10 * k + 10)) for k in range(8)],
-        # The last token of one comes in the same turn as the first of the next.
+        # The last token of one reply arrives in the same turn as the first of the next.
         [stream(*range(10 * k, 10 * k + 11)) for k in range(8)],
-        # Everybody is greeted at once, and then served in turn.
+        # Every reply gets its first token at once; then one is served after the other.
         [stream(0, *range(10 * k + 1, 10 * k + 11)) for k in range(8)],
     ],
 )
-def test_one_by_one_is_one(streams: list[Stream]) -> None:
+def test_requests_served_one_by_one_are_no_batch(streams: list[Stream]) -> None:
     found = overlapping(streams)
     assert found is not None
     assert found.rows_max == 1
@@ -75,20 +75,22 @@ def test_a_ctrl_c_while_the_poll_ends_is_not_lost() -> None:
 @pytest.mark.parametrize(
     ("rows_max", "rows_mean", "source"),
     [
-        (31, 31.0, SERVER_COUNTERS),  # somebody else's requests
+        (31, 31.0, SERVER_COUNTERS),  # other clients' requests
         (16, None, STREAMED_TOKENS),  # a gauge that has not moved since the trial before
         (16, 1.0, STREAMED_TOKENS),
         (1, 1.0, SERVER_COUNTERS),
     ],
 )
-def test_a_request_alone_has_company_where_iterations_count_it(rows_max, rows_mean, source) -> None:
+def test_other_clients_beside_one_request_are_seen_by_iterations_only(
+    rows_max, rows_mean, source
+) -> None:
     counted = LoadEvidence(SERVER_COUNTERS, rows_max, rows_mean)
     found = agreed(counted, [stream(*range(10))])
     assert found is not None
     assert found.source == source
 
 
-def test_half_a_batch_counts_as_half() -> None:
+def test_two_halves_one_after_the_other_count_as_half() -> None:
     early = [stream(*range(0, 50)) for _ in range(4)]
     late = [stream(*range(50, 100)) for _ in range(4)]
     found = overlapping([*early, *late])

@@ -29,11 +29,11 @@ def retry_after(text: str | None) -> float | None:
         (None, None),
     ],
 )
-def test_how_long_a_server_wants_us_to_wait(text, seconds) -> None:
+def test_retry_after_in_seconds(text, seconds) -> None:
     assert retry_after(text) == seconds
 
 
-def test_until_a_date() -> None:
+def test_retry_after_as_a_date() -> None:
     seconds = retry_after(formatdate(time.time() + 100, usegmt=True))
     assert seconds is not None
     assert 90 < seconds <= 100

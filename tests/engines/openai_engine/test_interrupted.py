@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a trial, and going on with the run afterwards."""
+"""Ctrl-C in the middle of a trial, and resuming the run afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def committed(run: Path) -> int:
     return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
-def test_ctrl_c_keeps_what_is_there_and_resume_goes_on(serve, tmp_path):
+def test_ctrl_c_keeps_committed_trials_and_resume_finishes_the_run(serve, tmp_path):
     server = serve()
     run = tmp_path / "run"
     waiting = False

@@ -1,4 +1,4 @@
-"""Counters as servers print them, what they say of the batches, and damaged or hostile texts."""
+"""Counters as servers print them, the evidence in them, and damaged or hostile texts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_vllm(vllm):
     assert after.iteration_tokens[float("inf")] == 302
 
 
-def test_evidence_of_a_load_that_was_seen(vllm):
+def test_evidence_of_a_known_load(vllm):
     before, during, after = vllm
     assert load_evidence(before, [before, during, after], after, 65) == LoadEvidence(
         source="server counters",
@@ -55,7 +55,7 @@ def test_a_batch_between_two_polls_is_bounded_by_the_mean(vllm):
     assert evidence.rows_max == 33  # of 64: the mean of 32.3, no less
 
 
-def test_a_server_that_works_requests_off_one_by_one_is_seen_to():
+def test_server_that_serves_one_request_at_a_time_is_recognised():
     before = read(vllm_text(tokens=0, iterations=0))
     after = read(vllm_text(tokens=300, iterations=300))
     busy = read(vllm_text(tokens=150, iterations=150, running=1))
@@ -157,7 +157,7 @@ def test_a_text_of_no_known_server(other):
 @pytest.mark.parametrize(
     "value", ["NaN", "-1", "+Inf", "1e400", "many", "", "0x10", "1 2 3", "٣", "1e30"]
 )
-def test_a_number_that_cannot_be_meant_is_left_out(value):
+def test_impossible_number_is_left_out(value):
     counters = read(
         f"vllm:num_requests_running {value}\nvllm:generation_tokens_total 5\n"
         f"vllm:num_preemptions_total {value}\n"
@@ -171,7 +171,7 @@ def test_a_number_that_cannot_be_meant_is_left_out(value):
     assert evidence.preemptions is None
 
 
-def test_a_text_cut_off_in_the_middle_keeps_what_can_be_read(vllm):
+def test_readable_part_of_a_truncated_text_is_kept(vllm):
     whole = text("vllm_after")
     cut = read(
         whole[: whole.index("vllm:prefix_cache_hits_total{")] + "vllm:num_preemptions_total{e"
@@ -194,7 +194,7 @@ def test_timestamps_line_ends_and_escapes_are_read():
         "vllm:num_requests_running " + "9" * 5_000_000,
     ],
 )
-def test_floods_end(flood):
+def test_text_without_end_is_read_in_bounded_time(flood):
     assert read(flood).running in (None, 7)
 
 
@@ -210,7 +210,7 @@ LINES = st.one_of(st.text(), st.builds(lambda name, value: f"{name} {value!r}", 
 
 
 @given(st.tuples(*[st.lists(LINES).map("\n".join)] * 3), st.integers(0, 10))
-def test_whatever_a_server_sends_evidence_is_sound_or_absent(texts, requests):
+def test_evidence_from_any_text_is_sound_or_absent(texts, requests):
     before, during, after = map(read, texts)
     evidence = load_evidence(before, [during], after, requests)
     if evidence is not None:

@@ -1,4 +1,4 @@
-"""The table: what is planted in the misbehaving server, and what detcheck must say of it."""
+"""A table: each fault of the misbehaving server, and the verdict and reason that it must give."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from detcheck.gate import PASS, judge
 from detcheck.runner import run
 
 SLOW = {"step_s": 0.004}
-"""Steps that take their time, so that streams can tell them apart."""
+"""Slow steps, so that arrival times tell them apart."""
 SPARSE = {"rate": 0.2}
 TABLE = [
-    # planted, asked otherwise, verdict, a phrase of its reasons
+    # fault, options, verdict (None: an error), a phrase of its reasons
     ({}, {}, PASS, "0 of 24 comparisons differed"),
     ({"preempt_every": 5}, {}, PASS, ""),
     ({"buffered": True}, {}, PASS, ""),
@@ -104,7 +104,7 @@ def name_of(row) -> str:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=name_of)
-def test_what_is_planted_is_what_is_said(row, tmp_path):
+def test_planted_fault_gives_its_verdict(row, tmp_path):
     faults, asked, value, phrase = row
     with misbehave(Faults(**faults)) as served:
         hurried = "stall" in faults or faults.get("retry_after") == "3600"
@@ -174,7 +174,7 @@ def test_tokens_that_were_never_shown_are_counted_in_the_run(tmp_path):
     ],
     ids=str,
 )
-def test_a_server_that_cannot_be_asked_is_one_sentence(faults, tmp_path):
+def test_unusable_server_gives_one_sentence(faults, tmp_path):
     with misbehave(Faults(**faults)) as served, pytest.raises(DetcheckError) as caught:
         measured(served.url, tmp_path, {})
     assert str(caught.value).endswith(".")

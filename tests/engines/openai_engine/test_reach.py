@@ -1,4 +1,4 @@
-"""What is said of a server that did not answer, by what went wrong on the way."""
+"""The message for a server that did not answer, by the cause."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sentence(kind: str, reason: str | None = None) -> str:
 
 
 @pytest.mark.parametrize("reason", ["WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"])
-def test_plain_http_is_advised_where_there_is_no_tls(reason) -> None:
+def test_plain_http_is_advised_if_the_server_has_no_tls(reason) -> None:
     assert PLAIN in sentence(REFUSED, reason)
 
 
@@ -37,7 +37,7 @@ def test_plain_http_is_advised_where_there_is_no_tls(reason) -> None:
         (REFUSED, "TLSV1_ALERT_PROTOCOL_VERSION", "alert protocol version"),
     ],
 )
-def test_a_server_that_speaks_tls_is_never_to_be_asked_without(kind, reason, said) -> None:
+def test_plain_http_is_never_advised_for_a_server_of_tls(kind, reason, said) -> None:
     shown = sentence(kind, reason)
     assert said in shown
     assert PLAIN not in shown

@@ -44,7 +44,7 @@ def test_ids_text_and_candidates_of_a_stream() -> None:
     assert answer.top_two.runner_up_texts == ("B", " c")
 
 
-def test_text_is_the_identity_where_ids_are_missing_or_do_not_add_up() -> None:
+def test_text_is_the_identity_if_ids_are_missing_or_incomplete() -> None:
     usage = {"choices": [], "usage": {"completion_tokens": 3}}
     for ids in ({}, {"token_ids": [5, 6]}):
         answer = reply(chunk("A b c", reason="stop", **ids), usage).completion()
@@ -52,7 +52,7 @@ def test_text_is_the_identity_where_ids_are_missing_or_do_not_add_up() -> None:
         assert answer.fingerprint.startswith("sha256-text:")
 
 
-def test_ids_of_candidates_are_taken_where_a_server_gives_them() -> None:
+def test_ids_of_candidates_are_used() -> None:
     one = entry("A", -0.5, ("B", -0.75))
     one["id"] = one["top_logprobs"][0]["id"] = 3
     one["top_logprobs"][1]["id"] = 4
@@ -68,7 +68,7 @@ def test_tokens_that_share_a_chunk_are_told_apart_by_their_text() -> None:
     assert answer.token_ends == (3, 7)
 
 
-def test_half_characters_end_where_the_text_does() -> None:
+def test_token_of_half_a_character_ends_with_the_text() -> None:
     answer = reply(
         chunk("", token_ids=[1], logprobs=content(entry("\ufffd", -1.0, ("x", -2.0)))),
         chunk("é", reason="stop", token_ids=[2], logprobs=content(entry("\ufffd", -1.0))),
@@ -88,14 +88,14 @@ def test_half_characters_end_where_the_text_does() -> None:
         ([chunk("a", token_ids=list(range(500)))], MALFORMED),
     ],
 )
-def test_what_is_no_answer_fails_by_its_kind(chunks: list[dict[str, Any]], kind: str) -> None:
+def test_reply_without_an_answer_fails_by_its_kind(chunks: list[dict[str, Any]], kind: str) -> None:
     with pytest.raises(Failure) as caught:
         reply(*chunks).completion()
     assert caught.value.kind == kind
 
 
 @pytest.mark.parametrize("data", [b"[1]", b"nonsense", b"\xff\xfe{", b'"a"', b"[" * 100_000])
-def test_what_is_no_json_object_is_malformed(data: bytes) -> None:
+def test_reply_that_is_no_json_object_is_malformed(data: bytes) -> None:
     with pytest.raises(Failure) as caught:
         parse_json(data)
     assert caught.value.kind == MALFORMED
@@ -105,7 +105,7 @@ def test_half_a_surrogate_pair_is_kept() -> None:
     assert parse_json(rb'{"a": "\ud83d"}') == {"a": "\ud83d"}
 
 
-def test_secrets_do_not_come_back_in_text_or_errors() -> None:
+def test_secrets_are_removed_from_text_and_errors() -> None:
     folded = Reply(8, ("sk-secret",))
     folded.add(chunk("my key is sk-secret!"))
     assert "sk-secret" not in folded.text
@@ -114,7 +114,7 @@ def test_secrets_do_not_come_back_in_text_or_errors() -> None:
     assert "sk-secret" not in str(caught.value)
 
 
-def test_a_secret_in_pieces_or_beside_the_text_does_not_come_back_either() -> None:
+def test_secret_in_pieces_or_beside_the_text_is_removed() -> None:
     folded = Reply(16, ("sk-secret",))
     for piece in ("my ", "sk-", "sec", "ret"):
         told = content(entry(piece, -0.5, ("sk-secret", -0.75)))
@@ -136,7 +136,7 @@ def test_a_runner_up_that_is_a_secret_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("told", [-1, 2**31, 2**80, 1.5, True, "9"])
-def test_a_count_of_tokens_that_cannot_be_meant_is_left_out(told: Any) -> None:
+def test_impossible_count_of_tokens_is_left_out(told: Any) -> None:
     folded = reply(chunk("A", reason="stop"), {"choices": [], "usage": {"completion_tokens": told}})
     assert folded.num_tokens == 1
 
@@ -153,11 +153,13 @@ def test_a_count_of_tokens_that_cannot_be_meant_is_left_out(told: Any) -> None:
         ([chunk(token_ids=[5], reason="length")], False),
     ],
 )
-def test_tokens_that_are_counted_and_not_shown(chunks: list[dict[str, Any]], hidden: bool) -> None:
+def test_reply_that_shows_none_of_its_tokens_is_hidden(
+    chunks: list[dict[str, Any]], hidden: bool
+) -> None:
     assert reply(*chunks).hidden is hidden
 
 
-def test_an_error_too_deep_to_write_down_has_no_words() -> None:
+def test_error_that_is_nested_too_deeply_has_no_words() -> None:
     data = parse_json(b'{"error": ' + b"[" * 1010 + b"]" * 1010 + b"}")
     assert server_words(data) == ""
     assert server_words({"error": [{"msg": "no"}]}) == '[{"msg": "no"}]'

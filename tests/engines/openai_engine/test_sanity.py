@@ -1,4 +1,4 @@
-"""The checks before the experiment: each fault is planted, and its absence is the twin."""
+"""The checks before the experiment: each fails on its planted fault and holds without it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SOUND = {
 }
 
 
-def test_a_sound_server_has_nothing_against_it(serve, measure):
+def test_every_check_of_a_sound_server_holds(serve, measure):
     assert checks(measure(serve())) == SOUND
 
 
@@ -52,7 +52,7 @@ def test_a_planted_fault_fails_its_check(serve, measure, fields, name):
     assert checks(measure(serve(**fields)))[name] is False
 
 
-def test_answers_from_a_cache_prove_nothing(serve, measure):
+def test_answers_from_a_cache_are_inconclusive(serve, measure):
     judged = judge(measure(serve(cache=True)))
     assert judged.value == INCONCLUSIVE
     assert any("cache" in reason for reason in judged.reasons)
@@ -61,7 +61,7 @@ def test_answers_from_a_cache_prove_nothing(serve, measure):
 @pytest.mark.parametrize(
     "refused", ["return_token_ids", "stream_options", "logprobs", "seed", "top_logprobs"]
 )
-def test_a_refused_field_is_left_out_and_said(serve, measure, refused):
+def test_refused_field_is_left_out_and_reported(serve, measure, refused):
     analysis = measure(serve(refuses=(refused,)))
     said = {check.name: check.sentence for check in analysis.run.endpoint_checks}
     assert refused in said["fields"]
@@ -88,21 +88,21 @@ def test_run_keeps_what_was_really_sent(serve, measure):
     assert (run.model.name, run.model.decoding) == ("toy", {"seed": "not sent"})
 
 
-def test_a_refused_temperature_is_not_called_0(serve, measure):
+def test_refused_temperature_is_not_taken_for_0(serve, measure):
     analysis = measure(serve(refuses=("temperature",)))
     (check,) = (c for c in analysis.run.endpoint_checks if c.name == "temperature 0")
     assert check.holds is False
     assert "samples" in check.sentence
 
 
-def test_answers_that_show_nothing_are_not_called_equal(serve, measure):
+def test_answers_without_shown_tokens_are_not_called_equal(serve, measure):
     analysis = measure(serve(hides=True))
     (group,) = analysis.groups
     assert checks(analysis)["temperature 0"] is None
     assert (group.completions, set(group.failures)) == (0, {"malformed"})
 
 
-def test_answers_that_are_all_empty_prove_nothing(serve, measure):
+def test_answers_that_are_all_empty_are_inconclusive(serve, measure):
     server = serve(hides=True, ends="stop", usage=False)
     judged = judge(measure(server))
     assert judged.value == INCONCLUSIVE
@@ -183,6 +183,6 @@ def test_each_request_of_a_batch_keeps_its_seed(texts, holds, decisive):
     assert (found.holds, found.decisive) == (holds, decisive)
 
 
-def test_more_requests_than_the_system_lets_open_are_refused_in_a_sentence():
+def test_more_requests_than_open_files_are_refused():
     with pytest.raises(UsageError, match="ulimit -n"):
         allow_open_files(2**40)

@@ -34,7 +34,7 @@ def test_events_do_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
     ],
     ids=["byte order mark", "empty events and a trailing space"],
 )
-def test_what_servers_put_around_events_is_taken_off(stream, events) -> None:
+def test_marks_and_empty_events_are_removed(stream, events) -> None:
     assert parse([stream]) == events
     assert parse([stream[i : i + 1] for i in range(len(stream))]) == events
 
@@ -47,7 +47,7 @@ def test_an_event_that_the_end_of_the_stream_completes_counts() -> None:
     ("pieces", "said"),
     [([b"data: " + b"x" * 200], "no end"), ([b"data: x\n\n"] * 2000, "longer than")],
 )
-def test_what_has_no_end_is_refused(pieces: list[bytes], said: str) -> None:
+def test_line_or_stream_without_end_is_refused(pieces: list[bytes], said: str) -> None:
     with pytest.raises(Failure, match=said) as caught:
         parse(pieces)
     assert caught.value.kind == MALFORMED

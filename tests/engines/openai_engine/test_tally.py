@@ -100,7 +100,7 @@ def test_memory_of_replies_is_bounded(monkeypatch) -> None:
     assert tally.repeated_ids == 0
 
 
-def test_what_was_not_seen_or_read_is_said() -> None:
+def test_unseen_tokens_and_unknown_fields_are_reported() -> None:
     tally = ReplyTally()
     assert set(checks(tally)) == {"system_fingerprint"}
     hidden = reply("a")
