@@ -1,20 +1,18 @@
 """The two consoles: stdout for data, stderr for progress and messages.
 
-Neither reads markup or emoji codes in what it prints, so that a prompt such as `[bold]` or
-`:smile:` shows as itself; style with `rich.text.Text` or the `style` argument. Both honour
+Neither interprets markup or emoji codes, so that a prompt such as `[bold]` or
+`:smile:` shows as itself. Use `rich.text.Text` or the `style` argument for styles. Both honour
 NO_COLOR, and progress bars on `stderr` vanish without a terminal.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
@@ -22,7 +20,7 @@ from detcheck.text import one_line
 
 
 class _Console(Console):
-    """A console that leaves a closed pipe to `main`, which knows the exit code."""
+    """A console that leaves a closed pipe to `main`, which has the exit code for it."""
 
     def on_broken_pipe(self) -> None:
         raise  # noqa: PLE0704  (rich calls this from its except clause)
@@ -54,11 +52,15 @@ def print_json(data: Any) -> None:
 
 def json_text(data: Any) -> str:
     """`data` as `print_json` prints it."""
-    return json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
+    try:
+        plain = json.loads(msgspec.json.encode(data, enc_hook=_plain))
+    except UnicodeEncodeError:  # a lone surrogate, from an untrusted server
+        plain = msgspec.to_builtins(data, enc_hook=_plain)
+    return json.dumps(plain, indent=2) + "\n"
 
 
 def keep_probe(data: Any, name: str, folder: Path) -> None:
-    """Write what a probe found into `folder`, with its figure, and say where."""
+    """Write a probe's result and its figure into `folder`, and print their paths."""
     from detcheck.report.write import write_probe
 
     for path in write_probe(json_text(data), name, folder):
@@ -66,20 +68,5 @@ def keep_probe(data: Any, name: str, folder: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in types that JSON has."""
-    plain: Any = value
-    if isinstance(value, float):
-        plain = value if math.isfinite(value) else None
-    elif isinstance(value, Mapping):
-        plain = {str(key): _plain(item) for key, item in value.items()}
-    elif isinstance(value, list | tuple | set | frozenset):
-        plain = [_plain(item) for item in value]
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {
-            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
-    elif hasattr(value, "tolist"):  # numpy
-        plain = _plain(value.tolist())
-    elif not (value is None or isinstance(value, str | int)):
-        plain = str(value)
-    return plain
+    """A value that JSON has no type for: arrays as lists, anything else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detcheck.cli.options import all_fields, parameters, takes, target_fields, values
+from detcheck.cli.settings import experiment_of, find_settings, to_toml
+from detcheck.config import Config
 from detcheck.errors import ExitCode, UsageError
 from detcheck.experiment import Experiment
 from detcheck.options import fields_of
@@ -46,7 +48,9 @@ def run_command(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Prompts from a file: .txt (one a line) or .jsonl."),
+        typer.Option(
+            metavar="FILE", help="Prompts from a file: .txt (one a line), .jsonl or .ndjson."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="S", help="The one seed S, short for --seeds S,.")
@@ -88,6 +92,20 @@ def run_command(
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on with an interrupted run.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Experiment file (TOML) with [experiment], [target] and [gate]; options override "
+            "it. [default: detcheck.toml or pyproject.toml, here or above]",
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config", help="Print the experiment file for these options; measure nothing."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **given: Any,
 ) -> None:
@@ -104,13 +122,20 @@ def run_command(
     if texts is not None:
         asked["prompts"] = texts
     answered_by = values(target_fields(), given | {"model": model})
-    if resume is not None and out is not None:
-        raise UsageError("`resume` goes on in its own directory: leave `out` away.")
     connection = _connection(api_key_env, header, timeout, check_timeout)
     if resume is not None:
+        if out is not None or config is not None:
+            raise UsageError(
+                "--resume takes everything from its own folder: leave --out and --config out."
+            )
         measured = _resume(resume, asked, answered_by, connection)
     else:
-        measured = _start(asked, answered_by, out, connection)
+        settings = _settings(config)
+        experiment, target = _settle(settings, asked, answered_by)
+        if print_config:
+            print(to_toml(experiment, target, settings.section("gate")), end="")
+            raise typer.Exit(ExitCode.OK)
+        measured = _start(experiment, target, out, connection)
     _show(measured, as_json=as_json)
     raise typer.Exit(ExitCode.OK if measured.complete else ExitCode.INCONCLUSIVE)
 
@@ -143,16 +168,29 @@ def _connection(
     return connection
 
 
+def _settings(given: Path | None) -> Config:
+    """The experiment file, named on stderr if it says anything of what to ask or of whom."""
+    from detcheck.cli.console import print_line, stderr
+
+    config = find_settings(given)
+    if config.section("experiment") or config.section("target"):
+        print_line(f"experiment file: {config.path}", "dim", console=stderr)
+    return config
+
+
+def _settle(
+    settings: Config, asked: dict[str, Any], answered_by: dict[str, Any]
+) -> tuple[Experiment, Target]:
+    """What the file and the options ask together; options override the file."""
+    target = from_dict(dict(settings.section("target")) | answered_by)
+    return target.settle(Experiment(**experiment_of(settings) | asked)), target
+
+
 def _start(
-    asked: dict[str, Any],
-    answered_by: dict[str, Any],
-    out: Path | None,
-    connection: Connection | None,
+    experiment: Experiment, target: Target, out: Path | None, connection: Connection | None
 ) -> Run:
     from detcheck.cli.progress import ProgressListener
 
-    target = from_dict(answered_by)
-    experiment = target.settle(Experiment(**asked))
     _check_connection(target, connection)
     with ProgressListener(target.waiting) as listener:
         from detcheck.runner import run

@@ -1,0 +1,64 @@
+"""An experiment file: `[experiment]`, `[target]` and `[gate]` of a TOML file, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from detcheck.config import Config, load_config, read_config
+from detcheck.experiment import Experiment
+from detcheck.gate.options import GateOptions
+from detcheck.prompts import read_prompts
+from detcheck.targets import TARGETS, Target
+
+
+class PromptsFile(msgspec.Struct):
+    """The key of `[experiment]` that names a file of prompts."""
+
+    prompts_file: Path | None = None
+
+
+SECTIONS = {"experiment": (Experiment, PromptsFile), "target": TARGETS, "gate": GateOptions}
+"""The sections of an experiment file, and the structures that declare their keys."""
+
+
+def find_settings(given: Path | None) -> Config:
+    """The experiment file `given`, or the nearest one at or above the current folder."""
+    return load_config(Path.cwd(), SECTIONS) if given is None else read_config(given, SECTIONS)
+
+
+def experiment_of(config: Config) -> dict[str, Any]:
+    """The experiment's fields that a file gives, its prompts read from their own file."""
+    fields = dict(config.section("experiment"))
+    file = fields.pop("prompts_file", None)
+    if file is not None:
+        fields["prompts"] = (*fields.get("prompts", ()), *read_prompts(file))
+    return fields
+
+
+def to_toml(experiment: Experiment, target: Target, gate: Mapping[str, Any]) -> str:
+    """An experiment file that asks `experiment` of `target`, with every field spelt out."""
+    import tomli_w
+
+    sections = {
+        "experiment": _present(experiment.to_dict()),
+        "target": _present(target.to_dict()),
+        "gate": _present(msgspec.to_builtins(dict(gate), enc_hook=str)),
+    }
+    head = (
+        "# Measure it with `detcheck run --config FILE`, judge the run with `detcheck gate RUN`.\n"
+    )
+    filled = {name: fields for name, fields in sections.items() if fields}
+    return head + tomli_w.dumps(filled, multiline_strings=False)
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that have a value: TOML has none for nothing."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in fields.items()
+        if value is not None
+    }
