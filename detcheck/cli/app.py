@@ -1,4 +1,4 @@
-"""The program `detcheck`: which commands there are, and what becomes of what goes wrong.
+"""The program `detcheck`: its commands, and how errors become one sentence and an exit code.
 
 A command's module is imported when the command is called, so that `--help` stays quick.
 """
@@ -21,9 +21,9 @@ from detcheck.errors import DetcheckError, ExitCode
 from detcheck.text import one_line
 
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 PIPE_CLOSED = 141
-"""128 + SIGPIPE."""
+"""Exit code if the reader of stdout has gone: 128 + SIGPIPE."""
 PLAIN: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": None,  # rich's help takes as long as all the rest of --help
@@ -34,7 +34,7 @@ PLAIN: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
-    """Where a command is, and its line in `detcheck --help`."""
+    """Where a command's function is, and its line in `detcheck --help`."""
 
     module: str
     function: str
@@ -87,11 +87,11 @@ class LazyGroup(TyperGroup):
         return name, listed if name is None else load_command(name), rest
 
     def invoke(self, ctx: Any) -> Any:
-        # Typer would end both of these by itself: without a word, or with exit code 1.
+        # Typer would end both by itself: without a message, or with exit code 1.
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            print("interrupted: what was measured before is kept.", file=sys.stderr)
+            print("interrupted.", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             _drop(sys.stdout, sys.stderr)
@@ -125,7 +125,7 @@ def _root(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
-    # Typer's own help option imports pydantic, in vain, whenever a command is called.
+    # Typer's own help option imports pydantic, without need, whenever a command is called.
     show_help: Annotated[
         bool,
         typer.Option(
@@ -135,19 +135,20 @@ def _root(
 ) -> None:
     """Does an LLM give the same answer when only the load around the request changes?
 
-    If not: how many answers there are, where they part, and what it costs to make them one.
+    If not: how many answers there are, where they diverge, and what it costs to make them one.
 
     Exit codes: 0 done or passed, 1 gate failed, 2 usage, 3 inconclusive or not measured.
     """
     if ctx.invoked_subcommand is None:
-        # Not 0: a CI job whose command got lost must not be green.
+        # Not 0: a CI job without a command must not be green.
         print(ctx.get_help(), file=sys.stderr)
         raise typer.Exit(ExitCode.USAGE)
 
 
 def build() -> Any:
     """The whole program as one command object."""
-    app = typer.Typer(cls=LazyGroup, invoke_without_command=True, **PLAIN)
+    options = PLAIN | {"add_completion": True}
+    app = typer.Typer(cls=LazyGroup, invoke_without_command=True, **options)
     app.callback(add_help_option=False)(_root)
     for name, lazy in COMMANDS.items():
         app.command(name, help=lazy.summary)(_listed_only)
@@ -155,7 +156,7 @@ def build() -> Any:
 
 
 def _listed_only() -> None:
-    """Stands for a command in the list; `LazyGroup` puts the real one in its place."""
+    """Stands for a command in the list; `LazyGroup` replaces it by the real one."""
 
 
 def run_program(args: list[str] | None = None) -> int:
@@ -170,14 +171,14 @@ def run_program(args: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("DETCHECK_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        code, sentence = explain(error)
+        code, sentence = explain(error, sys.argv[1:] if args is None else args)
         print(f"error: {one_line(sentence)}", file=sys.stderr)
         _flush_or_drop(sys.stdout)
         return code
 
 
-def explain(error: Exception) -> tuple[int, str]:
-    """Exit code and one sentence for whatever stopped a command."""
+def explain(error: Exception, args: list[str]) -> tuple[int, str]:
+    """Exit code and one sentence for the error that stopped the command `args`."""
     if isinstance(error, DetcheckError):
         from detcheck.cli.options import with_flags
 
@@ -186,11 +187,15 @@ def explain(error: Exception) -> tuple[int, str]:
     if hasattr(error, "format_message"):
         return ExitCode.USAGE, _usage_sentence(error)
     if isinstance(error, OSError) and error.errno is not None:
-        where = f" ({error.filename})" if error.filename else ""
-        return ExitCode.INCONCLUSIVE, f"The system refused{where}: {error.strerror}."
+        file = f" ({error.filename})" if error.filename else ""
+        return ExitCode.INCONCLUSIVE, f"The system refused{file}: {error.strerror}."
+    from detcheck.cli.bug import write_report
+
+    report = write_report(error, args)
+    attach = f" and attach {report}" if report is not None else ""
     return ExitCode.INCONCLUSIVE, (
-        f"This is a bug in detcheck ({type(error).__name__}: {error}): run it again with "
-        "DETCHECK_DEBUG=1 to see the traceback, and please report it."
+        f"This is a bug in detcheck ({type(error).__name__}: {error}): please report it{attach}; "
+        "DETCHECK_DEBUG=1 shows the traceback."
     )
 
 
@@ -208,7 +213,7 @@ def _flush_or_drop(stream: TextIO) -> None:
 
 
 def _drop(*streams: TextIO) -> None:
-    """Let no more be written to `streams`: flushing at exit would fail again, and loudly."""
+    """Write no more to `streams`: flushing them at exit would fail again, with a traceback."""
     for stream in streams:
         with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as null:  # noqa: PTH123
             os.dup2(null.fileno(), stream.fileno())

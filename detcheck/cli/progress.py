@@ -1,4 +1,4 @@
-"""Progress of a run on stderr: a bar for each condition, with what is known so far."""
+"""Progress of a run on stderr: one bar for the whole run, one for the condition at hand."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
+    TimeRemainingColumn,
 )
+from rich.table import Column
 
 from detcheck.cli.console import print_line, stderr, untrusted
 from detcheck.engines.base import InFlight
@@ -25,29 +27,29 @@ from detcheck.runner import Listener
 
 LONG_WAIT_S = 5.0
 """A wait that is longer is reported without a terminal too."""
+NARROW = 72
+"""Below this many columns there is no room for bars: numbers and the time left remain."""
 
 
 class ProgressListener(Listener):
-    """Shows a bar a condition; without a terminal, one line when a condition ends."""
+    """Prints a line when a condition ends; on a terminal there are bars below these lines.
+
+    `waiting` is shown until the first condition begins.
+    """
 
     def __init__(self, waiting: str = "loading the model …") -> None:
         self._waiting = waiting
         self._status: Any = None
         self._timer: Timer | None = None
-        self._tasks: dict[int, TaskID] = {}
+        self._whole: TaskID | None = None
+        self._finished = 0
+        """Requests of the conditions that have ended."""
+        self._current: TaskID | None = None
         self._distinct: dict[int, int] = {}
         self._requests = ""
         self._speed: dict[int, tuple[int, float]] = {}
         self._several_prompts = False
-        self._progress = Progress(
-            TextColumn("{task.fields[name]}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[known]}", markup=False),
-            TimeElapsedColumn(),
-            console=stderr,
-            disable=not stderr.is_terminal,
-        )
+        self._progress = Progress(*_columns(), console=stderr, disable=not stderr.is_terminal)
 
     def __enter__(self) -> ProgressListener:
         if stderr.is_terminal:
@@ -73,7 +75,7 @@ class ProgressListener(Listener):
         self._timer.start()
 
     def endpoints_checked(self, checks: tuple[EndpointCheck, ...]) -> None:
-        """A line a check; those that failed stand out."""
+        """One line for each check; failed checks stand out."""
         self._stop_status()
         for check in checks:
             where = f"{check.placement}, " if check.placement else ""
@@ -85,26 +87,37 @@ class ProgressListener(Listener):
         self._stop_status()
         self._several_prompts = any(record.prompt_index for record in conditions)
         print_line(f"run directory: {path}", "dim", console=stderr)
+        done = [record for record in conditions if record.status == "done"]
+        self._finished = sum(map(_answered, done))
+        self._whole = self._progress.add_task(
+            "",
+            total=sum(record.asked for record in conditions),
+            completed=self._finished,
+            name="all conditions",
+            known="",
+        )
         self._progress.start()
 
     def condition_started(self, index: int, record: ConditionRecord) -> None:
-        """A new bar, at what a resumed run has already."""
-        prompt = f"prompt {record.prompt_index + 1}, " if self._several_prompts else ""
-        where = f", {record.placement}" if record.placement else ""
-        name = untrusted(f"{prompt}{record.kernels}, batch size {record.batch_size}{where}")
-        self._tasks[index] = self._progress.add_task(
-            "", total=record.asked, completed=record.completed, name=name, known=""
+        """A new bar, which begins with the completions that a resumed run has already."""
+        self._current = self._progress.add_task(
+            "", total=record.asked, completed=record.completed, name=self._name(record), known=""
         )
+
+    def _name(self, record: ConditionRecord) -> Any:
+        prompt = f"prompt {record.prompt_index + 1}, " if self._several_prompts else ""
+        place = f", {record.placement}" if record.placement else ""
+        seed = f", seed {record.seed}" if "/s" in record.condition_id else ""
+        return untrusted(f"{prompt}{record.kernels}, batch size {record.batch_size}{seed}{place}")
 
     def tokens_generated(self, index: int, tokens: int) -> None:
         """Tokens of the trial in flight, beside the bar."""
         counted = f"{tokens:,} tokens{self._rate(index, tokens)}"
         parts = (self._known(index), self._requests, counted)
-        known = ", ".join(part for part in parts if part)
-        self._progress.update(self._tasks[index], known=known)
+        self._update(known=", ".join(part for part in parts if part))
 
     def requests_in_flight(self, index: int, requests: InFlight) -> None:
-        """Shown with the next count of tokens."""
+        """Kept, and shown with the next count of tokens."""
         failed = f", {requests.failed} failed" if requests.failed else ""
         self._requests = f"{requests.in_flight} in flight, {requests.done} done{failed}"
 
@@ -121,13 +134,21 @@ class ProgressListener(Listener):
         """Completions so far, and how many different ones there are."""
         self._distinct[index] = distinct
         self._requests = ""
-        done = record.completed + record.failed
-        self._progress.update(self._tasks[index], completed=done, known=self._known(index))
+        self._update(completed=_answered(record), known=self._known(index))
+        if self._whole is not None:
+            self._progress.update(self._whole, completed=self._finished + _answered(record))
 
     def condition_finished(self, index: int, record: ConditionRecord) -> None:
-        """Without a terminal this line is all there is to see."""
-        if stderr.is_terminal:
-            return
+        """The condition's bar goes, and one line that stays says how it ended."""
+        self._finished += record.asked
+        if self._current is not None:
+            self._progress.remove_task(self._current)
+            self._current = None
+        if self._whole is not None:
+            self._progress.update(self._whole, completed=self._finished)
+        self._print_end(index, record)
+
+    def _print_end(self, index: int, record: ConditionRecord) -> None:
         rate = record.tokens_per_second
         speed = f", {rate:,.0f} tokens/s" if rate else ""
         if record.failures:
@@ -140,7 +161,7 @@ class ProgressListener(Listener):
         )
 
     def interrupted(self) -> None:
-        """Say that nothing is lost."""
+        """The bars go, and a line says that nothing is lost."""
         self._progress.stop()
         print_line("interrupted: committed trials are kept.", "yellow", console=stderr)
 
@@ -158,3 +179,21 @@ class ProgressListener(Listener):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _update(self, **fields: Any) -> None:
+        if self._current is not None:
+            self._progress.update(self._current, **fields)
+
+
+def _answered(record: ConditionRecord) -> int:
+    return record.completed + record.failed
+
+
+def _columns() -> list[ProgressColumn]:
+    """The columns that the terminal has room for."""
+    whole = Column(no_wrap=True, overflow="ellipsis")
+    name = TextColumn("{task.fields[name]}", markup=False, table_column=whole)
+    if stderr.width < NARROW:
+        return [name, MofNCompleteColumn(), TimeRemainingColumn(compact=True)]
+    known = TextColumn("{task.fields[known]}", markup=False, table_column=whole)
+    return [name, BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), known]

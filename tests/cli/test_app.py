@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from detcheck import __version__
 from detcheck.cli import app
+from detcheck.cli.bug import write_report
 from detcheck.errors import DetcheckError, MeasurementError, StorageError, UsageError
 
 from .conftest import PROGRAM
@@ -111,6 +113,38 @@ def test_what_nobody_expected_is_called_a_bug(detcheck, raising):
     assert "DETCHECK_DEBUG=1" in result.err
 
 
+def test_a_bug_is_reported_in_a_file_without_secrets(detcheck, raising, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("SOME_API_KEY", "sk-do-not-show")
+    raising(ZeroDivisionError("the reply held sk-do-not-show"))
+    header = ("--header", "X-Tenant: also-secret")
+    result = detcheck("env")
+    (report,) = tmp_path.glob("detcheck-bug-*.txt")
+    text = report.read_text(encoding="utf-8")
+    assert str(report) in result.err
+    for words in ("command: detcheck env", "Traceback", "ZeroDivisionError", "torch"):
+        assert words in text
+    assert "sk-do-not-show" not in text
+    shown = write_report(ValueError("x"), ["run", *header, "--header=Y: also-secret"])
+    assert "also-secret" not in shown.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "index", "expected"),
+    [("detcheck ga", 1, "gate"), ("detcheck run --ba", 2, "--batch-sizes")],
+)
+def test_the_shell_completes_commands_and_options(words, index, expected):
+    environment = os.environ | {
+        "_DETCHECK_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(index),
+    }
+    done = subprocess.run(
+        PROGRAM, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.split() == [expected]
+
+
 def test_a_traceback_is_shown_where_it_is_asked_for(detcheck, raising, monkeypatch):
     raising(ZeroDivisionError())
     monkeypatch.setenv("DETCHECK_DEBUG", "1")
@@ -160,7 +194,7 @@ def test_ctrl_c_through_the_real_program(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "interrupted: what was measured before is kept.\n"
+    assert err == "interrupted.\n"
 
 
 @pytest.mark.parametrize("json", [[], ["--json"]])

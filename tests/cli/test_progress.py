@@ -21,12 +21,12 @@ from detcheck.rundir import ConditionRecord
 def shown(monkeypatch):
     """Returns a function: whether there is a terminal -> where the progress is written to."""
 
-    def shown(*, terminal: bool) -> io.StringIO:
+    def shown(*, terminal: bool, width: int = 120) -> io.StringIO:
         target = io.StringIO()
         fake = Console(
             file=target,
             force_terminal=terminal,
-            width=120,
+            width=width,
             markup=False,
             emoji=False,
             color_system=None,
@@ -61,6 +61,15 @@ def test_bars_of_several_prompts_name_theirs(shown, tmp_path):
     measure(tmp_path / "run", prompts=("Why?", "How?"))
     assert "prompt 1, stock, batch size 4" in target.getvalue()
     assert "prompt 2, batch-invariant, batch size 1" in target.getvalue()
+
+
+def test_a_narrow_terminal_still_shows_how_far_it_is(shown, tmp_path):
+    target = shown(terminal=True, width=40)
+    measure(tmp_path / "run")
+    out = target.getvalue()
+    assert "━" not in out
+    assert "all condi" in out
+    assert "24/24" in out
 
 
 def test_without_a_terminal_there_is_a_line_a_condition(shown, tmp_path):

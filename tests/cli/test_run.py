@@ -285,7 +285,7 @@ def test_a_full_disk_through_the_real_program(tmp_path, program):
         (["-o", "empty.txt/run"], "empty.txt/run cannot be written"),
         (["--resume", "nowhere"], "There is no run directory nowhere: check the path."),
         (["--resume", "taken"], "taken holds no run.json: it is not a run directory."),
-        (["--resume", "taken", "-o", "run"], "--resume goes on in its own directory"),
+        (["--resume", "taken", "-o", "run"], "--resume takes everything from its own folder"),
         (["--nonsense"], "No such option: --nonsense"),
         (["a", "b"], "unexpected extra argument"),
     ],
