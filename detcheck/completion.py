@@ -28,14 +28,14 @@ class TopTwo:
     """The two best tokens at each position of a completion, as the logits ranked them."""
 
     runner_up_token_ids: tuple[int, ...] | None
-    """Second-best token at each position; equals the chosen one never, ties included. None where
-    a server gives words instead of ids."""
+    """Second-best token at each position; never the chosen one, not even in a tie. None if a
+    server gives text instead of ids."""
     gaps: tuple[float, ...]
     """Best minus second-best logit (= difference of log-probabilities, in nats), >= 0."""
     logprobs: tuple[float, ...]
     """Log-probability of the best token, in nats."""
     runner_up_texts: tuple[str, ...] | None = None
-    """Text of the second-best token, where a server gives that and no ids."""
+    """Text of the second-best token, if a server gives text instead of ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,34 +47,34 @@ class Completion:
     """`stop` (end-of-sequence), `length` (token limit), `error`, or a server's own word; `unknown`
     if a server ended the answer in order and gave no reason."""
     token_ids: tuple[int, ...] | None = None
-    """Completion token ids, end-of-sequence included; None where a server gives none."""
+    """Completion token ids, end-of-sequence included; None if a server gives none."""
     token_ends: tuple[int, ...] | None = None
-    """For each token, the length of `text` once it is decoded; same length as `token_ids`, and
-    may be there without them."""
+    """For each token, the length of `text` after it. As long as `token_ids`, and may be given
+    without them."""
     top_two: TopTwo | None = None
     observed_batch: ObservedBatch | None = None
     error: str | None = None
-    """Why the request failed; None where it did not."""
+    """Why the request failed; None if it did not fail."""
     failure: str | None = None
-    """Kind of that failure, such as `timeout` or `http 5xx`; None where no kinds are told."""
+    """Kind of that failure, such as `timeout` or `http 5xx`; None if the engine tells no kinds."""
     unseen_tokens: int = 0
-    """Tokens that the server counted and did not show, such as hidden reasoning, at the least."""
+    """Least tokens that the server counted and did not show, such as hidden reasoning."""
 
     @property
     def failed(self) -> bool:
-        """Whether no answer came back."""
+        """True if the request got no answer."""
         return self.error is not None
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the answer: of the token ids, or of the text where there are none."""
+        """Identity of the answer: of the token ids, or of the text if there are none."""
         if self.token_ids is None:
             return fingerprint_text(self.text)
         return fingerprint_token_ids(self.token_ids)
 
     @property
     def num_tokens(self) -> int:
-        """Completion tokens; 0 where the server told none apart."""
+        """Number of completion tokens; 0 if the server sent text without token boundaries."""
         return len(self.token_ids or self.token_ends or ())
 
     @property
@@ -87,9 +87,9 @@ class Completion:
 
 
 def first_divergence(a: Sequence[int] | str, b: Sequence[int] | str) -> int | None:
-    """0-based index at which `a` and `b` part; a strict prefix parts at its own length.
+    """0-based index of the first difference; a strict prefix diverges at its own length.
 
-    Returns None where they are equal.
+    Returns None if they are equal.
     """
     shared = min(len(a), len(b))
     for index in range(shared):

@@ -1,4 +1,8 @@
-"""One family of exceptions. Each message is one sentence that says what is wrong and what to do."""
+"""The exceptions of detcheck. Each message is one sentence: the problem, then what to do.
+
+Messages name arguments in backticks, such as `batch_sizes`; the command line turns these into its
+flags.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ class ExitCode(IntEnum):
 
 
 class DetcheckError(Exception):
-    """Base of every error raised on purpose; `exit_code` is what the command line returns."""
+    """Base of all errors that detcheck raises; `exit_code` is the exit code of the program."""
 
     exit_code: ExitCode = ExitCode.USAGE
 
@@ -29,11 +33,11 @@ class RunDirectoryError(UsageError):
 
 
 class ModelError(UsageError):
-    """A model cannot be found or loaded, or cannot take what the experiment asks of it."""
+    """A model cannot be found or loaded, or cannot answer the experiment."""
 
 
 class MeasurementError(DetcheckError):
-    """The experiment was sound but could not be measured to its end; what was measured is kept."""
+    """The experiment is valid but could not be measured to its end; committed trials are kept."""
 
     exit_code = ExitCode.INCONCLUSIVE
 

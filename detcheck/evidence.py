@@ -57,7 +57,7 @@ class KernelsProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     missing: tuple[str, ...] = ()
     """Op families that were asked for and of which no override was observed to run."""
     self_check: str | None = None
-    """`passed`, or what the mode's own check found wrong; None if there is no check (stock)."""
+    """`passed`, or the fault that the mode's own check found; None if there is no check (stock)."""
     outside: dict[str, int] = {}
     """Calls of floating-point ops that no override covers, by op name; a proof has none."""
 

@@ -25,7 +25,7 @@ PLAIN_TYPES = {
     "`object`": "a table",
     "`str`": "text",
 }
-"""msgspec's names of types, and what a reader knows them as."""
+"""msgspec's names of types, and the words for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""Untrusted words (prompts, model output, paths, server messages) made fit to show to a person.
+"""Untrusted text (prompts, model output, paths, server messages) made safe to show.
 
 A control character, a direction override or a lone surrogate can hide a difference between two
-answers, reorder a table, drive a terminal or break an encoder, so each is shown by name.
+answers, reorder a table, control a terminal or break an encoder. So each is shown by name.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ HIDDEN = re.compile(
 )
 """Characters that show nothing by themselves, or that change how others are shown."""
 MARKS = {"\n": "↵", "\t": "⇥"}
-"""Stand-ins of those that answers are full of."""
+"""How the most frequent ones are shown."""
 
 
 def stand_in(character: str) -> str:
-    """What a hidden character is shown as: `↵`, `\\x1b`, `\\u202e`."""
+    """How a hidden character is shown: `↵`, `\\x1b`, `\\u202e`."""
     return MARKS.get(character) or character.encode("unicode_escape").decode("ascii")
 
 
@@ -40,7 +40,7 @@ def cap(text: str, limit: int | None) -> tuple[str, str]:
 def one_line(text: str, limit: int | None = None) -> str:
     """`text` on one line with every hidden character shown, capped at `limit` characters.
 
-    What is cut off is counted: `… (98,304 more characters)`.
+    A note counts the characters that are cut off: `… (98,304 more characters)`.
     """
     shown, more = cap(text, limit)
     return HIDDEN.sub(lambda match: stand_in(match.group()), shown) + more
@@ -55,8 +55,9 @@ def quoted(text: str, width: int = 40) -> str:
 def escape_markdown(text: str) -> str:
     """`text` on one line as Markdown that renders as itself: no markup, HTML, link or mention.
 
-    Only what could begin something, on GitHub too, becomes an entity. Mentions, addresses and issue
-    numbers are looked for after entities are read, so an empty comment parts them.
+    Only characters that could begin markup, on GitHub too, become entities. GitHub looks for
+    mentions, addresses and issue numbers after it has read entities, so an empty comment divides
+    these.
     """
     escaped = _MARKUP.sub(_harmless, one_line(text))
     return _BLOCK.sub(lambda match: match.group()[:-1] + _entity(match.group()[-1]), escaped)

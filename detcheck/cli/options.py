@@ -6,6 +6,7 @@ Types, defaults and help texts are stated once, in the structures; see `detcheck
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from inspect import Parameter, Signature
@@ -71,7 +72,8 @@ def with_flags(message: str) -> str:
         name, value = match.groups()
         if name not in flags:
             return match.group()
-        return flags[name] + (f" {value}" if value not in (None, "", "True", "False") else "")
+        given = value not in (None, "", "True", "False")
+        return flags[name] + (f" {shlex.quote(value)}" if given else "")
 
     return _ARGUMENT.sub(flag, message)
 

@@ -2,7 +2,7 @@
 
     run.json            experiment, environment, conditions, proof of kernels, seals of the files
     completions.jsonl   one line a completion
-    variants.jsonl      one line a distinct (prompt, fingerprint), written when it is first seen
+    variants.jsonl      one line a distinct (prompt, fingerprint), written with its first completion
 
 A trial is committed in three steps: its lines are appended and flushed to disk, the seals (length
 and running SHA-256 of both files) are updated, and `run.json` is replaced atomically. Bytes past a

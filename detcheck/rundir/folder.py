@@ -1,4 +1,4 @@
-"""The folder of a run: free for a new one, held by one writer, and what to say where it is not."""
+"""The folder of a run: it must be free for a new run, and has one writer at a time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from detcheck.errors import RunDirectoryError, StorageError
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing keeps a second writer out
+except ImportError:  # Windows has no such lock
     fcntl = None  # type: ignore[assignment]
 
 
 def check_vacant(path: Path) -> None:
-    """Raise RunDirectoryError where a new run cannot be written to `path`; changes nothing."""
+    """Raise RunDirectoryError if a new run cannot be written to `path`; changes nothing."""
     try:
         _check_empty(path)
         existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -29,7 +29,7 @@ def check_vacant(path: Path) -> None:
 
 
 def prepare(path: Path) -> None:
-    """Make the folder of a new run; raises RunDirectoryError where it holds something already."""
+    """Make the folder of a new run; raises RunDirectoryError if it is not empty."""
     try:
         _check_empty(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -38,9 +38,9 @@ def prepare(path: Path) -> None:
 
 
 def lock(path: Path, file: FileIO) -> None:
-    """Keep other writers of `path` out until `file` is closed, however this process ends.
+    """Lock `path` against other writers until `file` is closed or this process ends.
 
-    Raises RunDirectoryError where another one is in. Readers are not concerned.
+    Raises RunDirectoryError if another process has the lock. Readers need no lock.
     """
     if fcntl is None:
         return
@@ -53,25 +53,25 @@ def lock(path: Path, file: FileIO) -> None:
 
 
 def in_use(path: Path) -> RunDirectoryError:
-    """Somebody else writes to `path`."""
+    """The error: another process writes to `path`."""
     return RunDirectoryError(
-        f"Another process is writing to {path}: wait until it has ended, then {_resume(path)}."
+        f'Another process is writing to {path}: wait until it has ended, then use `resume="{path}"`.'
     )
 
 
 def not_empty(path: Path) -> RunDirectoryError:
-    """A new run would mix with what is in `path`."""
+    """The error: `path` already holds files."""
     return RunDirectoryError(
-        f"{path} is not empty: choose another --out, or go on with it by {_resume(path)}."
+        f'{path} is not empty: choose another `out`, or go on with `resume="{path}"`.'
     )
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """The system refused to write to the run directory `path`."""
+    """The error: the system refused to write to the run directory `path`."""
     reason = (error.strerror or str(error)).lower()
     return StorageError(
         f"Writing to {path} failed ({reason}); the trials before are kept: make room, then go on "
-        f"with {_resume(path)}."
+        f'with `resume="{path}"`.'
     )
 
 
@@ -86,4 +86,4 @@ def _check_empty(path: Path) -> None:
 
 
 def _unwritable(path: Path, reason: str) -> RunDirectoryError:
-    return RunDirectoryError(f"{path} cannot be written ({reason}): choose another --out.")
+    return RunDirectoryError(f"{path} cannot be written ({reason}): choose another `out`.")

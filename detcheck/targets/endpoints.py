@@ -13,9 +13,9 @@ NOT_A_BASE = ("/completions", "/chat", "/models")
 
 
 def poisson_rate(arrivals: str) -> float | None:
-    """Requests a second of open-loop arrivals; None where they come together.
+    """Requests a second of open-loop arrivals; None if requests arrive together.
 
-    Raises UsageError where the setting is not known.
+    Raises UsageError if the setting is unknown.
     """
     if arrivals == TOGETHER:
         return None
@@ -33,7 +33,7 @@ def poisson_rate(arrivals: str) -> float | None:
 
 
 def check_endpoint(url: str) -> None:
-    """Raise UsageError, never showing what may be a secret, where `url` is no base URL."""
+    """Raise UsageError if `url` is no base URL. The message never shows a possible secret."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -41,10 +41,10 @@ def check_endpoint(url: str) -> None:
         raise UsageError(
             "An endpoint is not a valid URL: give its base URL, such as http://localhost:8000/v1."
         ) from None
-    if any(mark in url for mark in "@?#"):  # wherever: without a scheme, no part is the right one
+    if any(mark in url for mark in "@?#"):  # anywhere: without a scheme the parts are wrong
         raise UsageError(
             "An endpoint holds credentials, a query or a fragment: give the bare base URL, and "
-            "the key by --api-key-env NAME."
+            "the key by `api_key_env`."
         )
     visible = all(character.isprintable() and character != " " for character in url)
     if parts.scheme not in ("http", "https") or not parts.hostname or not visible:

@@ -280,7 +280,7 @@ def test_a_full_disk_through_the_real_program(tmp_path, program):
         (["--prompts", "broken.jsonl"], "broken.jsonl line 2 is not valid JSON"),
         (["--prompts", "latin1.txt"], "latin1.txt line 2 is not UTF-8 text"),
         (["--prompts", "."], "cannot be read"),
-        (["-o", "taken"], "taken is not empty: choose another --out, or go on with it by --resume"),
+        (["-o", "taken"], "taken is not empty: choose another --out, or go on with --resume"),
         (["-o", "empty.txt"], "empty.txt is not empty"),
         (["-o", "empty.txt/run"], "empty.txt/run cannot be written"),
         (["--resume", "nowhere"], "There is no run directory nowhere: check the path."),

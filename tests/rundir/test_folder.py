@@ -108,7 +108,7 @@ def test_a_vacant_folder_is_left_as_it_is(tmp_path: Path) -> None:
 def test_what_is_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     for path, words in (
-        (tmp_path, "is not empty: choose another --out"),
+        (tmp_path, "is not empty: choose another `out`"),
         (tmp_path / "file", "is not empty"),
         (tmp_path / "file/run", "cannot be written"),
         (tmp_path / ("x" * 300) / "run", "cannot be written"),

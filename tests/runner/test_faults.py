@@ -70,7 +70,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     engine = Engine()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(StorageError, match=r"no space left on device.*--resume"):
+        with pytest.raises(StorageError, match=r"no space left on device.*`resume="):
             run(EXPERIMENT, out=tmp_path / "run", engine=engine)
     assert engine.closed
     kept = load(tmp_path / "run")
