@@ -55,7 +55,8 @@ def lock(path: Path, file: FileIO) -> None:
 def in_use(path: Path) -> RunDirectoryError:
     """The error: another process writes to `path`."""
     return RunDirectoryError(
-        f'Another process is writing to {path}: wait until it has ended, then use `resume="{path}"`.'
+        f"Another process is writing to {path}: wait until it has ended, then go on with "
+        f'`resume="{path}"`.'
     )
 
 
