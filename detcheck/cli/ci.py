@@ -1,0 +1,158 @@
+"""`detcheck ci`: what a CI job needs, in one command: measure, judge, report, exit code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detcheck.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from detcheck.config import Config
+    from detcheck.experiment import Experiment
+    from detcheck.gate.verdict import Verdict
+    from detcheck.rundir import Run
+    from detcheck.targets import Target
+
+RUN = "run"
+REPORTS = ("html", "md")
+
+
+def ci_command(
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Experiment file with [experiment], [target] and [gate]. [default: detcheck.toml "
+            "or pyproject.toml, here or above]",
+        ),
+    ] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Ask this server instead of the file's target."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Accepted answers, instead of those the file names."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for the run and its report.")
+    ] = Path("results/ci"),
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the verdict as JUnit XML.")
+    ] = None,
+    sarif: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the verdict as SARIF 2.1.0.")
+    ] = None,
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the verdict as Markdown.")
+    ] = None,
+    allow_inconclusive: Annotated[
+        bool,
+        typer.Option("--allow-inconclusive", help="Exit with 0 if the verdict is inconclusive."),
+    ] = False,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable with the endpoint's API key."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure the experiment file, judge it, and write everything that a CI job shows.
+
+    Goes on with a run that a cancelled job left in --out. Writes the report there, and the verdict
+    to GitHub's job summary if there is one.
+
+    Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive or not measured.
+    """
+    from detcheck.cli.settings import find_settings
+
+    settings = find_settings(config)
+    if not (settings.section("experiment") or settings.section("target")):
+        raise UsageError(
+            "There is no experiment file: write one with `detcheck run --print-config "
+            "> detcheck.toml`, or name it by --config."
+        )
+    experiment, target = _settle(settings, endpoint)
+    run = _measure(experiment, target, out / RUN, api_key_env)
+    verdict = _judge(run, settings, baseline)
+    _write(verdict, run, settings, {"junit": junit, "sarif": sarif, "summary": summary})
+    from detcheck.cli.gate import show_verdict
+
+    show_verdict(verdict, as_json=as_json)
+    if verdict.exit_code is ExitCode.INCONCLUSIVE and allow_inconclusive:
+        raise typer.Exit(ExitCode.OK)
+    raise typer.Exit(verdict.exit_code)
+
+
+def _settle(settings: Config, endpoint: list[str] | None) -> tuple[Experiment, Target]:
+    from detcheck.cli.settings import experiment_of
+    from detcheck.experiment import Experiment
+    from detcheck.targets import from_dict
+
+    options = dict(settings.section("target"))
+    if endpoint:
+        options = {"endpoints": tuple(endpoint), "model": options.get("model")}
+    target = from_dict({name: value for name, value in options.items() if value is not None})
+    return target.settle(Experiment(**experiment_of(settings))), target
+
+
+def _measure(experiment: Experiment, target: Target, path: Path, api_key_env: str | None) -> Run:
+    """A new run, or the rest of one that was cut off."""
+    from detcheck import runner
+    from detcheck.cli.progress import ProgressListener
+    from detcheck.engines import Connection
+    from detcheck.rundir import RUN_FILE, load
+
+    connection = Connection(api_key_env=api_key_env) if api_key_env else None
+    with ProgressListener(target.waiting) as listener:
+        options: dict[str, Any] = {"connection": connection, "listener": listener}
+        if (path / RUN_FILE).exists():
+            if load(path).finished is not None:
+                raise UsageError(
+                    f"{path} holds a finished run already: remove it, or choose another --out."
+                )
+            return runner.resume(path, experiment=experiment, target=target, **options)
+        return runner.run(experiment, target, path, **options)
+
+
+def _judge(run: Run, settings: Config, baseline: Path | None) -> Verdict:
+    from detcheck.analysis import analyse
+    from detcheck.cli.gate import read_accepted
+    from detcheck.gate.options import GateOptions
+    from detcheck.gate.verdict import judge
+
+    given = {} if baseline is None else {"baseline": baseline}
+    options = GateOptions(**{**settings.section("gate"), **given})
+    kernels = options.kernels_of(run.experiment.kernels)
+    accepted = None if options.baseline is None else read_accepted(options.baseline, kernels)
+    control = None
+    if options.control is not None:
+        from detcheck.rundir import load
+
+        control = analyse(load(options.control))
+    return judge(analyse(run), options, baseline=accepted, control=control)
+
+
+def _write(
+    verdict: Verdict, run: Run, settings: Config, files: dict[str, Path | None]
+) -> None:
+    """The report beside the run, and each file that was asked for."""
+    from detcheck.analysis import analyse
+    from detcheck.gate.github import VARIABLE, append_summary, summary_markdown
+    from detcheck.gate.junit import write_junit
+    from detcheck.gate.sarif import write_sarif
+    from detcheck.report.write import write_report
+
+    write_report(analyse(run), run.path, REPORTS)
+    if files["junit"] is not None:
+        write_junit(verdict, files["junit"])
+    if files["sarif"] is not None and settings.path is not None:
+        write_sarif(verdict, Path(os.path.relpath(settings.path)).as_posix(), files["sarif"])
+    if files["summary"] is not None:
+        files["summary"].write_text(summary_markdown(verdict), encoding="utf-8")
+    if os.environ.get(VARIABLE):
+        append_summary(verdict, Path(os.environ[VARIABLE]))

@@ -1,0 +1,298 @@
+"""The pytest plugin: a marker and a fixture that measure and judge, and one assertion for kernels.
+
+    @pytest.mark.determinism(prompts=["Why is the sky blue?"], batch_sizes=[1, 4], completions=40)
+    def test_answers_do_not_depend_on_the_load(detcheck):
+        assert detcheck.verdict.judged.comparisons >= 20
+
+    def test_my_kernel(detcheck):
+        detcheck.assert_batch_invariant(my_linear, torch.randn(64, 512))
+
+The measurement happens before the test's body. A test whose verdict is `fail` fails; one whose
+verdict is `inconclusive` is reported as inconclusive, never as passed. This module imports nothing
+of detcheck until a test uses it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from detcheck.analysis.results import Group, TreeNode
+    from detcheck.gate.options import GateOptions
+    from detcheck.gate.verdict import Verdict
+    from detcheck.rundir import Run
+    from detcheck.targets import Target
+
+MARKER = "determinism"
+INCONCLUSIVE = "inconclusive"
+BASELINES = "detcheck_baselines"
+"""Folder beside a test file that holds the accepted answers of its tests."""
+LONGEST_BRANCH = 60
+"""Characters that are shown of a branch of the prefix tree."""
+DEEPEST_BRANCH = 4
+WIDEST_BRANCHING = 4
+_MARKER_HELP = (
+    f"{MARKER}(prompts=…, batch_sizes=…, target=…, max_distinct=1, …): ask a model under varying "
+    "load before the test, and judge its answers; takes every field of detcheck.Experiment and of "
+    "the gate's options, and target=detcheck.InProcess(…), Served(…) or Vllm(…)"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The plugin's options."""
+    group = parser.getgroup("detcheck", "determinism of language models")
+    group.addoption(
+        "--detcheck-update",
+        action="store_true",
+        help="accept the answers of each determinism test as its new baseline",
+    )
+    group.addoption(
+        "--detcheck-report",
+        metavar="DIR",
+        help="keep each determinism test's run and report in DIR",
+    )
+    group.addoption("--detcheck-skip", action="store_true", help="skip determinism tests")
+    group.addoption("--detcheck-only", action="store_true", help="run determinism tests only")
+    group.addoption(
+        "--detcheck-strict",
+        action="store_true",
+        help="fail a determinism test whose verdict is inconclusive",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line("markers", _MARKER_HELP)
+    if config.getoption("--detcheck-skip") and config.getoption("--detcheck-only"):
+        raise pytest.UsageError("--detcheck-skip and --detcheck-only are both given: choose one")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every marked test uses the fixture; leave out the tests that the options exclude."""
+    only, skip = config.getoption("--detcheck-only"), config.getoption("--detcheck-skip")
+    kept, dropped = [], []
+    for item in items:
+        marked = item.get_closest_marker(MARKER) is not None
+        names = getattr(item, "fixturenames", None)
+        if marked and names is not None and "detcheck" not in names:
+            names.append("detcheck")
+        if marked and skip:
+            item.add_marker(pytest.mark.skip(reason="--detcheck-skip"))
+        (dropped if only and not marked else kept).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Inconclusive tests have a category of their own in pytest's summary."""
+    if INCONCLUSIVE in dict(report.user_properties) and report.skipped:
+        return INCONCLUSIVE, "i", "INCONCLUSIVE"
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say why tests were inconclusive, and what makes that a failure."""
+    reports = terminalreporter.stats.get(INCONCLUSIVE, [])
+    if not reports:
+        return
+    terminalreporter.section("inconclusive determinism tests", yellow=True)
+    for report in reports:
+        terminalreporter.line(f"{report.nodeid}: {dict(report.user_properties)[INCONCLUSIVE]}")
+    terminalreporter.line("--detcheck-strict makes these fail.")
+
+
+@dataclass(slots=True)
+class Determinism:
+    """What the `detcheck` fixture gives to a test."""
+
+    request: pytest.FixtureRequest
+    folder: Path
+    models: dict[Any, Any] = field(default_factory=dict)
+    run: Run | None = None
+    """The last run that was measured; None before any."""
+    verdict: Verdict | None = None
+    """The verdict on it."""
+
+    def check(self, *, target: Target | None = None, **options: Any) -> Verdict:
+        """Measure and judge; see the marker for the options.
+
+        Fails the test if the verdict is `fail`. If it is `inconclusive`, the test is reported as
+        inconclusive, or fails with --detcheck-strict. Otherwise returns the verdict.
+        """
+        __tracebackhide__ = True
+        experiment, gate = _split(options)
+        self.run = _measure(experiment, target, self.folder, self.models)
+        self.verdict = self._judge(gate)
+        _keep_report(self.request, self.run)
+        if self.verdict.value == "fail":
+            pytest.fail(_explained(self.verdict, self.run), pytrace=False)
+        if self.verdict.value == INCONCLUSIVE:
+            self._inconclusive()
+        return self.verdict
+
+    @property
+    def assert_batch_invariant(self) -> Callable[..., None]:
+        """See `detcheck.assert_batch_invariant`."""
+        from detcheck.probes.asserts import assert_batch_invariant
+
+        return assert_batch_invariant
+
+    @property
+    def baseline(self) -> Path:
+        """The file with the accepted answers of this test, whether or not it exists."""
+        name = re.sub(r"[^\w.-]+", "_", self.request.node.name)
+        return self.request.path.parent / BASELINES / f"{self.request.path.stem}.{name}.json"
+
+    def _judge(self, options: GateOptions) -> Verdict:
+        from detcheck.analysis import analyse
+        from detcheck.gate.baseline import read_baseline
+        from detcheck.gate.verdict import judge
+
+        assert self.run is not None
+        analysis = analyse(self.run)
+        kernels = options.kernels_of(self.run.experiment.kernels)
+        if self.request.config.getoption("--detcheck-update"):
+            _update(self.baseline, analysis, kernels)
+        accepted = read_baseline(self.baseline) if self.baseline.exists() else None
+        return judge(analysis, options, baseline=accepted)
+
+    def _inconclusive(self) -> None:
+        __tracebackhide__ = True
+        assert self.verdict is not None
+        assert self.run is not None
+        reasons = [
+            self.verdict.reason(finding)
+            for finding in self.verdict.findings
+            if finding.effect == INCONCLUSIVE
+        ]
+        if self.request.config.getoption("--detcheck-strict"):
+            pytest.fail(_explained(self.verdict, self.run), pytrace=False)
+        self.request.node.user_properties.append((INCONCLUSIVE, reasons[0]))
+        pytest.skip(f"inconclusive: {reasons[0]}")
+
+
+@pytest.fixture(scope="session")
+def _detcheck_models() -> Iterator[dict[Any, Any]]:
+    """Models that were loaded in this process, by what they were loaded from."""
+    models: dict[Any, Any] = {}
+    yield models
+    models.clear()
+
+
+@pytest.fixture
+def detcheck(
+    request: pytest.FixtureRequest, tmp_path: Path, _detcheck_models: dict[Any, Any]
+) -> Determinism:
+    """Measures and judges the experiment of the `determinism` marker, if the test has one."""
+    kept = request.config.getoption("--detcheck-report")
+    name = re.sub(r"[^\w.-]+", "_", request.node.nodeid)
+    folder = Path(kept) / name if kept else tmp_path / "run"
+    given = Determinism(request, folder, _detcheck_models)
+    marker = request.node.get_closest_marker(MARKER)
+    if marker is not None:
+        if marker.args:
+            raise pytest.UsageError(f"the marker {MARKER} takes keyword arguments only")
+        given.check(**marker.kwargs)
+    return given
+
+
+def _split(options: Mapping[str, Any]) -> tuple[Any, GateOptions]:
+    """The experiment and the gate's options that a test names."""
+    from detcheck.errors import UsageError
+    from detcheck.experiment import Experiment
+    from detcheck.gate.options import GateOptions
+
+    gate = set(GateOptions.__struct_fields__) - set(Experiment.__struct_fields__)
+    unknown = set(options) - gate - set(Experiment.__struct_fields__)
+    if unknown:
+        raise UsageError(f"Unknown option `{min(unknown)}` of a determinism test.")
+    asked = {name: value for name, value in options.items() if name not in gate}
+    return Experiment(**asked), GateOptions(**{k: v for k, v in options.items() if k in gate})
+
+
+def _measure(experiment: Any, target: Target | None, folder: Path, models: dict[Any, Any]) -> Run:
+    from detcheck.runner import run
+    from detcheck.targets import InProcess
+
+    target = target or InProcess()
+    engine = _engine(target.settle(experiment), target, models) if _loads_here(target) else None
+    return run(experiment, target, folder, engine=engine)
+
+
+def _loads_here(target: Target) -> bool:
+    """True if the target's model is an object of this process, which tests can share."""
+    return target.traits.ops_visible
+
+
+def _engine(experiment: Any, target: Any, models: dict[Any, Any]) -> Any:
+    """The target's engine around a model that earlier tests may have loaded."""
+    from importlib import import_module
+
+    from detcheck.models import load
+
+    options = {
+        name: getattr(target, name) for name in ("revision", "dtype", "device", "trust_remote_code")
+    }
+    key = (target.model, *options.values())
+    if key not in models:
+        models[key] = load(target.model, **options)
+    module, _, name = target.factory.partition(":")
+    return getattr(import_module(module), name)(models[key], experiment, target)
+
+
+def _update(path: Path, analysis: Any, kernels: tuple[str, ...]) -> None:
+    """Accept the answers of a run as the baseline in `path`."""
+    from detcheck.gate.accept import accept
+    from detcheck.gate.baseline import read_baseline, write_baseline
+
+    existing = read_baseline(path) if path.exists() else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_baseline(accept(analysis, kernels, existing).baseline, path)
+
+
+def _keep_report(request: pytest.FixtureRequest, run: Run) -> None:
+    if request.config.getoption("--detcheck-report"):
+        from detcheck.analysis import analyse
+        from detcheck.report.write import write_report
+
+        write_report(analyse(run), run.path, ("html", "md"))
+
+
+def _explained(verdict: Verdict, run: Run) -> str:
+    """Why the verdict is no pass, where the answers diverge, and what to run next."""
+    lines = [f"detcheck: {verdict.value}", *(f"  {reason}" for reason in verdict.reasons)]
+    worst = [judged.group for judged in verdict.groups if judged.value != "pass"]
+    for group in worst[:3]:
+        lines += _tree(group)
+    lines += ["", f"Next: detcheck report {shlex.quote(str(run.path))}"]
+    if run.traits.ops_visible and any(group.divergences for group in worst):
+        lines.append(f"      detcheck trace {shlex.quote(str(run.path))}")
+    return "\n".join(lines)
+
+
+def _tree(group: Group) -> Iterator[str]:
+    """The prefix tree of the answers to one prompt, a branch a line."""
+    from detcheck.text import one_line
+
+    if group.tree is None or len(group.variants) < 2:
+        return
+    yield ""
+    yield f"{group.name}: {group.distinct} different answers in {group.completions} completions"
+
+    def branch(node: TreeNode, depth: int) -> Iterator[str]:
+        text = one_line(node.text)
+        shown = text if len(text) <= LONGEST_BRANCH else f"…{text[-LONGEST_BRANCH:]}"
+        yield f"  {node.count:>4}× {'  ' * depth}“{shown}”"
+        if depth < DEEPEST_BRANCH:
+            for child in node.children[:WIDEST_BRANCHING]:
+                yield from branch(child, depth + 1)
+
+    yield from branch(group.tree, 0)
