@@ -77,7 +77,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every marked test uses the fixture; leave out the tests that the options exclude."""
     only, skip = config.getoption("--detcheck-only"), config.getoption("--detcheck-skip")
-    kept, dropped = [], []
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     for item in items:
         marked = item.get_closest_marker(MARKER) is not None
         names = getattr(item, "fixturenames", None)
@@ -139,7 +140,7 @@ class Determinism:
         return self.verdict
 
     @property
-    def assert_batch_invariant(self) -> Callable[..., None]:
+    def assert_batch_invariant(self) -> Callable[..., dict[str, int]]:
         """See `detcheck.assert_batch_invariant`."""
         from detcheck.probes.asserts import assert_batch_invariant
 

@@ -73,6 +73,9 @@ COMMANDS = {
         "trace_command",
         "Name the first op that gave a request other bits in a batch.",
     ),
+    "ci": LazyCommand(
+        "detcheck.cli.ci", "ci_command", "Measure an experiment file, judge and report it."
+    ),
     "env": LazyCommand(
         "detcheck.cli.env", "env_command", "Show the machine and settings that change numerics."
     ),

@@ -76,9 +76,9 @@ def baseline_command(
 
 def _configured() -> Path | None:
     """The baseline that the settings file names, if it is no run."""
-    from detcheck.cli.config_file import name_settings, settings
+    from detcheck.cli.settings import find_settings, name_settings
 
-    found = settings()
+    found = find_settings()
     path: Path | None = found.section("gate").get("baseline")
     if path is None or path.is_dir():
         return None

@@ -11,6 +11,7 @@ import typer
 from detcheck.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from detcheck.analysis.results import Analysis
     from detcheck.config import Config
     from detcheck.experiment import Experiment
     from detcheck.gate.verdict import Verdict
@@ -68,7 +69,10 @@ def ci_command(
 
     Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive or not measured.
     """
+    from detcheck.analysis import analyse
+    from detcheck.cli.gate import judge_run, show_verdict
     from detcheck.cli.settings import find_settings
+    from detcheck.gate.options import GateOptions
 
     settings = find_settings(config)
     if not (settings.section("experiment") or settings.section("target")):
@@ -78,11 +82,12 @@ def ci_command(
         )
     experiment, target = _settle(settings, endpoint)
     run = _measure(experiment, target, out / RUN, api_key_env)
-    verdict = _judge(run, settings, baseline)
-    _write(verdict, run, settings, {"junit": junit, "sarif": sarif, "summary": summary})
-    from detcheck.cli.gate import show_verdict
-
-    show_verdict(verdict, as_json=as_json)
+    analysis = analyse(run)
+    given = {} if baseline is None else {"baseline": baseline}
+    options = GateOptions(**{**settings.section("gate"), **given})
+    verdict = judge_run(analysis, options)
+    _write(verdict, analysis, settings, {"junit": junit, "sarif": sarif, "summary": summary})
+    show_verdict(verdict, options, as_json=as_json)
     if verdict.exit_code is ExitCode.INCONCLUSIVE and allow_inconclusive:
         raise typer.Exit(ExitCode.OK)
     raise typer.Exit(verdict.exit_code)
@@ -119,35 +124,16 @@ def _measure(experiment: Experiment, target: Target, path: Path, api_key_env: st
         return runner.run(experiment, target, path, **options)
 
 
-def _judge(run: Run, settings: Config, baseline: Path | None) -> Verdict:
-    from detcheck.analysis import analyse
-    from detcheck.cli.gate import read_accepted
-    from detcheck.gate.options import GateOptions
-    from detcheck.gate.verdict import judge
-
-    given = {} if baseline is None else {"baseline": baseline}
-    options = GateOptions(**{**settings.section("gate"), **given})
-    kernels = options.kernels_of(run.experiment.kernels)
-    accepted = None if options.baseline is None else read_accepted(options.baseline, kernels)
-    control = None
-    if options.control is not None:
-        from detcheck.rundir import load
-
-        control = analyse(load(options.control))
-    return judge(analyse(run), options, baseline=accepted, control=control)
-
-
 def _write(
-    verdict: Verdict, run: Run, settings: Config, files: dict[str, Path | None]
+    verdict: Verdict, analysis: Analysis, settings: Config, files: dict[str, Path | None]
 ) -> None:
     """The report beside the run, and each file that was asked for."""
-    from detcheck.analysis import analyse
     from detcheck.gate.github import VARIABLE, append_summary, summary_markdown
     from detcheck.gate.junit import write_junit
     from detcheck.gate.sarif import write_sarif
     from detcheck.report.write import write_report
 
-    write_report(analyse(run), run.path, REPORTS)
+    write_report(analysis, analysis.run.path, REPORTS)
     if files["junit"] is not None:
         write_junit(verdict, files["junit"])
     if files["sarif"] is not None and settings.path is not None:

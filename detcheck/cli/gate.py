@@ -126,8 +126,8 @@ def gate_command(
     }
     options = _options({name: value for name, value in given.items() if value is not None}, config)
     summary = summary_path() if github_summary else None
-    verdict = _judge(run, options)
-    _print_json(verdict, options) if as_json else _print(verdict)
+    verdict = judge_run(load_analysis(run), options)
+    show_verdict(verdict, options, as_json=as_json)
     if junit is not None:
         write_junit(verdict, junit)
     if summary is not None:
@@ -137,20 +137,28 @@ def gate_command(
 
 def _options(given: dict[str, Any], file: Path | None) -> GateOptions:
     """The options that are `given`, and those of the settings file for the rest."""
-    from detcheck.cli.config_file import name_settings, settings
+    from detcheck.cli.settings import find_settings, name_settings
     from detcheck.gate.options import GateOptions
 
     GateOptions(**given)  # a mistake on the command line is not the file's
-    found = settings(file)
+    found = find_settings(file)
     found.build("gate", GateOptions)
     name_settings(found, "gate")
     return GateOptions(**{**found.section("gate"), **given})
 
 
-def _judge(run: Path, options: GateOptions) -> Verdict:
+def show_verdict(verdict: Verdict, options: GateOptions, *, as_json: bool) -> None:
+    """Print a verdict on stdout, for a person or as JSON."""
+    _print_json(verdict, options) if as_json else _print(verdict)
+
+
+def judge_run(analysis: Analysis, options: GateOptions) -> Verdict:
+    """The verdict on a run, held to the baseline and the control that `options` name.
+
+    Raises UsageError if one of these cannot be read, or was asked something else.
+    """
     from detcheck.gate.verdict import judge
 
-    analysis = load_analysis(run)
     kernels = options.kernels_of(analysis.run.experiment.kernels)
     return judge(
         analysis,

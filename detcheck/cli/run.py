@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detcheck.cli.options import all_fields, parameters, takes, target_fields, values
-from detcheck.cli.settings import experiment_of, find_settings, to_toml
+from detcheck.cli.settings import experiment_of, find_settings, name_settings, to_toml
 from detcheck.config import Config
 from detcheck.errors import ExitCode, UsageError
 from detcheck.experiment import Experiment
@@ -130,7 +130,8 @@ def run_command(
             )
         measured = _resume(resume, asked, answered_by, connection)
     else:
-        settings = _settings(config)
+        settings = find_settings(config)
+        name_settings(settings, "experiment", "target")
         experiment, target = _settle(settings, asked, answered_by)
         if print_config:
             print(to_toml(experiment, target, settings.section("gate")), end="")
@@ -166,16 +167,6 @@ def _connection(
     if check_timeout is not None:
         connection = replace(connection, check_timeout_s=check_timeout)
     return connection
-
-
-def _settings(given: Path | None) -> Config:
-    """The experiment file, named on stderr if it says anything of what to ask or of whom."""
-    from detcheck.cli.console import print_line, stderr
-
-    config = find_settings(given)
-    if config.section("experiment") or config.section("target"):
-        print_line(f"experiment file: {config.path}", "dim", console=stderr)
-    return config
 
 
 def _settle(

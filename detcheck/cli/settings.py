@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from detcheck.config import Config, load_config, read_config
+from detcheck.config import Config, Kind, load_config, read_config
 from detcheck.experiment import Experiment
-from detcheck.gate.options import GateOptions
 from detcheck.prompts import read_prompts
 from detcheck.targets import TARGETS, Target
 
@@ -21,13 +20,28 @@ class PromptsFile(msgspec.Struct):
     prompts_file: Path | None = None
 
 
-SECTIONS = {"experiment": (Experiment, PromptsFile), "target": TARGETS, "gate": GateOptions}
-"""The sections of an experiment file, and the structures that declare their keys."""
+SECTIONS: dict[str, Kind] = {"experiment": (Experiment, PromptsFile), "target": TARGETS}
+"""The sections of an experiment file beside [gate], and the structures that declare their keys."""
 
 
-def find_settings(given: Path | None) -> Config:
-    """The experiment file `given`, or the nearest one at or above the current folder."""
-    return load_config(Path.cwd(), SECTIONS) if given is None else read_config(given, SECTIONS)
+def find_settings(given: Path | None = None) -> Config:
+    """The experiment file `given`, or the nearest one at or above the current folder.
+
+    Raises UsageError if the file holds anything unknown.
+    """
+    from detcheck.gate.options import GateOptions
+
+    sections = {**SECTIONS, "gate": GateOptions}
+    return load_config(Path.cwd(), sections) if given is None else read_config(given, sections)
+
+
+def name_settings(found: Config, *sections: str) -> None:
+    """Say on stderr which file a command takes its settings from, if it has one of `sections`."""
+    from detcheck.cli.console import print_line, stderr
+
+    taken = " and ".join(f"[{section}]" for section in sections if found.section(section))
+    if taken:
+        print_line(f"settings: {taken} of {found.path}", "dim", console=stderr)
 
 
 def experiment_of(config: Config) -> dict[str, Any]:

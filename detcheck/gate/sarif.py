@@ -42,7 +42,7 @@ def sarif(verdict: Verdict, artifact: str) -> dict[str, Any]:
                 },
                 "columnKind": "unicodeCodePoints",
                 "results": [_result(verdict, finding, rules, artifact) for finding in found],
-                "properties": {name: text for name, text in verdict.judged.facts()},
+                "properties": dict(verdict.judged.facts()),
             }
         ],
     }
