@@ -17,7 +17,7 @@ import detcheck
 PACKAGE = Path(detcheck.__file__).parent
 TIERS = (
     {"__main__"},
-    {"cli"},
+    {"cli", "pytest_plugin"},
     {"gate", "report", "probes", "runner"},
     {"engines", "analysis"},
     {"rundir", "traffic"},
@@ -35,7 +35,17 @@ ROOMS_WITHIN = {"kernels.settings"}
 """Files that are rooms of their own: names without code, which lower rooms need."""
 WITHOUT_TORCH = {
     *("analysis", "cli", "completion", "config", "errors", "evidence", "experiment", "gate"),
-    *("grid", "options", "prompts", "report", "rundir", "targets", "text", "traffic"),
+    *(
+        "grid",
+        "options",
+        "prompts",
+        "pytest_plugin",
+        "report",
+        "rundir",
+        "targets",
+        "text",
+        "traffic",
+    ),
 }
 HEAVY = ("torch", "transformers")
 

@@ -56,12 +56,12 @@ COMMANDS = {
         "Accept the answers of a run, in a small file to commit.",
     ),
     "compare": LazyCommand(
-        "detcheck.cli.compare", "compare_command", "Hold two runs side by side: do they agree?"
+        "detcheck.cli.compare", "compare_command", "Compare two runs: do they agree?"
     ),
     "report": LazyCommand(
         "detcheck.cli.report",
         "report_command",
-        "Write what each run found as HTML, Markdown, CSV and figures.",
+        "Write the results of each run as HTML, Markdown, CSV and figures.",
     ),
     "ops": LazyCommand(
         "detcheck.cli.ops",
@@ -74,7 +74,7 @@ COMMANDS = {
         "Name the first op that gave a request other bits in a batch.",
     ),
     "ci": LazyCommand(
-        "detcheck.cli.ci", "ci_command", "Measure an experiment file, judge and report it."
+        "detcheck.cli.ci", "ci_command", "Measure the experiment file, judge it, and write reports."
     ),
     "env": LazyCommand(
         "detcheck.cli.env", "env_command", "Show the machine and settings that change numerics."

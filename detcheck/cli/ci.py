@@ -71,7 +71,7 @@ def ci_command(
     """
     from detcheck.analysis import analyse
     from detcheck.cli.gate import judge_run, show_verdict
-    from detcheck.cli.settings import find_settings
+    from detcheck.cli.settings import find_settings, name_settings
     from detcheck.gate.options import GateOptions
 
     settings = find_settings(config)
@@ -80,6 +80,7 @@ def ci_command(
             "There is no experiment file: write one with `detcheck run --print-config "
             "> detcheck.toml`, or name it by --config."
         )
+    name_settings(settings, "experiment", "target", "gate")
     experiment, target = _settle(settings, endpoint)
     run = _measure(experiment, target, out / RUN, api_key_env)
     analysis = analyse(run)
