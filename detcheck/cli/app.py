@@ -61,7 +61,7 @@ COMMANDS = {
     "report": LazyCommand(
         "detcheck.cli.report",
         "report_command",
-        "Write the results of each run as HTML, Markdown, CSV and figures.",
+        "Write the results of each run: HTML, Markdown, CSV, figures.",
     ),
     "ops": LazyCommand(
         "detcheck.cli.ops",

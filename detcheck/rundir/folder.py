@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from io import FileIO
 from pathlib import Path
 
@@ -74,11 +73,6 @@ def storage_error(path: Path, error: OSError) -> StorageError:
         f"Writing to {path} failed ({reason}); the trials before are kept: make room, then go on "
         f'with `resume="{path}"`.'
     )
-
-
-def _resume(path: Path) -> str:
-    """The option that goes on with a run, to be pasted into a shell."""
-    return f"--resume {shlex.quote(str(path))}"
 
 
 def _check_empty(path: Path) -> None:
