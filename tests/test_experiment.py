@@ -44,7 +44,7 @@ def test_the_default_is_the_experiment_of_the_readme() -> None:
         ({"temperature": float("inf")}, "0 or more"),
         ({"prompts": ()}, "at least one prompt"),
         ({"prompts": ("one", " \n")}, "Prompt 2 is empty"),
-        ({"prompts": ("one", "one")}, "given twice"),
+        ({"prompts": ("one", "one")}, "are the same"),
         ({"kernels": ()}, "each kernels setting once"),
         ({"kernels": (STOCK, STOCK)}, "each kernels setting once"),
         ({"kernels": ("fast",)}, "Unknown kernels 'fast'"),

@@ -139,7 +139,7 @@ class Client:
             on_tokens()
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
-        """Raise Failure if the status or an encoding shows that no answer follows."""
+        """Raise Failure if the status shows that no answer follows."""
         if response.status != 200:
             page = await _page(response, LONGEST_ERROR, self.secrets)
             raise failed_status(
@@ -149,8 +149,6 @@ class Client:
                 response.headers.get("Retry-After"),
                 page.location,
             )
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise Failure(MALFORMED, "the reply is compressed, which was not asked for")
 
     async def _get(self, url: str, longest: int) -> Page:
         with _as_failures():
