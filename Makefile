@@ -5,10 +5,11 @@ SERVERS ?= vllm transformers llama
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 RUN    := results/runs/demo
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 GPU_PYTHON ?= python3
 
-.PHONY: gpu demo test test-fast test-servers servers lint format bench install install-dev browser clean help
+.PHONY: gpu demo test test-fast test-servers servers lint docs format bench install install-dev browser clean help
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,7 +36,13 @@ lint: install-dev  ## ruff (lint, format), mypy in strict mode, and the site.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy $(filter-out experiments/gpu.py,$(wildcard experiments/*.py))
+	$(BIN)/mypy $(filter-out experiments/gpu.py,$(wildcard experiments/*.py)) docs/tools/generate.py
+	$(BIN)/python docs/tools/generate.py --check
+	$(MKDOCS) --site-dir $$(mktemp -d) --quiet
+
+docs: install-dev  ## Write the generated pages, and the site into site/.
+	$(BIN)/python docs/tools/generate.py
+	$(MKDOCS) --site-dir site
 
 format: install-dev  ## Let ruff mend what it can.
 	$(BIN)/ruff check --fix .
@@ -71,4 +78,4 @@ browser:  # the report is tested in a real browser
 	  echo "chromium is not installed: the browser tests will be skipped"
 
 clean:  ## Remove what the targets made, except runs.
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist site

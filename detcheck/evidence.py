@@ -52,6 +52,7 @@ class KernelsProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Evidence that a kernels setting was in force: what was overridden and observed to run."""
 
     kernels: str
+    """Kernels setting."""
     overrides: dict[str, int]
     """Calls that each override served, by op name; 0 is normal for an op that the model has not."""
     missing: tuple[str, ...] = ()
@@ -91,6 +92,7 @@ class EndpointCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     holds: bool | None
     """None if it could not be determined, or only informs."""
     sentence: str
+    """The result, for a reader."""
     decisive: bool = False
     """If true, a failed check makes the verdict inconclusive."""
     placement: str = ""

@@ -43,7 +43,9 @@ class SealRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Length and SHA-256 of a file up to the last committed trial, as kept in `run.json`."""
 
     bytes: int
+    """Length up to the last sealed trial."""
     sha256: str
+    """Hash of these bytes, in hex."""
 
 
 def dump_line(line: Any) -> bytes:

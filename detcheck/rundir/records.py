@@ -36,13 +36,19 @@ class ConditionRecord(msgspec.Struct, forbid_unknown_fields=True):
     """What happened to one condition; kept in `run.json`."""
 
     condition_id: str
+    """Name of the condition, such as `p0/stock/b4`."""
     prompt_index: Count
+    """0-based index into the experiment's prompts."""
     kernels: str
+    """Kernels setting."""
     batch_size: int
+    """Requests in flight together, as asked for."""
     asked: int
     """Completions asked for."""
     status: Status = "pending"
+    """How far it was measured."""
     trials: Count = 0
+    """Trials that are sealed."""
     completed: Count = 0
     """Completions that came back."""
     failed: Count = 0
@@ -50,6 +56,7 @@ class ConditionRecord(msgspec.Struct, forbid_unknown_fields=True):
     generated_tokens: Count = 0
     """Tokens generated, fillers included."""
     elapsed_s: float = 0.0
+    """Wall time of its trials, in seconds."""
     rows_max: Count = 0
     """Most requests that were observed to share a forward pass; 0 if batches were not observed."""
     error: str | None = None
@@ -83,23 +90,35 @@ class RunDocument(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`run.json`."""
 
     schema_version: int = SCHEMA_VERSION
+    """Version of this format."""
     detcheck_version: str
+    """Version of detcheck that measured."""
     run_id: str
+    """UTC time and six random hex digits."""
     created: str
     """UTC, ISO 8601."""
     finished: str | None = None
     """UTC, ISO 8601; None if the run was interrupted or is still going on."""
     experiment: Experiment
+    """What was asked, with every field."""
     target: dict[str, Any]
+    """Who was asked: `engine`, and every field of its target."""
     traits: Traits
+    """The target's declared properties."""
     model: ModelIdentity = ModelIdentity()
+    """Which model answered."""
     environment: dict[str, Any]
+    """Machine, libraries and settings that change numerics, as printed by `detcheck env`."""
     endpoint_checks: tuple[EndpointCheck, ...] = ()
+    """What the servers were checked for."""
     proofs: dict[str, KernelsProof] = {}
     """By kernels setting."""
     summary: tuple[dict[str, Any], ...] = ()
+    """One row for each prompt and kernels setting, as `detcheck run --json` prints them."""
     conditions: tuple[ConditionRecord, ...] = ()
+    """What happened to each condition."""
     files: dict[str, SealRecord] = {}
+    """Seals of the other files, by name."""
     seal: str | msgspec.UnsetType = msgspec.UNSET
     """Hash of all bytes before it; written by `files.dump_sealed`."""
 
@@ -110,18 +129,23 @@ class CompletionLine(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     condition: Count
     """Index into the conditions of `run.json`."""
     trial: Count
+    """0-based number of the trial within its condition."""
     request: Count
     """Position of the request within its trial."""
     finish_reason: str
+    """Why it ended: `stop`, `length`, `error`, or a server's own word."""
     fingerprint: str | None = None
     """None if the request failed."""
     observed_batch: ObservedBatch | None = None
+    """The batches that it was computed in; null if its trial attests them."""
     logprob_digest: str | None = None
+    """Hash of all bits of its log-probabilities; null if it has none."""
     noise: float | None = None
     """See `CompletionTable.noise`."""
     reference_gaps: tuple[float | None, ...] | None = None
     """Gaps of the first completion of each (prompt, kernels, seed), to measure noise against."""
     error: str | None = None
+    """Why the request failed; null if it did not."""
     failure: str | None = None
     """Kind of the failure, if the engine tells kinds."""
     unseen_tokens: Count = 0
@@ -132,13 +156,21 @@ class VariantLine(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unkno
     """A line of `variants.jsonl`; the arrays have one entry a token."""
 
     prompt_index: Count
+    """0-based index into the experiment's prompts."""
     fingerprint: str
+    """Tagged hash of the token ids, or of the text."""
     text: str
+    """The whole text."""
     token_ids: tuple[Int32, ...] | None = None
+    """The tokens; null if a server gives none."""
     token_ends: tuple[Int32, ...] | None = None
+    """Length of `text`, in characters, after each token."""
     runner_up_token_ids: tuple[Int32, ...] | None = None
+    """The second-best token at each position."""
     gaps: tuple[float | None, ...] | None = None
+    """Best minus second-best logit at each position, of the completion that was seen first."""
     runner_up_texts: tuple[str, ...] | None = None
+    """Second-best tokens, if a server gave their text instead of ids."""
 
 
 def token_texts(text: str, token_ends: Sequence[int]) -> tuple[str, ...]:
