@@ -164,8 +164,7 @@ def test_padding_does_not_matter(q_len: int, boolean: bool) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "feature"),
     [
-        ({"softcap": 30.0}, "soft-capped"),
-        ({"sliding_window": 128}, "sliding window"),
+        ({"sliding_window": 1}, "sliding window of 1"),
         ({"position_bias": torch.zeros(1)}, "position bias"),
         ({"dropout": 0.1}, "dropout"),
     ],
@@ -187,10 +186,17 @@ def blocks(*lengths: int) -> torch.Tensor:
     return torch.block_diag(*parts).bool()[None, None]
 
 
+def moving_back() -> torch.Tensor:
+    """The fourth query sees two keys, the fifth all that came before."""
+    mask = blocks(6)
+    mask[..., 3, :2] = False
+    return mask
+
+
 MASKS: dict[str, torch.Tensor] = {
     "hole": hole(),
-    "sequences": blocks(2, 4),
-    "window": torch.ones(1, 1, 6, 6, dtype=torch.bool).tril().triu(-2),
+    "moving back": moving_back(),
+    "padding on the right": blocks(6) & (torch.arange(6) < 4),
     "bidirectional": torch.ones(1, 1, 6, 6, dtype=torch.bool),
     "bias": -torch.arange(6.0).flip(0).expand(1, 1, 1, 6),
     "by head": blocks(6).repeat(1, HEADS, 1, 1),
