@@ -60,6 +60,7 @@ def attention(
     if cache is not None:
         key, value = _update_paged(module, cache, key, value, window, kwargs)
     if cache is not None or kwargs.get("cu_seq_lens_q") is not None:
+        kwargs["layer"] = getattr(module, "layer_idx", None)
         return _packed_batch(query, key, value, scores, window, query_by_query, kwargs), None
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     if not causal:
@@ -220,7 +221,7 @@ def _packed_batch(
         from detcheck.kernels.triton.differentiable import packed_attention
 
         _refuse_on_gpu(scores, window is not None and window < _longest(key, kwargs))
-        return packed_attention(query, key, value, scores.scaling, kwargs)
+        return packed_attention(query, key, value, scores.scaling, kwargs, kwargs.get("layer"))
     segments = [*_packed_segments(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])]
     bites = window is not None and any(one.k_len > window for one in segments)
     if scores.plain and not bites:

@@ -14,9 +14,15 @@ KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
         "bmm": matmul.bmm,
         "baddbmm": matmul.baddbmm,
     },
-    "norm": {"_fused_rms_norm": norm.fused_rms_norm},
+    "norm": {"_fused_rms_norm": norm.fused_rms_norm, "native_layer_norm": norm.layer_norm},
     "softmax": {"_softmax": softmax.softmax, "_log_softmax": softmax.log_softmax},
-    "reduce": {"mean.dim": reduce.mean_dims, "sum.dim_IntList": reduce.sum_dims},
+    "reduce": {
+        "mean.dim": reduce.mean_dims,
+        "sum.dim_IntList": reduce.sum_dims,
+        "prod.dim_int": reduce.prod_dim,
+        "logsumexp": reduce.logsumexp,
+        "linalg_vector_norm": reduce.vector_norm,
+    },
 }
-"""Family, then aten op. Ops that work entry by entry need none: on a GPU one thread computes one
-entry, by the same instructions wherever it lies."""
+"""Family, then aten op. Ops that work entry by entry need no kernel here: on a GPU one thread
+computes one entry, by the same instructions at every place."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch.nn import functional as F
-from under_test import INTERPRETED, matmul, ops, random
+from under_test import INTERPRETED, ops, random
 
 from detcheck.errors import UsageError
 from detcheck.kernels import overrides, triton
@@ -42,6 +42,9 @@ def test_ops_reach_the_kernels_and_give_right_gradients(overridden: Counter[str]
         hidden = F.linear(hidden, weight, bias) + F.linear(hidden, weight)
         scores = torch.softmax(hidden @ hidden.transpose(1, 2), -1) @ hidden
         scores = torch.baddbmm(bias, scores, weight.expand(2, 24, 24))
+        scores = F.layer_norm(scores, (24,), bias, bias) + scores.logsumexp(-1, keepdim=True)
+        scores = scores / torch.linalg.vector_norm(scores, 2, -1, keepdim=True)
+        scores = scores * (1 + scores[..., :3]).prod(-1, keepdim=True)
         return -torch.log_softmax(scores, -1)[..., 3].sum((0, 1))
 
     got = gradients(loss, x, weight, bias)
@@ -56,22 +59,6 @@ def gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     value = function(*leaves)
     return [value.detach(), *torch.autograd.grad(value, leaves)]
-
-
-def test_the_linear_shortcut_steps_aside_where_it_is_watched() -> None:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    seen = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    x, weight = random(1, 3, 16), random(2, 8, 16)
-    with torch.inference_mode(), Watch():
-        matmul.linear(x, weight)
-    assert any("mm" in name or "linear" in name for name in seen)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the mode's own tests cover it where there is a GPU")
