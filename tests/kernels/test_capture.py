@@ -20,6 +20,7 @@ pytest.importorskip("triton")
 from detcheck.kernels.triton import (
     ahead,
     differentiable,
+    grouped,
     linear,
     matmul,
     norm,
@@ -104,6 +105,10 @@ CALLS: dict[str, tuple[Callable[[], object], list[str]]] = {
     ),
     "mm": (lambda: matmul.mm(X[:, 0], empty(4096, 4096)), ["product_kernel"]),
     "bmm": (lambda: matmul.bmm(empty(3, 8, 64), empty(3, 64, 32)), ["product_kernel"]),
+    "experts": (
+        lambda: grouped.grouped_mm(X[:, 0], empty(4, 4096, 96), empty(4, dtype=torch.int32)),
+        ["grouped_kernel"],
+    ),
     "packed attention": (packed(200), ["schedule_kernel", "attention_kernel", "attention_kernel"]),
     "packed attention, splits": (
         packed(600),
@@ -115,6 +120,7 @@ CALLS: dict[str, tuple[Callable[[], object], list[str]]] = {
         lambda: norm.layer_norm(X, [4096], WEIGHT, WEIGHT, 1e-6), ["layer_norm_kernel"]
     ),
     "mean": (lambda: reduce.mean_dims(WIDE, [-1], True), ["row_sum_kernel"]),
+    "sum of 8": (lambda: reduce.sum_dims(WIDE[:, :8], [1]), ["short_sum_kernel"]),
     "prod": (lambda: reduce.prod_dim(WIDE, -1), ["row_product_kernel"]),
     "logsumexp": (lambda: reduce.logsumexp(WIDE, [-1]), ["row_logsumexp_kernel"]),
     "norm": (lambda: reduce.vector_norm(WIDE, 2, [-1]), ["row_sum_kernel"]),

@@ -70,7 +70,9 @@ class Compiled:
     """32-bit registers a thread."""
     stack_bytes: int
     """Bytes of stack a thread; values that do not fit the registers are kept there."""
-    local_bytes: int
+    loop_spills: int
+    """Instructions inside loops that read or write the stack. Spills outside cost next to nothing.
+    """
     shared_bytes: int
     """Bytes of shared memory a program."""
     warps: int
@@ -106,8 +108,10 @@ def compile_launch(launch: Launch, sm: int) -> Compiled:
     """Compile a launch for compute capability `sm` (90 for Hopper), to PTX and to a binary."""
     source = ASTSource(launch.kernel, *specialised(launch))
     compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=launch.options)
+    resources = _resources(compiled.asm["cubin"])
     return Compiled(
-        **_resources(compiled.asm["cubin"]),
+        **resources,
+        loop_spills=_loop_spills(compiled.asm["cubin"]) if resources["stack_bytes"] else 0,
         shared_bytes=compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
         ttgir=compiled.asm["ttgir"],
@@ -179,15 +183,34 @@ def _type_of(value: Any) -> str:
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    """Registers, stack and local memory of the kernel in a binary."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    """Registers and stack of the kernel in a binary."""
+    listing = _run_tool("cuobjdump", "--dump-resource-usage", cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", listing)
+    if found is None:
+        raise RuntimeError(f"cuobjdump lists no resources: {listing}")
+    return {"registers": int(found[1]), "stack_bytes": int(found[2])}
+
+
+def _loop_spills(cubin: bytes) -> int:
+    """Reads and writes of the stack between a label and a later branch back to it."""
+    labels: dict[str, int] = {}
+    spills: list[int] = []
+    loops: list[tuple[int, int]] = []
+    for number, line in enumerate(_run_tool("nvdisasm", "-c", cubin).splitlines()):
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = number
+        elif re.search(r"\b(STL|LDL)\b", line):
+            spills.append(number)
+        elif (branch := re.search(r"\bBRA `\((\.L_x_\d+)\)", line)) and branch[1] in labels:
+            loops.append((labels[branch[1]], number))
+    return sum(any(first <= spill <= last for first, last in loops) for spill in spills)
+
+
+def _run_tool(name: str, option: str, cubin: bytes) -> str:
+    """What one of the CUDA tools that come with Triton prints of a binary."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing)
-    if found is None:
-        raise RuntimeError(f"cuobjdump lists no resources: {listing}")
-    registers, stack, local = map(int, found.groups())
-    return {"registers": registers, "stack_bytes": stack, "local_bytes": local}
+        command = [str(tool), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

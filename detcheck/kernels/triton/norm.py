@@ -118,7 +118,7 @@ def fused_rms_norm(
         "HAS_WEIGHT": weight is not None,
     }
     outputs = ((x.shape, x.dtype), (statistics, wide))
-    call = RowCall(rms_norm_kernel, rows, outputs, named, wide=wide == torch.float64)
+    call = RowCall.over(rms_norm_kernel, rows, outputs, named, wide=wide == torch.float64)
     out, rstd = first_call(kind, call, x, rows, x if weight is None else weight)
     return out, rstd
 
@@ -157,7 +157,7 @@ def layer_norm(
     rows = as_rows(x, range(x.dim() - len(normalized_shape), x.dim()))
     named = {"EPS": eps, "HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None}
     outputs = ((x.shape, x.dtype), (statistics, wide), (statistics, wide))
-    call = RowCall(layer_norm_kernel, rows, outputs, named, wide=wide == torch.float64)
+    call = RowCall.over(layer_norm_kernel, rows, outputs, named, wide=wide == torch.float64)
     out, mean, rstd = first_call(kind, call, x, rows, *inputs)
     return out, mean, rstd
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from detcheck.kernels.triton import matmul, norm, reduce, softmax
+from detcheck.kernels.triton import grouped, matmul, norm, reduce, softmax
 
 KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
     "matmul": {
@@ -13,6 +13,7 @@ KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
         "addmm": matmul.addmm,
         "bmm": matmul.bmm,
         "baddbmm": matmul.baddbmm,
+        "_grouped_mm": grouped.grouped_mm,
     },
     "norm": {"_fused_rms_norm": norm.fused_rms_norm, "native_layer_norm": norm.layer_norm},
     "softmax": {"_softmax": softmax.softmax, "_log_softmax": softmax.log_softmax},

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import triton.language as tl
 
 from detcheck.kernels.triton.rows import (
     FLOATS,
+    Output,
     RowCall,
     as_rows,
     first_call,
@@ -25,6 +26,11 @@ from detcheck.kernels.triton.rows import (
 )
 
 Dims = Sequence[int] | int | None
+SHORT = 32
+"""Longest row that is added up one by one, by programs that compute many results each. So the
+experts of a token are, wherever they lie. It is a matter of the length alone: a batch of one must
+not take another order because its row happens to be contiguous."""
+SHORT_BLOCK = 512
 
 
 @triton.jit
@@ -54,6 +60,27 @@ def row_sum_kernel(
     elif POWER == 2:
         total = tl.sqrt(total)
     tl.store(out + row, total.to(out.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["count"])
+def short_sum_kernel(
+    x, out, count, length, inner, stride_outer, stride_length, stride_inner,
+    MEAN: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out (count,) = sums, or means, over the middle of x (outer, length, inner), one by one.
+
+    A program computes BLOCK results. Grid: (count / BLOCK,).
+    """
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    x += index // inner * stride_outer + index % inner * stride_inner
+    total = tl.zeros((BLOCK,), dtype=ACC)
+    for _ in range(length):
+        total += tl.load(x, mask=inside, other=0.0).to(ACC)
+        x += stride_length
+    if MEAN:
+        total /= length
+    tl.store(out + index, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -197,7 +224,33 @@ def _reduced(
     shape, dtype = reduced_shape(x, dims, keepdim), dtype or x.dtype
     if x.numel() == 0:
         return x.new_full(shape, of_nothing, dtype=dtype)
-    rows = as_rows(x, dims)
     wide = torch.float64 in (x.dtype, dtype)
-    call = RowCall(kernel, rows, ((shape, dtype),), named, wide=wide)
+    if kernel is row_sum_kernel and not named["POWER"] and _size(x, dims) <= SHORT:
+        y = _with_middle(x, dims)
+        call = _short_call(y, (shape, dtype), mean=named["MEAN"], wide=wide)
+        return first_call(kind, call, x, y)[0]
+    rows = as_rows(x, dims)
+    call = RowCall.over(kernel, rows, ((shape, dtype),), named, wide=wide)
     return first_call(kind, call, x, rows)[0]
+
+
+def _short_call(y: torch.Tensor, output: Output, *, mean: bool, wide: bool) -> RowCall:
+    """The call that sums over the middle of tensors like `y` (outer, length, inner)."""
+    outer, length, inner = y.shape
+    count, constant = outer * inner, (length, inner, *y.stride())
+    named = {"MEAN": mean, "BLOCK": SHORT_BLOCK}
+    blocks = triton.cdiv(count, SHORT_BLOCK)
+    return RowCall(
+        short_sum_kernel, blocks, (output,), constant, named, wide=wide, numbers=(count,)
+    )
+
+
+def _with_middle(x: torch.Tensor, dims: list[int]) -> torch.Tensor:
+    """`x` as (outer, length, inner), `dims` in the middle; a view if the layout allows it."""
+    if not dims or dims != list(range(dims[0], dims[-1] + 1)):
+        return as_rows(x, dims)[..., None]
+    return x.reshape(prod(x.shape[: dims[0]]), _size(x, dims), prod(x.shape[dims[-1] + 1 :]))
+
+
+def _size(x: torch.Tensor, dims: list[int]) -> int:
+    return prod(x.shape[dim] for dim in dims)

@@ -26,46 +26,62 @@ Output = tuple[Sequence[int], torch.dtype]
 
 
 class RowCall:
-    """A kernel over the rows of tensors of one shape and layout, ready to launch.
+    """A kernel for tensors of one shape and layout, ready to launch.
 
-    The kernel takes the rows, other inputs, outputs, the length of a row, and the stride between
-    rows; among its constants are BLOCK and ACC, the dtype that it accumulates in.
+    The kernel takes a tensor, other inputs, outputs, numbers, and constants, among them ACC, the
+    dtype that it accumulates in.
     """
 
-    __slots__ = ("_grid", "_kernel", "_outputs")
+    __slots__ = ("_grid", "_kernel", "_numbers", "_outputs")
 
     def __init__(
         self,
+        kernel: Any,
+        programs: int,
+        outputs: Sequence[Output],
+        constant: tuple[int, ...],
+        named: dict[str, Any],
+        *,
+        wide: bool,
+        numbers: tuple[int, ...] = (),
+    ):
+        """`numbers` are not specialised, `constant` are; `wide` accumulates in float64."""
+        accumulator = tl.float64 if wide else tl.float32
+        named = {**named, "ACC": accumulator, "num_warps": NUM_WARPS, **NUMERICS}
+        self._kernel = Repeated(kernel, constant, named)
+        self._grid = programs, 1, 1
+        self._numbers = numbers
+        self._outputs = tuple(outputs)
+
+    @classmethod
+    def over(
+        cls,
         kernel: Any,
         rows: torch.Tensor,
         outputs: Sequence[Output],
         named: dict[str, Any],
         *,
         wide: bool = False,
-    ):
-        """`rows` (rows, length) is the layout; `wide` accumulates in float64, not float32."""
-        named = {
-            **named,
-            "ACC": tl.float64 if wide else tl.float32,
-            "BLOCK": block_size(rows.shape[1]),
-            "num_warps": NUM_WARPS,
-            **NUMERICS,
-        }
-        self._kernel = Repeated(kernel, (rows.shape[1], rows.stride(0)), named)
-        self._grid = rows.shape[0], 1, 1
-        self._outputs = tuple(outputs)
+    ) -> RowCall:
+        """A program a row, for tensors that lie as `rows` (rows, length) do.
+
+        The kernel's constants are the length of a row, the stride between rows, and BLOCK.
+        """
+        length = rows.shape[1]
+        named = {**named, "BLOCK": block_size(length)}
+        return cls(kernel, len(rows), outputs, (length, rows.stride(0)), named, wide=wide)
 
     def __call__(self, x: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The outputs for a tensor that lies as `rows` of the constructor does."""
+        """The outputs for a tensor that lies as the constructor was told."""
         outputs = tuple([x.new_empty(shape, dtype=dtype) for shape, dtype in self._outputs])
-        self._kernel(self._grid, (x, *inputs, *outputs))
+        self._kernel(self._grid, (x, *inputs, *outputs), self._numbers)
         return outputs
 
     def only(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a kernel that has no other inputs and one output."""
         shape, dtype = self._outputs[0]
         out = x.new_empty(shape, dtype=dtype)
-        self._kernel(self._grid, (x, out))
+        self._kernel(self._grid, (x, out), self._numbers)
         return out
 
 

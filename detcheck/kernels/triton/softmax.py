@@ -78,6 +78,6 @@ def _softmax(x: torch.Tensor, dim: int, half_to_float: bool, *, log: bool) -> to
     else:
         rows = as_rows(x, [dim])
         wide = x.dtype == torch.float64
-        call = RowCall(softmax_kernel, rows, ((sizes, dtype),), {"LOG": log}, wide=wide)
+        call = RowCall.over(softmax_kernel, rows, ((sizes, dtype),), {"LOG": log}, wide=wide)
         out = first_call(kind, call, x, rows)[0]
     return out if dim == x.dim() - 1 else out.movedim(-1, dim).contiguous()

@@ -23,6 +23,7 @@ from detcheck.kernels.triton import (
     attention,
     attention_shapes,
     configs,
+    grouped,
     matmul,
     norm,
     reduce,
@@ -47,6 +48,7 @@ def describe(name: str, launch: Launch, sm: int) -> dict[str, Any]:
         "sm": sm,
         "registers": made.registers,
         "stack_bytes": made.stack_bytes,
+        "loop_spills": made.loop_spills,
         "shared_bytes": made.shared_bytes,
         "wgmma": made.ptx.count("wgmma.mma_async"),
         "serial_wgmma": waits_for_each_product(made.ptx),
@@ -98,6 +100,18 @@ def tile_launches(
         yield f"matmul {layout} {short(dtype)} m={rows}{cut} {tile}", launches_of(call)[0]
 
 
+def grouped_launches(sm: int, *, few: bool) -> Named:
+    """Experts of Qwen3-30B-A3B."""
+    offsets = empty(128, dtype=torch.int32)
+    weight = empty(128, 1536, 2048, dtype=torch.bfloat16).transpose(1, 2)
+    table = configs.table(torch.bfloat16, (sm // 10, sm % 10))
+    tiles = dict.fromkeys(tile for _, tile in table if not tile.descriptors)
+    for tile in list(tiles)[:1] if few else tiles:
+        tokens = empty(512, 2048, dtype=torch.bfloat16)
+        call = launches_of(lambda t=tile, x=tokens: grouped.product(x, weight, offsets, t))
+        yield f"grouped bfloat16 {tile}", call[0]
+
+
 def attention_launches(sm: int, *, few: bool) -> Named:
     """Head sizes, dtypes and shapes of the kernel; packed and padded; in turn and side by side."""
     sizes = ((64, 3), (80, 1), (128, 4), (256, 8))
@@ -144,6 +158,7 @@ def row_calls(length: int) -> dict[str, Callable[[], object]]:
         "rms_norm": lambda: norm.fused_rms_norm(x, [length], x[0], 1e-6),
         "layer_norm": lambda: norm.layer_norm(x, [length], x[0], x[0], 1e-5),
         "mean": lambda: reduce.mean_dims(wide, [-1], True),
+        "sum of 8": lambda: reduce.sum_dims(empty(64, 8, length, dtype=torch.bfloat16), [1]),
         "prod": lambda: reduce.prod_dim(wide, -1),
         "logsumexp": lambda: reduce.logsumexp(wide, [-1]),
         "norm": lambda: reduce.vector_norm(wide, 2, [-1]),
@@ -181,7 +196,8 @@ def main(*arguments: str) -> None:
     few = "few" in arguments
     for sm in (int(each) for each in arguments if each != "few"):
         for launches in (
-            product_launches(sm, few=few), attention_launches(sm, few=few), row_launches(few=few)
+            product_launches(sm, few=few), grouped_launches(sm, few=few),
+            attention_launches(sm, few=few), row_launches(few=few),
         ):  # fmt: skip
             for name, launch in launches:
                 print(json.dumps(describe(name, launch, sm)), flush=True)

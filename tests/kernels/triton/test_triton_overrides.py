@@ -49,10 +49,27 @@ def test_ops_reach_the_kernels_and_give_right_gradients(overridden: Counter[str]
 
     got = gradients(loss, x, weight, bias)
     served = {name for name in NAMES if overridden[name]}
-    assert served == {*NAMES} - {"_fused_rms_norm"}
+    assert served == {*NAMES} - {"_fused_rms_norm", "_grouped_mm"}
     stock = gradients(loss, x.double(), weight.double(), bias.double())
     for one, expected in zip(got, stock, strict=True):
         torch.testing.assert_close(one, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_experts_reach_the_kernel_and_give_right_gradients(overridden: Counter[str]) -> None:
+    """As a model with experts calls it; tokens are sorted by expert."""
+    x, weight = random(1, 9, 24), random(2, 3, 8, 24)
+    offsets = torch.tensor([2, 2, 9], dtype=torch.int32, device=x.device)
+
+    def loss(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.grouped_mm(x, weight.mT, offs=offsets).float().square().sum()
+
+    def stock(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return sum((x[a:b] @ weight[e].mT).square().sum() for e, a, b in ((0, 0, 2), (2, 2, 9)))
+
+    got, expected = gradients(loss, x, weight), gradients(stock, x.double(), weight.double())
+    assert overridden["_grouped_mm"] >= 2
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-4)
 
 
 def gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -67,7 +84,7 @@ def test_they_are_registered_for_cuda_only_where_they_can_run(
 ) -> None:
     assert "CUDA" not in overrides.kernels_of("matmul")
     monkeypatch.setattr(overrides, "why_unavailable", lambda: None)
-    assert set(overrides.kernels_of("matmul")["CUDA"]) == {"mm", "addmm", "bmm", "baddbmm"}
+    assert set(overrides.kernels_of("matmul")["CUDA"]) == {*ops.KERNELS["matmul"]}
     assert "aten::_fused_rms_norm" in overrides.op_names("norm")
     remove = overrides.install("matmul", Counter())
     try:

@@ -13,6 +13,7 @@ from under_test import (
     attention,
     attention_layout,
     configs,
+    grouped,
     matmul,
     norm,
     random,
@@ -34,6 +35,7 @@ ROW_OPS: dict[str, tuple[Op, Op]] = {
     ),
     "sum": (lambda x: reduce.sum_dims(x, [-1]), lambda x: x.sum(-1)),
     "mean": (lambda x: reduce.mean_dims(x, [-1]), lambda x: x.mean(-1)),
+    "sum of 8": (lambda x: reduce.sum_dims(x[:, :8], [-1]), lambda x: x[:, :8].sum(-1)),
     "prod": (lambda x: reduce.prod_dim(x, -1), lambda x: x.prod(-1)),
     "norm": (lambda x: reduce.vector_norm(x, 2, [-1]), lambda x: x.norm(dim=-1)),
     "logsumexp": (lambda x: reduce.logsumexp(x, [-1]), lambda x: x.logsumexp(-1)),
@@ -60,6 +62,15 @@ def test_products_in_segments_and_through_descriptors() -> None:
     assert torch.equal(matmul.product(left, right, None, tile, 128, parallel=True), in_turn)
     through = replace(tile, descriptors=True)
     assert torch.equal(matmul.product(left, right, None, through, 128), in_turn)
+
+
+def test_a_token_by_the_weight_of_its_expert() -> None:
+    x, weight = random(1, 9, 24), random(2, 3, 24, 8)
+    out = grouped.grouped_mm(x, weight, torch.tensor([2, 2, 9], device=DEVICE).int())
+    expected = torch.cat([x[:2] @ weight[0], x[2:] @ weight[2]])
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    alone = grouped.grouped_mm(x[2:3], weight, torch.tensor([0, 0, 1], device=DEVICE).int())
+    assert torch.equal(alone[0], out[2])
 
 
 @pytest.mark.parametrize("parallel", [False, True])

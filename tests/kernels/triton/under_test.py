@@ -21,6 +21,7 @@ from detcheck.kernels.triton import (  # noqa: E402  (only where Triton is insta
     classes,
     configs,
     differentiable,
+    grouped,
     linear,
     matmul,
     norm,
@@ -37,7 +38,7 @@ ROW_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 __all__ = [
     "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROW_DTYPES", "attention", "attention_layout", "classes",
-    "configs", "differentiable", "linear", "matmul", "norm", "ops", "random", "reduce",
+    "configs", "differentiable", "grouped", "linear", "matmul", "norm", "ops", "random", "reduce",
     "rows_differ", "softmax",
 ]  # fmt: skip
 
