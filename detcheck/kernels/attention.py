@@ -221,7 +221,7 @@ def _packed_batch(
         from detcheck.kernels.triton.differentiable import packed_attention
 
         _refuse_on_gpu(scores, window is not None and window < _longest(key, kwargs))
-        return packed_attention(query, key, value, scores.scaling, kwargs, kwargs.get("layer"))
+        return packed_attention(query, key, value, scores.scaling, kwargs, kwargs["layer"])
     segments = [*_packed_segments(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])]
     bites = window is not None and any(one.k_len > window for one in segments)
     if scores.plain and not bites:
