@@ -12,7 +12,8 @@ from detcheck.analysis.evidence import INCONCLUSIVE
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.gate import PASS, GateOptions, judge
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
-from detcheck.report.cards import BAD, GOOD, OPEN, six_cards
+from detcheck.report.card import BAD, GOOD, OPEN
+from detcheck.report.cards import six_cards
 from detcheck.report.view import headline
 
 PLANTED = (Planted(5, 3, min_batch_size=4, rate=0.5),)

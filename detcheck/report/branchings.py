@@ -25,6 +25,7 @@ class BranchingPlace:
     """One place in the prefix tree at which completions go on in several ways."""
 
     position: int
+    seed: int
     context: str
     """The words just before, which all share."""
     common_piece: str
@@ -45,9 +46,10 @@ def branching_places(group: Group) -> tuple[BranchingPlace, ...]:
     Completions are those that leave the most common branch.
     """
     # At one position, branchings off the same most common answer are at the same place.
-    places: dict[tuple[int, int], list[Branching]] = {}
+    places: dict[tuple[int, int, int], list[Branching]] = {}
     for branching in group.branchings:
-        places.setdefault((branching.position, branching.common_rank), []).append(branching)
+        place = (branching.seed, branching.position, branching.common_rank)
+        places.setdefault(place, []).append(branching)
     found = [_place(branchings) for branchings in places.values()]
     return tuple(sorted(found, key=lambda place: (-place.completions, place.position)))
 
@@ -61,6 +63,7 @@ def _place(branchings: Sequence[Branching]) -> BranchingPlace:
     ]
     return BranchingPlace(
         position=first.position,
+        seed=first.seed,
         context=first.context.lstrip(" "),
         common_piece=common,
         common_completions=first.common_completions,

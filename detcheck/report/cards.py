@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE, Finding, lacking
+from detcheck.analysis.evidence import lacking
 from detcheck.analysis.results import (
     CONFIDENT,
     UNKNOWN,
@@ -14,35 +13,28 @@ from detcheck.analysis.results import (
     Divergence,
     Group,
 )
-from detcheck.kernels.settings import AS_SERVED, STOCK
+from detcheck.report.card import (
+    BAD,
+    GOOD,
+    OPEN,
+    Card,
+    answers_of,
+    completions_of,
+    most_varied_of,
+    samples_sentence,
+)
 from detcheck.report.checks import batches, trust_checks
 from detcheck.report.costs import Cost, total_cost
-from detcheck.report.roles import compared_over_prompts, control_groups, cure_groups
+from detcheck.report.cure_card import cure_card
+from detcheck.report.roles import control_groups, cure_groups
 from detcheck.report.text import factor, flip_counts, number
-from detcheck.text import count, one_line
-
-GOOD = "good"
-BAD = "bad"
-OPEN = "open"
-"""Neither good nor bad: it is not known, or there is nothing to judge."""
+from detcheck.text import one_line
 
 HOW_MANY = "How many answers?"
 WHERE = "Where do they diverge?"
 WHY = "Rounding or a bug?"
-CURE = "Does the cure work?"
 COST = "What does it cost?"
 TRUST = "Can I trust this?"
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One question, its answer in a few words, and one line of detail."""
-
-    question: str
-    answer: str
-    detail: str
-    mark: str
-    """GOOD, BAD or OPEN."""
 
 
 def six_cards(analysis: Analysis) -> tuple[Card, ...]:
@@ -55,41 +47,32 @@ def six_cards(analysis: Analysis) -> tuple[Card, ...]:
         _how_many(control, mark_if_one),
         _where(control, mark_if_one),
         _why(analysis, mark_if_one),
-        _cure(control, cure, doubt),
+        cure_card(control, cure, doubt),
         _cost(control, cure),
         _trust(analysis),
     )
 
 
 def _how_many(groups: Sequence[Group], mark_if_one: str) -> Card:
-    total = _completions(groups)
-    if total == 0:
+    if not completions_of(groups):
         return Card(HOW_MANY, "None came back", "nothing was measured", BAD)
-    worst = max(groups, key=lambda group: group.distinct)
-    mark = mark_if_one if worst.distinct == 1 else BAD
+    worst = most_varied_of(groups)
+    mark = mark_if_one if worst.distinct_within_seed == 1 else BAD
+    answer = answers_of(worst, several=len(groups) > 1)
     if len(groups) == 1:
-        answer = f"{worst.distinct:,} distinct of {total:,}"
-        detail = f"{worst.kernels} kernels; the most common came back {worst.most_common:,} times"
+        detail = samples_sentence(worst) or (
+            f"{worst.kernels} kernels; the most common came back {worst.most_common:,} times"
+        )
         return Card(HOW_MANY, answer, detail, mark)
-    differing = sum(group.distinct > 1 for group in groups)
+    differing = sum(group.distinct_within_seed > 1 for group in groups)
     have = "has" if differing == 1 else "have"
     detail = f"{worst.kernels} kernels; {differing} of {len(groups)} prompts {have} more than one"
-    return Card(HOW_MANY, _for_each(worst), detail, mark)
-
-
-def _completions(groups: Sequence[Group]) -> int:
-    """How many completions came back."""
-    return sum(group.completions for group in groups)
-
-
-def _for_each(worst: Group) -> str:
-    """How many answers several prompts have; `worst` has the most."""
-    return f"{'' if worst.distinct == 1 else 'up to '}{worst.distinct:,} distinct each"
+    return Card(HOW_MANY, answer, detail, mark)
 
 
 def _where(groups: Sequence[Group], mark_if_one: str) -> Card:
     diverged = [group for group in groups if group.divergences]
-    if not _completions(groups):
+    if not completions_of(groups):
         return Card(WHERE, "Unknown", "no completion came back", OPEN)
     if not diverged:
         return Card(WHERE, "Nowhere", "every completion is the same", mark_if_one)
@@ -116,7 +99,7 @@ def _why(analysis: Analysis, mark_if_one: str) -> Card:
     for group in groups:
         flips.update(group.flips)
     kinds = flip_counts(flips)
-    if not _completions(groups):
+    if not completions_of(groups):
         return Card(WHY, "Unknown", "no completion came back", OPEN)
     if not kinds:
         return Card(WHY, "Nothing to explain", "no answer left the reference", mark_if_one)
@@ -140,10 +123,10 @@ def _gaps(analysis: Analysis) -> str:
     """The widest gap at a branching, and the measured noise that could have closed it."""
     gaps = _known_gaps(analysis.groups)
     noises = [group.noise for group in analysis.groups if group.noise is not None]
-    widest = f"gaps up to {number(max(gaps))} nats" if gaps else "gaps unknown"
+    scores = " of perturbed scores" if analysis.gaps_perturbed else ""
+    widest = f"gaps{scores} up to {number(max(gaps))} nats" if gaps else "gaps unknown"
     noise = f"measured noise {number(max(noises))}" if noises else "noise not measured"
-    sampled = "; above temperature 0, gaps are those of perturbed scores"
-    return f"{widest}, {noise}" + (sampled if analysis.gaps_perturbed else "")
+    return f"{widest}, {noise}"
 
 
 def _known_gaps(groups: Sequence[Group]) -> list[float]:
@@ -151,52 +134,6 @@ def _known_gaps(groups: Sequence[Group]) -> list[float]:
     flips = [branching.flip for group in groups for branching in group.branchings]
     gaps = [gap for flip in flips for gap in (flip.reference_gap, flip.variant_gap)]
     return [gap for gap in gaps if gap is not None]
-
-
-def _cure(control: Sequence[Group], cure: Sequence[Group], doubt: Finding | None) -> Card:
-    if not cure:
-        served = bool(control) and control[0].kernels == AS_SERVED
-        how = (
-            "start the server with its determinism flag"
-            if served
-            else "add -k stock,batch-invariant"
-        )
-        return Card(CURE, "Not tried", how, OPEN)
-    worst = max(cure, key=lambda group: group.distinct)
-    total = _completions(cure)
-    if total == 0:
-        return Card(CURE, "Unknown", f"{worst.kernels}: no completion came back", BAD)
-    found = f"{worst.distinct:,} distinct of {total:,}" if len(cure) == 1 else _for_each(worst)
-    answer, detail, mark = _cured(control, worst, found, doubt)
-    beside = compared_over_prompts(control, cure)
-    return Card(CURE, answer, "; ".join(filter(None, (detail, beside))), mark)
-
-
-def _cured(
-    control: Sequence[Group], worst: Group, found: str, doubt: Finding | None
-) -> tuple[str, str, str]:
-    """What the count under the cure proves beside a control: answer, detail and mark."""
-    if worst.distinct > 1:
-        return f"No: {found}", f"{worst.kernels} kernels", BAD
-    if control[0].kernels != STOCK:
-        return found, "there is no stock control beside it", OPEN
-    if not any(group.distinct > 1 for group in control):
-        return "Cannot be shown", CONTROL_DID_NOT_DIVERGE, OPEN
-    if doubt is not None:
-        return f"Not shown yet: {found}", doubt.sentence.rstrip("."), OPEN
-    return f"Yes: {found}", _bound(worst), GOOD
-
-
-def _bound(group: Group) -> str:
-    """How often the cure could still give another answer, although none was seen."""
-    if group.logprobs_differ:
-        return f"{group.kernels}; but log-probabilities differ in some bit"
-    statistics = group.statistics
-    if statistics is None or statistics.differ_upper_bound is None:
-        return f"{group.kernels} kernels"
-    bound = number(100 * statistics.differ_upper_bound, 2)
-    comparisons = count(statistics.comparisons, "comparison")
-    return f"{group.kernels}; 0 of {comparisons} differed: at most {bound}\u00a0% can (95\u00a0%)"
 
 
 def _cost(control: Sequence[Group], cure: Sequence[Group]) -> Card:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from detcheck.analysis.evidence import (
     BATCHES_OBSERVED,
     CONTROL_ALIVE,
-    CONTROL_DID_NOT_DIVERGE,
     ENDPOINT_SOUND,
     ENOUGH_COMPARISONS,
     EVERY_COMPLETION,
@@ -86,7 +85,7 @@ def bounds(groups: Sequence[Group]) -> tuple[Bound, ...]:
 
 def _bound(group: Group, statistics: Statistics) -> str:
     loads = f"{count(statistics.effective_trials, 'composition')} of load"
-    if statistics.effective_trials < 2 and group.distinct == 1:
+    if statistics.effective_trials < 2 and group.distinct_within_seed == 1:
         return f"{loads}: too few to say anything about other loads"
     if statistics.differ_upper_bound is not None:
         bound = f"{number(100 * statistics.differ_upper_bound, 2)}\u00a0%"
@@ -207,22 +206,11 @@ def _prefix_cache(groups: Sequence[Group]) -> Iterator[TrustCheck]:
 
 
 def _control(groups: Sequence[Group]) -> Iterator[TrustCheck]:
-    control = [group for group in groups if group.kernels == STOCK]
-    if len(control) == len(groups):
-        return
-    quiet = [group for group in control if group.distinct <= 1]
-    if not control:
+    """A run without stock kernels has no control. Whether a control is alive is evidence."""
+    if all(group.kernels != STOCK for group in groups):
         yield TrustCheck(
             "no control", None, "no stock control shows that this load makes a difference"
         )
-    elif not quiet:
-        sentence = "the stock control diverged, so this load can show a difference"
-        yield TrustCheck("control diverged", True, sentence)
-    elif len(quiet) == len(control):
-        yield TrustCheck("control is silent", None, CONTROL_DID_NOT_DIVERGE)
-    else:
-        prompts = f"on {len(quiet)} of {len(control)} prompts "
-        yield TrustCheck("control diverged in part", None, prompts + CONTROL_DID_NOT_DIVERGE)
 
 
 def _repeats(groups: Sequence[Group]) -> Iterator[TrustCheck]:
@@ -241,7 +229,9 @@ def _log_probabilities(groups: Sequence[Group]) -> Iterator[TrustCheck]:
     judged = [
         group
         for group in groups
-        if group.kernels != STOCK and group.logprobs_differ is not None and group.distinct == 1
+        if group.kernels != STOCK
+        and group.logprobs_differ is not None
+        and group.distinct_within_seed == 1
     ]
     differ = [group for group in judged if group.logprobs_differ]
     if differ:

@@ -74,14 +74,16 @@ def _draw_answers(axes: Axes, rows: Sequence[Row]) -> None:
     """One bar for each setting, its name left of it and its number right of it."""
     for place, (group, _) in enumerate(rows):
         colour = look.kernels_colour(group.kernels)
-        axes.barh(place, group.distinct, 0.5, color=colour, linewidth=0)
-        look.note(axes, f"{group.distinct:,}", (group.distinct, place), (5, 0), ha="left")
+        distinct = group.distinct_within_seed
+        axes.barh(place, distinct, 0.5, color=colour, linewidth=0)
+        look.note(axes, f"{distinct:,}", (distinct, place), (5, 0), ha="left")
         name = clip(group.kernels, 20)
         look.note(axes, name, (0, place), (-6, 0), ha="right", color=look.INK)
-    most = max(group.distinct for group, _ in rows)
+    most = max(group.distinct_within_seed for group, _ in rows)
+    seeds = any(len(group.by_seed) > 1 for group, _ in rows)
     axes.set_xlim(0, 1.35 * most)
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-    axes.set_xlabel("distinct answers")
+    axes.set_xlabel("answers to one seed" if seeds else "distinct answers")
 
 
 def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:
@@ -106,5 +108,5 @@ def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _in_words(group: Group, cost: Cost | None) -> str:
-    answers = f"{group.kernels}, {count(group.distinct, 'answer')}"
+    answers = f"{group.kernels}, {count(group.distinct_within_seed, 'answer')}"
     return answers if cost is None else f"{answers} at {cost_range(cost)} the time per token"

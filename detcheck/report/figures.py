@@ -10,6 +10,7 @@ from detcheck.report.cost_figure import cost_beside_benefit
 from detcheck.report.divergence_figure import divergences
 from detcheck.report.figure_style import Drawing
 from detcheck.report.load_figures import agreement, distinct_by_batch_size
+from detcheck.report.seeds_figure import seeds_by_load
 from detcheck.report.tree_figure import prefix_tree
 from detcheck.report.variant_figure import variants_by_rank
 
@@ -42,6 +43,7 @@ def _draw_prompt(analysis: Analysis, prompt_index: int, prefix: str) -> list[Dra
         divergences(groups, prefix),
         distinct_by_batch_size(groups, prefix),
         cost_beside_benefit(groups, prefix),
+        seeds_by_load(groups, prefix),
         agreement(analysis, prompt_index, prefix),
     ]
     return [drawing for drawing in drawings if drawing is not None]

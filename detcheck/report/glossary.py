@@ -30,7 +30,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "gap and nat",
         "The gap is the difference of the log-probabilities of the two best tokens. It is given "
         "in nats, the unit of the natural logarithm: 0.1 nats means that the best token is 1.1 "
-        "times as probable as the second, 1 nat that it is 2.7 times as probable.",
+        "times as probable as the second, 1 nat that it is 2.7 times as probable. Above "
+        "temperature 0 sampling perturbs the scores, and gaps are those of perturbed scores.",
     ),
     (
         "kernels",

@@ -92,6 +92,7 @@ class Section:
             ("beside", "cure beside stock", view.beside is not None),
             ("branches", "where they diverge", any(group.tree for group in self.groups)),
             ("figures", "figures", bool(self.figures)),
+            ("seeds", "seeds", view.seeds is not None),
             ("batches", "by batch size", True),
             ("variants", "variants", bool(view.listed)),
             ("compare", "compare two", several),

@@ -19,6 +19,7 @@ from detcheck.report.text import clip
 MAX_CONDITIONS = 16
 """Conditions in an agreement matrix; with more, its cells are too small to read."""
 BATCH_TITLE = "Distinct answers by batch size"
+SEED_TITLE = "Distinct answers to one seed, by batch size"
 AGREEMENT_TITLE = "Agreement between conditions, in %"
 AGREEMENT_CAPTION = (
     "Each cell compares two conditions, named by kernels and batch size (b8: 8 requests in flight "
@@ -30,14 +31,18 @@ AGREEMENT_CAPTION = (
 
 
 def distinct_by_batch_size(groups: Sequence[Group], prefix: str = "") -> Drawing | None:
-    """Distinct answers at each batch size, kernels settings side by side; None without rows."""
+    """Distinct answers at each batch size, kernels settings side by side; None without rows.
+
+    With several seeds, the most answers to one of them.
+    """
     groups = [group for group in groups if group.by_batch_size]
     if not groups:
         return None
     rows = dict.fromkeys(_cell(row) for group in groups for row in group.by_batch_size)
     cells = sorted(rows, key=lambda cell: cell[0])
+    title = SEED_TITLE if any(len(group.by_seed) > 1 for group in groups) else BATCH_TITLE
     figure = look.new_figure()
-    axes = look.new_axes(figure, BATCH_TITLE, left=56, bottom=56)
+    axes = look.new_axes(figure, title, left=56, bottom=56)
     width = 0.72 / len(groups)
     for index, group in enumerate(groups):
         _bars(axes, group, cells, (index - (len(groups) - 1) / 2) * width, width)
@@ -52,7 +57,7 @@ def distinct_by_batch_size(groups: Sequence[Group], prefix: str = "") -> Drawing
     look.legend(axes, len(groups))
     axes.set_xlabel("batch size, and how many completions")
     axes.set_ylabel("distinct answers")
-    alt = f"{BATCH_TITLE}: " + "; ".join(_rows_in_words(group) for group in groups)
+    alt = f"{title}: " + "; ".join(_rows_in_words(group) for group in groups)
     return look.finish(figure, f"{prefix}distinct_by_batch_size", alt)
 
 
@@ -114,9 +119,9 @@ def _bars(
     """The bars of one kernels setting, with their numbers."""
     rows = {_cell(row): row for row in group.by_batch_size}
     places = [place + offset for place, cell in enumerate(cells) if cell in rows]
-    values = [rows[cell].distinct for cell in cells if cell in rows]
+    values = [rows[cell].distinct_within_seed for cell in cells if cell in rows]
     colour = look.kernels_colour(group.kernels)
-    label = f"{group.kernels}: {group.distinct:,} distinct"
+    label = f"{group.kernels}: {group.distinct_within_seed:,} distinct"
     bars = axes.bar(places, values, width * 0.92, color=colour, label=label)
     axes.bar_label(bars, padding=2, fontsize=look.FONT_SIZE - 1, color=look.INK)
 
@@ -127,6 +132,7 @@ def _short(kernels: str) -> str:
 
 def _rows_in_words(group: Group) -> str:
     rows = ", ".join(
-        f"{row.distinct} at {row.batch_size}{_at(row.placement)}" for row in group.by_batch_size
+        f"{row.distinct_within_seed} at {row.batch_size}{_at(row.placement)}"
+        for row in group.by_batch_size
     )
     return f"{group.kernels}, {rows}"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 
-from detcheck.report.cards import BAD, GOOD, OPEN, Card
+from detcheck.report.card import BAD, GOOD, OPEN, Card
 from detcheck.report.checks import Bound, TrustCheck
 from detcheck.report.costs import cost_range
 from detcheck.report.glossary import GLOSSARY
@@ -23,6 +23,7 @@ from detcheck.report.prompt_view import (
     PromptView,
     flip_reason,
 )
+from detcheck.report.seeds import SeedsView
 from detcheck.report.text import came_back, clip, factor, flip_counts, number, percent, tail
 from detcheck.report.view import ReportView
 from detcheck.report.word_diff import DiffPart
@@ -132,6 +133,10 @@ def _prompt(view: PromptView, figures: Sequence[str]) -> Iterator[str]:
         yield from _beside(view.beside)
     if figures:
         yield "Figures: " + ", ".join(f"[{_title(name)}]({name})" for name in figures)
+    if view.seeds is not None:
+        yield "### Seeds and loads"
+        yield "\n".join(f"- {kernels}: {words}." for kernels, words in view.seeds.sentences)
+        yield _seeds_table(view.seeds)
     yield "### By batch size"
     yield _batch_table(view.by_batch_size)
     for group in view.groups:
@@ -191,6 +196,21 @@ def _by_shared(parts: Sequence[DiffPart]) -> Iterator[tuple[str, str]]:
             own += part.text
     if own:
         yield own, ""
+
+
+def _seeds_table(seeds: SeedsView) -> str:
+    """Different answers to each seed at each batch size, and over all loads."""
+    headings = ("kernels", "seed", *(f"batch {size}" for size in seeds.batch_sizes), "all loads")
+    rows = [
+        (
+            row.kernels,
+            str(row.seed),
+            *(str(cell.distinct or "–") for cell in row.cells),
+            f"**{row.distinct}**",
+        )
+        for row in seeds.rows
+    ]
+    return _table(headings, rows, numeric=True)
 
 
 def _batch_table(lines: Sequence[BatchLine]) -> str:

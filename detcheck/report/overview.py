@@ -17,6 +17,9 @@ class GroupRow:
 
     kernels: str
     distinct: int
+    distinct_within_seed: int
+    """Most answers to one seed; the same as `distinct` if there is only one."""
+    num_seeds: int
     completions: int
     asked: int
     most_common: int
@@ -51,13 +54,20 @@ class PromptRow:
 
     @property
     def most_distinct(self) -> int:
-        """The largest number of answers under one kernels setting."""
-        return max(one.distinct for one in self.groups)
+        """The largest number of answers to one seed under one kernels setting."""
+        return max(one.distinct_within_seed for one in self.groups)
+
+    @property
+    def several_seeds(self) -> bool:
+        """Whether the prompt was asked with more than one seed."""
+        return any(one.num_seeds > 1 for one in self.groups)
 
     @property
     def quiet(self) -> bool:
-        """Whether every completion came back, and each kernels setting has one answer."""
-        return all(one.distinct == 1 and one.completions == one.asked for one in self.groups)
+        """Whether every completion came back, and each seed has one answer whatever the load."""
+        return all(
+            one.distinct_within_seed == 1 and one.completions == one.asked for one in self.groups
+        )
 
 
 def overview(analysis: Analysis) -> tuple[PromptRow, ...]:
@@ -96,11 +106,14 @@ def prompt_row(groups: Sequence[Group]) -> PromptRow:
 
 
 def chance_equal(group: Group) -> float | None:
-    """Chance that two different completions of a group are equal; None with fewer than two."""
-    pairs = group.completions * (group.completions - 1)
+    """Chance that two different completions of one seed are equal; None with fewer than two."""
+    splits = [(group.completions, group.variants)]
+    if len(group.by_seed) > 1:
+        splits = [(split.completions, split.variants) for split in group.by_seed]
+    pairs = sum(completions * (completions - 1) for completions, _ in splits)
     if not pairs:
         return None
-    return sum(counted.count * (counted.count - 1) for counted in group.variants) / pairs
+    return sum(one.count * (one.count - 1) for _, variants in splits for one in variants) / pairs
 
 
 def _variety(row: PromptRow) -> tuple[int, float, int]:
@@ -117,6 +130,8 @@ def _group_row(group: Group) -> GroupRow:
     return GroupRow(
         kernels=group.kernels,
         distinct=group.distinct,
+        distinct_within_seed=group.distinct_within_seed,
+        num_seeds=len(group.by_seed),
         completions=group.completions,
         asked=group.asked,
         most_common=group.most_common,

@@ -9,10 +9,12 @@ from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import BatchSizeRow, Flip, Group, VariantCount
 from detcheck.kernels.settings import STOCK
 from detcheck.report.branchings import BranchingPlace, branching_places
+from detcheck.report.card import answers_of
 from detcheck.report.checks import Bound, bounds
 from detcheck.report.overview import PromptRow
 from detcheck.report.prefix_tree import Branch, branches
 from detcheck.report.roles import compared_with_stock
+from detcheck.report.seeds import SeedsView, seeds_view
 from detcheck.report.text import number, tail
 from detcheck.report.word_diff import WordDiff, word_diff
 from detcheck.text import count
@@ -96,6 +98,8 @@ class PromptView:
     beside: AnswersBeside | None
     """None without stock kernels, without others, or if one of them gave no answer."""
     bounds: tuple[Bound, ...]
+    seeds: SeedsView | None
+    """None if there is only one seed."""
 
     @property
     def anchor(self) -> str:
@@ -118,6 +122,7 @@ def prompt_view(row: PromptRow, groups: Sequence[Group]) -> PromptView:
         listed=tuple(view for view in with_answers if view.distinct > 1) or with_answers[:1],
         beside=_answers_beside(groups),
         bounds=bounds(groups),
+        seeds=seeds_view(groups),
     )
 
 
@@ -168,28 +173,39 @@ def _by_batch_size(groups: Sequence[Group]) -> tuple[BatchLine, ...]:
 
 
 def _answers_beside(groups: Sequence[Group]) -> AnswersBeside | None:
+    """The reference of stock beside that of the cure, to the first seed if there are several."""
     stock = next((group for group in groups if group.kernels == STOCK), None)
     cure = next((group for group in groups if group.kernels != STOCK and group.variants), None)
-    if stock is None or cure is None or stock.reference is None or cure.reference is None:
+    if stock is None or cure is None:
         return None
-    ours, theirs = stock.reference, cure.reference
-    smallest = min(ours.batch_sizes)
+    ours, theirs = _reference(stock), _reference(cure)
+    if ours is None or theirs is None:
+        return None
+    seed = f"seed {stock.by_seed[0].seed}, " if len(stock.by_seed) > 1 else ""
     return AnswersBeside(
-        left_name=f"stock, batch size {smallest}",
-        right_name=f"{cure.kernels}, {count(cure.most_common, 'completion')}",
+        left_name=f"stock, {seed}batch size {min(ours.batch_sizes)}",
+        right_name=f"{cure.kernels}, {seed}{count(theirs.count, 'completion')}",
         diff=word_diff(ours.variant.text, theirs.variant.text),
-        sentence=_cure_among_stock(stock, cure, theirs),
+        sentence=_cure_among_stock(stock, cure, ours, theirs),
     )
 
 
-def _cure_among_stock(stock: Group, cure: Group, answer: VariantCount) -> str:
+def _reference(group: Group) -> VariantCount | None:
+    """The reference of a group, of its first seed if there are several."""
+    return group.by_seed[0].reference if len(group.by_seed) > 1 else group.reference
+
+
+def _cure_among_stock(
+    stock: Group, cure: Group, reference: VariantCount, answer: VariantCount
+) -> str:
     """Which of stock's variants the cure's answer is."""
+    fingerprint = answer.variant.fingerprint
+    if fingerprint == reference.variant.fingerprint:
+        return f"The answer of {cure.kernels} kernels is stock's answer at that batch size."
     for counted in stock.variants:
-        if counted.variant.fingerprint == answer.variant.fingerprint:
+        if counted.variant.fingerprint == fingerprint:
             sizes = ", ".join(map(str, counted.batch_sizes))
             times = f"{counted.count:,} of {stock.completions:,} times"
-            if counted.is_reference:
-                return f"The answer of {cure.kernels} kernels is stock's answer at that batch size."
             return (
                 f"The answer of {cure.kernels} kernels is variant {counted.rank} of stock: stock "
                 f"gave it {times}, at batch size {sizes}."
@@ -204,6 +220,8 @@ def _sentence(groups: Sequence[Group]) -> str:
     for group in groups:
         completions = count(group.completions, "completion")
         clause = f"{group.kernels}: {group.distinct:,} distinct of {completions}"
+        if len(group.by_seed) > 1:
+            clause += f", {answers_of(group, several=False)}"
         beside = "" if stock is None or group is stock else compared_with_stock(stock, group)
         clauses.append(f"{clause}, {beside}" if beside else clause)
     return "; ".join(clauses) + "."
@@ -212,6 +230,9 @@ def _sentence(groups: Sequence[Group]) -> str:
 def _reservation(groups: Sequence[Group]) -> str:
     """What it means if the control has one answer; empty if it does not, or without a control."""
     stock = next((group for group in groups if group.kernels == STOCK), None)
-    if len(groups) < 2 or stock is None or stock.distinct != 1:
+    if len(groups) < 2 or stock is None or stock.distinct_within_seed != 1:
         return ""
+    if stock.logprobs_differ:
+        moved = count(stock.logprobs_differ, "completion")
+        return f"Stock has one answer too: only the log-probabilities of {moved} moved."
     return CONTROL_DID_NOT_DIVERGE[0].upper() + CONTROL_DID_NOT_DIVERGE[1:] + "."

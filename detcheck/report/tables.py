@@ -35,7 +35,9 @@ def summary_table(analysis: Analysis) -> Group:
     if several:
         table.add_column("", justify="right")
     table.add_column("kernels", max_width=KERNELS_CELLS, no_wrap=True)
-    for heading in ("came\nback", "distinct", "most\ncommon", "diverge\nat"):
+    seeds = any(row.several_seeds for row in rows)
+    third = "for one\nseed" if seeds else "most\ncommon"
+    for heading in ("came\nback", "distinct", third, "diverge\nat"):
         table.add_column(heading, justify="right")
     table.add_column("flips", no_wrap=True)
     table.add_column("tokens/s", justify="right")
@@ -43,7 +45,7 @@ def summary_table(analysis: Analysis) -> Group:
     for row in shown:
         for group in row.groups:
             number_of = [Text(str(row.prompt_index + 1) if group is row.groups[0] else "")]
-            table.add_row(*(number_of if several else []), *_cells(group))
+            table.add_row(*(number_of if several else []), *_cells(group, seeds=seeds))
     return Group(*(_prompt(row, numbered=several) for row in shown), table)
 
 
@@ -58,14 +60,16 @@ def _caption(analysis: Analysis, num_prompts: int) -> str:
     return (more if hidden > 0 else "") + batches(analysis, "\n")
 
 
-def _cells(group: GroupRow) -> list[Text]:
-    distinct_style = "bold green" if group.distinct == 1 else "bold yellow"
+def _cells(group: GroupRow, *, seeds: bool) -> list[Text]:
+    style = "bold green" if group.distinct_within_seed == 1 else "bold yellow"
     position = group.first_divergence
     return [
         Text(group.kernels),
         Text(came_back(group.completions, group.asked)),
-        Text(f"{group.distinct:,}", style=distinct_style),
-        Text(f"{group.most_common:,}"),
+        Text(f"{group.distinct:,}", style="" if seeds else style),
+        Text(f"{group.distinct_within_seed:,}", style=style)
+        if seeds
+        else Text(f"{group.most_common:,}"),
         Text("–" if position is None else f"{UNITS[group.unit]} {position:,}"),
         _flips(group),
         Text(number(group.tokens_per_second)),

@@ -8,7 +8,8 @@ from typing import Any
 
 from detcheck.analysis.results import Analysis, Group
 from detcheck.environment import settings
-from detcheck.report.cards import Card, six_cards
+from detcheck.report.card import Card, most_varied_of
+from detcheck.report.cards import six_cards
 from detcheck.report.checks import TrustCheck, doubt_about, trust_checks
 from detcheck.report.overview import PromptRow, groups_by_prompt, overview
 from detcheck.report.prompt_view import PromptView, prompt_view
@@ -71,16 +72,19 @@ def _prompts(analysis: Analysis) -> tuple[PromptView, ...]:
 
 
 def headline(analysis: Analysis) -> str:
-    """The finding in one line; it begins with `Inconclusive` if one answer proves nothing."""
+    """The finding in one line; it begins with `Inconclusive` if one answer proves nothing.
+
+    With several seeds, answers are counted for each seed by itself.
+    """
     control, cure = control_groups(analysis), cure_groups(analysis)
     if not any(group.completions for group in analysis.groups):
         return "No answer came back"
-    worst = max(control, key=lambda group: group.distinct)
+    worst = most_varied_of(control)
     if not worst.distinct:
         return f"No answer came back with {worst.kernels} kernels"
     cured = [group for group in cure if group.kernels != worst.kernels and group.completions]
-    left = max((group.distinct for group in cured), default=0)
-    if max(worst.distinct, left) == 1:
+    left = max((group.distinct_within_seed for group in cured), default=0)
+    if max(worst.distinct_within_seed, left) == 1:
         return _one_answer(analysis, control)
     finding = _finding(worst, several=len(control) > 1)
     if not cured:
@@ -93,15 +97,24 @@ def headline(analysis: Analysis) -> str:
 
 def _finding(worst: Group, *, several: bool) -> str:
     """How many answers the control gave; `worst` has the most of `several` prompts."""
-    if worst.distinct == 1:
-        return "One answer" + (" to each question" if several else "")
-    finding = f"{count(worst.distinct, 'different answer')} to one question"
-    return f"Up to {finding}" if several else finding
+    seeds = len(worst.by_seed) > 1
+    if worst.distinct_within_seed == 1:
+        return "One answer" + _to_each(several=several, seeds=seeds)
+    finding = f"{count(worst.distinct_within_seed, 'different answer')} to one "
+    finding += "seed" if seeds else "question"
+    return f"Up to {finding}" if several or seeds else finding
+
+
+def _to_each(*, several: bool, seeds: bool) -> str:
+    """What each has one answer: ` to each question`, ` to each seed`."""
+    if seeds:
+        return " to each seed"
+    return " to each question" if several else ""
 
 
 def _one_answer(analysis: Analysis, control: tuple[Group, ...]) -> str:
     """The headline if no prompt has a second answer under any kernels."""
-    each = " to each question" if len(control) > 1 else ""
+    each = _to_each(several=len(control) > 1, seeds=len(control[0].by_seed) > 1)
     doubt = doubt_about(analysis, analysis.groups)
     if not doubt:
         return f"One answer{each}, whatever the load"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,15 @@ def eighty(folder: Path) -> Analysis:
 
 @pytest.fixture(scope="session")
 def silent(folder: Path) -> Analysis:
-    """A control that does not diverge."""
+    """One answer under all kernels; the log-probabilities of stock move with the load."""
     return analyse(write_run(folder / "silent", [Script(LIGHTHOUSE[:1])], Experiment()))
+
+
+@pytest.fixture(scope="session")
+def dead(silent: Analysis) -> Analysis:
+    """A control of which not even a bit of its log-probabilities moved."""
+    groups = tuple(replace(group, logprobs_differ=0) for group in silent.groups)
+    return replace(silent, groups=groups)
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +79,15 @@ def several(folder: Path) -> Analysis:
     scripts = [Script(LIGHTHOUSE), Script(many_answers(20), gap=2.0), Script(LIGHTHOUSE[:1])]
     experiment = Experiment(prompts=(STORY, "a [bold]prompt[/bold]", "c"), completions=96)
     return analyse(write_run(folder / "several", scripts, experiment))
+
+
+@pytest.fixture(scope="session")
+def seeded(folder: Path) -> Analysis:
+    """Four wanted samples; under stock kernels the load adds answers to each."""
+    experiment = Experiment(
+        prompts=(STORY,), completions=24, batch_sizes=(1, 4, 8), temperature=0.7, seeds=(0, 1, 2, 3)
+    )
+    return analyse(write_run(folder / "seeded", [Script(LIGHTHOUSE)], experiment))
 
 
 @pytest.fixture(scope="session")

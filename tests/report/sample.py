@@ -166,7 +166,7 @@ def _answer(trial: Trial, script: Script) -> list[tuple[int, Completion]]:
         (
             position,
             script.completion(
-                script.choose(rng) if varied else 0,
+                ((script.choose(rng) if varied else 0) + condition.seed) % len(script.answers),
                 condition.batch_size,
                 rng if condition.kernels == STOCK else random.Random(0),
             ),

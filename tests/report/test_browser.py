@@ -58,7 +58,7 @@ def test_hostile_answers_do_nothing(
     assert not page.methods("Log.entryAdded"), "the content policy had nothing to block"
 
 
-@pytest.mark.parametrize("name", ["story", "eighty", "several", "silent", "texts"])
+@pytest.mark.parametrize("name", ["story", "eighty", "several", "silent", "texts", "seeded"])
 @pytest.mark.parametrize("screen", SCREENS)
 def test_ordinary_reports_fit_and_the_first_screen_answers(
     page: Page,
@@ -82,7 +82,7 @@ CUT = """
 HINTED = "box => [...(box.closest('figure') || box).querySelectorAll('.sideways')]"
 
 
-@pytest.mark.parametrize("name", ["story", "several"])
+@pytest.mark.parametrize("name", ["story", "several", "seeded"])
 def test_what_is_cut_on_a_phone_has_a_hint(
     page: Page, name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

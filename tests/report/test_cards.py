@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from detcheck.analysis import analyse
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, Analysis, VariantCount
 from detcheck.evidence import KernelsProof
-from detcheck.report.cards import BAD, GOOD, OPEN, six_cards
+from detcheck.experiment import Experiment
+from detcheck.report.card import BAD, GOOD, OPEN
+from detcheck.report.cards import six_cards
 from detcheck.report.checks import bounds, trust_checks
 from detcheck.report.overview import overview
 from detcheck.report.roles import compared_with_stock
@@ -20,7 +24,7 @@ from detcheck.report.tables import summary_table
 from detcheck.report.text import flip_counts, number, of_kind
 from detcheck.report.view import build_view, headline
 
-from .sample import drawn
+from .sample import Script, drawn, write_run
 
 
 def without_groups(analysis: Analysis, *kernels: str) -> Analysis:
@@ -66,17 +70,28 @@ def test_the_six_cards_of_a_run_that_diverged_and_was_cured(story: Analysis) -> 
     )
 
 
-def test_a_silent_control_shows_nothing(silent: Analysis) -> None:
-    how_many, where, why, cure, _, trust = six_cards(silent)
-    assert how_many.answer == "1 distinct of 48"
-    assert where.answer == "Nowhere"
+def test_a_dead_control_shows_nothing(dead: Analysis) -> None:
+    how_many, where, why, cure, _, trust = six_cards(dead)
+    assert (how_many.answer, how_many.mark) == ("1 distinct of 48", OPEN)
+    assert (where.answer, where.mark) == ("Nowhere", OPEN)
     assert why.answer == "Nothing to explain"
-    assert (cure.answer, cure.mark, cure.detail) == (
-        "Cannot be shown",
-        OPEN,
-        f"{CONTROL_DID_NOT_DIVERGE}; its answer is stock's too",
+    assert (cure.answer, cure.mark) == ("Cannot be shown", OPEN)
+    assert "not one bit of its log-probabilities moved" in cure.detail
+    assert (trust.mark, trust.answer) == (BAD, "Not yet: control is not alive")
+    assert headline(dead) == "Inconclusive: one answer in 48 completions, control is not alive"
+    assert CONTROL_DID_NOT_DIVERGE[1:] in build_view(dead).prompts[0].reservation
+
+
+def test_a_control_that_moves_by_a_bit_is_alive(silent: Analysis) -> None:
+    how_many, _, _, cure, _, trust = six_cards(silent)
+    assert (how_many.mark, trust.mark) == (GOOD, GOOD)
+    assert (cure.answer, cure.mark) == ("Yes: 1 distinct of 48", GOOD)
+    assert "stock has one answer too, and only its log-probabilities moved" in cure.detail
+    assert headline(silent) == "One answer, whatever the load"
+    moved = silent.groups[0].logprobs_differ
+    assert f"only the log-probabilities of {moved} completions moved" in (
+        build_view(silent).prompts[0].reservation
     )
-    assert (trust.mark, trust.detail) == (OPEN, CONTROL_DID_NOT_DIVERGE)
 
 
 def test_confident_flips_are_a_bug(several: Analysis) -> None:
@@ -131,10 +146,20 @@ def test_over_several_prompts_it_is_counted(several: Analysis) -> None:
     assert six_cards(several)[3].detail.endswith("on 3 of 3 prompts every answer is one of stock's")
 
 
-def test_equal_answers_with_other_log_probabilities_are_mentioned(story: Analysis) -> None:
+def test_a_cure_whose_bits_differ_does_not_work(story: Analysis) -> None:
     noisy = change_groups(story, "batch-invariant", logprobs_differ=3)
-    assert "log-probabilities differ" in six_cards(noisy)[3].detail
+    cure = six_cards(noisy)[3]
+    assert (cure.answer, cure.mark) == ("No: 1 distinct of 48; bits differ", BAD)
+    assert "the log-probabilities of 3 completions differ in some bit" in cure.detail
     assert "log-probabilities differ" in {check.title for check in trust_checks(noisy)}
+
+
+def test_three_completions_of_three_tokens_are_inconclusive(folder: Path) -> None:
+    experiment = Experiment(completions=3, batch_sizes=(1, 2), max_new_tokens=3)
+    script = Script(("Once upon a",))
+    analysis = analyse(write_run(folder / "three", [script], experiment))
+    assert headline(analysis) == ("Inconclusive: one answer in 3 completions, too few comparisons")
+    assert GOOD not in {card.mark for card in six_cards(analysis)}
 
 
 def test_nothing_came_back(story: Analysis) -> None:

@@ -13,7 +13,7 @@ from detcheck.report.figure_style import DARK, Drawing
 
 from . import sample
 
-RUNS = ["story", "eighty", "silent", "texts", "several", "attacked", "prefixes"]
+RUNS = ["story", "eighty", "silent", "texts", "several", "seeded", "attacked", "prefixes"]
 SVG = "{http://www.w3.org/2000/svg}"
 
 

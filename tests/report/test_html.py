@@ -67,7 +67,7 @@ def page_of(analysis: Analysis) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["story", "eighty", "silent", "texts", "several", "attacked", "prefixes"]
+    "name", ["story", "eighty", "silent", "texts", "several", "seeded", "attacked", "prefixes"]
 )
 def test_the_page_holds_nothing_that_runs_or_loads(
     name: str, request: pytest.FixtureRequest
@@ -101,8 +101,10 @@ def test_the_page_has_every_part(story: Analysis) -> None:
         assert re.search(rf"{child.count} ?{first}", text)
 
 
-def test_a_silent_control_is_said_in_the_words_of_the_design(silent: Analysis) -> None:
-    assert Reader(page_of(silent)).text.count(CONTROL_DID_NOT_DIVERGE) >= 3
+def test_a_dead_control_is_said_in_the_words_of_the_design(dead: Analysis) -> None:
+    text = Reader(html.render(build_view(dead), {})).text
+    assert CONTROL_DID_NOT_DIVERGE[1:] in text
+    assert text.count("The control shows nothing") >= 2
 
 
 def test_hostile_answers_are_shown_as_they_are(attacked: Analysis) -> None:

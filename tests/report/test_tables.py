@@ -21,7 +21,9 @@ def shown(analysis: Analysis, width: int = 80) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("name", ["story", "several", "eighty", "silent", "texts", "attacked"])
+@pytest.mark.parametrize(
+    "name", ["story", "several", "eighty", "silent", "texts", "seeded", "attacked"]
+)
 def test_eighty_columns_are_enough(name: str, request: pytest.FixtureRequest) -> None:
     analysis = request.getfixturevalue(name)
     text = shown(analysis)
