@@ -164,8 +164,19 @@ def judge_run(analysis: Analysis, options: GateOptions) -> Verdict:
         analysis,
         options,
         baseline=None if options.baseline is None else _baseline(options.baseline, kernels),
-        control=None if options.control is None else load_analysis(options.control),
+        control=_control(analysis, options),
     )
+
+
+def _control(analysis: Analysis, options: GateOptions) -> Analysis | None:
+    """The run that `options` name as the control, else the one that `detcheck run` has kept."""
+    from detcheck.cli.run import CONTROL
+    from detcheck.rundir import RUN_FILE
+
+    kept = analysis.run.path / CONTROL
+    if options.control is None and not (kept / RUN_FILE).exists():
+        return None
+    return load_analysis(options.control or kept)
 
 
 def load_analysis(path: Path) -> Analysis:

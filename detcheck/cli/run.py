@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from detcheck.cli.options import all_fields, parameters, takes, target_fields, values
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from detcheck.engines import Connection
     from detcheck.rundir import Run
 
+CONTROL = "control"
+"""Folder within a run of the run that is its control."""
 _AS_ARGUMENT = ("model",)
 OPTIONS = parameters(field for field in all_fields() if field.name not in _AS_ARGUMENT)
 
@@ -83,6 +86,14 @@ def run_command(
             "[default: 60]",
         ),
     ] = None,
+    control_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A second server, such as one without its determinism flag. It is asked the same "
+            "afterwards, into the folder `control` of the run, and is the gate's control.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -136,9 +147,26 @@ def run_command(
         if print_config:
             print(to_toml(experiment, target, settings.section("gate")), end="")
             raise typer.Exit(ExitCode.OK)
+        control = _control(target, control_endpoint)
         measured = _start(experiment, target, out, connection)
+        if control is not None and measured.complete:
+            _start(experiment, control, measured.path / CONTROL, connection)
     _show(measured, as_json=as_json)
     raise typer.Exit(ExitCode.OK if measured.complete else ExitCode.INCONCLUSIVE)
+
+
+def _control(target: Target, endpoint: str | None) -> Target | None:
+    """The target of the control, if there is one: as `target`, but at another endpoint.
+
+    Raises UsageError if the target is no server, or is that endpoint itself.
+    """
+    if endpoint is None:
+        return None
+    if "endpoints" not in target.__struct_fields__:
+        raise UsageError("--control-endpoint is for servers: give --endpoint URL.")
+    if endpoint.rstrip("/") in {url.rstrip("/") for url in target.endpoints}:  # type: ignore[attr-defined]
+        raise UsageError("--control-endpoint names a server that is judged: give another one.")
+    return msgspec.structs.replace(target, endpoints=(endpoint,))
 
 
 def _seed(seed: int | None, given: dict[str, Any]) -> dict[str, Any]:
