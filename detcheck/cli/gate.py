@@ -68,6 +68,13 @@ def gate_command(
         bool,
         typer.Option("--require-control", help="Without a control the verdict is inconclusive."),
     ] = False,
+    require_whole_answer: Annotated[
+        bool,
+        typer.Option(
+            "--require-whole-answer",
+            help="If a server never showed some tokens, the verdict is inconclusive.",
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="The model that the run must have asked."),
@@ -120,6 +127,7 @@ def gate_command(
         "baseline": baseline,
         "control": control,
         "require_control": require_control or None,
+        "require_whole_answer": require_whole_answer or None,
         "model": model,
         "max_age": max_age,
         "kernels": kernels,
@@ -234,7 +242,7 @@ def _print_json(verdict: Verdict, options: GateOptions) -> None:
             "kernels": judged.group.kernels,
             "verdict": judged.value,
             "completions": judged.group.completions,
-            "distinct": judged.group.distinct,
+            "distinct": judged.group.distinct_within_seed,
             "reasons": judged.reasons,
         }
         for judged in verdict.groups

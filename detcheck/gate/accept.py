@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from detcheck.analysis.results import Analysis, Group
-from detcheck.gate.baseline import PREVIEW, AcceptedPrompt, Baseline, baseline_of
+from detcheck.analysis.results import Analysis, Group, SeedSplit
+from detcheck.gate.baseline import PREVIEW, AcceptedPrompt, Baseline, baseline_of, key_of
 from detcheck.gate.changes import change_in_words, check_same_question
 from detcheck.text import count
 
@@ -42,14 +42,18 @@ def accept(
     if existing is not None:
         check_same_question(existing, analysis.run)
     new = baseline_of(analysis, kernels, PREVIEW)
-    groups = {(group.prompt, group.kernels): group for group in analysis.groups}
+    parts = {
+        key_of(analysis.run, group, split): (group, split)
+        for group in analysis.groups
+        for split in group.by_seed
+    }
     before = {entry.key: entry for entry in existing.prompts} if existing else {}
     changes: list[str] = []
     entries = dict(before)
     for entry in new.prompts:
         old = before.get(entry.key)
         entries[entry.key] = _merged(old, entry) if add and old is not None else entry
-        changes.extend(_changes(old, groups[entry.key], add=add))
+        changes.extend(_changes(old, *parts[entry.key], add=add))
     ours = {entry.key for entry in new.prompts}
     return Acceptance(
         baseline=msgspec.structs.replace(new, prompts=tuple(entries.values())),
@@ -65,15 +69,18 @@ def _merged(old: AcceptedPrompt, new: AcceptedPrompt) -> AcceptedPrompt:
     return msgspec.structs.replace(new, answers=tuple(answers.values()))
 
 
-def _changes(old: AcceptedPrompt | None, group: Group, *, add: bool) -> Iterator[str]:
-    """A sentence if the accepted answers to the prompt of `group` change."""
+def _changes(
+    old: AcceptedPrompt | None, group: Group, split: SeedSplit, *, add: bool
+) -> Iterator[str]:
+    """A sentence if the accepted answers to one seed of a group change."""
+    name = group.name + (f" seed {split.seed}" if len(group.seeds) > 1 else "")
     if old is None:
-        yield f"{group.name}: new, {count(group.distinct, 'answer')} accepted"
+        yield f"{name}: new, {count(split.distinct, 'answer')} accepted"
         return
-    new = [counted.variant for counted in group.variants if not old.accepts(counted.variant)]
-    back = sum(old.accepts(counted.variant) for counted in group.variants)
+    new = [counted.variant for counted in split.variants if not old.accepts(counted.variant)]
+    back = sum(old.accepts(counted.variant) for counted in split.variants)
     gone = 0 if add else len(old.answers) - back
     parts = [f"{count(len(new), 'new answer')}: {change_in_words(old, new[0])}"] if new else []
     parts += [f"{count(gone, 'answer')} no longer accepted"] if gone > 0 else []
     if parts:
-        yield f"{group.name}: {'; '.join(parts)}"
+        yield f"{name}: {'; '.join(parts)}"

@@ -17,7 +17,7 @@ from detcheck.analysis.evidence import (
     Finding,
     lacking,
 )
-from detcheck.analysis.results import Analysis, Group
+from detcheck.analysis.results import Analysis, Group, SeedSplit
 from detcheck.completion import fingerprint_text
 from detcheck.errors import UsageError
 from detcheck.gate.identity import dtype_of, models_of
@@ -27,6 +27,8 @@ from detcheck.text import HIDDEN
 FORMAT = 1
 PREVIEW = 2000
 """Characters of an answer that a file keeps, to show a difference in words."""
+Key = tuple[str, str, int | None]
+"""Prompt, kernels, and the seed of a wanted sample."""
 NOT_NEEDED = (LOAD_VARIED, ENOUGH_COMPARISONS, CONTROL_ALIVE)
 """Lacks that a baseline may have: an answer that one load gave was given all the same."""
 
@@ -51,19 +53,21 @@ class AcceptedAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class AcceptedPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The accepted answers to one prompt under one kernels setting."""
+    """The accepted answers to one prompt under one kernels setting, and to one seed if sampled."""
 
     prompt: str
     kernels: str
+    seed: int | None = None
+    """Seed of the wanted sample; None at temperature 0, where a seed changes nothing."""
     token_ids_digest: str | None = None
     """Tagged hash of the prompt's token ids, as they were sent; None if it is not known."""
     answers: tuple[AcceptedAnswer, ...]
     """The reference of the run first, then the most common first."""
 
     @property
-    def key(self) -> tuple[str, str]:
-        """(prompt, kernels), which no other entry of the baseline has."""
-        return self.prompt, self.kernels
+    def key(self) -> Key:
+        """(prompt, kernels, seed), which no other entry of the baseline has."""
+        return self.prompt, self.kernels, self.seed
 
     def accepts(self, variant: StoredVariant) -> bool:
         """Whether `variant` is one of the accepted answers, by tokens if both have them."""
@@ -95,16 +99,15 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Number type of the weights, as loaded, else as asked for; None if it is not known."""
     max_new_tokens: int
     temperature: float
-    seeds: tuple[int, ...]
     chat_template: bool
     engine: str
     machine: dict[str, Any]
     """Settings of the machine that can change an answer."""
     prompts: tuple[AcceptedPrompt, ...]
 
-    def entry(self, group: Group) -> AcceptedPrompt | None:
-        """The accepted answers to the prompt and kernels of `group`; None if there are none."""
-        return next((e for e in self.prompts if e.key == (group.prompt, group.kernels)), None)
+    def by_key(self) -> dict[Key, AcceptedPrompt]:
+        """Its entries by (prompt, kernels, seed)."""
+        return {entry.key: entry for entry in self.prompts}
 
 
 def baseline_of(analysis: Analysis, kernels: Sequence[str], preview: int | None = None) -> Baseline:
@@ -131,11 +134,12 @@ def baseline_of(analysis: Analysis, kernels: Sequence[str], preview: int | None 
         dtype=dtype_of(run),
         max_new_tokens=experiment.max_new_tokens,
         temperature=experiment.temperature,
-        seeds=experiment.seeds,
         chat_template=bool(run.setting("chat_template")),
         engine=run.target.engine,
         machine=machine_of(run),
-        prompts=tuple(_entry(run, group, preview) for group in groups),
+        prompts=tuple(
+            _entry(run, group, split, preview) for group in groups for split in group.by_seed
+        ),
     )
 
 
@@ -174,8 +178,13 @@ def prompt_digest(run: Run, prompt_index: int) -> str | None:
     return digests[prompt_index] if prompt_index < len(digests) else None
 
 
-def _entry(run: Run, group: Group, preview: int | None) -> AcceptedPrompt:
-    ordered = sorted(group.variants, key=lambda counted: not counted.is_reference)
+def key_of(run: Run, group: Group, split: SeedSplit) -> Key:
+    """The key of the baseline entry that holds one seed's answers of a group."""
+    return group.prompt, group.kernels, split.seed if run.experiment.temperature > 0 else None
+
+
+def _entry(run: Run, group: Group, split: SeedSplit, preview: int | None) -> AcceptedPrompt:
+    ordered = sorted(split.variants, key=lambda counted: not counted.is_reference)
     answers = tuple(
         AcceptedAnswer(
             fingerprint=counted.variant.fingerprint,
@@ -189,6 +198,7 @@ def _entry(run: Run, group: Group, preview: int | None) -> AcceptedPrompt:
     return AcceptedPrompt(
         prompt=group.prompt,
         kernels=group.kernels,
+        seed=key_of(run, group, split)[2],
         token_ids_digest=prompt_digest(run, group.prompt_index),
         answers=answers,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from detcheck.analysis.compare import in_words
 from detcheck.analysis.divergence import two_ways
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding
-from detcheck.analysis.results import Analysis, Group, VariantCount
+from detcheck.analysis.results import Analysis, Group, SeedSplit, VariantCount
 from detcheck.completion import first_divergence
 from detcheck.environment import differences
 from detcheck.errors import UsageError
@@ -16,6 +16,8 @@ from detcheck.gate.baseline import (
     AcceptedAnswer,
     AcceptedPrompt,
     Baseline,
+    Key,
+    key_of,
     machine_of,
     prompt_digest,
 )
@@ -27,7 +29,7 @@ from detcheck.text import count, quoted
 BASELINE = "baseline"
 BEFORE, AFTER = 30, 25
 """Characters shown before and after a divergence."""
-MOST_NAMED = 3
+MOST_NAMED = 5
 """Prompts that a sentence names before it counts the rest."""
 
 
@@ -41,8 +43,6 @@ def check_same_question(baseline: Baseline, run: Run) -> None:
         ("temperature", baseline.temperature, experiment.temperature),
         ("chat template", baseline.chat_template, bool(run.setting("chat_template"))),
     ]
-    if experiment.temperature > 0:
-        pairs.append(("list of seeds", baseline.seeds, experiment.seeds))
     for name, theirs, ours in pairs:
         if theirs != ours:
             raise UsageError(
@@ -75,8 +75,11 @@ def check_held(baseline: Baseline, analysis: Analysis, groups: Sequence[Group]) 
                 f"The baseline has no {name} kernels, only {', '.join(known)}: choose others by "
                 "`kernels`."
             )
-    if not any(baseline.entry(group) for group in groups):
-        raise UsageError("The baseline has none of the run's prompts: there is nothing to hold.")
+    if not any(held_parts(baseline, analysis.run, group) for group in groups):
+        seeds = " with its seeds" if analysis.run.experiment.temperature > 0 else ""
+        raise UsageError(
+            f"The baseline has none of the run's prompts{seeds}: there is nothing to hold."
+        )
 
 
 def changed_answers(given: GateInput) -> Iterator[Finding]:
@@ -88,10 +91,18 @@ def changed_answers(given: GateInput) -> Iterator[Finding]:
     for phrase in _settings_changed(baseline, run):
         yield Finding(BASELINE, NOTE, f"The environment differs from the baseline's: {phrase}.")
     for group in given.groups:
-        entry = baseline.entry(group)
-        if entry is not None and group.completions:
-            yield _held(entry, group, prompt_digest(run, group.prompt_index))
+        for entry, split in held_parts(baseline, run, group):
+            yield _held(entry, group, split, prompt_digest(run, group.prompt_index))
     yield from _prompts_of_one(baseline, given)
+
+
+def held_parts(
+    baseline: Baseline, run: Run, group: Group
+) -> list[tuple[AcceptedPrompt, SeedSplit]]:
+    """The answers of a group to each seed that the baseline has, beside the accepted ones."""
+    entries = baseline.by_key()
+    parts = ((entries.get(key_of(run, group, split)), split) for split in group.by_seed)
+    return [(entry, split) for entry, split in parts if entry is not None and split.variants]
 
 
 def change_in_words(entry: AcceptedPrompt, variant: StoredVariant) -> str:
@@ -112,48 +123,55 @@ def change_in_words(entry: AcceptedPrompt, variant: StoredVariant) -> str:
     return f"they diverge at {_place(variant, position)}{ways}"
 
 
-def _held(entry: AcceptedPrompt, group: Group, digest: str | None) -> Finding:
+def _held(entry: AcceptedPrompt, group: Group, split: SeedSplit, digest: str | None) -> Finding:
     if digest and entry.token_ids_digest and digest != entry.token_ids_digest:
         sentence = (
             "The model was asked something else than for the baseline: the same prompt became "
             "other token ids, as if its chat template had changed or held a date."
         )
         return Finding(BASELINE, INCONCLUSIVE, sentence, group)
-    new = [counted for counted in group.variants if not entry.accepts(counted.variant)]
+    seed = "" if entry.seed is None else f" to seed {entry.seed}"
+    new = [counted for counted in split.variants if not entry.accepts(counted.variant)]
     if new:
-        return Finding(BASELINE, FAIL, _changed(entry, group, new), group)
-    gone = len(entry.answers) - group.distinct
+        return Finding(BASELINE, FAIL, _changed(entry, split, new, seed), group)
+    gone = len(entry.answers) - split.distinct
     unseen = f"; {gone} of its {len(entry.answers)} did not come back" if gone > 0 else ""
-    return Finding(BASELINE, NOTE, f"Every answer is one that the baseline accepts{unseen}.", group)
+    sentence = f"Every answer{seed} is one that the baseline accepts{unseen}."
+    return Finding(BASELINE, NOTE, sentence, group)
 
 
-def _changed(entry: AcceptedPrompt, group: Group, new: Sequence[VariantCount]) -> str:
+def _changed(
+    entry: AcceptedPrompt, split: SeedSplit, new: Sequence[VariantCount], seed: str
+) -> str:
     completions = sum(counted.count for counted in new)
     accepted = count(len(entry.answers), "answer")
     return (
-        f"{count(len(new), 'answer')} ({completions} of {group.completions} completions) that the "
-        f"baseline does not accept ({accepted} accepted): "
+        f"{count(len(new), 'answer')}{seed} ({completions} of {split.completions} completions) "
+        f"that the baseline does not accept ({accepted} accepted): "
         f"{change_in_words(entry, new[0].variant)}."
     )
 
 
 def _prompts_of_one(baseline: Baseline, given: GateInput) -> Iterator[Finding]:
     """Prompts that only the run has, or only the baseline."""
-    new = [group.prompt for group in given.groups if baseline.entry(group) is None]
-    if new:
-        sentence = f"{_named(new)} not in the baseline, so nothing holds the answers to them."
+    run, accepted = given.analysis.run, baseline.by_key()
+    parts = ((group, split) for group in given.groups for split in group.by_seed)
+    asked = dict.fromkeys(key_of(run, group, split) for group, split in parts)
+    if new := [key for key in asked if key not in accepted]:
+        sentence = f"{_named(new)} not in the baseline, so nothing holds the answers."
         yield Finding(BASELINE, NOTE, sentence)
-    asked = {(group.prompt, group.kernels) for group in given.groups}
     judged = {group.kernels for group in given.groups}
-    gone = [e.prompt for e in baseline.prompts if e.kernels in judged and e.key not in asked]
-    if gone:
+    if gone := [key for key in accepted if key[1] in judged and key not in asked]:
         yield Finding(BASELINE, NOTE, f"{_named(gone)} in the baseline and not in the run.")
 
 
-def _named(prompts: Sequence[str]) -> str:
-    """`2 prompts ("One?", "Two?") are`."""
-    different = list(dict.fromkeys(prompts))
-    names = ", ".join(quoted(prompt) for prompt in different[:MOST_NAMED])
+def _named(keys: Sequence[Key]) -> str:
+    """`2 prompts ("One?", "Two?") are`; each with its seed if it was sampled."""
+    different = list(dict.fromkeys((prompt, seed) for prompt, _, seed in keys))
+    names = ", ".join(
+        quoted(prompt) + ("" if seed is None else f" seed {seed}")
+        for prompt, seed in different[:MOST_NAMED]
+    )
     more = f" and {len(different) - MOST_NAMED} more" if len(different) > MOST_NAMED else ""
     verb = "is" if len(different) == 1 else "are"
     return f"{count(len(different), 'prompt')} ({names}{more}) {verb}"

@@ -50,7 +50,7 @@ def summary_markdown(verdict: Verdict) -> str:
         prompt = escape_markdown(quoted(group.prompt, 60))
         kernels = escape_markdown(group.kernels)
         lines.append(
-            f"| {prompt} | {kernels} | {group.completions} | {group.distinct} "
+            f"| {prompt} | {kernels} | {group.completions} | {group.distinct_within_seed} "
             f"| {MARKS[judged.value]} |"
         )
     lines += ["", f"{verdict.summary}.", ""]

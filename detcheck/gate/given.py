@@ -36,6 +36,21 @@ class GateInput:
         """The control of a group; None if there is none."""
         return control_of(self.analysis, group, self.control_run)
 
+    def unseen_tokens(self, group: Group) -> int:
+        """Tokens that a server counted in the answers of a group and never showed."""
+        return sum(
+            record.unseen_tokens
+            for record in self.analysis.run.conditions
+            if (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
+        )
+
+    def num_held(self) -> int:
+        """Judged groups that the baseline has accepted answers for, to one seed at least."""
+        if self.baseline is None:
+            return 0
+        known = {(entry.prompt, entry.kernels) for entry in self.baseline.prompts}
+        return sum((group.prompt, group.kernels) in known for group in self.groups)
+
     @property
     def age(self) -> timedelta:
         """Time since the run finished, or since it was started if it never finished."""

@@ -58,6 +58,8 @@ class Judged:
     bound: float | None
     """95 % upper bound on the rate of differing answers of the group with the fewest comparisons;
     None if any completion differed."""
+    unseen_tokens: int
+    """Tokens that a server counted and never showed, over all judged groups."""
     control: str | None
     """What was the control: the name of its kernels, or `itself`; None if none was measured."""
     baseline: str | None
@@ -84,6 +86,8 @@ class Judged:
             yield "decoding", options
         yield "observed", self.observed
         yield "compared", self._compared()
+        if self.unseen_tokens:
+            yield "not judged", f"{count(self.unseen_tokens, 'token')} that were never shown"
         finished = f"finished {self.finished}" if self.finished else "never finished"
         age = duration_in_words(timedelta(seconds=self.age_s))
         yield "run", f"{self.run_id}, {finished}, {age} ago"
@@ -139,9 +143,10 @@ def judged_of(given: GateInput) -> Judged:
         fewest_comparisons=min(comparisons, default=0),
         differing=differing,
         bound=None if differing else zero_upper_bound(min(comparisons, default=0)),
+        unseen_tokens=sum(given.unseen_tokens(group) for group in given.groups),
         control=", ".join(dict.fromkeys(controls)) or None,
         baseline=None if baseline is None else baseline.run_id,
-        held=sum(baseline.entry(group) is not None for group in given.groups) if baseline else 0,
+        held=given.num_held(),
     )
 
 

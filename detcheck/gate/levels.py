@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.analysis.results import Analysis, Group
+from detcheck.analysis.results import Analysis, Group, SeedSplit
 from detcheck.analysis.variants import rows_by_condition
 from detcheck.gate.options import BITS, TEXT, GateOptions
 
@@ -23,9 +23,9 @@ class AtLevel:
     level: str
     """`bits`, `tokens` or `text`."""
     distinct: int
-    """Different answers at this level."""
+    """Different answers at this level; of several seeds, those of the seed that has most."""
     differing: int
-    """Completions that differ from the reference."""
+    """Completions that differ from the reference of their seed."""
     unknown: int
     """Completions that cannot be compared at this level: they have no log-probabilities."""
     batch_sizes: tuple[int, ...]
@@ -37,8 +37,8 @@ def count_at_level(
 ) -> Mapping[tuple[int, str], AtLevel]:
     """The answers of each group, counted at the level it is judged by; by (prompt index, kernels).
 
-    The reference is the first completion that has the tokens of the group's reference. Without
-    token ids, tokens are compared by their text.
+    Answers are compared within a seed, with the first completion that has the tokens of the seed's
+    reference. Without token ids, tokens are compared by their text.
     """
     run = analysis.run
     rows = rows_by_condition(run)
@@ -46,14 +46,15 @@ def count_at_level(
     for index, record in enumerate(run.conditions):
         conditions[record.prompt_index, record.kernels].append(index)
     text_numbers: dict[str, int] = {}
-    texts = [text_numbers.setdefault(variant.text, len(text_numbers)) for variant in run.variants]
+    same = [text_numbers.setdefault(variant.text, len(text_numbers)) for variant in run.variants]
+    texts = np.array(same, dtype=np.int64)
     counts = {}
     for group in groups:
         key = group.prompt_index, group.kernels
         level = options.level_of(group.kernels)
         ours = rows.of(conditions[key])
         ours = ours[run.completions.variant[ours] >= 0]
-        counts[key] = _count(analysis, group, ours, level, np.array(texts, dtype=np.int64))
+        counts[key] = _count(analysis, group, ours, level, texts)
     return counts
 
 
@@ -62,22 +63,33 @@ def _count(
 ) -> AtLevel:
     """Count the completions in `rows`, which are those of `group` that came back."""
     run, table = analysis.run, analysis.run.completions
-    variants = table.variant[rows].astype(np.int64)
-    keys = variants
-    if level == BITS:
-        keys = variants << 32 | _known_digests(variants, table.digest[rows]) + 1
-    elif level == TEXT:
-        keys = texts[variants]
-    first = _first_with_reference(analysis, group, variants)
-    differs = np.zeros(len(keys), dtype=bool) if first is None else keys != keys[first]
+    seed_of = np.array([record.seed for record in run.conditions])
+    keys = _keys(analysis, rows, level, texts)
+    differs = np.zeros(len(rows), dtype=bool)
+    distinct = 0
+    for split in group.by_seed:
+        ours = np.flatnonzero(seed_of[table.condition[rows]] == split.seed)
+        distinct = max(distinct, len(np.unique(keys[ours])))
+        first = _first_with_reference(analysis, split, table.variant[rows[ours]])
+        if first is not None:
+            differs[ours] = keys[ours] != keys[ours[first]]
     conditions = np.unique(table.condition[rows[differs]]).tolist()
     return AtLevel(
         level=level,
-        distinct=len(np.unique(keys)),
+        distinct=distinct,
         differing=int(differs.sum()),
         unknown=int((table.digest[rows] < 0).sum()) if level == BITS else 0,
         batch_sizes=tuple(sorted({run.conditions[index].batch_size for index in conditions})),
     )
+
+
+def _keys(analysis: Analysis, rows: IntArray, level: str, texts: IntArray) -> IntArray:
+    """A number for the answer of each row; equal numbers are equal answers at `level`."""
+    table = analysis.run.completions
+    variants = table.variant[rows].astype(np.int64)
+    if level == BITS:
+        return variants << 32 | _known_digests(variants, table.digest[rows]) + 1
+    return texts[variants] if level == TEXT else variants
 
 
 def _known_digests(variants: IntArray, digests: npt.NDArray[np.int32]) -> IntArray:
@@ -94,12 +106,14 @@ def _known_digests(variants: IntArray, digests: npt.NDArray[np.int32]) -> IntArr
     return settled
 
 
-def _first_with_reference(analysis: Analysis, group: Group, variants: IntArray) -> int | None:
+def _first_with_reference(
+    analysis: Analysis, split: SeedSplit, variants: npt.NDArray[np.int32]
+) -> int | None:
     """Index of the first completion with the reference's tokens; None if there is none."""
-    reference = group.reference
-    if reference is None:
+    if split.reference is None:
         return None
+    fingerprint = split.reference.variant.fingerprint
     for index in np.unique(variants).tolist():
-        if analysis.run.variants[index].fingerprint == reference.variant.fingerprint:
+        if analysis.run.variants[index].fingerprint == fingerprint:
             return int(np.flatnonzero(variants == index)[0])
     return None

@@ -29,7 +29,7 @@ def control_beside(given: GateInput) -> Iterator[Finding]:
             yield Finding("control", NOTE, sentence, group)
         elif control is not group and control.alive:
             sentence = f"The control ({control.kernels}) gave {counted(control)} of the same load"
-            if control.distinct == 1:
+            if control.distinct_within_seed == 1:
                 moved = count(control.logprobs_differ or 0, "completion")
                 sentence += f", and the log-probabilities of {moved} moved"
             yield Finding("control", NOTE, f"{sentence}.", group)
@@ -46,11 +46,15 @@ def bits_beside(given: GateInput) -> Iterator[Finding]:
                 "diverge."
             )
             yield Finding("bits", NOTE, sentence, group)
-        if group.exact_repeats_differ:
-            others = count(group.exact_repeats_differ, "other answer")
+        if repeats := group.exact_repeats_differ:
             sentence = (
-                f"Exact repeats of a load gave {others}: the load is not all that changes the "
-                "answer."
+                f"Exact repeats of a load gave {count(repeats, 'other answer')}: the load is not "
+                "all that changes the answer."
+            )
+            yield Finding("bits", NOTE, sentence, group)
+        elif repeats := group.repeats_differ:
+            sentence = (
+                f"The same requests, sent together again, got {count(repeats, 'other answer')}."
             )
             yield Finding("bits", NOTE, sentence, group)
 
@@ -93,7 +97,7 @@ def _count_sentence(given: GateInput, group: Group) -> str:
             f"0 of {count(made, 'comparison')} differed: with 95 % confidence fewer than "
             f"{percent_of(zero_upper_bound(made))} would."
         )
-    if group.distinct == 1:
+    if group.distinct_within_seed == 1:
         return f"Different in some bit: {differing} of {count(group.completions, 'completion')}."
     return (
         f"{counted(group)}; the most common came back {group.most_common} times. An estimated "
@@ -103,6 +107,11 @@ def _count_sentence(given: GateInput, group: Group) -> str:
 
 
 def counted(group: Group, distinct: int | None = None) -> str:
-    """`2 distinct answers in 48 completions`; those of the group, unless `distinct` is given."""
-    answers = count(group.distinct if distinct is None else distinct, "distinct answer")
-    return f"{answers} in {count(group.completions, 'completion')}"
+    """`2 distinct answers in 48 completions`; those of the group, unless `distinct` is given.
+
+    Of several seeds, those of the seed that has most.
+    """
+    number = group.distinct_within_seed if distinct is None else distinct
+    seeds = f" to one of {len(group.seeds)} seeds" if len(group.seeds) > 1 else ""
+    completions = count(group.completions, "completion")
+    return f"{count(number, 'distinct answer')}{seeds} in {completions}"

@@ -49,6 +49,8 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Another run whose stock kernels or server are the control."""
     require_control: bool = False
     """If true, a run without a control is inconclusive."""
+    require_whole_answer: bool = False
+    """If true, answers with tokens that the server never showed are inconclusive."""
 
     def __post_init__(self) -> None:
         if self.max_distinct is not None and self.max_distinct < 1:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from detcheck.analysis.divergence import two_ways
-from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, Finding, lacking
-from detcheck.analysis.results import UNKNOWN, Group
+from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding, lacking
+from detcheck.analysis.results import UNKNOWN, Group, SeedSplit
 from detcheck.errors import UsageError
 from detcheck.gate.changes import changed_answers
 from detcheck.gate.given import GateInput, Rule
@@ -31,7 +31,8 @@ def check_limit(given: GateInput) -> None:
         return
     for group in given.groups:
         whole = group.completions >= group.asked
-        possible = group.comparisons if whole else group.asked - 1
+        made = group.comparisons if whole else group.asked - 1
+        possible = made // max(1, len(group.seeds))  # a limit holds for each seed
         if limit >= possible:
             raise UsageError(
                 f"`max_distinct` is {limit}, which {group.name} cannot exceed with "
@@ -47,11 +48,11 @@ def too_many_answers(given: GateInput) -> Iterator[Finding]:
     for group in given.groups:
         found = given.counts(group)
         if found.distinct > limit:
-            if found.level == BITS and group.distinct <= limit:
+            if found.level == BITS and group.distinct_within_seed <= limit:
                 sentence = _by_bits(group, found, limit)
             else:
                 where = _first_divergence(group, found)
-                answers = counted(group, min(group.distinct, found.distinct))
+                answers = counted(group, min(group.distinct_within_seed, found.distinct))
                 sentence = f"{answers}, where at most {limit} may be: {where}."
             yield Finding("max-distinct", FAIL, sentence, group)
 
@@ -60,7 +61,8 @@ def limit_has_power(given: GateInput) -> Iterator[Finding]:
     """A limit above one needs one more comparison for each further answer that it allows."""
     limit, least = given.options.limit, given.options.min_comparisons
     for group in given.groups if limit is not None else ():
-        made, needed = group.comparisons, least + (limit or 1) - 1
+        spare = ((limit or 1) - 1) * max(1, len(group.seeds))  # a limit holds for each seed
+        made, needed = group.comparisons, least + spare
         if least <= made < needed:
             sentence = (
                 f"Up to {limit} answers are allowed, so a pass needs {needed} comparisons under a "
@@ -101,6 +103,18 @@ def control_required(given: GateInput) -> Iterator[Finding]:
                 "or give another run as the control."
             )
             yield Finding("control-required", INCONCLUSIVE, sentence, group)
+
+
+def whole_answers(given: GateInput) -> Iterator[Finding]:
+    """Tokens that a server counted and never showed cannot be judged."""
+    effect = INCONCLUSIVE if given.options.require_whole_answer else NOTE
+    for group in given.groups:
+        if unseen := given.unseen_tokens(group):
+            sentence = (
+                f"The server counted {count(unseen, 'token')} that it never showed, such as hidden "
+                "reasoning: only the text that was shown is judged."
+            )
+            yield Finding("whole-answer", effect, sentence, group)
 
 
 def model_held(given: GateInput) -> Iterator[Finding]:
@@ -144,12 +158,20 @@ def _by_bits(group: Group, found: AtLevel, limit: int) -> str:
 
 
 def _first_divergence(group: Group, found: AtLevel) -> str:
-    text = group.reference.variant.text if group.reference else ""
-    parted = [d for d in group.divergences if found.level != TEXT or d.variant.text != text]
-    first = min(parted, key=lambda divergence: divergence.position)
+    diverged = [
+        divergence
+        for split in group.by_seed
+        for divergence in split.divergences
+        if found.level != TEXT or divergence.variant.text != _reference_text(split)
+    ]
+    first = min(diverged, key=lambda divergence: divergence.position)
     ways = two_ways(first.context, first.reference_piece, first.piece)
     why = "no log-probabilities to tell why" if first.flip.kind == UNKNOWN else first.flip.kind
     return f"the first divergence is at position {first.position}{ways} ({why})"
+
+
+def _reference_text(split: SeedSplit) -> str | None:
+    return None if split.reference is None else split.reference.variant.text
 
 
 RULES: tuple[Rule, ...] = (
@@ -159,6 +181,7 @@ RULES: tuple[Rule, ...] = (
     comparable_by_bits,
     evidence,
     control_required,
+    whole_answers,
     model_held,
     age_held,
     *NOTES,

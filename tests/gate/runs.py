@@ -12,12 +12,13 @@ from asking import ask, conditions_of
 from detcheck.analysis.analyse import analyse
 from detcheck.analysis.results import Analysis
 from detcheck.completion import Completion
+from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.scripted import ScriptedEngine
 from detcheck.evidence import ModelIdentity
 from detcheck.grid import Condition
 from detcheck.kernels.settings import STOCK
 from detcheck.rundir import RunWriter, load
-from detcheck.traffic import plan_trials
+from detcheck.traffic import Trial, plan_trials
 
 ENVIRONMENT = {"packages": {"torch": "2.12.0", "transformers": "5.17.0"}, "device": "cpu"}
 SMALL = {
@@ -28,6 +29,28 @@ SMALL = {
 }
 """48 completions, of which 32 are comparisons: the others are alone, or exact repeats."""
 Change = Callable[[Completion], Completion]
+
+
+class SeededScript(ScriptedEngine):
+    """Answers each seed with a first token of its own; batches of `broken_at` take the next one's.
+
+    `shift` gives every seed the answer of a later one.
+    """
+
+    def __init__(self, *, broken_at: int = 0, shift: int = 0):
+        super().__init__()
+        self.broken_at = broken_at
+        self.shift = shift
+
+    def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
+        result = super().run_trial(trial, on_tokens)
+        broken = trial.condition.batch_size == self.broken_at
+        first = 90 + trial.condition.seed + self.shift + broken
+        answers = tuple(
+            (position, dataclasses.replace(answer, token_ids=(first, *answer.token_ids[1:])))
+            for position, answer in result.completions
+        )
+        return dataclasses.replace(result, completions=answers)
 
 
 def write(

@@ -17,7 +17,7 @@ from detcheck.gate.accept import accept
 from detcheck.gate.baseline import PREVIEW, baseline_text, write_baseline
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
-from .runs import ENVIRONMENT, analysed
+from .runs import ENVIRONMENT, SeededScript, analysed
 
 KERNELS = (BATCH_INVARIANT,)
 OTHER = ScriptedEngine([Planted(5, 3, min_batch_size=1, kernels=BATCH_INVARIANT)])
@@ -131,8 +131,26 @@ def test_a_baseline_of_another_question_is_refused(tmp_path, held, change, words
 def test_a_baseline_sampled_with_another_seed_is_refused(tmp_path, held):
     old = analysed(tmp_path / "old", temperature=0.5, seeds=(1,))
     new = analysed(tmp_path / "new", temperature=0.5, seeds=(2,))
-    with pytest.raises(UsageError, match="its list of seeds is 1, the run's is 2"):
+    with pytest.raises(UsageError, match="none of the run's prompts with its seeds"):
         held(new, old)
+
+
+def test_a_seed_changes_nothing_at_temperature_zero(tmp_path, held):
+    old = analysed(tmp_path / "old", seeds=(1,))
+    assert held(analysed(tmp_path / "new", seeds=(2,)), old).value == PASS
+
+
+def test_each_seed_is_held_by_itself(tmp_path, held):
+    old = analysed(tmp_path / "old", SeededScript(), temperature=0.8, seeds=(0, 1, 2))
+    same = analysed(tmp_path / "same", SeededScript(), temperature=0.8, seeds=(2, 1, 3))
+    verdict = held(same, old)
+    assert verdict.value == PASS
+    reasons = " ".join(verdict.reasons)
+    assert "Every answer to seed 2 is one that the baseline accepts." in reasons
+    assert 'blue?" seed 3) is not in the baseline' in reasons
+    assert 'blue?" seed 0) is in the baseline and not in the run' in reasons
+    swapped = analysed(tmp_path / "new", SeededScript(shift=1), temperature=0.8, seeds=(0, 1))
+    assert "1 answer to seed 0 " in held(swapped, old).reasons[0]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from detcheck.errors import UsageError
 from detcheck.gate import PASS, GateOptions, Verdict, judge
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
-from .runs import analysed
+from .runs import SeededScript, analysed
 
 DIVERGING = ScriptedEngine([Planted(5, 3, min_batch_size=4)])
 
@@ -337,6 +337,33 @@ def test_planted_answers_are_inconclusive(verdict_on):
     verdict = verdict_on(run={"engine": "scripted"})
     assert verdict.value == INCONCLUSIVE
     assert rules(verdict, INCONCLUSIVE) == {"measured"}
+
+
+def test_tokens_that_were_never_shown_are_named(verdict_on):
+    def hidden(completion):
+        return dataclasses.replace(completion, unseen_tokens=5)
+
+    verdict = verdict_on(change=hidden)
+    assert verdict.value == PASS
+    assert any("counted 240 tokens that it never showed" in r for r in verdict.reasons)
+    assert verdict.judged.unseen_tokens == 240
+    required = verdict_on(change=hidden, require_whole_answer=True)
+    assert rules(required, INCONCLUSIVE) == {"whole-answer"}
+    assert verdict_on(require_whole_answer=True).value == PASS
+
+
+def test_each_seed_has_one_answer(verdict_on):
+    sampled = {"temperature": 0.8, "seeds": (0, 1, 2)}
+    verdict = verdict_on(SeededScript(), run=sampled)
+    assert verdict.value == PASS, verdict.reasons
+    assert verdict.groups[0].group.distinct == 3
+
+
+def test_a_second_answer_to_one_seed_fails_though_another_seed_gave_it(verdict_on):
+    sampled = {"temperature": 0.8, "seeds": (0, 1, 2)}
+    verdict = verdict_on(SeededScript(broken_at=8), run=sampled)
+    assert verdict.value == FAIL
+    assert "2 distinct answers to one of 3 seeds in 144 completions" in verdict.reasons[0]
 
 
 # Levels: bits, tokens, text.
