@@ -105,9 +105,11 @@ class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     name: str | None = None
     """Hub id, folder name or served name."""
     revision: str | None = None
-    """Commit of a model on the hub."""
+    """Commit of a model on the hub; of a server its constant `system_fingerprint`."""
     weights_digest: str | None = None
     """Tagged hash of all weight files: `sha256:…`."""
+    config_digest: str | None = None
+    """Tagged hash of the model's config and generation config."""
     tokenizer_digest: str | None = None
     """Tagged hash of the tokenizer's files: `sha256:…`."""
     chat_template_digest: str | None = None
@@ -117,4 +119,8 @@ class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     prompt_digests: tuple[str, ...] = ()
     """Tagged hash of each prompt's token ids, as they were sent to the model."""
     decoding: dict[str, str] = {}
-    """Decoding options that were really used or sent, and differ from the experiment's."""
+    """Decoding options beside the experiment's, by name, each with what became of it.
+
+    Such as `1.3, left out`: the model's own `generation_config` asks for it, and detcheck does
+    not do it; or the value that a server was really sent.
+    """

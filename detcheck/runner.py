@@ -40,6 +40,9 @@ class Listener:
     def endpoints_checked(self, checks: tuple[EndpointCheck, ...]) -> None:
         """The servers were checked; called before the directory exists."""
 
+    def model_identified(self, identity: ModelIdentity) -> None:
+        """The model is loaded, or the servers are reached; called before the directory exists."""
+
     def run_started(self, path: Path, conditions: list[ConditionRecord]) -> None:
         """The directory exists and the model is loaded."""
 
@@ -91,6 +94,7 @@ def run(
     with ExitStack() as held:
         engine = engine or open_engine(experiment, target, connection, _on_wait(listener))
         held.callback(engine.close)
+        identity = _identity(engine, listener)
         writer = RunWriter.create(
             path,
             experiment,
@@ -99,7 +103,7 @@ def run(
             run_id=run_id,
             version=__version__,
             created=_now(),
-            model=_identity(engine),
+            model=identity,
         )
         held.callback(writer.close)
         return _Execution(experiment, target, engine, writer, listener or Listener()).go()
@@ -134,7 +138,7 @@ def resume(
         )
         held.callback(engine.close)
         _check_environment(stored)
-        _check_model(stored, _identity(engine))
+        _check_model(stored, _identity(engine, listener))
         writer, loaded = RunWriter.resume(folder)
         held.callback(writer.close)
         execution = _Execution(
@@ -149,8 +153,12 @@ def _device(target: Target) -> str | None:
     return getattr(target, "device", "auto") if target.traits.computes_here else None
 
 
-def _identity(engine: Engine) -> ModelIdentity:
-    return engine.model_identity() if isinstance(engine, IdentifiesModel) else ModelIdentity()
+def _identity(engine: Engine, listener: Listener | None) -> ModelIdentity:
+    """Which model answers; the listener is told."""
+    identity = engine.model_identity() if isinstance(engine, IdentifiesModel) else ModelIdentity()
+    if listener is not None:
+        listener.model_identified(identity)
+    return identity
 
 
 def _check_environment(run: Run) -> None:
@@ -167,10 +175,10 @@ def _check_model(run: Run, now: ModelIdentity) -> None:
     for name in now.__struct_fields__:
         before, after = getattr(run.model, name), getattr(now, name)
         if before and after and before != after:
-            raise RunDirectoryError(
-                f"{run.path} cannot be resumed, the model's {name.replace('_', ' ')} has changed: "
-                "start a new run."
-            )
+            what = f"model's {name.replace('_', ' ')} has changed"
+            if name == "prompt_digests":
+                what = "prompts have become other token ids (does the chat template hold a date?)"
+            raise RunDirectoryError(f"{run.path} cannot be resumed, the {what}: start a new run.")
 
 
 class _Execution:

@@ -21,7 +21,7 @@ from rich.table import Column
 
 from detcheck.cli.console import print_line, stderr, untrusted
 from detcheck.engines.base import InFlight
-from detcheck.evidence import EndpointCheck
+from detcheck.evidence import EndpointCheck, ModelIdentity
 from detcheck.rundir import ConditionRecord
 from detcheck.runner import Listener
 
@@ -81,6 +81,13 @@ class ProgressListener(Listener):
             where = f"{check.placement}, " if check.placement else ""
             style = "yellow" if check.holds is False else "dim"
             print_line(f"{where}{check.name}: {check.sentence}", style, console=stderr)
+
+    def model_identified(self, identity: ModelIdentity) -> None:
+        """Say once which decoding options are not the experiment's."""
+        if identity.decoding:
+            self._stop_status()
+            options = "; ".join(f"{name}: {value}" for name, value in identity.decoding.items())
+            print_line(f"decoding options of the model: {options}", "yellow", console=stderr)
 
     def run_started(self, path: Path, conditions: list[ConditionRecord]) -> None:
         """The model is loaded: from now on there are bars."""

@@ -27,6 +27,8 @@ from detcheck.traffic import FILLER_PROMPTS, PlannedRequest, Trial
 PAGE_TOKENS = 32
 """Tokens of one request that share a page of the cache."""
 SPARE_PAGES = 8
+PAGED_KINDS = {"full_attention", "sliding_attention"}
+"""Kinds of layers that transformers' continuous batching keeps in pages."""
 PREFILL_BUDGET_TOKENS = 8192
 """Prompt tokens that one step takes in at the most. Requests beyond wait for the next step, whole:
 a prompt split over steps would change `chunking` beside the batch."""
@@ -34,6 +36,8 @@ a prompt split over steps would change `chunking` beside the batch."""
 
 class ContinuousEngine(InProcessEngine):
     """Engine `continuous`."""
+
+    instead = 'use `engine="static"`'
 
     def __init__(
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None
@@ -51,6 +55,18 @@ class ContinuousEngine(InProcessEngine):
     def reset(self) -> None:
         """Forget the loop with its cache; the next trial makes a new one."""
         self._loop = None
+
+    def unfit_because(self) -> str:
+        """See `InProcessEngine.unfit_because`."""
+        config = self.loaded.model.config.get_text_config()
+        kinds = {*(getattr(config, "layer_types", None) or ())} - PAGED_KINDS
+        if kinds:
+            return f"its layers of kind {', '.join(sorted(kinds))} have no paged cache"
+        if getattr(self.loaded.model, "_is_stateful", False):
+            return "it keeps a state beside keys and values, which has no paged cache"
+        if getattr(config, "kv_lora_rank", None):
+            return "its latent attention (MLA) has no paged cache"
+        return "its attention in transformers does not read the paged cache"
 
 
 @contextmanager

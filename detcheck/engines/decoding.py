@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
+from detcheck.completion import first_divergence
 from detcheck.engines.partial import Draw
 
 _LOG2_E = math.log2(math.e)
@@ -103,26 +104,47 @@ def _gumbel(seed: int, position: int, vocabulary: int) -> torch.Tensor:
 
 
 class Detokenizer:
-    """Text of token ids, with the length of the text after each token. Remembers what it did."""
+    """Text of token ids, with the length of the text after each token. Remembers its results."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._decode = lru_cache(maxsize=4096)(self._decode_once)
 
     def __call__(self, token_ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        """(text, token_ends), special tokens left out; bytes that wait for more add nothing."""
+        """(text, its length after each token), special tokens left out.
+
+        A token that ends within a character adds nothing; the token that completes it adds it.
+        """
         return self._decode(token_ids)
 
     def _decode_once(self, token_ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        from tokenizers.decoders import DecodeStream
-
-        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        stream = DecodeStream(skip_special_tokens=True)
-        ends: list[int] = []
-        length = 0
-        for token_id in token_ids:
-            length += len(stream.step(self._tokenizer.backend_tokenizer, token_id) or "")
-            ends.append(min(length, len(text)))
+        text = self._text(token_ids)
+        lengths = self._by_prefixes(token_ids, text)
+        if self._backend is not None:
+            lengths = self._by_stream(token_ids)
+        ends = [min(length, len(text)) for length in lengths]
         if ends:
             ends[-1] = len(text)
         return text, tuple(ends)
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def _by_stream(self, token_ids: tuple[int, ...]) -> Iterator[int]:
+        """Lengths from the stream decoder of the tokenizers library."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=True)
+        length = 0
+        for token_id in token_ids:
+            length += len(stream.step(self._backend, token_id) or "")
+            yield length
+
+    def _by_prefixes(self, token_ids: tuple[int, ...], text: str) -> Iterator[int]:
+        """The same for a tokenizer in pure Python: every prefix is decoded by itself."""
+        length = 0
+        for count in range(1, len(token_ids) + 1):
+            shared = first_divergence(self._text(token_ids[:count]), text)
+            length = max(length, len(text) if shared is None else shared)
+            yield length

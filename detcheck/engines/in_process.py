@@ -11,17 +11,21 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
+import msgspec
 import torch
 
 from detcheck import models
-from detcheck.completion import Completion, TopTwo
+from detcheck.completion import Completion, TopTwo, fingerprint_token_ids
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.decoding import Detokenizer, RankedTokens, Sampler
+from detcheck.engines.first_tokens import check_first_tokens
+from detcheck.engines.memory import is_out_of_memory
+from detcheck.engines.own_decoding import left_out
 from detcheck.engines.partial import PartialCompletion
 from detcheck.engines.passes import ForwardPass, PassObserver
 from detcheck.engines.prompts import check_lengths, encode_prompt
 from detcheck.errors import OutOfMemory, UsageError
-from detcheck.evidence import KernelsProof
+from detcheck.evidence import KernelsProof, ModelIdentity
 from detcheck.experiment import Experiment
 from detcheck.kernels.coverage import require_coverage
 from detcheck.kernels.in_force import kernels_in_force
@@ -36,7 +40,14 @@ WARM_UP_TOKENS = 2
 
 
 class InProcessEngine:
-    """Base of `continuous` and `static`: a subclass generates for the requests of one trial."""
+    """Base of `continuous` and `static`: a subclass generates for the requests of one trial.
+
+    Raises UsageError or ModelError, before anything is measured, if the experiment's prompts or
+    kernels do not fit the model, or if the engine does not compute the model's own tokens.
+    """
+
+    instead = "serve it, and give the server as `endpoints`"
+    """What to do with a model that this engine cannot run."""
 
     def __init__(
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None
@@ -59,12 +70,14 @@ class InProcessEngine:
         )
         self._free_weights = weakref.finalize(self, keep_packed_weights())
         self._check_kernels()
+        check_first_tokens(self, self.experiment.kernels)
 
     @classmethod
     def open(cls, experiment: Experiment, target: InProcess, *_: object) -> InProcessEngine:
         """Load the model of `target`. Raises ModelError or UsageError if that cannot be done."""
         loaded = models.load(
             target.model,
+            revision=target.revision,
             dtype=target.dtype,
             device=target.device,
             trust_remote_code=target.trust_remote_code,
@@ -88,7 +101,7 @@ class InProcessEngine:
                 elapsed = perf_counter() - started
         except BaseException as error:
             self.reset()
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise OutOfMemory(_OUT_OF_MEMORY.format(trial.condition.batch_size)) from error
             raise
         completions = tuple(
@@ -112,6 +125,24 @@ class InProcessEngine:
         missing = tuple(family for family in required if family in idle or not proofs)
         problems = [proof.self_check for proof in proofs if proof.self_check != "passed"]
         return KernelsProof(kernels, dict(calls), missing, problems[0] if problems else "passed")
+
+    def model_identity(self) -> ModelIdentity:
+        """See `IdentifiesModel`: by the model's files, and by what is really sent to it."""
+        loaded, experiment = self.loaded, self.experiment
+        template = loaded.tokenizer.chat_template if self.target.chat_template else None
+        return msgspec.structs.replace(
+            models.identify(loaded.name, loaded.source, loaded.commit),
+            chat_template_digest=models.digest_of_template(template),
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            prompt_digests=tuple(
+                fingerprint_token_ids(self.encode(prompt)) for prompt in experiment.prompts
+            ),
+            decoding=left_out(loaded.model.generation_config, sampled=experiment.temperature > 0),
+        )
+
+    def unfit_because(self) -> str:
+        """The likely reason if this engine does not compute the model's own tokens."""
+        return "its code in transformers does not work with a cache"
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -253,12 +284,3 @@ _OUT_OF_MEMORY = (
     "Out of memory at batch size {}; what was measured before is kept: leave that batch size out, "
     "or lower `max_new_tokens`."
 )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "allocate memory" in text or "not enough memory" in text
-    )

@@ -1,4 +1,4 @@
-"""An engine without a model: it answers from a script, with divergence planted where asked.
+"""An engine without a model: planted answers, with divergences wherever a test wants them.
 
 The whole pipeline is tested with it, since what it must report is known beforehand.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from detcheck.completion import Completion, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
-from detcheck.evidence import KernelsProof, ObservedBatch
+from detcheck.evidence import KernelsProof, ModelIdentity, ObservedBatch
 from detcheck.kernels.settings import STOCK
 from detcheck.targets import Scripted
 from detcheck.traffic import PlannedRequest, Trial
@@ -39,8 +39,10 @@ class Planted:
 class ScriptedEngine:
     """Answers every prompt with the same words, except where a divergence is planted.
 
-    `observed_share` scales the batch it claims to have formed; `fail_rate` makes requests fail;
-    `seconds_per_token` is what it claims to have taken (nothing sleeps).
+    `noise` moves the gaps by up to so many nats, by chance. `observed_share` scales the
+    batch that it claims to have formed. `fail_rate` is the share of requests that fail.
+    `missing` names op families that the proof lacks. `seconds_per_token` is the time that it
+    claims to have taken; nothing sleeps. `identity` is what it says of its model.
     """
 
     target = Scripted()
@@ -56,6 +58,7 @@ class ScriptedEngine:
         missing: tuple[str, ...] = (),
         seconds_per_token: float = 0.001,
         fail_with: dict[tuple[str, int], BaseException] | None = None,
+        identity: ModelIdentity | None = None,
     ):
         self.planted = tuple(planted)
         self.num_tokens = num_tokens
@@ -66,6 +69,7 @@ class ScriptedEngine:
         self.seconds_per_token = seconds_per_token
         self.fail_with = dict(fail_with or {})
         """(condition id, trial) at which to raise instead of answering."""
+        self.identity = identity or ModelIdentity()
 
     @classmethod
     def open(cls, *_: object) -> ScriptedEngine:
@@ -73,6 +77,7 @@ class ScriptedEngine:
         return cls()
 
     def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
+        """See `Engine.run_trial`."""
         error = self.fail_with.get((trial.condition.condition_id, trial.index))
         if error is not None:
             raise error
@@ -87,12 +92,17 @@ class ScriptedEngine:
         return TrialResult(completions, generated, generated * self.seconds_per_token)
 
     def proof(self, kernels: str) -> KernelsProof:
+        """See `Engine.proof`: invariant kernels are proven but for the `missing` families."""
         if kernels == STOCK:
             return KernelsProof(kernels, {})
         return KernelsProof(kernels, {"scripted": 1}, self.missing, "passed")
 
+    def model_identity(self) -> ModelIdentity:
+        """See `IdentifiesModel`."""
+        return self.identity
+
     def close(self) -> None:
-        pass
+        """Nothing is held."""
 
     def _answer(self, trial: Trial, position: int, request: PlannedRequest) -> Completion:
         # Trial 1 repeats trial 0 bit for bit, as a deterministic engine would.
@@ -129,7 +139,7 @@ class ScriptedEngine:
         runners_up: list[int],
         gaps: list[float],
     ) -> None:
-        """Plant a flip: the reference holds `token_id` second; who diverges takes it."""
+        """Plant a flip: the reference has `token_id` as its second-best token; a hit takes it."""
         condition = trial.condition
         gaps[plant.position] = plant.gap
         runners_up[plant.position] = plant.token_id

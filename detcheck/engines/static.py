@@ -8,6 +8,7 @@ import torch
 
 from detcheck.engines.base import OnTokens
 from detcheck.engines.in_process import InProcessEngine, pad_token_id, token_rows
+from detcheck.engines.own_decoding import own_decoding_set_aside
 from detcheck.engines.partial import PartialCompletion
 from detcheck.engines.passes import PaddedPass
 from detcheck.traffic import Trial
@@ -26,18 +27,20 @@ class StaticEngine(InProcessEngine):
         inputs = self._pad([self.encode(request.prompt) for request in trial.requests])
         step = _Step(self, partials, on_tokens)
         model = self.loaded.model
+        decoding = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max(partial.max_new_tokens for partial in partials),
+            eos_token_id=list(self.loaded.eos_token_ids) or None,
+            pad_token_id=pad_token_id(self.loaded),
+        )
         hook = model.register_forward_pre_hook(step.begins, prepend=True, with_kwargs=True)
         try:
-            model.generate(
-                **inputs,
-                generation_config=GenerationConfig(
-                    do_sample=False,
-                    max_new_tokens=max(partial.max_new_tokens for partial in partials),
-                    eos_token_id=list(self.loaded.eos_token_ids) or None,
-                    pad_token_id=pad_token_id(self.loaded),
-                ),
-                logits_processor=LogitsProcessorList([step]),
-            )
+            with own_decoding_set_aside(model):
+                model.generate(
+                    **inputs,
+                    generation_config=decoding,
+                    logits_processor=LogitsProcessorList([step]),
+                )
         finally:
             hook.remove()
         return partials
@@ -72,6 +75,7 @@ class _Step:
         self._engine = engine
         self._partials = partials
         self._on_tokens = on_tokens
+        self._eos_token_ids = engine.loaded.eos_token_ids
         self._generated = 0
 
     def begins(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -89,7 +93,7 @@ class _Step:
         ranked = self._engine.choose(scores, self._partials)
         for partial, token in zip(self._partials, token_rows(ranked), strict=True):
             if partial.finish_reason is None:
-                partial.append(token, self._engine.loaded.eos_token_ids)
+                partial.append(token, self._eos_token_ids)
                 self._generated += 1
         if self._on_tokens is not None:
             self._on_tokens(self._generated)

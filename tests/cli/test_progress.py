@@ -14,6 +14,7 @@ from detcheck.cli import console, progress
 from detcheck.cli.progress import ProgressListener
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import OutOfMemory
+from detcheck.evidence import ModelIdentity
 from detcheck.rundir import ConditionRecord
 
 
@@ -54,6 +55,21 @@ def test_a_terminal_shows_a_bar_a_condition_and_what_is_known(shown, tmp_path):
     assert "distinct so far: 2" in out
     assert "━" in out
     assert "prompt 1" not in out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_decoding_options_of_the_model_are_said_once(shown, tmp_path, terminal):
+    target = shown(terminal=terminal)
+    identity = ModelIdentity(decoding={"num_beams": "3, left out", "top_k": "20, left out"})
+    measure(tmp_path / "run", ScriptedEngine(identity=identity))
+    sentence = "decoding options of the model: num_beams: 3, left out; top_k: 20, left out"
+    assert target.getvalue().count(sentence) == 1
+
+
+def test_without_such_options_nothing_is_said(shown, tmp_path):
+    target = shown(terminal=False)
+    measure(tmp_path / "run")
+    assert "decoding" not in target.getvalue()
 
 
 def test_bars_of_several_prompts_name_theirs(shown, tmp_path):

@@ -1,11 +1,13 @@
-"""Logits to tokens: the best two, the same whatever the batch, and seeded sampling."""
+"""Logits to tokens: the best two, the same whatever the batch, seeded sampling, and text."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
-from detcheck.engines.decoding import Sampler, rank
+from detcheck.engines.decoding import Detokenizer, Sampler, rank
+from detcheck.models import LoadedModel
 
 
 @pytest.mark.parametrize("vocabulary", [49152, 1000, 65, 64, 2])
@@ -59,3 +61,34 @@ def test_sampling_follows_the_distribution() -> None:
     draws = sampler.choose(logits.expand(4000, -1), every).best
     share = torch.bincount(draws, minlength=3) / 4000
     torch.testing.assert_close(share, logits[0].softmax(-1), atol=0.03, rtol=0)
+
+
+TEXT = "A sea: ü, €, 🐟 and 日本."
+
+
+def test_a_tokenizer_in_pure_python_is_decoded_byte_by_byte() -> None:
+    """ByT5 has no fast backend; a character of several bytes ends with its last one."""
+    tokenizer = ByT5Tokenizer()
+    assert not hasattr(tokenizer, "backend_tokenizer")
+    token_ids = tuple(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
+    assert len(token_ids) == len(TEXT.encode())
+    text, ends = Detokenizer(tokenizer)(token_ids)
+    assert text == TEXT
+    assert ends == tuple(
+        len(TEXT.encode()[:count].decode(errors="ignore")) for count in range(1, len(token_ids) + 1)
+    )
+
+
+def test_both_ways_to_decode_agree(tiny_model: LoadedModel) -> None:
+    """The same tokens by the stream decoder and prefix by prefix, special tokens left out."""
+    detokenizer = Detokenizer(tiny_model.tokenizer)
+    token_ids = (*tiny_model.tokenizer(TEXT)["input_ids"], 1)
+    text, ends = detokenizer(token_ids)
+    assert text == TEXT
+    assert ends[-1] == ends[-2] == len(TEXT)
+    assert list(detokenizer._by_prefixes(token_ids, text)) == list(ends)
+
+
+def test_no_tokens_are_no_text(tiny_model: LoadedModel) -> None:
+    assert Detokenizer(tiny_model.tokenizer)(()) == ("", ())
+    assert Detokenizer(ByT5Tokenizer())(()) == ("", ())

@@ -11,6 +11,7 @@ import torch
 from asking import conditions_of, settled
 from transformers import AttentionInterface, MixtralConfig, MixtralForCausalLM
 
+from detcheck.engines import in_process
 from detcheck.engines.continuous import ContinuousEngine, paged_attention
 from detcheck.engines.in_process import InProcessEngine
 from detcheck.engines.static import StaticEngine
@@ -19,6 +20,7 @@ from detcheck.experiment import Experiment
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.settings import KernelSettings
 from detcheck.models import LoadedModel
+from detcheck.targets import InProcess
 from detcheck.traffic import plan_trials
 
 ENGINES = {"continuous": ContinuousEngine, "static": StaticEngine}
@@ -222,6 +224,41 @@ def test_an_interrupt_leaves_the_engine_fit(tiny_model: LoadedModel, name: str) 
     with pytest.raises(KeyboardInterrupt):
         engine.run_trial(trial, interrupt)
     assert len({c.fingerprint for _, c in engine.run_trial(trial).completions}) == 1
+
+
+def test_the_identity_holds_what_was_really_sent(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template with today's date sends other token ids tomorrow: another question."""
+    asked = experiment(kernels=("stock",), prompts=("One?", "Two?"))
+    plain = StaticEngine(tiny_model, asked).model_identity()
+    assert (plain.name, plain.dtype) == ("tiny", "float32")
+    assert plain.chat_template_digest is None
+    assert len(set(plain.prompt_digests)) == 2
+    identities = []
+    for day in ("Monday", "Tuesday"):
+        template = f"It is {day}. {{{{ messages[0].content }}}}"
+        monkeypatch.setattr(tiny_model.tokenizer, "chat_template", template)
+        identities.append(StaticEngine(tiny_model, asked).model_identity())
+    monday, tuesday = identities
+    assert monday.chat_template_digest != tuesday.chat_template_digest
+    assert not {*monday.prompt_digests} & {*tuesday.prompt_digests, *plain.prompt_digests}
+    without = StaticEngine(tiny_model, asked, InProcess(engine="static", chat_template=False))
+    assert without.model_identity() == plain
+
+
+def test_the_targets_revision_is_loaded(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: dict[str, Any] = {}
+
+    def load(name: str, **options: Any) -> LoadedModel:
+        loaded.update(options, name=name)
+        return tiny_model
+
+    monkeypatch.setattr(in_process.models, "load", load)
+    StaticEngine.open(experiment(kernels=("stock",)), InProcess(model="a/b", revision="v2"))
+    assert (loaded["name"], loaded["revision"]) == ("a/b", "v2")
 
 
 def test_a_prompt_longer_than_the_context_is_refused(tiny_model: LoadedModel) -> None:

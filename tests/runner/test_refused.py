@@ -80,20 +80,28 @@ def test_a_changed_target_is_refused(stopped: Path) -> None:
             resume(stopped, target=target, engine=Engine())
 
 
-def test_another_model_is_refused(tmp_path: Path) -> None:
-    class Identified(Engine):
-        digest = "sha256:1"
-
-        def model_identity(self) -> ModelIdentity:
-            return ModelIdentity(name="m", weights_digest=self.digest)
-
-    class Swapped(Identified):
-        digest = "sha256:2"
-
-    run(EXPERIMENT, out=tmp_path, engine=Identified(fail_with={FIRST: KeyboardInterrupt()}))
-    with pytest.raises(RunDirectoryError, match="the model's weights digest has changed"):
-        resume(tmp_path, engine=Swapped())
-    assert resume(tmp_path, engine=Identified()).complete
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("weights_digest", "the model's weights digest has changed"),
+        ("revision", "the model's revision has changed"),
+        ("dtype", "the model's dtype has changed"),
+        ("prompt_digests", "the prompts have become other token ids"),
+    ],
+)
+def test_another_model_or_other_prompt_ids_are_refused(
+    tmp_path: Path, field: str, words: str
+) -> None:
+    """Other ids come from a chat template that holds today's date, for one."""
+    before, after = (
+        ModelIdentity(name="m", **{field: (value,) if field == "prompt_digests" else value})
+        for value in ("sha256:1", "sha256:2")
+    )
+    engine = Engine(fail_with={FIRST: KeyboardInterrupt()}, identity=before)
+    run(EXPERIMENT, out=tmp_path / "run", engine=engine)
+    with pytest.raises(RunDirectoryError, match=words):
+        resume(tmp_path / "run", engine=Engine(identity=after))
+    assert resume(tmp_path / "run", engine=Engine(identity=before)).complete
 
 
 def test_the_same_experiment_is_not(stopped: Path, whole: Run) -> None:

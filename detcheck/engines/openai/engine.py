@@ -26,7 +26,7 @@ from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.evidence import Stream, Ticks, agreed
 from detcheck.engines.openai.failures import MALFORMED, Failure
 from detcheck.engines.openai.loop import LoopThread
-from detcheck.engines.openai.request import Question
+from detcheck.engines.openai.request import DECODING, Question
 from detcheck.errors import MeasurementError, UsageError
 from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity
 from detcheck.experiment import Experiment
@@ -121,13 +121,16 @@ class OpenAIEngine:
         return KernelsProof(kernels, {})
 
     def model_identity(self) -> ModelIdentity:
-        """The served names, and which decoding options the servers do not take."""
-        dialects = [endpoint.dialect for endpoint in self._endpoints.values()]
-        names = sorted({dialect.model for dialect in dialects})
-        refused = {name for dialect in dialects for name in dialect.dropped}
+        """The served names, a constant fingerprint, and decoding options that are not sent."""
+        endpoints = self._endpoints.values()
+        names = sorted({endpoint.dialect.model for endpoint in endpoints})
+        refused = {name for endpoint in endpoints for name in endpoint.dialect.dropped}
+        prints = {each for endpoint in endpoints for each in endpoint.tally.system_fingerprints}
+        constant = len(prints) == 1 and not any(e.tally.without_fingerprint for e in endpoints)
         return ModelIdentity(
             name=" and ".join(names),
-            decoding=dict.fromkeys(sorted(refused & {"temperature", "seed"}), "not sent"),
+            revision=prints.pop() if constant else None,
+            decoding=dict.fromkeys(sorted(refused & {*DECODING}), "not sent"),
         )
 
     def endpoint_checks(self) -> tuple[EndpointCheck, ...]:

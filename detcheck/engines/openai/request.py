@@ -13,6 +13,8 @@ OPTIONAL = (
     *("return_token_ids", "stream_options", "top_logprobs", "logprobs", "seed", "temperature"),
 )
 """Fields that may be left out if a server refuses them, the least missed first."""
+DECODING = ("temperature", "seed")
+"""Those of them that decide which tokens are chosen."""
 NEWER_LIMIT = "max_completion_tokens"
 """The name that some servers want instead of `max_tokens`."""
 

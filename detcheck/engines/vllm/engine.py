@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from msgspec.structs import replace
+
 from detcheck.completion import Completion, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.vllm.process import VAGUE, Message, WorkerDied, WorkerProcess
 from detcheck.engines.vllm.worker import Setup
 from detcheck.errors import MeasurementError, ModelError, OutOfMemory, UsageError
-from detcheck.evidence import KernelsProof, LoadEvidence, ObservedBatch
+from detcheck.evidence import KernelsProof, LoadEvidence, ModelIdentity, ObservedBatch
 from detcheck.experiment import AUTO, Experiment
 from detcheck.grid import Condition, conditions
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
@@ -29,7 +31,7 @@ STEP_S = 900.0
 MODULE = "detcheck.engines.vllm.worker"
 VARIABLE = "VLLM_BATCH_INVARIANT"
 HOW_TO_INSTALL = (
-    "--engine vllm needs vLLM beside detcheck: run `pip install vllm` (GPU) in this environment, "
+    '`engine="vllm"` needs vLLM beside detcheck: run `pip install vllm` (GPU) in this environment, '
     "or on a CPU `make servers` and then .venv-servers/vllm/bin/detcheck."
 )
 _MEMORY = ("out of memory", "outofmemory", "allocate memory", "not enough memory", "free memory")
@@ -55,6 +57,7 @@ class VllmEngine:
         self._worker: WorkerProcess | None = None
         self._place: Place | None = None
         self._proofs: dict[str, KernelsProof] = {}
+        self._identity = ModelIdentity()
         _check_kernels(experiment)
         _check_installed()
         self._source, self._dtype = _source(target)
@@ -91,7 +94,7 @@ class VllmEngine:
             if isinstance(error, MeasurementError) and _is_out_of_memory(str(error)):
                 raise OutOfMemory(
                     f"vLLM ran out of memory at batch size {trial.condition.batch_size}: leave "
-                    "that batch size out, or lower --max-new-tokens."
+                    "that batch size out, or lower `max_new_tokens`."
                 ) from error
             raise
         self._count(kernels)
@@ -102,6 +105,10 @@ class VllmEngine:
         if kernels == STOCK:
             return KernelsProof(kernels, {})
         return self._proofs.get(kernels, KernelsProof(kernels, {}, (VARIABLE,)))
+
+    def model_identity(self) -> ModelIdentity:
+        """See `IdentifiesModel`: by the model's files, and by what the workers report."""
+        return self._identity
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -130,7 +137,7 @@ class VllmEngine:
         kernels, tensor_parallel = place
         where = f" with {VARIABLE}=1" if kernels == BATCH_INVARIANT else ""
         where += f" with tensor parallel {tensor_parallel}" if tensor_parallel > 1 else ""
-        instead = " Use --kernels stock." if kernels == BATCH_INVARIANT else ""
+        instead = ' Use `kernels="stock"`.' if kernels == BATCH_INVARIANT else ""
         try:
             message = worker.receive(START_S)
         except WorkerDied as error:
@@ -141,6 +148,7 @@ class VllmEngine:
                 raise UsageError(sentence + ".")
             raise ModelError(f"vLLM does not run here{where} ({sentence}).{instead}")
         ready = message["ready"]
+        self._identify(ready)
         on = bool(ready["batch_invariant"])
         self._proofs.setdefault(
             kernels,
@@ -150,6 +158,23 @@ class VllmEngine:
                 () if on else (VARIABLE,),
                 "passed" if on else f"vLLM does not say that {VARIABLE} is on",
             ),
+        )
+
+    def _identify(self, ready: Message) -> None:
+        """Keep what identifies the model, from its files and a worker's first message."""
+        if self._identity.name is not None:
+            return
+        from detcheck import models
+
+        digests = ready.get("prompt_digests", {})
+        self._identity = replace(
+            models.identify(self.target.model_name, self._source, ready.get("commit")),
+            dtype=ready.get("dtype"),
+            chat_template_digest=ready.get("chat_template_digest"),
+            prompt_digests=tuple(
+                digests[prompt] for prompt in self.experiment.prompts if prompt in digests
+            ),
+            decoding=ready.get("decoding", {}),
         )
 
     def _answers(self, worker: WorkerProcess, on_tokens: OnTokens | None) -> Message:
@@ -179,6 +204,7 @@ class VllmEngine:
         fillers = FILLER_PROMPTS if experiment.traffic == "mixed" else ()
         return Setup(
             source=self._source,
+            revision=target.revision,
             dtype=self._dtype,
             tensor_parallel=place[1],
             batch_invariant=place[0] == BATCH_INVARIANT,
@@ -240,7 +266,7 @@ def _source(target: Vllm) -> tuple[str, str]:
     dtype: str = target.dtype
     if target.model is None and dtype == "auto":
         dtype = "bfloat16"
-    return models.source(target.model, dtype), dtype
+    return models.source(target.model, dtype, target.revision), dtype
 
 
 def _check_heads(target: Vllm, source: str) -> None:
@@ -250,7 +276,9 @@ def _check_heads(target: Vllm, source: str) -> None:
     sizes = target.tensor_parallel
     if sizes == (1,):
         return
-    heads = models.num_attention_heads(source, trust_remote_code=target.trust_remote_code)
+    heads = models.num_attention_heads(
+        source, revision=target.revision, trust_remote_code=target.trust_remote_code
+    )
     bad = [size for size in sizes if heads % size]
     if bad:
         fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)

@@ -17,10 +17,13 @@ from typing import IO, Any
 
 import msgspec
 
+from detcheck.completion import fingerprint_token_ids
+from detcheck.engines.own_decoding import left_out
 from detcheck.engines.partial import PartialCompletion
 from detcheck.engines.prompts import check_lengths, encode_prompt
 from detcheck.engines.vllm.scheduler_steps import SchedulerSteps, stat_logger
 from detcheck.errors import DetcheckError, ModelError, UsageError
+from detcheck.models.identity import digest_of_template
 
 PROGRESS_S = 0.2
 WARM_UP_TOKENS = 2
@@ -33,6 +36,8 @@ class Setup:
 
     source: str
     """Folder or hub id of the model."""
+    revision: str | None
+    """Branch, tag or commit of a hub id; None for its main branch."""
     dtype: str
     tensor_parallel: int
     batch_invariant: bool
@@ -56,7 +61,7 @@ class Worker:
 
         self._setup = setup
         self._steps = SchedulerSteps()
-        tokenizer = _tokenizer(setup)
+        tokenizer = self._tokenizer = _tokenizer(setup)
         self._prompts = {
             prompt: encode_prompt(tokenizer, prompt, chat_template=setup.chat_template)
             for prompt in setup.prompts
@@ -95,12 +100,24 @@ class Worker:
             "load": msgspec.to_builtins(self._steps.evidence()),
         }
 
-    def proof(self) -> dict[str, Any]:
-        """Whether vLLM's batch-invariant mode is on in this process, by its own word."""
+    def ready(self) -> dict[str, Any]:
+        """What this process is: vLLM's version and mode, and what identifies the model."""
         import vllm
         from vllm import envs
 
-        return {"version": vllm.__version__, "batch_invariant": bool(envs.VLLM_BATCH_INVARIANT)}
+        template = self._tokenizer.chat_template if self._setup.chat_template else None
+        config = self._engine.model_config
+        return {
+            "version": vllm.__version__,
+            "batch_invariant": bool(envs.VLLM_BATCH_INVARIANT),
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "commit": getattr(config.hf_config, "_commit_hash", None),
+            "chat_template_digest": digest_of_template(template),
+            "prompt_digests": {
+                prompt: fingerprint_token_ids(ids) for prompt, ids in self._prompts.items()
+            },
+            "decoding": _left_out(self._setup),
+        }
 
     def close(self) -> None:
         """Let vLLM end its own processes."""
@@ -170,14 +187,17 @@ def _append(partial: PartialCompletion, token_id: int, logprobs: Mapping[int, An
     partial.logprobs.append(chosen)
 
 
+def _options(setup: Setup) -> dict[str, Any]:
+    """Keyword arguments for every `from_pretrained`."""
+    return {"revision": setup.revision or "main", "trust_remote_code": setup.trust_remote_code}
+
+
 def _tokenizer(setup: Setup) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            setup.source, trust_remote_code=setup.trust_remote_code
-        )
-    except Exception as error:  # whatever transformers makes of what is in the files
+        return AutoTokenizer.from_pretrained(setup.source, **_options(setup))
+    except Exception as error:  # whatever transformers raises for the contents of the files
         raise ModelError(
             f"{setup.source} has no tokenizer that can be read ({_first_words(error)}): check the "
             "model's name or download the whole model."
@@ -188,8 +208,19 @@ def _context(setup: Setup) -> int | None:
     """Most tokens that a sequence may have; None if the model's config does not say."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(setup.source, trust_remote_code=setup.trust_remote_code)
+    config = AutoConfig.from_pretrained(setup.source, **_options(setup))
     return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+
+
+def _left_out(setup: Setup) -> dict[str, str]:
+    """The model's own decoding options, which vLLM does not apply to requests with their own."""
+    from transformers import GenerationConfig
+
+    try:
+        own = GenerationConfig.from_pretrained(setup.source, revision=setup.revision or "main")
+    except OSError:  # the model has none
+        return {}
+    return left_out(own, sampled=setup.temperature > 0)
 
 
 def _engine(setup: Setup, prompts: Mapping[str, tuple[int, ...]], steps: SchedulerSteps) -> Any:
@@ -206,6 +237,8 @@ def _engine(setup: Setup, prompts: Mapping[str, tuple[int, ...]], steps: Schedul
     on_cpu = current_platform.is_cpu()
     arguments = EngineArgs(
         model=setup.source,
+        revision=setup.revision,
+        tokenizer_revision=setup.revision,
         dtype=setup.dtype,
         tensor_parallel_size=setup.tensor_parallel,
         distributed_executor_backend=setup.executor or ("mp" if on_cpu else None),
@@ -235,7 +268,7 @@ def _serve(out: IO[str]) -> None:
     first = json.loads(sys.stdin.readline())
     worker = Worker(Setup(**first | {"prompts": tuple(first["prompts"])}))
     try:
-        _send(out, ready=worker.proof())
+        _send(out, ready=worker.ready())
         for line in sys.stdin:
             requests = [tuple(request) for request in json.loads(line)["requests"]]
             _send(out, **worker.run(requests, out))

@@ -29,6 +29,17 @@ def test_sound_server_passes_with_every_request_in_flight(serve, measure, chat_t
     assert verdict(analysis).value == PASS, verdict(analysis).reasons
 
 
+@pytest.mark.parametrize(
+    ("fingerprints", "revision"), [(("fp_1",), "fp_1"), (("fp_1", "fp_2"), None)]
+)
+def test_the_model_is_identified_by_its_name_and_a_constant_fingerprint(
+    serve, measure, fingerprints, revision
+):
+    identity = measure(serve(fingerprints=fingerprints)).run.model
+    assert identity.name == "toy"
+    assert identity.revision == revision
+
+
 @pytest.mark.parametrize("token_ids", [True, False])
 @pytest.mark.parametrize("chat_template", [True, False])
 def test_a_planted_difference_is_found_at_its_token(serve, measure, token_ids, chat_template):

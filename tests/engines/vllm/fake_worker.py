@@ -51,7 +51,13 @@ def main():
         send(failed="Prompt 1 is too long.", usage=True)
         return
     on = invariant and FAKE != "forgets the mode"
-    send(ready={"version": "0", "batch_invariant": on})
+    identity = {
+        "dtype": "bfloat16",
+        "commit": setup.get("revision"),
+        "prompt_digests": {prompt: f"sha256:{prompt}" for prompt in setup.get("prompts", ())},
+        "decoding": {"top_k": "20, left out"},
+    }
+    send(ready={"version": "0", "batch_invariant": on, **identity})
     for line in sys.stdin:
         requests = json.loads(line)["requests"]
         if FAKE == "dies":

@@ -31,7 +31,7 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(engine_module, "MODULE", "fake_worker")
     monkeypatch.setattr(engine_module, "_check_installed", lambda: None)
-    monkeypatch.setattr(models, "source", lambda name, dtype="auto": str(tmp_path))
+    monkeypatch.setattr(models, "source", lambda name, dtype="auto", revision=None: str(tmp_path))
     monkeypatch.setattr(models, "num_attention_heads", lambda *_, **__: 9)
 
 
@@ -109,6 +109,17 @@ def test_each_kernels_setting_and_size_has_a_worker_and_only_one_is_there(monkey
     assert all(worker._process.poll() is not None for worker in alive)
 
 
+def test_the_model_is_identified_by_its_worker_and_its_files(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    engine = VllmEngine(*experiment(model="a/b", revision="abc", traffic="mixed"))
+    engine.close()
+    identity = engine.model_identity()
+    assert (identity.revision, identity.dtype) == ("abc", "bfloat16")
+    assert identity.prompt_digests == ("sha256:A", "sha256:BB"), "fillers are no prompts"
+    assert identity.decoding == {"top_k": "20, left out"}
+    assert identity.weights_digest is not None
+
+
 def test_a_mode_that_vllm_does_not_say_is_on_is_not_proved(misbehave):
     misbehave("forgets the mode")
     asked = experiment(kernels=(BATCH_INVARIANT,))
@@ -125,7 +136,7 @@ def test_a_mode_that_vllm_does_not_say_is_on_is_not_proved(misbehave):
             "refuses invariance",
             ModelError,
             "vLLM does not run here with VLLM_BATCH_INVARIANT=1 (TypeError: no such kernel). "
-            "Use --kernels stock.",
+            'Use `kernels="stock"`.',
         ),
         ("dies at start", MeasurementError, "RuntimeError: no kernel image"),
         ("too long", UsageError, "Prompt 1 is too long."),
@@ -269,7 +280,7 @@ def test_messages_are_lines_of_json():
     worker = WorkerProcess("fake_worker", environment(STOCK, 1))
     try:
         worker.send({"tensor_parallel": 1})
-        assert worker.receive(60)["ready"] == {"version": "0", "batch_invariant": False}
+        assert worker.receive(60)["ready"]["batch_invariant"] is False
         assert json.loads(json.dumps({"prompt": "ü\n"})) == {"prompt": "ü\n"}
         worker.send({"requests": [["ü\n", 0, 2]]})
         assert worker.receive(60) == {"tokens": 1}

@@ -1,0 +1,134 @@
+"""From the name of a model to the folder or hub id that is loaded, and errors in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detcheck.errors import ModelError
+from detcheck.models.embedded import embedded_folder
+
+_HUB_PATIENCE_S = 5
+
+
+def source(name: str | None, dtype: str = "auto", revision: str | None = None) -> str:
+    """Folder or hub id of the model `name`; None is the embedded model, as safetensors.
+
+    Raises ModelError if a folder is missing or holds no model, or if `revision` is given for a
+    model that is not on the hub.
+    """
+    found = str(embedded_folder(dtype)) if name is None else _named(name)
+    if revision is not None and (name is None or Path(found).is_dir()):
+        what = "the embedded model" if name is None else f"a folder, {name}"
+        raise ModelError(
+            f"`revision` is for models on the hub, and this is {what}: leave `revision` out."
+        )
+    return found
+
+
+def pretrained_options(
+    found: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Keyword arguments for every `from_pretrained` of the folder or hub id `found`.
+
+    If the hub does not answer, only files on this machine are used; transformers would ask for
+    each of them several times over.
+    """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
+    if not Path(found).is_dir() and not _hub_answers():
+        options["local_files_only"] = True
+    return options
+
+
+def num_attention_heads(
+    found: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> int:
+    """Attention heads of a folder or hub id, from its config alone.
+
+    Raises ModelError if the config cannot be read or does not say.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            found,
+            **pretrained_options(found, revision=revision, trust_remote_code=trust_remote_code),
+        )
+        return int(config.get_text_config().num_attention_heads)
+    except Exception as error:  # whatever transformers raises for the contents of the files
+        raise ModelError(why_not_loaded(found, error)) from error
+
+
+def _named(name: str) -> str:
+    """The folder or hub id that `name` means.
+
+    A folder without a model is refused here, since transformers would take its name for a hub id.
+    """
+    if not name.strip():
+        raise ModelError("MODEL is empty: name one, or leave it out for the embedded model.")
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
+            raise ModelError(f"There is no folder {name}: check the path of the model.")
+        return name
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{name} holds no config.json: it is not a model's folder.")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise ModelError(f"{name} holds no weights (*.safetensors): download the whole model.")
+    return str(path)
+
+
+def _hub_answers() -> bool:
+    """True if the hub can be reached. transformers itself would try for a minute."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_PATIENCE_S)
+    except Exception:  # of whichever HTTP library it uses, or because HF_HUB_OFFLINE is set
+        return False
+    return True
+
+
+def why_not_loaded(name: str, error: Exception) -> str:
+    """One sentence for an error of transformers. It never repeats what the hub replied."""
+    text = str(error)
+    for words, sentence in _SENTENCES:
+        if any(word in text for word in words):
+            return f"{name} {sentence}"
+    first = " ".join(text.split())[:200].rstrip(".")
+    if "scaled_dot_product_attention" in text:
+        kind = text.split(maxsplit=1)[0]
+        first = (
+            f"{kind} has no sdpa attention in transformers, the only one that detcheck runs in "
+            "process: serve it, and give the server as `endpoints`"
+        )
+    return f"{name} cannot be loaded as a causal language model ({first})."
+
+
+_SENTENCES = (
+    (
+        ("trust_remote_code",),
+        "runs code of its own: read it, then allow it by `trust_remote_code`.",
+    ),
+    (("gated",), "is gated on the hub: accept its terms there and log in (hf auth login)."),
+    (
+        ("is not a valid git identifier",),
+        "has no such revision on the hub: check `revision`.",
+    ),
+    (
+        ("connect", "offline", "couldn't reach", "resolve", "Max retries", "timed out"),
+        "is not on this machine and the hub cannot be reached: check the name and the network, "
+        "give a local folder, or leave MODEL out for the embedded model.",
+    ),
+    (
+        ("not a valid model identifier", "does not exist", "404", "Repo id must"),
+        "is neither a folder nor on the hub: check its name.",
+    ),
+    (
+        ("backend tokenizer",),
+        "holds no tokenizer that can be read: download the whole model.",
+    ),
+)
+"""Words of transformers' errors, and what they mean for the model."""

@@ -1,0 +1,254 @@
+"""Loading: folders, the hub and devices; one sentence for a model that cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from detcheck import models
+from detcheck.errors import ModelError, UsageError
+from detcheck.models import loading, naming
+
+
+def refused(name: str | Path, **options: Any) -> str:
+    with pytest.raises(ModelError) as caught:
+        models.load(str(name), **options)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+    return sentence
+
+
+# Folders
+
+
+def test_a_folder_is_loaded_in_its_own_dtype(saved: Path) -> None:
+    loaded = models.load(str(saved), device="cpu")
+    assert (loaded.name, loaded.dtype) == (str(saved), torch.float16)
+    assert (loaded.context_length, loaded.eos_token_ids) == (64, (1,))
+    assert not loaded.model.training
+    assert loaded.tokenizer("why")["input_ids"] == [2]
+
+
+def test_the_dtype_asked_for_is_the_one_that_comes(saved: Path) -> None:
+    assert models.load(str(saved), dtype="float32", device="cpu").dtype == torch.float32
+
+
+def test_a_folder_may_be_named_from_home(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert models.load("~/tiny", device="cpu").name == "~/tiny"
+
+
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    assert "holds no config.json: it is not a model's folder." in refused(tmp_path)
+
+
+def test_a_folder_without_weights(copied: Callable[..., Path]) -> None:
+    folder = copied("model.safetensors")
+    assert refused(folder) == (
+        f"{folder} holds no weights (*.safetensors): download the whole model."
+    )
+
+
+def test_a_folder_without_a_tokenizer(copied: Callable[..., Path]) -> None:
+    sentence = refused(copied("tokenizer.json", "tokenizer_config.json"))
+    assert "holds no tokenizer that can be read: download the whole model." in sentence
+
+
+def test_damaged_weights(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    assert "cannot be loaded as a causal language model" in refused(folder)
+
+
+def change_weights(folder: Path, **changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Replace weights, or leave them out where None; returns what is there then."""
+    weights = load_file(folder / "model.safetensors") | changes
+    weights = {name: weight.clone() for name, weight in weights.items() if weight is not None}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return weights
+
+
+@pytest.mark.parametrize("weight", [None, torch.ones(3)])
+def test_missing_weights_are_not_filled_at_random(
+    copied: Callable[..., Path], weight: torch.Tensor | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied()
+    change_weights(
+        folder, **{"model.norm.weight": weight, "model.layers.0.mlp.up_proj.weight": weight}
+    )
+    assert refused(folder) == (
+        f"{folder} comes without 2 of its weights, or with other shapes (such as "
+        "model.layers.0.mlp.up_proj.weight): download the whole model, or name one that is made "
+        "to generate text."
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tied_weights_are_not_missing(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8"
+    )
+    weights = change_weights(folder, **{"lm_head.weight": None})
+    model = models.load(str(folder), device="cpu").model
+    assert torch.equal(model.lm_head.weight, weights["model.embed_tokens.weight"])
+
+
+def test_a_damaged_config(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    assert "cannot be loaded as a causal language model" in refused(folder)
+
+
+def test_a_model_that_generates_nothing(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "vit", "architectures": ["ViTModel"]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert "cannot be loaded as a causal language model" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "~/nowhere", "/nowhere/model", "a/b/c"])
+def test_a_folder_that_is_not_there(name: str) -> None:
+    assert refused(name) == f"There is no folder {name}: check the path of the model."
+
+
+def test_a_file_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.gguf").write_bytes(b"GGUF")
+    assert "There is no folder model.gguf" in refused("model.gguf")
+
+
+def test_an_empty_name() -> None:
+    assert "MODEL is empty" in refused(" ")
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Returns a function: what the hub's client raises -> the options it was called with."""
+
+    def hub(error: Exception | None, *, answers: bool = True) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        def tokenizer(source: str, options: dict[str, Any]) -> Any:
+            seen.update(options)
+            raise error or OSError("nothing")
+
+        monkeypatch.setattr(naming, "_hub_answers", lambda: answers)
+        monkeypatch.setattr(loading, "_tokenizer", tokenizer)
+        return seen
+
+    return hub
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError("a/b is not a local folder and is not a valid model identifier listed on …"),
+            "a/b is neither a folder nor on the hub: check its name.",
+        ),
+        (OSError("404 Client Error"), "a/b is neither a folder nor on the hub"),
+        (
+            ValueError("a/b contains custom code … pass trust_remote_code=True"),
+            "a/b runs code of its own: read it, then allow it by `trust_remote_code`.",
+        ),
+        (OSError("You are trying to access a gated repo."), "a/b is gated on the hub"),
+        (OSError("We couldn't connect to …"), "the hub cannot be reached"),
+        (
+            ValueError(
+                "Gemma2ForCausalLM does not support an attention implementation through "
+                "torch.nn.functional.scaled_dot_product_attention yet. Please request …"
+            ),
+            "(Gemma2ForCausalLM has no sdpa attention in transformers, the only one that",
+        ),
+        (KeyError("strange\nthing"), "cannot be loaded as a causal language model ("),
+        (MemoryError(), "a/b does not fit into memory."),
+        (torch.OutOfMemoryError("CUDA out of memory."), "a/b does not fit into memory."),
+    ],
+)
+def test_what_the_hub_says_becomes_one_sentence(hub, error: Exception, words: str) -> None:
+    seen = hub(error)
+    assert words in refused("a/b")
+    assert "local_files_only" not in seen
+
+
+def test_a_revision_reaches_every_file(hub) -> None:
+    seen = hub(None)
+    refused("a/b", revision="v1.2")
+    assert seen["revision"] == "v1.2"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError("v9 is not a valid git identifier (branch name, …)"), "has no such revision")],
+)
+def test_a_revision_that_the_hub_has_not(hub, error: Exception, words: str) -> None:
+    hub(error)
+    assert words in refused("a/b", revision="v9")
+
+
+def test_a_revision_is_of_the_hub_only(saved: Path) -> None:
+    assert refused(saved, revision="main") == (
+        f"`revision` is for models on the hub, and this is a folder, {saved}: leave `revision` out."
+    )
+
+
+def test_without_the_hub_only_this_machine_is_searched(hub) -> None:
+    seen = hub(None, answers=False)
+    refused("a/b")
+    assert seen["local_files_only"] is True
+
+
+def test_a_folder_asks_no_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(naming, "_hub_answers", lambda: asked.append("hub"))
+    models.load(str(saved), device="cpu")
+    assert asked == []
+
+
+def test_a_hub_id_asks_the_hub(hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(None)
+    asked: list[str] = []
+    monkeypatch.setattr(naming, "_hub_answers", lambda: asked.append("hub"))
+    refused("a/b")
+    assert asked == ["hub"]
+
+
+def test_a_name_without_a_network_fails_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers by itself takes most of a minute to find out."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.perf_counter()
+    assert not naming._hub_answers()
+    assert time.perf_counter() - start < 5
+
+
+# Devices
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="PyTorch sees no CUDA GPU here"):
+        models.load("a/b", device="cuda")
+    assert models.resolve_device("auto") == torch.device("cpu")
+
+
+def test_a_gpu_is_taken_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert models.resolve_device("auto").type == "cuda"
+    assert models.resolve_device("cpu").type == "cpu"
