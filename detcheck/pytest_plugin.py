@@ -129,15 +129,29 @@ class Determinism:
         inconclusive, or fails with --detcheck-strict. Otherwise returns the verdict.
         """
         __tracebackhide__ = True
-        experiment, gate = _split(options)
-        self.run = _measure(experiment, target, self.folder, self.models)
-        self.verdict = self._judge(gate)
-        _keep_report(self.request, self.run)
+        from detcheck.errors import DetcheckError
+
+        try:
+            self._measure_and_judge(target, options)
+        except DetcheckError as error:
+            sentence = str(error)
+        else:
+            sentence = ""
+        if sentence:
+            pytest.fail(f"detcheck: {sentence}", pytrace=False)
+        assert self.verdict is not None
+        assert self.run is not None
         if self.verdict.value == "fail":
             pytest.fail(_explained(self.verdict, self.run), pytrace=False)
         if self.verdict.value == INCONCLUSIVE:
             self._inconclusive()
         return self.verdict
+
+    def _measure_and_judge(self, target: Target | None, options: Mapping[str, Any]) -> None:
+        experiment, gate = _split(options)
+        self.run = _measure(experiment, target, self.folder, self.models)
+        self.verdict = self._judge(gate)
+        _keep_report(self.request, self.run)
 
     @property
     def assert_batch_invariant(self) -> Callable[..., dict[str, int]]:
@@ -160,9 +174,11 @@ class Determinism:
         assert self.run is not None
         analysis = analyse(self.run)
         kernels = options.kernels_of(self.run.experiment.kernels)
+        accepted = None
         if self.request.config.getoption("--detcheck-update"):
             _update(self.baseline, analysis, kernels)
-        accepted = read_baseline(self.baseline) if self.baseline.exists() else None
+        elif self.baseline.exists():
+            accepted = read_baseline(self.baseline)
         return judge(analysis, options, baseline=accepted)
 
     def _inconclusive(self) -> None:
@@ -192,17 +208,23 @@ def _detcheck_models() -> Iterator[dict[Any, Any]]:
 def detcheck(
     request: pytest.FixtureRequest, tmp_path: Path, _detcheck_models: dict[Any, Any]
 ) -> Determinism:
-    """Measures and judges the experiment of the `determinism` marker, if the test has one."""
+    """The verdict of the test's `determinism` marker, and `check` and assertions to call."""
     kept = request.config.getoption("--detcheck-report")
     name = re.sub(r"[^\w.-]+", "_", request.node.nodeid)
     folder = Path(kept) / name if kept else tmp_path / "run"
-    given = Determinism(request, folder, _detcheck_models)
-    marker = request.node.get_closest_marker(MARKER)
-    if marker is not None:
+    return Determinism(request, folder, _detcheck_models)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Measure and judge before the body of a marked test; a failed verdict fails the test."""
+    marker = item.get_closest_marker(MARKER)
+    given = getattr(item, "funcargs", {}).get("detcheck")
+    if marker is not None and isinstance(given, Determinism):
         if marker.args:
-            raise pytest.UsageError(f"the marker {MARKER} takes keyword arguments only")
+            pytest.fail(f"the marker {MARKER} takes keyword arguments only", pytrace=False)
         given.check(**marker.kwargs)
-    return given
+    return (yield)
 
 
 def _split(options: Mapping[str, Any]) -> tuple[Any, GateOptions]:

@@ -1,11 +1,19 @@
 """What batch-invariant kernels cost: the same trials under each kernels setting, in turn.
 
-    python experiments/bench_kernels.py [MODEL] [--batch-sizes 1,4,16] [--rounds 5] [--json]
-        [--kernels batch-invariant,batch-invariant:matmul,…]
+    python experiments/bench_kernels.py [MODEL] [--batch-sizes 1,4,8,16,32,64]
+        [--dtypes bfloat16,float32] [--kernels batch-invariant,fully-invariant]
+        [--tokens 40] [--rounds 5] [--clock wall] [--json]
 
-One engine answers the same trial under stock kernels and under the others in turn, the order
-turning from round to round, so that drift of the machine's speed falls on all. Ratios are of time
-a generated token, against stock in the same round; the total is of one trial at each batch size.
+For each dtype and batch size one engine generates for the same trial under every setting in turn.
+The first setting changes from round to round, so that drift of the machine's speed falls on all.
+A ratio is time per token against stock in the same round. Shown are its median and, in brackets,
+its smallest and largest value. The total is of one trial at each batch size.
+
+On the CPU there is a further column, `stock packed`: PyTorch's kernels with packed weights, which
+are not invariant. It separates what packing gains from what invariance costs. `distinct` counts
+the different completions of the one prompt, by token ids and log-probabilities.
+
+On a busy machine use `--clock cpu --threads 1`: the time that this process computed.
 """
 
 from __future__ import annotations
@@ -13,103 +21,212 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch.nn import functional as F
 
 from detcheck import environment, models
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.experiment import Experiment
 from detcheck.grid import conditions
-from detcheck.kernels.settings import BATCH_INVARIANT, CORE_FAMILIES, FULLY_INVARIANT, STOCK
-from detcheck.targets import InProcess, Target
+from detcheck.kernels.in_force import kernels_in_force
+from detcheck.kernels.settings import BATCH_INVARIANT, FULLY_INVARIANT, STOCK
+from detcheck.targets import InProcess
 from detcheck.traffic import Trial, plan_trials
 
-SETTINGS = (BATCH_INVARIANT, f"{BATCH_INVARIANT}:{'+'.join(CORE_FAMILIES)}", FULLY_INVARIANT)
+SETTINGS = (BATCH_INVARIANT, FULLY_INVARIANT)
+STOCK_PACKED = "stock packed"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+WARM_UP_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One setting at one batch size."""
+
+    dtype: str
+    batch_size: int
+    setting: str
+    tokens_per_second: float
+    """Median over the rounds."""
+    ratio: float
+    """Time per token against stock in the same round: median, smallest and largest."""
+    ratio_min: float
+    ratio_max: float
+    distinct: int
+    """Different completions of the probes, by token ids and log-probabilities."""
 
 
 def main() -> None:
     options = arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    timings: list[Timing] = []
+    for dtype in options.dtypes.split(","):
+        timings += timings_of(options, dtype)
+        if not options.json:
+            show([timing for timing in timings if timing.dtype == dtype])
+    if options.json:
+        rows = [asdict(timing) for timing in timings]
+        print(json.dumps({"timings": rows, "environment": environment.collect("auto")}, indent=2))
+
+
+def timings_of(options: argparse.Namespace, dtype: str) -> list[Timing]:
+    """Measure every batch size and setting in one dtype."""
     sizes = tuple(int(size) for size in options.batch_sizes.split(","))
-    target = InProcess(model=options.model, dtype=options.dtype, device=options.device)
     experiment = Experiment(
+        prompts=(options.prompt,),
         kernels=(STOCK, *options.kernels.split(",")),
         batch_sizes=sizes,
         completions=sum(sizes),
         max_new_tokens=options.tokens,
         traffic=options.traffic,
     )
-    loaded = models.load(options.model, dtype=options.dtype, device=options.device)
+    target = InProcess(model=options.model, dtype=dtype, device=options.device)
+    loaded = models.load(options.model, dtype=dtype, device=options.device)
     engine = ContinuousEngine(loaded, experiment, target)
-    trials = first_trials(experiment, target)
-    rows = [measure(engine, trials[size], options.rounds) for size in sizes]
-    show(rows, experiment.kernels[1:], as_json=options.json)
-
-
-def first_trials(experiment: Experiment, target: Target) -> dict[int, dict[str, Trial]]:
-    """The first trial of each condition, by batch size and kernels setting."""
-    trials: dict[int, dict[str, Trial]] = defaultdict(dict)
-    for condition in conditions(experiment, target):
-        trials[condition.batch_size][condition.kernels] = plan_trials(experiment, condition)[0]
-    return trials
-
-
-def measure(engine: ContinuousEngine, trials: dict[str, Trial], rounds: int) -> dict[str, float]:
-    """Time `trials` (by kernels setting, of one batch size) in turn, `rounds` times.
-
-    Returns the batch size, stock's tokens a second, and each setting's median ratio to stock.
-    """
-    settings = tuple(trials)
-    batch_size = trials[STOCK].condition.batch_size
-    seconds = defaultdict(list)
-    for number in range(rounds):
-        turn = number % len(settings)
-        for kernels in (*settings[turn:], *settings[:turn]):
-            result = engine.run_trial(trials[kernels])
-            seconds[kernels].append(result.elapsed_s / result.generated_tokens)
-    ratios = {
-        kernels: statistics.median(
-            time / stock for time, stock in zip(seconds[kernels], seconds[STOCK], strict=True)
-        )
-        for kernels in settings[1:]
+    settings: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        name: lambda name=name: kernels_in_force(name) for name in experiment.kernels
     }
-    stock = statistics.median(seconds[STOCK])
-    return {"batch_size": batch_size, "stock_tokens_per_second": 1 / stock, **ratios}
-
-
-def totals(rows: list[dict[str, float]], settings: tuple[str, ...]) -> dict[str, float]:
-    """Time of a trial at each batch size together, against stock: each size weighs its time."""
-    stock = [row["batch_size"] / row["stock_tokens_per_second"] for row in rows]
-    return {
-        kernels: sum(time * row[kernels] for time, row in zip(stock, rows, strict=True))
-        / sum(stock)
-        for kernels in settings
+    if loaded.device.type == "cpu":
+        settings[STOCK_PACKED] = PackedStock().in_force
+    trials = {
+        condition.batch_size: plan_trials(experiment, condition)[0]
+        for condition in conditions(experiment, target)
+        if condition.kernels == STOCK
     }
+    clock = CLOCKS[options.clock]
+    found = [measure(engine, trials[size], settings, options.rounds, clock) for size in sizes]
+    engine.close()
+    return [replace(timing, dtype=dtype) for timings in found for timing in timings]
 
 
-def show(rows: list[dict[str, float]], settings: tuple[str, ...], *, as_json: bool) -> None:
-    total = totals(rows, settings)
-    if as_json:
-        found = {"rows": rows, "total": total, "environment": environment.collect("auto")}
-        print(json.dumps(found, indent=2))
-        return
-    print("time a token against stock (1 = as fast)")
-    print("batch size  stock tokens/s  " + "  ".join(settings))
-    for row in rows:
-        cells = "  ".join(f"{row[kernels]:{len(kernels)}.3f}" for kernels in settings)
-        print(f"{row['batch_size']:10.0f} {row['stock_tokens_per_second']:15.1f}  {cells}")
-    cells = "  ".join(f"{total[kernels]:{len(kernels)}.3f}" for kernels in settings)
-    print(f"{'total':>10} {'':15}  {cells}")
+def measure(
+    engine: ContinuousEngine,
+    trial: Trial,
+    settings: dict[str, Callable[[], AbstractContextManager[object]]],
+    rounds: int,
+    clock: Callable[[], float],
+) -> list[Timing]:
+    """Time one trial under every setting in turn, `rounds` times, after one that warms up."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    answers: dict[str, set[object]] = defaultdict(set)
+    names = tuple(settings)
+    for number in range(-1, rounds):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            with settings[name](), torch.inference_mode():
+                if number < 0:
+                    engine.generate(shortened(trial), None)
+                    continue
+                started = clock()
+                generated = engine.generate(trial, None)
+                elapsed = clock() - started
+            seconds[name].append(elapsed / sum(len(each.token_ids) for each in generated))
+            answers[name] |= {
+                (tuple(each.token_ids), tuple(each.logprobs))
+                for each, request in zip(generated, trial.requests, strict=True)
+                if request.is_probe
+            }
+    size = trial.condition.batch_size
+    return [timing(size, name, seconds[name], seconds[STOCK], answers[name]) for name in names]
+
+
+def shortened(trial: Trial) -> Trial:
+    """The same requests for a few tokens: kernels are chosen, and memory is taken."""
+    requests = (replace(request, max_new_tokens=WARM_UP_TOKENS) for request in trial.requests)
+    return replace(trial, requests=tuple(requests))
+
+
+def timing(
+    batch_size: int, name: str, own: list[float], stock: list[float], answers: set[object]
+) -> Timing:
+    """Summarise seconds per token, paired with stock's by round."""
+    ratios = [time / reference for time, reference in zip(own, stock, strict=True)]
+    return Timing(
+        "",
+        batch_size,
+        name,
+        1 / statistics.median(own),
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        len(answers),
+    )
+
+
+class PackedStock:
+    """PyTorch's own linear layers, but with weights packed once: fast, and not invariant."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, torch.Tensor] = {}
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Replace `F.linear` inside this context."""
+        stock, F.linear = F.linear, self._linear
+        try:
+            yield
+        finally:
+            F.linear = stock
+
+    def _linear(
+        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        packed = self._packed.get(id(weight))
+        if packed is None:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)
+            self._packed[id(weight)] = packed
+        return torch.ops.mkldnn._linear_pointwise.default._op(input, packed, bias, "none", [], "")
+
+
+def totals(timings: list[Timing]) -> dict[str, float]:
+    """Time of one trial at each batch size together, against stock: each size weighs its time."""
+    stock = {each.batch_size: each for each in timings if each.setting == STOCK}
+    seconds: dict[str, float] = defaultdict(float)
+    for each in timings:
+        own = each.batch_size / stock[each.batch_size].tokens_per_second
+        seconds[each.setting] += own * each.ratio
+    return {name: total / seconds[STOCK] for name, total in seconds.items()}
+
+
+def show(timings: list[Timing]) -> None:
+    """One table: a row per batch size, a column per setting."""
+    names = list(dict.fromkeys(each.setting for each in timings))
+    cells = {(each.batch_size, each.setting): each for each in timings}
+    print(f"{timings[0].dtype}: time per token against stock, [smallest–largest], distinct")
+    print(f"{'load':>5} {'stock tokens/s':>15}  " + "  ".join(f"{name:>24}" for name in names[1:]))
+    for size in dict.fromkeys(each.batch_size for each in timings):
+        stock = cells[size, STOCK]
+        row = "  ".join(f"{cell(cells[size, name]):>24}" for name in names[1:])
+        print(f"{size:5} {stock.tokens_per_second:11.1f} ({stock.distinct:2})  {row}")
+    total = totals(timings)
+    print(f"{'total':>5} {'':15}  " + "  ".join(f"{total[name]:24.3f}" for name in names[1:]))
+
+
+def cell(timing: Timing) -> str:
+    spread = f"[{timing.ratio_min:.2f}–{timing.ratio_max:.2f}]"
+    return f"{timing.ratio:.3f} {spread} {timing.distinct:3}"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="hub id or folder (default: embedded)")
-    parser.add_argument("--batch-sizes", default="1,4,16")
+    parser.add_argument("--batch-sizes", default="1,4,8,16,32,64")
+    parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--kernels", default=",".join(SETTINGS))
+    parser.add_argument("--prompt", default="Write a short story about a lighthouse keeper.")
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--traffic", default="alone")
-    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--clock", choices=[*CLOCKS], default="wall")
+    parser.add_argument("--threads", type=int, default=0, help="default: as PyTorch chooses")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

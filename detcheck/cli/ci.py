@@ -82,10 +82,9 @@ def ci_command(
         )
     name_settings(settings, "experiment", "target", "gate")
     experiment, target = _settle(settings, endpoint)
-    run = _measure(experiment, target, out / RUN, api_key_env)
-    analysis = analyse(run)
     given = {} if baseline is None else {"baseline": baseline}
     options = GateOptions(**{**settings.section("gate"), **given})
+    analysis = analyse(_measure(experiment, target, out / RUN, api_key_env))
     verdict = judge_run(analysis, options)
     _write(verdict, analysis, settings, {"junit": junit, "sarif": sarif, "summary": summary})
     show_verdict(verdict, options, as_json=as_json)

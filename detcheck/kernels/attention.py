@@ -2,16 +2,15 @@
 
 This module has transformers' interface: it reads masks, padding and packed lengths, writes the
 paged cache, and hands each request to the kernel of its device. On the CPU that is
-`cpu/attention.py`. On a GPU it is `triton/attention.py`, which takes all requests in one call and
-holds all relations, `chunking` and `prefill-decode` included.
+`cpu/attention.py`, and `cpu/masked.py` for windows, chunks, sinks and soft caps. On a GPU it is
+`triton/attention.py`, which takes all requests in one call and holds all relations, `chunking` and
+`prefill-decode` included; it does not have windows, sinks and soft caps yet.
 """
 
 from __future__ import annotations
 
 import inspect
-import threading
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache as memoise
 from typing import Any
 
@@ -20,9 +19,14 @@ import torch
 from detcheck.errors import UsageError
 from detcheck.kernels.cpu import attention as cpu_attention
 from detcheck.kernels.cpu.attention import Segment
-
-_HIDDEN = -1e4
-"""A mask's value for a hidden key is this or less; a value between this and 0 is a bias."""
+from detcheck.kernels.cpu.masked import Scores, attend_block
+from detcheck.kernels.visible_keys import (
+    Block,
+    blocks_of_row,
+    read_mask_once,
+    window_firsts,
+    without_mask,
+)
 
 
 def attention(
@@ -42,25 +46,131 @@ def attention(
     """transformers' attention interface.
 
     query (batch, heads, q, head_dim), key and value (batch, kv_heads, k, head_dim); returns
-    (batch, q, heads, head_dim) and None. With `cu_seq_lens_q` and `cu_seq_lens_k` the batch is 1
+    (batch, q, heads, value_dim) and None. With `cu_seq_lens_q` and `cu_seq_lens_k` the batch is 1
     and they bound the requests packed along q and k. Earlier keys are either in a paged `cache`
-    or part of `key` (since transformers 5.24). `query_by_query` computes each query of a prompt
-    on its own, as `fully-invariant` needs on the CPU. Raises UsageError for features that it does
-    not cover: soft caps, sinks, sliding windows, position biases, dropout.
+    or part of `key` (since transformers 5.24). Of `kwargs` it reads `sliding_window` (keys that a
+    query sees, itself included), `softcap` and `s_aux` (sinks, (heads,)). `query_by_query` computes
+    each query of a prompt on its own, as `fully-invariant` needs on the CPU. Raises UsageError for
+    features that it does not cover: position biases, dropout, masks that are no intervals; on a
+    GPU also sinks, soft caps and windows shorter than the request.
     """
-    _refuse_unsupported(module, dropout, kwargs)
+    _refuse_unsupported(dropout, kwargs)
+    scores = Scores(scaling, kwargs.get("softcap"), _sinks(module, kwargs))
+    window = _window(module, cache, kwargs)
     if cache is not None:
-        key, value = _update_paged(module, cache, key, value, kwargs)
+        key, value = _update_paged(module, cache, key, value, window, kwargs)
     if cache is not None or kwargs.get("cu_seq_lens_q") is not None:
-        return _packed_batch(query, key, value, scaling, query_by_query, kwargs), None
+        kwargs["layer"] = getattr(module, "layer_idx", None)
+        return _packed_batch(query, key, value, scores, window, query_by_query, kwargs), None
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     if not causal:
-        raise UsageError("Batch-invariant attention covers causal attention only.")
-    return _padded_batch(query, key, value, attention_mask, scaling, query_by_query), None
+        raise UsageError(
+            "Batch-invariant attention covers causal attention only, and a layer of this model "
+            'attends in both directions: use `kernels="stock"`.'
+        )
+    return _padded_batch(query, key, value, attention_mask, scores, window, query_by_query), None
+
+
+def _padded_batch(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scores: Scores,
+    window: int | None,
+    query_by_query: bool,
+) -> torch.Tensor:
+    """A batch padded on the left: each row attends without its padding."""
+    if attention_mask is None:
+        keys = without_mask(len(query), query.shape[2], key.shape[2], window, query.device)
+    else:
+        keys = read_mask_once(attention_mask, len(query), key.shape[2])
+    if query.is_cuda:
+        from detcheck.kernels.triton.differentiable import padded_attention
+
+        _refuse_on_gpu(scores, keys.narrow)
+        padding = None if attention_mask is None and window is None else keys.starts
+        return padded_attention(query, key, value, padding, scores.scaling, attention_mask)
+    starts = keys.starts.tolist()
+    if scores.plain and not keys.narrow:
+        return cpu_attention.padded_attention(
+            query, key, value, starts, scores.scaling, query_by_query=query_by_query
+        )
+    parts = [
+        (row, block)
+        for row, (start, firsts) in enumerate(zip(starts, keys.firsts.tolist(), strict=True))
+        for block in blocks_of_row(start, firsts, key.shape[2])
+    ]
+    return _attend_blocks(query, key, value, parts, scores, query_by_query)
+
+
+def _attend_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    parts: list[tuple[int, Block]],
+    scores: Scores,
+    query_by_query: bool,
+) -> torch.Tensor:
+    """Each block of each row by itself; queries in no block (padding) get zeros."""
+    out = query.new_zeros((query.shape[0], query.shape[2], query.shape[1], value.shape[3]))
+    for row, block in parts:
+        one = slice(row, row + 1)
+        out[one, block.q : block.q + block.q_len] = attend_block(
+            query[one], key[one], value[one], block, scores, query_by_query=query_by_query
+        )
+    return out
+
+
+def _sinks(module: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """A layer's sinks (heads,); None if it has none."""
+    sinks: torch.Tensor | None = kwargs.get("s_aux")
+    return getattr(module, "sinks", None) if sinks is None else sinks
+
+
+def _window(module: Any, cache: Any, kwargs: dict[str, Any]) -> int | None:
+    """Keys that a query of this layer sees, itself included; None: all.
+
+    A paged cache rolls by the model's window, whether or not the layer hands it over.
+    """
+    window: int | None = kwargs.get("sliding_window")
+    if window is None and cache is not None:
+        allocators = getattr(cache, "layer_to_allocator", None)
+        if allocators is not None:
+            window = getattr(allocators[module.layer_idx], "sliding_window", None)
+    if window == 1:
+        raise UsageError(
+            "A sliding window of 1 is not covered: transformers keeps all keys for it. Set "
+            "`sliding_window` in the model's config to 2 or more, or to null."
+        )
+    return window
+
+
+def _refuse_on_gpu(scores: Scores, narrow: bool) -> None:
+    """Raise UsageError, one sentence, for a feature that only the CPU has."""
+    found = [
+        name
+        for name, present in (
+            ("soft-capped logits", scores.softcap is not None),
+            ("attention sinks", scores.sinks is not None),
+            ("a window or chunk that is shorter than a request", narrow),
+        )
+        if present
+    ]
+    if found:
+        raise UsageError(
+            f"On a GPU batch-invariant attention does not cover {found[0]}, which this model uses: "
+            'use `device="cpu"` or `kernels="stock"`.'
+        )
 
 
 def _update_paged(
-    module: Any, cache: Any, key: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]
+    module: Any,
+    cache: Any,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None,
+    kwargs: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write new keys and values, (1, kv_heads, new, head_dim), to the cache; returns all of them.
 
@@ -76,7 +186,8 @@ def _update_paged(
     indices = {name: kwargs[name] for name in ("read_index", "write_index")}
     key, value = (x.transpose(0, 1).unsqueeze(0) for x in cache.update(**states, **indices))
     if isinstance(kwargs["cu_seq_lens_k"], dict):
-        kwargs["cu_seq_lens_k"] = kwargs["cu_seq_lens_k"]["full_attention"]
+        kind = "full_attention" if window is None else "sliding_attention"
+        kwargs["cu_seq_lens_k"] = kwargs["cu_seq_lens_k"][kind]
     return key, value
 
 
@@ -86,23 +197,13 @@ def _takes_indices(cache_type: Any) -> bool:
     return "read_index" in inspect.signature(cache_type.update).parameters
 
 
-def _refuse_unsupported(module: torch.nn.Module, dropout: float, kwargs: dict[str, Any]) -> None:
+def _refuse_unsupported(dropout: float, kwargs: dict[str, Any]) -> None:
     """Raise UsageError, one sentence, for a feature that no invariant kernel covers yet."""
-    found = [
-        name
-        for name, present in (
-            ("soft-capped logits", kwargs.get("softcap") is not None),
-            ("attention sinks", getattr(module, "sinks", None) is not None),
-            ("a sliding window", kwargs.get("sliding_window") is not None),
-            ("a position bias", kwargs.get("position_bias") is not None),
-            ("dropout", dropout > 0),
-        )
-        if present
-    ]
-    if found:
+    biased = kwargs.get("position_bias") is not None
+    if biased or dropout > 0:
         raise UsageError(
-            f"Batch-invariant attention does not cover {found[0]}, which this model uses: "
-            'use `kernels="stock"` or `kernels="batch-invariant:matmul"`.'
+            f"Batch-invariant attention does not cover {'a position bias' if biased else 'dropout'}"
+            ', which this model uses: use `kernels="stock"` or `kernels="batch-invariant:matmul"`.'
         )
 
 
@@ -110,19 +211,39 @@ def _packed_batch(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scaling: float | None,
+    scores: Scores,
+    window: int | None,
     query_by_query: bool,
     kwargs: dict[str, Any],
 ) -> torch.Tensor:
-    """Requests packed along the length; returns (1, q, heads, dim)."""
+    """Requests packed along the length; returns (1, q, heads, value_dim)."""
     if query.is_cuda:
         from detcheck.kernels.triton.differentiable import packed_attention
 
-        return packed_attention(query, key, value, scaling, kwargs)
-    segments = _packed_segments(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])
-    return cpu_attention.packed_attention(
-        query, key, value, segments, scaling, query_by_query=query_by_query
-    )
+        _refuse_on_gpu(scores, window is not None and window < _longest(key, kwargs))
+        return packed_attention(query, key, value, scores.scaling, kwargs, kwargs["layer"])
+    segments = [*_packed_segments(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])]
+    bites = window is not None and any(one.k_len > window for one in segments)
+    if scores.plain and not bites:
+        return cpu_attention.packed_attention(
+            query, key, value, segments, scores.scaling, query_by_query=query_by_query
+        )
+    parts = [(0, _block(one, window)) for one in segments]
+    return _attend_blocks(query, key, value, parts, scores, query_by_query)
+
+
+def _longest(key: torch.Tensor, kwargs: dict[str, Any]) -> int:
+    """A bound on the keys of one request, without asking the device."""
+    longest = kwargs.get("max_length_k", kwargs.get("max_seqlen_k"))
+    return longest if isinstance(longest, int) else key.shape[2]
+
+
+def _block(segment: Segment, window: int | None) -> Block:
+    """A packed request, without the keys before its first query's window."""
+    firsts = window_firsts(window, segment.q_len, segment.k_len)
+    k = firsts[0]
+    own = tuple(first - k for first in firsts)
+    return Block(segment.q, segment.q_len, segment.k + k, segment.k_len - k, own)
 
 
 def _packed_segments(cu_q: torch.Tensor, cu_k: torch.Tensor) -> Iterator[Segment]:
@@ -133,77 +254,3 @@ def _packed_segments(cu_q: torch.Tensor, cu_k: torch.Tensor) -> Iterator[Segment
         q_len, k_len = q_bounds[index + 1] - q, k_bounds[index + 1] - k
         if q_len > 0 and k_len > 0:
             yield Segment(q, q_len, k, k_len)
-
-
-def _padded_batch(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None,
-    query_by_query: bool,
-) -> torch.Tensor:
-    """A batch padded on the left: each row attends without its padding."""
-    padding = _known_padding(attention_mask, query.shape[0], key.shape[2])
-    if query.is_cuda:
-        from detcheck.kernels.triton.differentiable import padded_attention
-
-        return padded_attention(query, key, value, padding, scaling, attention_mask)
-    starts = [0] * query.shape[0] if padding is None else padding.tolist()
-    return cpu_attention.padded_attention(
-        query, key, value, starts, scaling, query_by_query=query_by_query
-    )
-
-
-def _padding(mask: torch.Tensor | None, rows: int, k_len: int) -> torch.Tensor | None:
-    """Keys of left padding in each row (rows,), from a mask (…, 1, q, k_len); None without mask.
-
-    Queries that are padding may see nothing, themselves or all. Raises UsageError for masks that
-    are not causal with left padding: windows and chunks, several sequences in a row, biases.
-    """
-    if mask is None:
-        return None
-    mask = mask[..., :k_len]
-    visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
-    num_seen = visible.sum(-1)
-    starts = k_len - num_seen[:, -1]
-    key = torch.arange(k_len, device=mask.device)
-    query = key[k_len - visible.shape[1] :, None]
-    is_padding = query[:, 0] < starts[:, None]
-    causal = ((key <= query) & (key >= starts[:, None, None]) == visible).all(-1)
-    unread = is_padding & ((num_seen <= 1) | (num_seen == k_len))
-    biased = mask.dtype != torch.bool and bool(((mask != 0) & (mask > _HIDDEN)).any())
-    if mask.shape[1] != 1 or biased or not bool((causal | unread).all()):
-        raise UsageError("Batch-invariant attention needs causal masks with padding on the left.")
-    return starts.expand(rows)
-
-
-class _LastMask:
-    """The mask that was read last, and its padding: the layers of a model share one mask."""
-
-    def __init__(self) -> None:
-        self._mask: Callable[[], torch.Tensor | None] = lambda: None
-        self._key: tuple[int, int, int] | None = None
-        self._padding: torch.Tensor | None = None
-
-    def padding(self, mask: torch.Tensor, rows: int, k_len: int) -> torch.Tensor | None:
-        # An inference tensor has no version counter; transformers makes a mask each forward pass.
-        version = 0 if mask.is_inference() else mask._version
-        key = (rows, k_len, version)
-        if self._mask() is not mask or self._key != key:
-            self._padding = _padding(mask, rows, k_len)
-            self._mask, self._key = weakref.ref(mask), key
-        return self._padding
-
-
-_last_mask = threading.local()
-
-
-def _known_padding(mask: torch.Tensor | None, rows: int, k_len: int) -> torch.Tensor | None:
-    """As `_padding`, but read once a forward pass instead of once a layer."""
-    if mask is None:
-        return None
-    if not hasattr(_last_mask, "value"):
-        _last_mask.value = _LastMask()
-    known: torch.Tensor | None = _last_mask.value.padding(mask, rows, k_len)
-    return known

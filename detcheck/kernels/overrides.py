@@ -134,7 +134,7 @@ def _linear() -> Kernel:
     """The shortcut for linear layers, on whichever device the input is."""
     if why_unavailable() is not None:
         return cpu_linear
-    from detcheck.kernels.triton.matmul import linear as cuda_linear
+    from detcheck.kernels.triton.linear import linear as cuda_linear
 
     def linear(
         input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None

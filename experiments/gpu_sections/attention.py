@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from detcheck.kernels.triton import attention
+from detcheck.kernels.triton.attention_layout import Layout
 from gpu_sections.clock import Clock
 from gpu_sections.common import median_ms, random, time_or_inf
 
@@ -26,7 +27,7 @@ def attention_speed(clock: Clock, options: argparse.Namespace) -> dict[str, Any]
             return {"rows": measured, "unfinished": True}
         query = random(batch, 32, queries, 128)
         key, value = (random(batch, 8, keys, 128) for _ in range(2))
-        layout = attention.Layout(batch, max_k=keys)
+        layout = Layout(batch, max_k=keys)
         row: dict[str, Any] = {"phase": phase, "batch": batch, "keys": keys}
         row["stock_ms"] = time_or_inf(lambda q=query, k=key, v=value: flash(q, k, v))
         for name, parallel in (("ours", None), ("in_turn", False)):

@@ -41,7 +41,7 @@ def use_plain_kernels() -> None:
     from detcheck.kernels.triton import configs
 
     configs.HOPPER = tuple(entry for entry in configs.HOPPER if not entry[1].descriptors)
-    configs.NARROW = 0
+    configs.WIDEST_CUT = 0
 
 
 def environment() -> dict[str, Any]:

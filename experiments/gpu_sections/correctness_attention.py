@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from detcheck.kernels.triton import attention, differentiable
+from detcheck.kernels.triton.attention_layout import Layout
 from gpu_sections.common import DTYPES, Failures, note_error, random, short
 
 Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -75,9 +76,7 @@ def packed(requests: list[Request], parallel: bool | None = None) -> list[torch.
     """All requests in one call; each one's (q, heads, dim)."""
     query, key, value = (torch.cat(parts, dim=2) for parts in zip(*requests, strict=True))
     q_lens = [one[0].shape[2] for one in requests]
-    layout = attention.Layout(
-        len(requests), bounds(q_lens), bounds([one[1].shape[2] for one in requests])
-    )
+    layout = Layout(len(requests), bounds(q_lens), bounds([one[1].shape[2] for one in requests]))
     return list(attention.attention(query, key, value, layout, parallel=parallel)[0].split(q_lens))
 
 

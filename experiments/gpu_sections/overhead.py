@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import matmul
+from detcheck.kernels.triton import linear
+from detcheck.kernels.triton.launch import launches_to
 from gpu_sections.clock import Clock
 from gpu_sections.common import random
 
@@ -26,38 +27,29 @@ def launch_overhead(clock: Clock, options: argparse.Namespace) -> dict[str, Any]
     with torch.inference_mode():
         times = {
             "stock_us": host_us(lambda: F.linear(x, weight)),
-            "ours_us": host_us(lambda: matmul.linear(x, weight)),
+            "ours_us": host_us(lambda: linear.linear(x, weight)),
         }
         with contextlib.suppress(Exception):  # what the launch is made of moves with Triton
-            times |= launch_us(lambda: matmul.linear(x, weight))
+            times |= launch_us(lambda: linear.linear(x, weight))
     return times
 
 
 def launch_us(function: Callable[[], Any]) -> dict[str, float]:
-    """Host microseconds of a call's launch alone, and of the compiled kernel's."""
-    grid, args, kwargs = launch_of(function)
-    kernel = matmul.product_kernel
-    compiled = kernel.warmup(*args, grid=grid, **kwargs)
-    every = (*args, *(kwargs[name] for name in kernel.arg_names[len(args) :]))
+    """Host microseconds of a call's launch by Triton, and of its compiled kernel's."""
+    kernel, grid, args, named = launch_of(function)
+    compiled = kernel.warmup(*args, grid=grid, **named)
+    every = (*args, *(named[name] for name in kernel.arg_names[len(args) :]))
     return {
-        "launch_us": host_us(lambda: kernel[grid](*args, **kwargs)),
-        "compiled_us": host_us(lambda: compiled[(*grid, 1)](*every)),
+        "launch_us": host_us(lambda: kernel[grid](*args, **named)),
+        "compiled_us": host_us(lambda: compiled[grid](*every)),
     }
 
 
-def launch_of(function: Callable[[], Any]) -> tuple[Any, Any, Any]:
-    """(grid, arguments, keywords) of the launch of `product_kernel` that a call makes."""
-    stock, seen = matmul.product_kernel, []
-
-    class Watch:
-        def __getitem__(self, grid: Any) -> Callable[..., None]:
-            return lambda *args, **kwargs: seen.append((grid, args, kwargs))
-
-    matmul.product_kernel = Watch()
-    try:
+def launch_of(function: Callable[[], Any]) -> tuple[Any, Any, Any, Any]:
+    """(kernel, grid, arguments, named arguments) of the last launch that a call makes."""
+    seen: list[tuple[Any, Any, Any, Any]] = []
+    with launches_to(lambda *launch: seen.append(launch)):
         function()
-    finally:
-        matmul.product_kernel = stock
     return seen[-1]
 
 

@@ -2,9 +2,9 @@
 
     python experiments/gpu.py --compile 3/12     the fourth twelfth of them
 
-Launchers are called with tensors that have no storage; their launches are not run but compiled,
-into Triton's cache on disk. What goes wrong here costs time alone: a kernel that is not in the
-cache is compiled where it is first launched.
+Launchers are called with tensors that have no storage. Their launches are not run but compiled,
+into Triton's cache on disk. An error here costs only time: a kernel that is not in the cache is
+compiled when it is first launched.
 """
 
 from __future__ import annotations
@@ -16,22 +16,17 @@ from typing import Any
 
 import torch
 
-from detcheck.kernels.triton import (
-    attention,
-    configs,
-    descriptors,
-    matmul,
-    norm,
-    reduce,
-    softmax,
-)
+from detcheck.kernels.triton import attention, configs, matmul, norm, reduce, softmax
+from detcheck.kernels.triton.attention_form import AttentionForm
+from detcheck.kernels.triton.attention_layout import Layout
+from detcheck.kernels.triton.attention_shapes import block_d, shapes
+from detcheck.kernels.triton.launch import launches_to
 from gpu_sections import tiles
 from gpu_sections.common import DTYPES
 
-MODULES = (attention, descriptors, matmul, norm, reduce, softmax)
 ROW_LENGTHS = (128, 576, 4096, 4099, 151936)
 PRODUCTS = (
-    *((4096, 4096), (1024, 4096), (576, 576)),  # real layers
+    *((4096, 4096), (1024, 4096), (4096, 14336), (576, 576)),  # real layers
     *((640, 512), (640, 4096), (640, 4099)),  # ragged ones
     *((512, 576), (512, 4099)),  # and those by which tiles are tried
 )
@@ -46,31 +41,41 @@ def share_of(text: str) -> tuple[int, int]:
 
 
 class Compiler:
-    """Stands in for a kernel: `compiler[grid](…)` compiles what it would launch."""
+    """Compiles launches in place of making them: its share of those that it sees, each once."""
 
-    def __init__(self, kernel: Any, share: tuple[int, int], seen: dict[str, bool]):
-        self._kernel = kernel
+    def __init__(self, share: tuple[int, int], compile_launch: Callable[..., Any] | None = None):
         self._share = share
-        self._seen = seen
+        self._compile = compile_launch or warm_up
+        self._seen: set[str] = set()
 
-    def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return self._compile
-
-    def _compile(self, *args: Any, **kwargs: Any) -> None:
-        key = repr((self._kernel.fn.__name__, *map(signature, args), kwargs))
+    def __call__(
+        self, kernel: Any, grid: Any, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        """One launch."""
+        key = repr((kernel.fn.__name__, *map(signature, args), named))
         index, count = self._share
         mine = key not in self._seen and len(self._seen) % count == index
-        self._seen[key] = True
+        self._seen.add(key)
         if mine:
             try:
-                compiled = self._kernel.warmup(*args, grid=(1,), **kwargs)
-                getattr(compiled, "run", None)  # also makes the launcher, in some versions
+                self._compile(kernel, args, named)
             except Exception as error:
                 print(f"not compiled ahead: {type(error).__name__}: {error}"[:200])
 
+    @property
+    def seen(self) -> int:
+        """Kernels that it saw, in all shares."""
+        return len(self._seen)
+
+
+def warm_up(kernel: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Compile a launch into Triton's cache on disk."""
+    compiled = kernel.warmup(*args, grid=(1,), **named)
+    getattr(compiled, "run", None)  # also makes the launcher, in some versions of Triton
+
 
 def signature(value: Any) -> Any:
-    """What of an argument a kernel is compiled for."""
+    """What a kernel is compiled for, of one argument."""
     if isinstance(value, torch.Tensor):
         return str(value.dtype)
     if isinstance(value, int):
@@ -80,20 +85,17 @@ def signature(value: Any) -> Any:
     return (str(value.base.dtype), value.block_shape)
 
 
-def precompile(share: tuple[int, int], capability: tuple[int, int]) -> int:
-    """Compile a share of the kernels; returns how many there are in all."""
-    seen: dict[str, bool] = {}
-    kernels = [(m, name, getattr(m, name)) for m in MODULES for name in vars(m)]
-    kernels = [(m, name, kernel) for m, name, kernel in kernels if name.endswith("_kernel")]
-    for module, name, kernel in kernels:
-        setattr(module, name, Compiler(kernel, share, seen))
-    try:
+def precompile(
+    share: tuple[int, int],
+    capability: tuple[int, int],
+    compile_launch: Callable[..., Any] | None = None,
+) -> int:
+    """Compile a share of the kernels; returns how many kernels there are in all."""
+    compiler = Compiler(share, compile_launch)
+    with launches_to(compiler):
         for launch in launches(capability):
             launch()
-    finally:
-        for module, name, kernel in kernels:
-            setattr(module, name, kernel)
-    return len(seen)
+    return compiler.seen
 
 
 def launches(capability: tuple[int, int]) -> Iterator[Callable[[], Any]]:
@@ -103,7 +105,7 @@ def launches(capability: tuple[int, int]) -> Iterator[Callable[[], Any]]:
     yield from tile_launches()
     for dtype in DTYPES:
         for heads in HEADS:
-            yield from attention_launches(*heads, dtype)
+            yield from attention_launches(*heads, dtype, capability)
     for dtype in DTYPES:
         for length in ROW_LENGTHS:
             yield from row_launches(empty(64, length, dtype=dtype))
@@ -113,24 +115,24 @@ def product_launches(
     dtype: torch.dtype, capability: tuple[int, int]
 ) -> Iterator[Callable[[], Any]]:
     """Every tile: real layers, ragged ones, with a bias, and a plain right-hand side."""
-    every = dict.fromkeys(tile for _, tile in configs.table(dtype, capability))
     for columns, inner in PRODUCTS:
         left, weight = empty(1, 1024, inner, dtype=dtype), empty(1, columns, inner, dtype=dtype)
         right, bias = weight.transpose(1, 2), empty(columns, dtype=dtype)
         segment = configs.segment_k(columns, inner)
+        table = configs.table(dtype, capability, segmented=segment > 0)
         for tile, added, parallel in itertools.product(
-            every, (None, bias), (False, True) if segment else (False,)
+            dict.fromkeys(tile for _, tile in table), (None, bias), (False, True)
         ):
-            if not (segment and tile.descriptors):
+            if not parallel or (segment and not tile.descriptors):
                 yield partial(matmul.product, left, right, added, tile, segment, parallel)
     plain = empty(1, 2048, 2048, dtype=dtype)
-    for tile in every if dtype == torch.bfloat16 else ():
+    for _, tile in configs.table(dtype, capability) if dtype == torch.bfloat16 else ():
         if not tile.descriptors:
-            yield lambda t=tile: matmul.product(plain, plain, None, t)
+            yield partial(matmul.product, plain, plain, None, tile)
 
 
 def tile_launches() -> Iterator[Callable[[], Any]]:
-    """What section `tiles` tries."""
+    """The launches of section `tiles`."""
     weight = empty(1, 4096, 4096, dtype=torch.bfloat16).transpose(1, 2)
     for rows in tiles.ROWS:
         left = empty(1, rows, 4096, dtype=torch.bfloat16)
@@ -141,28 +143,35 @@ def tile_launches() -> Iterator[Callable[[], Any]]:
 
 
 def attention_launches(
-    heads: int, kv_heads: int, dim: int, dtype: torch.dtype
+    heads: int, kv_heads: int, dim: int, dtype: torch.dtype, capability: tuple[int, int]
 ) -> Iterator[Callable[[], Any]]:
-    """Packed and padded requests, splits in turn and side by side."""
+    """Packed and padded requests, splits in turn and side by side, all shapes of the kernel."""
     query, key = empty(1, heads, 2048, dim, dtype=dtype), empty(1, kv_heads, 2048, dim, dtype=dtype)
     bounds = empty(9, dtype=torch.int32)
-    layouts = {
-        "packed": attention.Layout(8, bounds, bounds),
-        "padded": attention.Layout(1, starts=empty(1, dtype=torch.int64)),
-        "whole": attention.Layout(1),
-    }
-    for name, layout in layouts.items():
-        for parallel in (False, True) if name != "padded" else (False,):
-            yield lambda a=layout, p=parallel: attention.attention(query, key, key, a, parallel=p)
+    layouts = (
+        Layout(8, bounds, bounds),
+        Layout(1, starts=empty(1, dtype=torch.int64)),
+        Layout(1),
+    )
+    phases = shapes(heads // kv_heads, block_d(dim), dtype, capability)
+    for shape, layout, parallel in itertools.product(
+        dict.fromkeys(phases["prefill"] + phases["decode"]), layouts, (False, True)
+    ):
+        form = AttentionForm(query, key, key, layout, None, shape)
+        yield partial(form, query, key, key, layout, parallel)
+    yield lambda: attention.attention(query[:, :, :1], key, key, Layout(1))
 
 
 def row_launches(x: torch.Tensor) -> Iterator[Callable[[], Any]]:
-    """Norm, softmax and reductions."""
+    """Norms, softmax and reductions."""
     yield lambda: norm.fused_rms_norm(x, [x.shape[-1]], x[0], 1e-6)
+    yield lambda: norm.layer_norm(x, [x.shape[-1]], x[0], x[0], 1e-5)
     yield lambda: softmax.softmax(x, -1, False)
     yield lambda: softmax.log_softmax(x, -1, False)
     yield lambda: reduce.mean_dims(x, [-1])
     yield lambda: reduce.sum_dims(x, [-1])
+    yield lambda: reduce.logsumexp(x, [-1])
+    yield lambda: reduce.vector_norm(x, 2, [-1])
 
 
 def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:

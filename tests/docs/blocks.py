@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+INLINE = re.compile(r"`((?:detcheck|make|python) [^`…]+)`")
 FENCE = re.compile(r"^( *)```(\w+)?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 
@@ -48,3 +49,13 @@ def commands(block: Block) -> Iterator[str]:
         for command in re.split(r" && | ; | \| ", re.sub(r"(^|\s)#.*$", "", line)):
             if command.strip():
                 yield command.strip()
+
+
+def mentions() -> Iterator[tuple[str, str]]:
+    """(page, command) of every command that stands within a sentence or a table."""
+    for path in pages():
+        text = FENCE.sub("", path.read_text(encoding="utf-8"))
+        for mention in dict.fromkeys(INLINE.findall(text)):
+            for command in mention.split(" && "):
+                if command.split()[1].islower():  # not `detcheck COMMAND`
+                    yield str(path.relative_to(ROOT)), command

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from blocks import ROOT, Block, blocks, commands
+from blocks import ROOT, Block, blocks, commands, mentions
 
 import detcheck
 from detcheck.cli.app import COMMANDS, load_command
@@ -48,6 +48,31 @@ def test_a_wrong_command_is_noticed(command: str, monkeypatch: pytest.MonkeyPatc
     """The twin of the test above."""
     with pytest.raises(Exception, match=r".+"):
         check_command(command, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, id=f"{page} {command}") for page, command in mentions()]
+)
+def test_a_mentioned_command_is_there(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a sentence, arguments may be missing: `detcheck gate --baseline`."""
+    check_mention(command, monkeypatch)
+
+
+@pytest.mark.parametrize("command", ["detcheck fly", "detcheck gate --fly", "make fly"])
+def test_a_wrong_mention_is_noticed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin of the test above."""
+    with pytest.raises(AssertionError):
+        check_mention(command, monkeypatch)
+
+
+def check_mention(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, name, *rest = shlex.split(command)
+    if program != "detcheck":
+        check_command(command, monkeypatch)
+    elif not name.startswith("-"):
+        assert name in COMMANDS
+        known = {flag for option in load_command(name).params for flag in option.opts}
+        assert {word for word in rest if word.startswith("-")} <= known | {"--help"}
 
 
 def check_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:

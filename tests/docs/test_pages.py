@@ -44,6 +44,19 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize(
+    ("tag", "loads"),
+    [
+        ('<script src="https://a.b/c.js">', True),
+        ('<link rel="stylesheet" href="https://a.b/c.css">', True),
+        ('<script src="assets/c.js">', False),
+        ('<a href="https://a.b">', False),
+    ],
+)
+def test_what_a_page_loads_from_other_hosts_is_noticed(tag: str, *, loads: bool) -> None:
+    assert bool(LOADED.search(tag)) is loads
+
+
 @pytest.mark.slow
 def test_the_site_builds_in_strict_mode_and_asks_no_other_host(tmp_path: Path) -> None:
     done = subprocess.run(

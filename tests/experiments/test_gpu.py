@@ -110,37 +110,18 @@ def test_every_section_is_there_and_fits_into_the_time() -> None:
     assert sum(section.seconds for section in plan.SECTIONS) <= 7.5 * 60
 
 
-SHARES = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from gpu_sections import precompile
-
-class Kernel:
-    def __init__(self, stock):
-        self.fn, self.compiled = stock.fn, []
-    def warmup(self, *args, **kwargs):
-        self.compiled.append((args, kwargs))
-
-made = []
-stock = precompile.Compiler.__init__
-def init(self, kernel, share, seen):
-    made.append(Kernel(kernel))
-    stock(self, made[-1], share, seen)
-precompile.Compiler.__init__ = init
-counts = [precompile.precompile((index, 3), (9, 0)) for index in range(3)]
-print(*set(counts), sum(len(kernel.compiled) for kernel in made))
-"""
-
-
 def test_the_processes_share_the_kernels_out() -> None:
     """Each kernel is compiled by one of them, whichever it is."""
     pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-c", SHARES, EXPERIMENTS], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    every, compiled = map(int, done.stdout.split())
-    assert every == compiled > 200
+    from gpu_sections import precompile
+
+    compiled: list[object] = []
+    counts = {
+        precompile.precompile((index, 3), (9, 0), lambda *launch: compiled.append(launch))
+        for index in range(3)
+    }
+    assert counts == {len(compiled)}
+    assert len(compiled) > 200
 
 
 def test_a_kernel_that_is_wrong_is_a_failure() -> None:

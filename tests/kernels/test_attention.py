@@ -164,8 +164,7 @@ def test_padding_does_not_matter(q_len: int, boolean: bool) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "feature"),
     [
-        ({"softcap": 30.0}, "soft-capped"),
-        ({"sliding_window": 128}, "sliding window"),
+        ({"sliding_window": 1}, "sliding window of 1"),
         ({"position_bias": torch.zeros(1)}, "position bias"),
         ({"dropout": 0.1}, "dropout"),
     ],
@@ -187,10 +186,17 @@ def blocks(*lengths: int) -> torch.Tensor:
     return torch.block_diag(*parts).bool()[None, None]
 
 
+def moving_back() -> torch.Tensor:
+    """The fourth query sees two keys, the fifth all that came before."""
+    mask = blocks(6)
+    mask[..., 3, :2] = False
+    return mask
+
+
 MASKS: dict[str, torch.Tensor] = {
     "hole": hole(),
-    "sequences": blocks(2, 4),
-    "window": torch.ones(1, 1, 6, 6, dtype=torch.bool).tril().triu(-2),
+    "moving back": moving_back(),
+    "padding on the right": blocks(6) & (torch.arange(6) < 4),
     "bidirectional": torch.ones(1, 1, 6, 6, dtype=torch.bool),
     "bias": -torch.arange(6.0).flip(0).expand(1, 1, 1, 6),
     "by head": blocks(6).repeat(1, HEADS, 1, 1),
@@ -242,6 +248,37 @@ def test_heads_of_a_copy_start_where_those_of_a_cache_do(dtype: torch.dtype) -> 
     there, _ = attention(Layer(), query, *(x[:, :, 32:63] for x in cached), None)
     alone, _ = attention(Layer(), query, key, value, None)
     assert torch.equal(there, alone)
+
+
+def by_token(x: torch.Tensor) -> torch.Tensor:
+    """The same values, laid out token by token as a paged cache returns them."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [16, 64, 80, 128])
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 41), (1, 513), (39, 39), (7, 300)])
+def test_the_layout_of_keys_does_not_matter(
+    dtype: torch.dtype, dim: int, lengths: tuple[int, int]
+) -> None:
+    """A trainer has keys head by head, a paged cache token by token."""
+    query, key, value = request(8, *lengths, dim, dtype)
+    (by_head,) = packed([[query, key, value]])
+    (paged,) = packed([[query, by_token(key), by_token(value)]])
+    batch = packed([[query, by_token(key), by_token(value)], request(9, 3, 17, dim, dtype)])
+    assert torch.equal(paged, by_head)
+    assert torch.equal(batch[0], by_head)
+
+
+def test_requests_between_gaps_get_their_own_keys() -> None:
+    """Keys and queries that belong to no request, as padding of a packed batch."""
+    query, key, value = request(8, 12, 90, 64, torch.float32)
+    bounds = {"q": [0, 0, 1, 12], "k": [0, 10, 60, 60]}  # the first and last request are empty
+    cu = {f"cu_seq_lens_{name}": torch.tensor(ends) for name, ends in bounds.items()}
+    out, _ = attention(Layer(), query, key, value, None, **cu)
+    alone = packed([[query[:, :, :1], key[:, :, 10:60], value[:, :, 10:60]]])
+    assert torch.equal(out[:, :1], alone[0])
+    assert out[:, 1:].eq(0).all()
 
 
 def in_table(*args: Any, **kwargs: Any) -> Any:

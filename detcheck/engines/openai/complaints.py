@@ -45,6 +45,8 @@ def parse_json(data: bytes, secrets: Sequence[str] = ()) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         try:  # orjson refuses half a surrogate pair, which JSON may hold
             value = json.loads(data.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise Failure(MALFORMED, "the reply is not JSON in UTF-8") from None
         except (ValueError, RecursionError):
             raise Failure(MALFORMED, f"the reply is not JSON{_quoted(data, secrets)}") from None
     if not isinstance(value, dict):

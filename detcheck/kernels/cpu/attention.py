@@ -92,7 +92,9 @@ def padded_attention(
 def _cut(x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> Sequence[torch.Tensor]:
     """Parts of `x` (1, heads, length, dim), given as (start, length), each on cache lines."""
     lengths = [length for _, length in bounds]
-    if [start for start, _ in bounds] == [0, *accumulate(lengths[:-1])]:
+    if lengths == [x.shape[2]]:
+        parts: Sequence[torch.Tensor] = (x,)
+    elif [start for start, _ in bounds] == [0, *accumulate(lengths[:-1])]:
         parts = x.narrow(2, 0, sum(lengths)).split(lengths, 2)  # faster than one by one
     else:
         parts = tuple(x.narrow(2, start, length) for start, length in bounds)

@@ -1,38 +1,37 @@
-"""Which tiles give the same bits on this card, and the fastest of them: found by experiment.
+"""Which tiles of the matrix product give the same bits on this card, and the fastest of them.
 
 Tiles of one table ought to agree, since they add up over K with the same instruction in the same
 order. Whether they do is up to the compiler and the card. So before a tile is used for a kind of
-product (K, N, dtype, layout, device), it is tried against the anchor tile on data that cancels,
-which a change of order cannot survive unseen; one that differs is not used. Of those that agree,
-the one that is fastest on the operands at hand serves this kind and range of M from then on: which
-it is changes no bit. The first call of a kind and range therefore takes longer; later ones do not.
+product (K, N, dtype, layout, device), it is compared with the anchor tile. The data of that
+comparison cancel, so that another order of addition shows in the bits. A tile that differs is not
+used. Among the tiles that agree, the one that is fastest on the operands at hand serves this kind
+and range of M from then on; the choice changes no bit. The first call of a kind and range
+therefore takes longer than later ones.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
+from detcheck.kernels.triton.bit_class import BitClass
 from detcheck.kernels.triton.configs import Table, Tile, anchor, segment_k, table
-from detcheck.kernels.triton.descriptors import ALIGNMENT_BYTES, fits
-from detcheck.kernels.triton.launch import capability
+from detcheck.kernels.triton.descriptors import fits
+from detcheck.kernels.triton.launch import ALIGNMENT_BYTES, capability
 
 PROBE_ROWS = 32
 PROBE_COLUMNS = 512
-"""Columns are independent, and each adds up in the same order: more of them would show no more."""
-
-WARMUP_MS, TIMED_MS = 2, 6
-"""What timing one tile may take, about."""
+"""Columns are independent and add up in the same order, so more of them would show no more."""
 
 Product = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor | None, Tile, int, bool | None], torch.Tensor
 ]
-"""(1, M, K) x (1, K, N) with a tile, segments of K and whether side by side, to (1, M, N)."""
+"""(1, M, K) x (1, K, N) with a bias or None, a tile, the length of segments of K, and whether the
+segments are computed side by side; returns (1, M, N)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,73 +44,62 @@ class Kind:
     """N."""
     dtype: torch.dtype
     transposed: bool
-    """Whether the right-hand side is the transpose of an (N, K) tensor."""
+    """True if the right-hand side is the transpose of an (N, K) tensor."""
     device: torch.device
     descriptors: bool = False
-    """Whether tiles may be loaded by the copy unit."""
+    """True if the copy unit may load the tiles."""
 
 
-@dataclass(slots=True)
 class TileClass:
     """The tiles of one kind that agree with its anchor, tried when they are first asked for."""
 
-    kind: Kind
-    tiles: Table
-    multiply: Product
-    _chosen: dict[int, Tile] = field(default_factory=dict)
-    """By the largest M that a tile is chosen for."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, kind: Kind, tiles: Table, multiply: Product):
+        self.kind = kind
+        self.tiles = tiles
+        self.multiply = multiply
+        self._class = BitClass(anchor(tiles), self.agrees)
 
     def tile(self, rows: int, time: Callable[[Tile], float] | None = None) -> Tile:
-        """The tile for M = `rows`: the fastest by `time`, of the table's for this M in the class.
+        """The tile for M = `rows`: of the table's tiles for this M in the class, the fastest.
 
-        Without `time`, the first. Where none is in the class, of those for the next larger M.
+        `time` gives the milliseconds of a tile; without it the first tile is used. If no tile for
+        this M is in the class, one for the next larger M is used. While a CUDA graph is captured,
+        an M that no tile was chosen for before gets the anchor.
         """
         limit = next(limit for limit, _ in self.tiles if rows <= limit)
-        chosen = self._chosen.get(limit)
-        if chosen is None:
-            if self.kind.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                return anchor(self.tiles)  # no moment for experiments
-            with self._lock:
-                chosen = self._chosen[limit] = self._search(limit, time)
-        return chosen
+
+        def groups() -> Iterator[list[Tile]]:
+            larger = dict.fromkeys(largest for largest, _ in self.tiles if largest >= limit)
+            return map(self._candidates, larger)
+
+        return self._class.choose(limit, groups, time)
 
     def usable(self, limit: int) -> list[Tile]:
-        """The table's tiles for M up to `limit` that this kind can use, of those in the class."""
-        tiles = [tile for largest, tile in self.tiles if largest == limit]
-        if not self.kind.descriptors:
-            tiles = [tile for tile in tiles if not tile.descriptors]
-        last = anchor(self.tiles)
-        return [tile for tile in tiles if tile == last or self._agrees_if_it_runs(tile)]
-
-    def _search(self, limit: int, time: Callable[[Tile], float] | None) -> Tile:
-        limits = dict.fromkeys(largest for largest, _ in self.tiles if largest >= limit)
-        found = next(tiles for tiles in map(self.usable, limits) if tiles)
-        return min(found, key=time) if time is not None and len(found) > 1 else found[0]
-
-    def _agrees_if_it_runs(self, tile: Tile) -> bool:
-        try:
-            return self.agrees(tile)
-        except Exception:  # whatever the compiler or the driver has against it on this card
-            return False
+        """The table's tiles for M up to `limit` that suit this kind and are in the class."""
+        return self._class.members(self._candidates(limit))
 
     def agrees(self, tile: Tile) -> bool:
         """Whether a tile gives the anchor's bits on the probe."""
         left, right = cancelling_operands(self.kind)
         segment = segment_k(self.kind.columns, self.kind.inner)
         expected = self.multiply(left, right, None, anchor(self.tiles), segment, None)
-        ways = (True, False) if segment else (None,)  # segments side by side, and in turn
+        both = segment and not tile.descriptors
+        ways = (True, False) if both else (None,)  # segments side by side, and in turn
         return all(
             torch.equal(self.multiply(left, right, None, tile, segment, way), expected)
             for way in ways
         )
 
+    def _candidates(self, limit: int) -> list[Tile]:
+        tiles = [tile for largest, tile in self.tiles if largest == limit]
+        return [tile for tile in tiles if self.kind.descriptors or not tile.descriptors]
+
 
 def cancelling_operands(kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
     """Seeded (1, PROBE_ROWS, K) and (1, K, N) whose products nearly cancel in pairs.
 
-    Partial sums are large and the total is small, so that a change of order survives rounding to
-    bfloat16. Each pair lies at a random distance along K.
+    Partial sums are large and the total is small, so another order of addition survives rounding
+    to bfloat16. The two products of a pair lie at a random distance along K.
     """
     generator = torch.Generator(kind.device).manual_seed(0)
     on: Any = {"generator": generator, "device": kind.device}
@@ -132,25 +120,13 @@ def classes(left: torch.Tensor, right: torch.Tensor, multiply: Product) -> TileC
     """The class of the product of `left` (B, M, K) and `right` (B, K, N)."""
     inner, columns = right.shape[1:]
     transposed = right.stride(2) != 1
-    descriptors = (
-        segment_k(columns, inner) == 0
-        and inner * left.element_size() % ALIGNMENT_BYTES == 0
-        and fits(left, right)
-    )
+    descriptors = inner * left.element_size() % ALIGNMENT_BYTES == 0 and fits(left, right)
     kind = Kind(inner, columns, left.dtype, transposed, left.device, descriptors)
     return _class(kind, multiply)
 
 
 @cache
 def _class(kind: Kind, multiply: Product) -> TileClass:
-    return TileClass(kind, table(kind.dtype, capability(kind.device)), multiply)
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """Median time of a call on the GPU, operands not in its cache; infinity where it fails."""
-    from triton.testing import do_bench
-
-    try:
-        return float(do_bench(call, warmup=WARMUP_MS, rep=TIMED_MS, return_mode="median"))
-    except Exception:  # such as no memory for the buffer that clears the cache
-        return float("inf")
+    segmented = segment_k(kind.columns, kind.inner) > 0
+    tiles = table(kind.dtype, capability(kind.device), segmented=segmented)
+    return TileClass(kind, tiles, multiply)

@@ -1,11 +1,11 @@
-"""Tiles of the matrix product: which to try for how many rows, and what makes a bitwise class.
+"""Tiles of the matrix product: which tiles to try for how many rows, and what makes a class.
 
-What a result's bits depend on is the order of accumulation over K: the matrix instruction
-(`mma.sync` or `wgmma`, both 16 deep in 16-bit types), and where partial sums are added. Tile sizes
-choose neither on one architecture, as long as the instruction stays the same, nor does the way
-tiles come into shared memory. So each table below keeps to one instruction, and trades the rest for
-speed. That the tiles do agree bit for bit is not assumed: `classes.py` tries it on the card before
-a tile is used, and times those that agree.
+Two tiles are in one class if they give bitwise equal results. A result's bits depend on the order
+of accumulation over K: on the matrix instruction (`mma.sync` or `wgmma`, both 16 deep in 16-bit
+types), and on where partial sums are added. On one architecture, tile sizes change neither as long
+as the instruction stays the same. Nor does the way in which tiles come into shared memory. So each
+table below keeps to one instruction and trades the rest for speed. That its tiles do agree is not
+assumed: `classes.py` tries each tile on the card before it is used, and times those that agree.
 
 On sm_90 `wgmma` computes 64 rows at a time, far more than a decoding step has. There the product
 is turned round (`weights_first`): the weight's columns fill the 64 rows of the instruction, and
@@ -19,14 +19,23 @@ from dataclasses import dataclass
 import torch
 
 ALL_ROWS = 1 << 62
-NARROW = 1024
-"""Most columns of a weight whose sums are cut: 16 tiles of 64 on 132 processors."""
-SEGMENT = 512
+WIDEST_CUT = 4096
+"""Most columns of a weight whose sums are cut into segments."""
+SHORTEST_SEGMENT = 512
+"""Shorter segments would cost more in partial sums than the additional programs gain."""
+SEGMENT_STEP = 128
+"""Segments are multiples of this, and so of every `block_k` in the tables."""
+COLUMN_TILE = 64
+"""Columns of a tile with few rows: `wgmma` computes no fewer."""
+PROGRAMS_WANTED = 120
+"""Programs that a product of few rows should have: nine tenths of the 132 processors of Hopper."""
+THREAD_ACCUMULATORS = 64
+"""Entries of a tile that a thread may hold if its sums are cut; it needs twice the registers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One way to compute a product; everything here is a compile-time constant of the kernel."""
+    """One way to compute a product. Each field is a compile-time constant of the kernel."""
 
     block_m: int
     block_n: int
@@ -34,18 +43,23 @@ class Tile:
     num_warps: int
     num_stages: int
     weights_first: bool = False
-    """Whether the right-hand operand is the left one of the matrix instruction."""
+    """True if the right-hand operand is the left one of the matrix instruction."""
     descriptors: bool = False
-    """Whether the copy unit (TMA) loads the operands, where it takes them as they lie."""
+    """True if the copy unit (TMA) loads the operands; not every layout in memory allows it."""
     persistent: bool = False
-    """With descriptors: whether as many programs as processors share the tiles."""
+    """With descriptors: true if as many programs as processors share the tiles."""
     group_m: int = 8
-    """Tiles along M that are computed together, to find the weights in L2."""
+    """Tiles along M that are computed together, so that they find the weights in the L2 cache."""
+
+    @property
+    def takes_segments(self) -> bool:
+        """True if the registers hold a sum of segments beside the current segment's sum."""
+        return self.block_m * self.block_n <= THREAD_ACCUMULATORS * 32 * self.num_warps
 
 
 Table = tuple[tuple[int, Tile], ...]
 """(largest M, tile), in growing order; the last tile is also the anchor of the class. Tiles with
-the same largest M are alternatives: the fastest on the card is used, the first where none is timed.
+the same largest M are alternatives: the fastest on the card is used. Without timing, the first is.
 """
 
 _HOPPER_WIDE = (
@@ -100,11 +114,14 @@ FLOAT32: Table = (
 """Fused multiply-adds in the order of K, never TF32."""
 
 
-def table(dtype: torch.dtype, capability: tuple[int, int]) -> Table:
-    """The table of a dtype (bfloat16, float16 or float32) on an architecture."""
-    if dtype == torch.float32:
-        return FLOAT32
-    return HOPPER if capability >= (9, 0) else AMPERE
+def table(dtype: torch.dtype, capability: tuple[int, int], *, segmented: bool = False) -> Table:
+    """The table of a dtype (bfloat16, float16 or float32) on an architecture.
+
+    `segmented` leaves out tiles whose registers do not hold two sums.
+    """
+    half = HOPPER if capability >= (9, 0) else AMPERE
+    tiles = FLOAT32 if dtype == torch.float32 else half
+    return tuple(entry for entry in tiles if entry[1].takes_segments or not segmented)
 
 
 def anchor(tiles: Table) -> Tile:
@@ -113,11 +130,17 @@ def anchor(tiles: Table) -> Tile:
 
 
 def segment_k(columns: int, inner: int) -> int:
-    """Length of the segments that a sum over K is cut into; 0: one sum from start to end.
+    """Length of the segments that a sum over K is cut into; 0 for one sum from start to end.
 
-    A function of the weight's shape (N, K) alone, so every M adds up in the same order. Segments
-    let a weight with few columns (keys and values of grouped heads) be streamed by more processors
-    than it has tiles, which is what decoding waits for; prefill pays one addition a segment.
-    `make gpu` measures both; not measured yet.
+    It depends on the weight's shape (N, K) alone, so every M adds up in the same order. A decoding
+    step waits for the weight to be read. A weight of few columns has fewer tiles than the GPU has
+    processors, so segments of its own rows give the others work. Prefill pays one more addition a
+    segment, and cannot use the widest tiles. `make gpu` measures both; not measured yet.
     """
-    return SEGMENT if columns <= NARROW and inner >= 4 * SEGMENT else 0
+    if columns > WIDEST_CUT:
+        return 0
+    tiles = -(-columns // COLUMN_TILE)
+    count = min(-(-PROGRAMS_WANTED // tiles), inner // SHORTEST_SEGMENT)
+    if count < 2:
+        return 0
+    return -(-inner // (count * SEGMENT_STEP)) * SEGMENT_STEP

@@ -1,9 +1,9 @@
 """The matrix product through tensor descriptors: Hopper's copy unit (TMA) moves the tiles.
 
-The same sums in the same order as `product_kernel`, for a weight that lies as a linear layer has
-it, with addresses and strides that the copy unit takes. Nothing is masked in the loop: what
-lies past an edge is read as zero. With PERSISTENT a program goes on to its next tile while the last
-one's results are being stored.
+It computes the same sums in the same order as `product_kernel`. The right-hand side must be the
+transposed weight of a linear layer, and the copy unit must be able to take the addresses and
+strides. The loop needs no mask, because the copy unit reads zeros past an edge. With PERSISTENT a
+program goes on to its next tile while the results of the last one are being stored.
 """
 
 # ruff: noqa: N803  (compile-time constants are upper-case in Triton)
@@ -17,16 +17,20 @@ import triton
 import triton.language as tl
 
 from detcheck.kernels.triton.configs import Tile
-from detcheck.kernels.triton.launch import NUMERICS, on_device, processors
-
-ALIGNMENT_BYTES = 16
+from detcheck.kernels.triton.launch import (
+    ALIGNMENT_BYTES,
+    NUMERICS,
+    on_device,
+    processors,
+    start,
+)
 
 
 @triton.jit
 def _one_tile(
     left, right, bias, out, index, M, N, K, stride_bm, stride_bn, stride_om,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    SEGMENT_K: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """Compute and store tile `index`; GROUP_M tiles of rows share a sweep over the columns."""
     tiles_m = tl.cdiv(M, BLOCK_M)
@@ -37,10 +41,19 @@ def _one_tile(
     row = (group * GROUP_M + within % height) * BLOCK_M
     column = (within // height) * BLOCK_N
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
-        a = left.load([row, k])
-        b = right.load([column, k])
-        acc = tl.dot(a, b.T, acc, input_precision="ieee")
+    if SEGMENT_K == 0:
+        for k in range(0, K, BLOCK_K):
+            acc = tl.dot(left.load([row, k]), right.load([column, k]).T, acc,
+                         input_precision="ieee")  # fmt: skip
+    else:  # the order of `_accumulate_segments`
+        total = acc
+        for k in range(0, K, BLOCK_K):
+            acc = tl.dot(left.load([row, k]), right.load([column, k]).T, acc,
+                         input_precision="ieee")  # fmt: skip
+            if (k + BLOCK_K) % SEGMENT_K == 0:
+                total += acc
+                acc = tl.zeros_like(acc)
+        acc = total + acc
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
     inside = (rows < M)[:, None] & (columns < N)[None, :]
@@ -55,28 +68,28 @@ def _one_tile(
 def descriptor_kernel(
     left, right, bias, out, M, N, K, stride_bm, stride_bn, stride_om,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    PERSISTENT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SEGMENT_K: tl.constexpr, PERSISTENT: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """out (M, N) = left (M, K) @ right (N, K) transposed + bias; `left` and `right` descriptors.
 
-    Grid: (tiles,), or with PERSISTENT as many programs as are to share them.
+    Grid: (tiles,), or with PERSISTENT as many programs as share the tiles.
     """
     if PERSISTENT:
         tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
         for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
             _one_tile(
                 left, right, bias, out, index, M, N, K, stride_bm, stride_bn, stride_om,
-                BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, HAS_BIAS,
+                BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, SEGMENT_K, HAS_BIAS,
             )  # fmt: skip
     else:
         _one_tile(
             left, right, bias, out, tl.program_id(0), M, N, K, stride_bm, stride_bn, stride_om,
-            BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, HAS_BIAS,
+            BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, SEGMENT_K, HAS_BIAS,
         )  # fmt: skip
 
 
 def fits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether the copy unit takes (B, M, K) and (B, K, N) as they lie."""
+    """Whether the copy unit can read (B, M, K) and (B, K, N) as they lie in memory."""
     return (
         len(left) == 1
         and left.stride(2) == 1
@@ -92,9 +105,16 @@ def _is_aligned(stride: int, x: torch.Tensor) -> bool:
 
 
 def product(
-    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, tile: Tile
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bias: torch.Tensor | None,
+    tile: Tile,
+    segment_k: int = 0,
 ) -> torch.Tensor:
-    """(1, M, K) x (1, K, N) + bias (1, M, N) with a given tile, of operands that `fits` takes."""
+    """(1, M, K) x (1, K, N) + bias (1, M, N) with a given tile; `fits` must hold.
+
+    `segment_k` is 0 or a multiple of the tile's `block_k`.
+    """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     _, rows, inner = left.shape
@@ -104,12 +124,14 @@ def product(
     programs = min(tiles, processors(left.device)) if tile.persistent else tiles
     added = out if bias is None else bias.expand(out.shape)
     with on_device(left):
-        descriptor_kernel[(programs,)](
+        start(
+            descriptor_kernel, (programs, 1, 1),
             TensorDescriptor.from_tensor(left[0], [tile.block_m, tile.block_k]),
             TensorDescriptor.from_tensor(right[0].t(), [tile.block_n, tile.block_k]),
             added, out, rows, columns, inner, *added.stride()[1:], out.stride(1),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            GROUP_M=tile.group_m, PERSISTENT=tile.persistent, HAS_BIAS=bias is not None,
+            GROUP_M=tile.group_m, SEGMENT_K=segment_k if segment_k < inner else 0,
+            PERSISTENT=tile.persistent, HAS_BIAS=bias is not None,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **NUMERICS,
         )  # fmt: skip
     return out

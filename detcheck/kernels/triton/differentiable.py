@@ -1,17 +1,20 @@
-"""Attention as transformers asks for it, padded or packed, with gradients where they are wanted."""
+"""Attention as transformers calls it, padded or packed, with gradients if they are recorded."""
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from detcheck.kernels.triton.attention import Layout, attention
+from detcheck.kernels.triton.attention import attention
+from detcheck.kernels.triton.attention_layout import Layout
 
 
 class _Differentiable(torch.autograd.Function):
-    """Forward by the kernel; backward by the stock formula, which is right but not invariant."""
+    """Forward by the kernel; backward by the stock formula, whose bits may depend on the batch."""
 
     @staticmethod
     def forward(
@@ -69,15 +72,17 @@ def packed_attention(
     value: torch.Tensor,
     scaling: float | None,
     kwargs: dict[str, Any],
+    layer: int | None = None,
 ) -> torch.Tensor:
     """Attention of requests packed along q, bounded by transformers' `cu_seq_lens_q` and `_k`.
 
-    With gradients, as a trainer has them of several sequences in one row.
+    `layer` is the index of the layer in the model, if it has one: later layers of a step reuse
+    the schedule of the first. Records gradients, as a trainer with several sequences in a row
+    needs them.
     """
     cu_q, cu_k = kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]
     longest = kwargs.get("max_length_k", kwargs.get("max_seqlen_k"))
-    requests = min(len(cu_q), len(cu_k)) - 1
-    layout = Layout(requests, cu_q, cu_k, max_k=longest if isinstance(longest, int) else None)
+    layout = _layout(cu_q, cu_k, longest if isinstance(longest, int) else None, layer)
     if _needs_gradients(query, key, value):
         mask = _packed_mask(cu_q, cu_k, query.shape[2], key.shape[2])
         out: torch.Tensor = _Differentiable.apply(query, key, value, layout, scaling, mask)
@@ -85,14 +90,50 @@ def packed_attention(
     return attention(query, key, value, layout, scaling)
 
 
+@dataclass(slots=True)
+class _Step:
+    """The layout that the last layer used, and for which lengths."""
+
+    layer: int
+    cu_q: torch.Tensor
+    cu_k: torch.Tensor
+    layout: Layout
+
+
+_thread = threading.local()
+
+
+def _layout(cu_q: torch.Tensor, cu_k: torch.Tensor, max_k: int | None, layer: int | None) -> Layout:
+    """The layout of packed requests, shared by the layers of one step.
+
+    A step's lengths may be written into the tensors of the step before, so equal tensors do not
+    mean equal lengths. But a step goes through the layers in growing order: a layer that does not
+    come after the last one begins a new step.
+    """
+    last: _Step | None = getattr(_thread, "step", None)
+    if (
+        last is not None
+        and layer is not None
+        and layer > last.layer
+        and last.cu_q is cu_q
+        and last.cu_k is cu_k
+        and last.layout.max_k == max_k
+    ):
+        last.layer = layer
+        return last.layout
+    layout = Layout(min(len(cu_q), len(cu_k)) - 1, cu_q, cu_k, max_k=max_k)
+    _thread.step = None if layer is None else _Step(layer, cu_q, cu_k, layout)
+    return layout
+
+
 def _packed_mask(cu_q: torch.Tensor, cu_k: torch.Tensor, q_len: int, k_len: int) -> torch.Tensor:
     """(q, k) of booleans: causal within each request, whose last query is its last key."""
 
     def places(bounds: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each token: its request, and how many of that request come after it."""
+        """The request of each token, and how many tokens of that request come after it."""
         at = torch.arange(length, device=bounds.device)
         request = torch.bucketize(at, bounds[1:], right=True)
-        ends = F.pad(bounds[1:], (0, 1), value=length)  # what is left over belongs to nobody
+        ends = F.pad(bounds[1:], (0, 1), value=length)  # the rest belongs to no request
         return request, ends[request] - at
 
     (q_request, q_left), (k_request, k_left) = places(cu_q, q_len), places(cu_k, k_len)

@@ -1,26 +1,36 @@
 """Batch-invariant mm, addmm, baddbmm and bmm on the GPU.
 
-One kernel: each program computes one tile of the result and adds up over K in blocks from 0, so a
-row's bits depend on neither M nor its place in the call. No split of K depends on M; where K is
-cut into segments at all (`configs.segment_k`), it is by a fixed length, and the segments' sums are
-added in order, whether one program computes all of them or each has its own.
+One kernel computes all of them. Each program computes one tile of the result and adds up over K in
+blocks, from 0 on, so a row's bits depend on neither M nor the row's place in the call. No split of
+K depends on M. If K is cut into segments at all (`configs.segment_k`), they have a fixed length
+that depends on the weight alone. The segments' sums are added in order, whether one program
+computes all of them or each has a program of its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton
-from torch.nn import functional as F
 
 from detcheck.kernels.triton import configs, descriptors
-from detcheck.kernels.triton.classes import classes, milliseconds
+from detcheck.kernels.triton.bit_class import milliseconds
+from detcheck.kernels.triton.classes import classes
 from detcheck.kernels.triton.configs import Tile
-from detcheck.kernels.triton.launch import NUMERICS, on_device, processors
+from detcheck.kernels.triton.launch import (
+    NUMERICS,
+    Repeated,
+    capturing,
+    current_stream,
+    processors,
+)
 from detcheck.kernels.triton.matmul_kernels import product_kernel
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-
-_stock_linear = F.linear
+COUNTERS = 1024
+"""Arrival counters that a stream keeps; a launch with more tiles than this makes its own."""
 
 
 def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -30,7 +40,7 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
     if left.dtype not in FLOATS or right.dtype != left.dtype:
         return torch.mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
-    return _product(left[None], right[None], None)[0]
+    return multiplied(left[None], right[None], None)[0]
 
 
 def addmm(
@@ -45,7 +55,7 @@ def addmm(
     if left.dtype not in FLOATS or beta != 1 or alpha != 1:
         scaled = mm(left, right) * alpha
         return scaled if beta == 0 else scaled + bias * beta
-    return _product(left[None], right[None], bias)[0]
+    return multiplied(left[None], right[None], bias)[0]
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -53,7 +63,7 @@ def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.dtype not in FLOATS or right.dtype != left.dtype:
         shape = (left.shape[0], left.shape[1], right.shape[2])
         return torch.bmm(left, right, out=left.new_empty(shape))
-    return _product(left, right, None)
+    return multiplied(left, right, None)
 
 
 def baddbmm(
@@ -68,25 +78,10 @@ def baddbmm(
     if left.dtype not in FLOATS or beta != 1 or alpha != 1:
         scaled = bmm(left, right) * alpha
         return scaled if beta == 0 else scaled + bias * beta
-    return _product(left, right, bias)
+    return multiplied(left, right, bias)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(…, K) by the (N, K) weight of a linear layer to (…, N), without the way round by dispatch.
-
-    A shortcut for inference. Where gradients are recorded, or autocast or somebody else watches,
-    the stock decomposition reaches `mm` or `addmm` anyway.
-    """
-    watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
-    watched = watched or torch.is_autocast_enabled(x.device.type)
-    if watched or x.dtype not in FLOATS or weight.dtype != x.dtype or x.dim() == 1:
-        # Contiguous, or PyTorch adds the bias after rounding, in some batches and not in others.
-        return _stock_linear(x if bias is None else x.contiguous(), weight, bias)
-    rows = x.reshape(1, -1, x.shape[-1])
-    return _product(rows, weight.t()[None], bias).view(*x.shape[:-1], weight.shape[0])
-
-
-def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def multiplied(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """(B, M, K) x (B, K, N) + bias, which broadcasts to (B, M, N)."""
     rows, inner = left.shape[1:]
     if rows == 0 or inner == 0 or right.shape[2] == 0 or left.shape[0] == 0:
@@ -94,13 +89,18 @@ def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
         return empty if bias is None else empty + bias
     if inner == 1 and bias is None:  # one product an entry: exact, as in rotary embeddings
         return left * right
-    segment = configs.segment_k(right.shape[2], inner)
+    return product(left, right, bias, *choice(left, right, bias))
+
+
+def choice(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> tuple[Tile, int]:
+    """The tile for a product of these operands, and the length of its segments of K."""
+    segment = configs.segment_k(right.shape[2], right.shape[1])
 
     def time(tile: Tile) -> float:
         return milliseconds(lambda: product(left, right, bias, tile, segment))
 
-    tile = classes(left, right, product).tile(rows, time if left.is_cuda else None)
-    return product(left, right, bias, tile, segment)
+    timed = time if left.is_cuda else None
+    return classes(left, right, product).tile(left.shape[1], timed), segment
 
 
 def product(
@@ -113,64 +113,143 @@ def product(
 ) -> torch.Tensor:
     """(B, M, K) x (B, K, N) + bias with a given tile, its sums over K cut every `segment_k`.
 
-    `segment_k` is a multiple of the tile's BLOCK_K, or 0. `parallel` says whether segments are
-    computed side by side, which changes no bit; by default where there are too few tiles
-    to keep the device busy. Raises ValueError for a segment that is no multiple.
+    `segment_k` is a multiple of the tile's `block_k`, or 0. `parallel` says whether segments are
+    computed side by side, by default if there are too few tiles to keep the device busy; it
+    changes no bit. Raises ValueError if `segment_k` is no multiple.
     """
-    if tile.descriptors and not segment_k and descriptors.fits(left, right):
-        return descriptors.product(left, right, bias, tile)
     if segment_k % tile.block_k:
-        raise ValueError(f"segments of {segment_k} are not whole blocks of {tile.block_k}")
-    batch, rows, inner = left.shape
-    columns = right.shape[2]
-    segments = triton.cdiv(inner, segment_k) if segment_k else 1
-    tiles = batch * triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
-    if parallel is None:
-        parallel = tiles < processors(left.device)
-    parallel = parallel and segments > 1
-    out = left.new_empty((batch, rows, columns))
-    if bias is not None:
-        bias = bias.expand(out.shape)
-    with on_device(left):
-        _launch_product(left, right, bias, out, tile, segment_k, tiles, segments if parallel else 1)
-    return out
+        raise ValueError(f"`segment_k` must be a multiple of {tile.block_k}, not {segment_k}")
+    if tile.descriptors and not parallel and descriptors.fits(left, right):
+        return descriptors.product(left, right, bias, tile, segment_k)
+    plan = Plan.of(left.shape, right.shape[2], tile, segment_k, processors(left.device), parallel)
+    return LaunchedProduct(plan, left, right, bias)(left, right, bias)
 
 
-def _launch_product(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    tile: Tile,
-    segment_k: int,
-    tiles: int,
-    segments: int,
-) -> None:
-    """Launch `product_kernel` into `out`; `segments` are computed side by side if more than 1."""
-    batch, rows, inner = left.shape
-    parallel = segments > 1
-    partial = out.new_empty((segments, *out.shape), dtype=torch.float32) if parallel else out
-    arrived = out.new_zeros(tiles, dtype=torch.int32) if parallel else out
-    added = out if bias is None else bias
-    product_kernel[(tiles, segments)](
-        left, right, added, out, partial, arrived, rows, right.shape[2], inner,
-        *_strides(left, batch), *_strides(right, batch), *_strides(added, batch),
-        *_strides(out, batch), partial.stride(0) if parallel else 0,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
-        WEIGHTS_FIRST=tile.weights_first,
-        # One program's segments are the whole sum where there is one of them.
-        SEGMENT_K=segment_k if segment_k < inner else 0,
-        PARALLEL=parallel,
-        EVEN_N=right.shape[2] % tile.block_n == 0,
-        EVEN_K=inner % tile.block_k == 0,
-        HAS_BIAS=bias is not None,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **NUMERICS,
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a product is cut into programs."""
+
+    tile: Tile
+    segment_k: int
+    shape: tuple[int, int, int]
+    """(B, M, N) of the result."""
+    inner: int
+    """K."""
+    tiles: int
+    segments: int
+    """Segments that have programs of their own; 1 if one program computes all."""
+
+    @classmethod
+    def of(
+        cls,
+        left: tuple[int, ...],
+        columns: int,
+        tile: Tile,
+        segment_k: int,
+        processors: int,
+        parallel: bool | None = None,
+    ) -> Plan:
+        """The plan for (B, M, K) = `left` times (B, K, `columns`); see `product`."""
+        batch, rows, inner = left
+        tiles = batch * triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
+        if parallel is None:
+            parallel = tiles < processors
+        segments = triton.cdiv(inner, segment_k) if segment_k and parallel else 1
+        return cls(tile, segment_k, (batch, rows, columns), inner, tiles, segments)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The compile-time constants of `product_kernel` but HAS_BIAS, and its options."""
+        tile = self.tile
+        return {
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "BLOCK_K": tile.block_k,
+            "GROUP_M": tile.group_m,
+            "WEIGHTS_FIRST": tile.weights_first,
+            # A single segment is the whole sum.
+            "SEGMENT_K": self.segment_k if self.segment_k < self.inner else 0,
+            "PARALLEL": self.segments > 1,
+            "EVEN_N": self.shape[2] % tile.block_n == 0,
+            "EVEN_K": self.inner % tile.block_k == 0,
+            "num_warps": tile.num_warps,
+            "num_stages": tile.num_stages,
+            **NUMERICS,
+        }
 
 
-def _strides(x: torch.Tensor, batch: int) -> tuple[int, ...]:
-    """Strides, those between the entries of a batch of one being 0.
+class LaunchedProduct:
+    """`product_kernel` for operands of one shape and layout, at any address."""
 
-    They grow with the rows, and would have another binary where they stop being multiples of 16.
+    __slots__ = ("_grid", "_kernel", "_partial", "_rows", "_shape", "_tiles")
+
+    def __init__(
+        self,
+        plan: Plan,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        bias: torch.Tensor | None,
+        shape: tuple[int, ...] | None = None,
+    ):
+        """`left` (B, M, K), `right` (B, K, N) and `bias`, which broadcasts to (B, M, N).
+
+        `shape` is the shape of the results, by default (B, M, N).
+        """
+        batch, self._rows, columns = plan.shape
+        self._shape = plan.shape if shape is None else shape
+        self._grid = plan.tiles, plan.segments, 1
+        self._tiles = plan.tiles
+        self._partial = (plan.segments, *plan.shape) if plan.segments > 1 else None
+        """Shape of the partial sums, if segments have programs of their own."""
+        flat = (self._rows * columns, columns, 1)  # strides of the result, which is contiguous
+        added = flat if bias is None else bias.expand(plan.shape).stride()
+        strides = (left.stride(), right.stride(), added, flat)
+        self._kernel = Repeated(
+            product_kernel,
+            (columns, plan.inner, *(step for each in strides for step in _steps(each, batch))),
+            {**plan.named, "HAS_BIAS": bias is not None},
+        )
+
+    def __call__(
+        self, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The product of operands that lie in memory as those of the constructor do."""
+        out = left.new_empty(self._shape)
+        added = out if bias is None else bias
+        if self._partial is None:
+            self._kernel(self._grid, (left, right, added, out, out, out), (self._rows, 0))
+        else:
+            sums = left.new_empty(self._partial, dtype=torch.float32)
+            arrived = arrival_counters(left, self._tiles)
+            operands = (left, right, added, out, sums, arrived)
+            self._kernel(self._grid, operands, (self._rows, out.numel()))
+        return out
+
+
+def _steps(strides: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """Strides, with 0 between the entries of a batch of one.
+
+    The stride of the batch grows with the rows. The kernel would be compiled anew whenever it
+    stops being a multiple of 16.
     """
-    return x.stride() if batch > 1 else (0, *x.stride()[1:])
+    return strides if batch > 1 else (0, *strides[1:])
+
+
+_counters: dict[tuple[int, int], torch.Tensor] = {}
+"""By device index and stream."""
+
+
+def arrival_counters(like: torch.Tensor, count: int) -> torch.Tensor:
+    """At least `count` int32 zeros on the device of `like`, for one launch on its current stream.
+
+    A launch leaves zeros behind, so the launches of a stream share them. A CUDA graph may be
+    replayed on any stream, beside other launches, so it gets zeros of its own.
+    """
+    if count > COUNTERS or like.is_meta or capturing():
+        return like.new_zeros(count, dtype=torch.int32)
+    index = like.get_device()
+    key = index, current_stream(index)
+    counters = _counters.get(key)
+    if counters is None:
+        counters = _counters[key] = like.new_zeros(COUNTERS, dtype=torch.int32)
+    return counters

@@ -1,4 +1,4 @@
-"""The kernel of `matmul.py`: a tile of the product, its sum over K in one order."""
+"""The kernel of `matmul.py`: one tile of the product, its sum over K in one fixed order."""
 
 # ruff: noqa: N803  (compile-time constants are upper-case in Triton)
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -27,7 +27,7 @@ def _add_block(
     acc, left, right, remaining, BLOCK_K: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """`acc` and the products of one block, with `remaining` of K from its beginning on."""
+    """`acc` plus the product of one block of K; `remaining` entries of K are left, it included."""
     if EVEN_K:
         a = tl.load(left)
         b = tl.load(right)
@@ -47,7 +47,7 @@ def _accumulate(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """Sum over k in [begin, end), in blocks of BLOCK_K from 0: the one order there is.
+    """Sum over k in [begin, end), in blocks of BLOCK_K in growing order.
 
     `left` (BLOCK_M, BLOCK_K) and `right` (BLOCK_K, BLOCK_N) point at column and row `begin`.
     Returns float32, (BLOCK_N, BLOCK_M) with WEIGHTS_FIRST, else (BLOCK_M, BLOCK_N).
@@ -69,10 +69,10 @@ def _accumulate_segments(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SEGMENT_K: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """((0 + first segment) + second) + …, as the last of parallel programs adds them, in one loop.
+    """((0 + first segment) + second) + …, in the order in which parallel programs add them.
 
-    From 0, so that even the sign of a zero is the same. One loop keeps loads ahead of the sums
-    across segments.
+    The sum starts from 0, so that even the sign of a zero is the same. There is one loop over all
+    segments, so that loads run ahead of the sums across their borders.
     """
     if WEIGHTS_FIRST:
         acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
@@ -91,18 +91,19 @@ def _accumulate_segments(
 
 @triton.jit(do_not_specialize=["M", "segment_size"])  # one binary for any number of rows
 def product_kernel(
-    left, right, bias, out, partial, arrived, M, N, K,
+    left, right, bias, out, partial, arrived, M, segment_size, N, K,
     stride_lb, stride_lm, stride_lk, stride_rb, stride_rk, stride_rn,
-    stride_bb, stride_bm, stride_bn, stride_ob, stride_om, stride_on, segment_size,
+    stride_bb, stride_bm, stride_bn, stride_ob, stride_om, stride_on,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr, SEGMENT_K: tl.constexpr, PARALLEL: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """out (B, M, N) = left (B, M, K) @ right (B, K, N) + bias, all by strides.
 
-    Grid: (tiles * B, segments if PARALLEL else 1). With PARALLEL each program leaves the sum of
-    its segment in `partial` (segments, B, M, N) float32, each `segment_size` long, and says in
-    `arrived` (tiles * B,) int32, of zeros, that it has; the last to arrive adds them up in order.
+    Grid: (tiles * B, segments if PARALLEL else 1). With PARALLEL each program stores the sum of
+    its segment in `partial` (segments, B, M, N) float32, each `segment_size` entries long. It then
+    counts itself in `arrived` (tiles * B,) int32, which holds zeros before and after the launch.
+    The last program of a tile to arrive adds the segments up in order.
     """
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     index = tl.program_id(0)
@@ -141,9 +142,10 @@ def product_kernel(
         places = partial + start + (rows.to(tl.int64)[:, None] * N + columns[None, :])
         segment_size = tl.cast(segment_size, tl.int64)
         tl.store(places + segment * segment_size, acc, mask=inside)
-        tl.debug_barrier()  # every thread has stored before one of them says so
+        tl.debug_barrier()  # every thread has stored before one of them counts
         if tl.atomic_add(arrived + index, 1, sem="acq_rel") < tl.num_programs(1) - 1:
             return
+        tl.store(arrived + index, 0)  # for the next launch on this stream
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for _ in range(tl.num_programs(1)):
             acc += tl.load(places, mask=inside, other=0.0, cache_modifier=".cg")

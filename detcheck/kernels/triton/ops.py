@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from detcheck.kernels.triton import matmul, norm, reduce, softmax
+from detcheck.kernels.triton import grouped, matmul, norm, reduce, softmax
 
 KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
     "matmul": {
@@ -13,10 +13,17 @@ KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
         "addmm": matmul.addmm,
         "bmm": matmul.bmm,
         "baddbmm": matmul.baddbmm,
+        "_grouped_mm": grouped.grouped_mm,
     },
-    "norm": {"_fused_rms_norm": norm.fused_rms_norm},
+    "norm": {"_fused_rms_norm": norm.fused_rms_norm, "native_layer_norm": norm.layer_norm},
     "softmax": {"_softmax": softmax.softmax, "_log_softmax": softmax.log_softmax},
-    "reduce": {"mean.dim": reduce.mean_dims, "sum.dim_IntList": reduce.sum_dims},
+    "reduce": {
+        "mean.dim": reduce.mean_dims,
+        "sum.dim_IntList": reduce.sum_dims,
+        "prod.dim_int": reduce.prod_dim,
+        "logsumexp": reduce.logsumexp,
+        "linalg_vector_norm": reduce.vector_norm,
+    },
 }
-"""Family, then aten op. Ops that work entry by entry need none: on a GPU one thread computes one
-entry, by the same instructions wherever it lies."""
+"""Family, then aten op. Ops that work entry by entry need no kernel here: on a GPU one thread
+computes one entry, by the same instructions at every place."""

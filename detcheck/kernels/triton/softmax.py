@@ -10,8 +10,13 @@ import torch
 import triton
 import triton.language as tl
 
-from detcheck.kernels.triton.launch import on_device
-from detcheck.kernels.triton.rows import FLOATS, OPTIONS, as_rows, block_size
+from detcheck.kernels.triton.rows import (
+    FLOATS,
+    RowCall,
+    as_rows,
+    first_call,
+    kept_call,
+)
 
 
 @triton.jit
@@ -20,7 +25,7 @@ def softmax_kernel(
 ):
     """out (rows, length) = softmax or log-softmax of x's rows; one program a row.
 
-    Three passes: the largest entry (whose order of search changes nothing), the sum of exponentials
+    Three passes: the largest entry (its order of search changes nothing), the sum of exponentials
     in BLOCK running sums from the start of the row, the results.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -65,13 +70,14 @@ def _softmax(x: torch.Tensor, dim: int, half_to_float: bool, *, log: bool) -> to
     if x.numel() == 0 or x.dim() == 0:
         return x.new_full(x.shape, 0.0 if log else 1.0, dtype=dtype)
     dim %= x.dim()
-    rows = as_rows(x, [dim])
-    out = x.new_empty(rows.shape, dtype=dtype)
-    with on_device(x):
-        softmax_kernel[(rows.shape[0],)](
-            rows, out, rows.shape[1], rows.stride(0),
-            LOG=log, ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            BLOCK=block_size(rows.shape[1]), **OPTIONS,
-        )  # fmt: skip
-    kept = [size for index, size in enumerate(x.shape) if index != dim]
-    return out.view(*kept, x.shape[dim]).movedim(-1, dim).contiguous()
+    kind = ("softmax", log, dim, half_to_float, x.shape, x.stride(), x.dtype, x.get_device())
+    sizes = [*(size for index, size in enumerate(x.shape) if index != dim), x.shape[dim]]
+    kept = kept_call(kind)
+    if kept is not None:
+        out = kept.only(x)
+    else:
+        rows = as_rows(x, [dim])
+        wide = x.dtype == torch.float64
+        call = RowCall.over(softmax_kernel, rows, ((sizes, dtype),), {"LOG": log}, wide=wide)
+        out = first_call(kind, call, x, rows)[0]
+    return out if dim == x.dim() - 1 else out.movedim(-1, dim).contiguous()

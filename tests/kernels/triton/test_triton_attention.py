@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
-from under_test import DEVICE, DOT_DTYPES, attention, differentiable, random
+from under_test import DEVICE, DOT_DTYPES, attention, attention_layout, differentiable, random
 
 from detcheck.errors import UsageError
 
@@ -18,7 +19,12 @@ Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 @pytest.fixture(autouse=True)
 def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several splits from few keys."""
-    monkeypatch.setattr(attention, "SPLIT", 128)
+    cut_every(128, monkeypatch)
+
+
+def cut_every(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_layout, "SPLIT", keys)
+    attention._kept.clear()
 
 
 def request(
@@ -34,7 +40,7 @@ def packed(requests: Sequence[Request], parallel: bool | None = None) -> list[to
     """Attend all requests in one packed call; each one's (q, heads, dim)."""
     query, key, value = (torch.cat(parts, dim=2) for parts in zip(*requests, strict=True))
     q_lens = [r[0].shape[2] for r in requests]
-    layout = attention.Layout(
+    layout = attention_layout.Layout(
         len(requests), bounds(q_lens), bounds([r[1].shape[2] for r in requests])
     )
     out = attention.attention(query, key, value, layout, parallel=parallel)
@@ -102,7 +108,7 @@ def test_the_same_check_catches_a_split_count_that_follows_the_batch(
     """What not to do: as many splits as keep the device busy."""
     probe = request(0, 1, 256)
     together = packed([probe, request(10, 1, 256)])[0]
-    monkeypatch.setattr(attention, "SPLIT", 64)
+    cut_every(64, monkeypatch)
     assert not torch.equal(packed([probe])[0], together)
 
 
@@ -118,6 +124,34 @@ def test_attention_is_right(dtype: torch.dtype, heads: int, kv_heads: int, dim: 
     )
     for one, out in zip(requests, packed(requests), strict=True):
         torch.testing.assert_close(out, reference(one).to(dtype), **tolerance)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_rows_after_the_last_request_are_zero(parallel: bool) -> None:
+    """As under a CUDA graph, whose batch has a fixed size; requests without tokens follow."""
+    whole = request(0, 3, 140, heads=2, kv_heads=1)
+    query = torch.cat([whole[0], random(9, 1, 2, 20, 64)], dim=2)
+    lengths = torch.tensor([0, 3, 3, 3], device=DEVICE).int()
+    keys = torch.tensor([0, 140, 140, 140], device=DEVICE).int()
+    layout = attention_layout.Layout(3, lengths, keys)
+    out = attention.attention(query, *whole[1:], layout, parallel=parallel)
+    assert torch.equal(out[0, :3], packed([whole], parallel)[0])
+    assert out.shape[1] == 23
+    assert not out[0, 3:].any()
+
+
+def test_lengths_may_lie_apart_in_memory() -> None:
+    """Columns of a table, and one start that is expanded over a batch."""
+    requests = [request(0, 1, 40), request(10, 3, 30)]
+    query, key, value = (torch.cat(parts, dim=2) for parts in zip(*requests, strict=True))
+    table = torch.tensor([[0, 0], [1, 40], [4, 70]], device=DEVICE).int()
+    out = attention.attention(query, key, value, attention_layout.Layout(2, *table.unbind(1)))
+    assert torch.equal(out[0], torch.cat(packed(requests)))
+    batch = [torch.cat((x, x)) for x in requests[0]]
+    starts = torch.tensor([7], device=DEVICE)
+    padded = differentiable.padded_attention(*batch, starts.expand(2), None, None)
+    copied = differentiable.padded_attention(*batch, starts.repeat(2), None, None)
+    assert torch.equal(padded, copied)
 
 
 @pytest.mark.parametrize("q_len", [1, 40])
@@ -136,6 +170,75 @@ def test_padding_does_not_matter(q_len: int) -> None:
     assert not out[0, : pads[0]].any()
     torch.testing.assert_close(alone[0], reference(probe).float())
     assert torch.equal(packed([probe])[0], alone[0])
+
+
+@pytest.mark.parametrize("q_len", [1, 5])
+def test_padding_does_not_matter_to_splits_side_by_side(q_len: int) -> None:
+    padding, k_len, sizes = 70, 140, {"heads": 2, "kv_heads": 1}
+    probe = request(0, q_len, k_len, **sizes)
+    others = request(10, q_len, k_len + padding, **sizes)
+    padded = [probe[0], *(F.pad(x, (0, 0, padding, 0), value=7.0) for x in probe[1:])]
+    batch = [torch.cat(pair) for pair in zip(padded, others, strict=True)]
+    layout = attention_layout.Layout(2, starts=torch.tensor([padding, 0], device=DEVICE))
+    out = attention.attention(*batch, layout, parallel=True)
+    assert torch.equal(out[0], packed([probe])[0])
+    assert torch.equal(out[1], packed([others])[0])
+
+
+def counted_schedules(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    made: list[int] = []
+    make = attention_layout._made
+
+    def watched(*args: object) -> object:
+        made.append(1)
+        return make(*args)
+
+    monkeypatch.setattr(attention_layout, "_made", watched)
+    return made
+
+
+def test_requests_are_searched_for_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the next step's lengths are written into the same tensors, as under CUDA graphs."""
+    made = counted_schedules(monkeypatch)
+    query, key, value = request(0, 8, 60)
+    kwargs = {"cu_seq_lens_q": bounds([5, 3]), "cu_seq_lens_k": bounds([20, 40])}
+
+    def layer(index: int) -> torch.Tensor:
+        return differentiable.packed_attention(query, key, value, None, kwargs, index)
+
+    first = [layer(index) for index in range(3)]
+    assert len(made) == 1
+    assert torch.equal(first[0], first[2])
+    kwargs["cu_seq_lens_q"].copy_(bounds([1, 7]))
+    second = [layer(index) for index in range(3)]
+    assert len(made) == 2
+    fresh = differentiable.packed_attention(
+        query, key, value, None, {**kwargs, "cu_seq_lens_q": bounds([1, 7])}
+    )
+    assert torch.equal(second[0], fresh)
+    assert torch.equal(second[2], fresh)
+    assert not torch.equal(second[0], first[0])
+
+
+def test_a_schedule_is_not_shared_by_calls_that_no_layer_makes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = counted_schedules(monkeypatch)
+    kwargs = {"cu_seq_lens_q": bounds([5, 3]), "cu_seq_lens_k": bounds([20, 40])}
+    for _ in range(2):
+        differentiable.packed_attention(*request(0, 8, 60), None, kwargs)
+    assert len(made) == 2
+
+
+def test_a_shape_of_another_class_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shape whose blocks of keys differ adds up in another order, and is found by experiment."""
+    kind = attention.Kind(2, 64, torch.float32, torch.device(DEVICE))
+    alternatives, ways = attention._class.__wrapped__(kind)
+    anchor = ways["prefill"][0]
+    odd, good = replace(anchor, block_n=64), replace(anchor, num_stages=2)
+    assert not alternatives.agrees(odd)
+    assert alternatives.choose("decode", lambda: ((odd, good),)) == good
+    assert alternatives.choose("other", lambda: ((odd,),)) == anchor
 
 
 def test_gradients_are_those_of_the_stock_formula() -> None:

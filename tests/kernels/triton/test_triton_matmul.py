@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from under_test import (
@@ -86,15 +88,6 @@ def test_other_dtypes_run_as_stock() -> None:
     assert torch.equal(matmul.mm(left, left.t()), left @ left.t())
 
 
-@pytest.mark.parametrize("shape", [(5, 48), (2, 5, 48), (2, 3, 5, 48)])
-def test_the_linear_shortcut_is_the_op(shape: tuple[int, ...]) -> None:
-    x, weight, bias = random(1, *shape), random(2, 24, 48), random(3, 24)
-    with torch.inference_mode():
-        short = matmul.linear(x, weight, bias)
-    rows = matmul.addmm(bias, x.reshape(-1, 48), weight.t())
-    assert torch.equal(short.view(-1, 24), rows)
-
-
 @pytest.mark.parametrize("parts", [True, False])
 def test_segments_are_one_class_however_they_are_computed(parts: bool) -> None:
     """Fixed segments of K: in turn or side by side, one row or many, the bits are the same."""
@@ -108,33 +101,97 @@ def test_segments_are_one_class_however_they_are_computed(parts: bool) -> None:
     torch.testing.assert_close(expected[0], left[0] @ right[0] + bias, rtol=1e-4, atol=1e-4)
 
 
-def test_narrow_weights_are_one_class_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments side by side for few rows and in turn for many: who adds them changes no bit."""
+@pytest.fixture
+def cut_every_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over K in segments of 64, whatever the weight."""
     for module in (configs, classes):
         monkeypatch.setattr(module, "segment_k", lambda columns, inner: 64)
-    launched = []
-    launch = matmul._launch_product
+    classes._class.cache_clear()
 
-    def watched(*args) -> None:
-        launched.append(args[-1])
-        launch(*args)
 
-    monkeypatch.setattr(matmul, "_launch_product", watched)
+@pytest.mark.usefixtures("cut_every_64")
+def test_narrow_weights_are_one_class_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments side by side for few rows and in turn for many: who adds them changes no bit."""
+    segments = set()
+    launch = matmul.LaunchedProduct
+
+    def watched(plan, *args):
+        segments.add(plan.segments)
+        return launch(plan, *args)
+
+    monkeypatch.setattr(matmul, "LaunchedProduct", watched)
     left, weight = random(3, 520, 200), random(4, 72, 200).t()
     whole = matmul.mm(left, weight)
     for rows in (1, 2, 17, 65, 129):
         assert torch.equal(matmul.mm(left[:rows], weight), whole[:rows])
-    assert {1, 4} <= set(launched)
+    assert {1, 4} <= segments
     torch.testing.assert_close(whole, left @ weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_launch_leaves_its_counters_as_it_found_them() -> None:
+    """So that the launches of a stream share them: no launch in between sets them to zero."""
+    tile = configs.FLOAT32[0][1]
+    left, right = random(1, 1, 40, 300), random(2, 1, 300, 70)
+    expected = matmul.product(left, right, None, tile, 64, parallel=False)
+    for _ in range(3):
+        assert torch.equal(matmul.product(left, right, None, tile, 64, parallel=True), expected)
+    counters = matmul.arrival_counters(left, 1)
+    assert counters.data_ptr() == matmul.arrival_counters(left, 1).data_ptr()
+    assert not counters.any()
+
+
+def test_counters_left_from_another_launch_are_found_by_the_same_check() -> None:
+    """The planted fault: a counter that is not zero makes the wrong program the last."""
+    tile = configs.FLOAT32[0][1]
+    left, right = random(1, 1, 40, 300), random(2, 1, 300, 70)
+    expected = matmul.product(left, right, None, tile, 64, parallel=False)
+    matmul.product(2 * left, right, None, tile, 64, parallel=True)  # what memory may still hold
+    counters = matmul.arrival_counters(left, 1)
+    counters[:6] = 2
+    out = matmul.product(left, right, None, tile, 64, parallel=True)
+    counters.zero_()
+    assert not torch.equal(out, expected)
+
+
+def test_segments_through_descriptors_are_the_same_sums() -> None:
+    left = random(1, 1, 150, 256, dtype=torch.float16)
+    right = random(2, 1, 96, 256, dtype=torch.float16).transpose(1, 2)
+    tile = configs.Tile(128, 128, 64, 8, 4)
+    through = replace(tile, descriptors=True, persistent=True)
+    for segment in (0, 128):
+        expected = matmul.product(left, right, None, tile, segment, parallel=False)
+        assert torch.equal(matmul.product(left, right, None, through, segment), expected)
+    assert not torch.equal(expected, matmul.product(left, right, None, tile))
 
 
 def test_sums_are_cut_by_the_shape_of_the_weight() -> None:
     assert configs.segment_k(1024, 4096) == 512
-    assert configs.segment_k(4096, 4096) == configs.segment_k(192, 576) == 0
+    assert configs.segment_k(4096, 4096) == 2048
+    assert configs.segment_k(4096, 14336) == 7168
+    assert configs.segment_k(14336, 4096) == configs.segment_k(192, 576) == 0
+
+
+@pytest.mark.parametrize("columns", [1, 64, 192, 576, 1000, 1024, 2048, 3072, 4096])
+@pytest.mark.parametrize("inner", [64, 576, 1030, 2048, 4096, 12288, 14336])
+def test_segments_are_whole_blocks_and_not_too_short(columns: int, inner: int) -> None:
+    segment = configs.segment_k(columns, inner)
+    blocks = {tile.block_k for tiles in TILES.values() for _, tile in tiles}
+    assert all(segment % block == 0 for block in blocks)
+    assert segment == 0 or configs.SHORTEST_SEGMENT <= segment < inner
+
+
+@pytest.mark.parametrize("name", TILES)
+def test_tiles_of_cut_sums_hold_two_of_them(name: str) -> None:
+    dtype = torch.float32 if name == "float32" else torch.float16
+    capability = (8, 0) if name == "ampere" else (9, 0)
+    table = configs.table(dtype, capability, segmented=True)
+    assert all(tile.takes_segments for _, tile in table)
+    assert table[-1][0] == configs.ALL_ROWS
+    assert not table[-1][1].descriptors
 
 
 def test_segments_must_be_whole_blocks() -> None:
-    with pytest.raises(ValueError, match="whole blocks"):
+    with pytest.raises(ValueError, match="multiple of 32"):
         matmul.product(random(1, 1, 4, 64), random(2, 1, 64, 4), None, configs.FLOAT32[0][1], 48)
 
 
@@ -229,13 +286,3 @@ def test_every_tile_is_right(name: str) -> None:
             torch.testing.assert_close(
                 matmul.product(left, right, added, tile), expected.to(dtype), rtol=2e-3, atol=4e-2
             )
-
-
-def test_a_biased_layer_takes_a_slice_as_its_copy_where_gradients_are_recorded() -> None:
-    hidden, weight, bias = random(1, 5, 4, 64), random(2, 48, 64), random(3, 48)
-    part = hidden.bfloat16()[:, -1:]
-    operands = weight.bfloat16(), bias.bfloat16()
-    with torch.enable_grad():
-        assert torch.equal(
-            matmul.linear(part, *operands), matmul.linear(part.contiguous(), *operands)
-        )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch.nn import functional as F
-from under_test import INTERPRETED, matmul, ops, random
+from under_test import INTERPRETED, ops, random
 
 from detcheck.errors import UsageError
 from detcheck.kernels import overrides, triton
@@ -42,14 +42,34 @@ def test_ops_reach_the_kernels_and_give_right_gradients(overridden: Counter[str]
         hidden = F.linear(hidden, weight, bias) + F.linear(hidden, weight)
         scores = torch.softmax(hidden @ hidden.transpose(1, 2), -1) @ hidden
         scores = torch.baddbmm(bias, scores, weight.expand(2, 24, 24))
+        scores = F.layer_norm(scores, (24,), bias, bias) + scores.logsumexp(-1, keepdim=True)
+        scores = scores / torch.linalg.vector_norm(scores, 2, -1, keepdim=True)
+        scores = scores * (1 + scores[..., :3]).prod(-1, keepdim=True)
         return -torch.log_softmax(scores, -1)[..., 3].sum((0, 1))
 
     got = gradients(loss, x, weight, bias)
     served = {name for name in NAMES if overridden[name]}
-    assert served == {*NAMES} - {"_fused_rms_norm"}
+    assert served == {*NAMES} - {"_fused_rms_norm", "_grouped_mm"}
     stock = gradients(loss, x.double(), weight.double(), bias.double())
     for one, expected in zip(got, stock, strict=True):
         torch.testing.assert_close(one, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_experts_reach_the_kernel_and_give_right_gradients(overridden: Counter[str]) -> None:
+    """As a model with experts calls it; tokens are sorted by expert."""
+    x, weight = random(1, 9, 24), random(2, 3, 8, 24)
+    offsets = torch.tensor([2, 2, 9], dtype=torch.int32, device=x.device)
+
+    def loss(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.grouped_mm(x, weight.mT, offs=offsets).float().square().sum()
+
+    def stock(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return sum((x[a:b] @ weight[e].mT).square().sum() for e, a, b in ((0, 0, 2), (2, 2, 9)))
+
+    got, expected = gradients(loss, x, weight), gradients(stock, x.double(), weight.double())
+    assert overridden["_grouped_mm"] >= 2
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-4)
 
 
 def gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -58,29 +78,13 @@ def gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
     return [value.detach(), *torch.autograd.grad(value, leaves)]
 
 
-def test_the_linear_shortcut_steps_aside_where_it_is_watched() -> None:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    seen = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    x, weight = random(1, 3, 16), random(2, 8, 16)
-    with torch.inference_mode(), Watch():
-        matmul.linear(x, weight)
-    assert any("mm" in name or "linear" in name for name in seen)
-
-
 @pytest.mark.skipif(not INTERPRETED, reason="the mode's own tests cover it where there is a GPU")
 def test_they_are_registered_for_cuda_only_where_they_can_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "CUDA" not in overrides.kernels_of("matmul")
     monkeypatch.setattr(overrides, "why_unavailable", lambda: None)
-    assert set(overrides.kernels_of("matmul")["CUDA"]) == {"mm", "addmm", "bmm", "baddbmm"}
+    assert set(overrides.kernels_of("matmul")["CUDA"]) == {*ops.KERNELS["matmul"]}
     assert "aten::_fused_rms_norm" in overrides.op_names("norm")
     remove = overrides.install("matmul", Counter())
     try:

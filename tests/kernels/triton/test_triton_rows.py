@@ -17,8 +17,18 @@ def rms_norm(x: torch.Tensor) -> torch.Tensor:
     return norm.fused_rms_norm(x, [x.shape[-1]], weight, 1e-6)[0]
 
 
+def layer_norm(x: torch.Tensor) -> torch.Tensor:
+    weight, bias = (random(seed, x.shape[-1], dtype=x.dtype) for seed in (9, 10))
+    return norm.layer_norm(x, [x.shape[-1]], weight, bias, 1e-5)[0]
+
+
 ROW_OPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "rms_norm": rms_norm,
+    "layer_norm": layer_norm,
+    "prod": lambda x: reduce.prod_dim(x, -1),
+    "logsumexp": lambda x: reduce.logsumexp(x, [-1]),
+    "norm": lambda x: reduce.vector_norm(x, 2, [-1]),
+    "norm of order 3": lambda x: reduce.vector_norm(x, 3, [-1]),
     "softmax": lambda x: softmax.softmax(x, -1, False),
     "log_softmax": lambda x: softmax.log_softmax(x, -1, False),
     "mean": lambda x: reduce.mean_dims(x, [-1], True),
@@ -43,7 +53,7 @@ def test_the_same_check_catches_a_sum_that_depends_on_the_batch() -> None:
             total += reduce.sum_dims(parts[:, index], [-1])
         return total
 
-    assert "neighbours" in rows_differ(by_batch, random(2, 5, 2048))
+    assert "neighbours" in rows_differ(by_batch, random(2, 5, 8192))
 
 
 @pytest.mark.parametrize("dim", [[-1], [1], [0, 2], [0], None])
@@ -101,3 +111,64 @@ def test_rms_norm_is_right(dtype: torch.dtype) -> None:
     torch.testing.assert_close(rstd, x.double().pow(2).mean(-1, keepdim=True).rsqrt().float())
     plain, _ = norm.fused_rms_norm(x, [3, 70], None, None)
     torch.testing.assert_close(plain, F.rms_norm(x, (3, 70)), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ROW_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(70,), (3, 70)])
+def test_layer_norm_is_right(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, weight, bias = random(1, 4, 3, 70, dtype=dtype), *random(2, 2, *shape, dtype=dtype)
+    out, mean, rstd = norm.layer_norm(x, shape, weight, bias, 1e-5)
+    expected = F.layer_norm(x.double(), shape, weight.double(), bias.double())
+    torch.testing.assert_close(out, expected.to(dtype))
+    stock = torch.native_layer_norm(x.float(), shape, weight.float(), bias.float(), 1e-5)
+    torch.testing.assert_close(mean, stock[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rstd, stock[2], rtol=1e-4, atol=1e-5)
+    plain = norm.layer_norm(x, shape, None, None, 1e-5)[0]
+    torch.testing.assert_close(plain, F.layer_norm(x.double(), shape).to(dtype))
+
+
+def test_layer_norm_of_nothing() -> None:
+    out, mean, rstd = norm.layer_norm(random(1, 0, 8), [8], None, None, 1e-5)
+    assert out.shape == (0, 8)
+    assert mean.shape == rstd.shape == (0, 1)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 0.5, float("inf"), -float("inf")])
+@pytest.mark.parametrize("dim", [None, [-1], [0, 2]])
+def test_vector_norms_are_right(order: float, dim: list[int] | None) -> None:
+    x = random(1, 3, 4, 20)
+    x[0, 0, :3] = 0
+    expected = torch.linalg.vector_norm(x, order, dim)
+    torch.testing.assert_close(reduce.vector_norm(x, order, dim), expected)
+    wide = reduce.vector_norm(x.half(), order, dim, True, dtype=torch.float32)
+    stock = torch.linalg.vector_norm(x.half(), order, dim, True, dtype=torch.float32)
+    torch.testing.assert_close(wide, stock)
+
+
+def test_vector_norms_of_other_dtypes_and_of_nothing_are_stock() -> None:
+    turned = torch.complex(random(1, 5), random(2, 5))
+    assert torch.equal(reduce.vector_norm(turned), torch.linalg.vector_norm(turned))
+    assert torch.equal(reduce.vector_norm(random(3, 2, 0), 2, [1]), torch.zeros(2, device=DEVICE))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, interpreted
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_logsumexp_is_right_with_infinite_entries(keepdim: bool) -> None:
+    x = random(1, 5, 4, 30) * 100
+    x[0, 0] = -float("inf")
+    x[1, 1, 3] = float("inf")
+    x[2, 2, :7] = -float("inf")
+    for dim in ([-1], [0, 2], 1):
+        torch.testing.assert_close(reduce.logsumexp(x, dim, keepdim), x.logsumexp(dim, keepdim))
+    whole = torch.arange(6, device=DEVICE).view(2, 3)
+    torch.testing.assert_close(reduce.logsumexp(whole, [1]), whole.logsumexp(1))
+    assert reduce.logsumexp(random(2, 3, 0), [1]).eq(-float("inf")).all()
+
+
+def test_products_are_right() -> None:
+    x = random(1, 3, 4, 20)
+    for dim in (0, -1):
+        torch.testing.assert_close(reduce.prod_dim(x, dim, True), x.prod(dim, True))
+    whole = torch.arange(1, 7, device=DEVICE).view(2, 3)
+    assert torch.equal(reduce.prod_dim(whole, 1), whole.prod(1))
+    assert torch.equal(reduce.prod_dim(random(2, 3, 0), 1), torch.ones(3, device=DEVICE))

@@ -17,9 +17,12 @@ INTERPRETED = DEVICE == "cpu"
 
 from detcheck.kernels.triton import (  # noqa: E402  (only where Triton is installed)
     attention,
+    attention_layout,
     classes,
     configs,
     differentiable,
+    grouped,
+    linear,
     matmul,
     norm,
     ops,
@@ -34,9 +37,9 @@ if not INTERPRETED:
 ROW_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 __all__ = [
-    "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROW_DTYPES", "attention", "classes", "configs",
-    "differentiable",
-    "matmul", "norm", "ops", "random", "reduce", "rows_differ", "softmax",
+    "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROW_DTYPES", "attention", "attention_layout", "classes",
+    "configs", "differentiable", "grouped", "linear", "matmul", "norm", "ops", "random", "reduce",
+    "rows_differ", "softmax",
 ]  # fmt: skip
 
 

@@ -1,0 +1,121 @@
+"""Batch-invariant attention of one request on the CPU: windows, chunks, sinks and soft caps.
+
+Each block of a request has a call of its own, whose shapes and masks come from the request alone.
+A query by itself (decoding, or `query_by_query`) gets exactly the keys that it sees, so a rolling
+cache and a whole cache give the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from detcheck.kernels.cpu.attention import CACHE_LINE_BYTES, Segment, packed_attention
+from detcheck.kernels.visible_keys import Block
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How a layer turns products of queries and keys into weights."""
+
+    scaling: float | None = None
+    """Factor of the products; None: one over the square root of the head size."""
+    softcap: float | None = None
+    """Scores s become softcap * tanh(s / softcap)."""
+    sinks: torch.Tensor | None = None
+    """(heads,) scores of a key without a value, which takes its share of the weights."""
+
+    @property
+    def plain(self) -> bool:
+        """True if a stock attention kernel can compute them."""
+        return self.softcap is None and self.sinks is None
+
+
+def attend_block(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block: Block,
+    scores: Scores,
+    *,
+    query_by_query: bool = False,
+) -> torch.Tensor:
+    """Attention of one block; returns (1, q_len, heads, value_dim).
+
+    query (1, heads, q, dim), key and value (1, kv_heads, k, dim) of the row that holds the block.
+    """
+    query = query.narrow(2, block.q, block.q_len)
+    key, value = (x.narrow(2, block.k, block.k_len) for x in (key, value))
+    if block.q_len > 1 and query_by_query:
+        parts = [
+            attend_block(query, key, value, _one_query(block, index), scores)
+            for index in range(block.q_len)
+        ]
+        return torch.cat(parts, dim=1)
+    mask = _mask(block, query.device) if any(block.firsts) else None
+    if not scores.plain:
+        return _written_out(query, key, value, mask, scores)
+    if mask is None:
+        whole = Segment(0, block.q_len, 0, block.k_len)
+        return packed_attention(query, key, value, (whole,), scores.scaling)
+    out = F.scaled_dot_product_attention(
+        _own_memory(query),
+        _own_memory(key),
+        _own_memory(value),
+        attn_mask=mask,
+        scale=scores.scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2)
+
+
+def _one_query(block: Block, index: int) -> Block:
+    """Query `index` of a block whose tensors are cut to it already."""
+    first = block.firsts[index]
+    stop = block.k_len - block.q_len + index + 1
+    return Block(index, 1, first, stop - first, (0,))
+
+
+def _mask(block: Block, device: torch.device) -> torch.Tensor:
+    """(q_len, k_len) of booleans: the keys that each query sees."""
+    key = torch.arange(block.k_len, device=device)
+    position = key[block.k_len - block.q_len :, None]
+    firsts = torch.tensor(block.firsts, device=device)[:, None]
+    return (key <= position) & (key >= firsts)
+
+
+def _written_out(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scores: Scores,
+) -> torch.Tensor:
+    """Attention as products and a softmax in float32, for one block of one request."""
+    _, heads, q_len, dim = query.shape
+    kv_heads, k_len = key.shape[1:3]
+    group = heads // kv_heads
+    rows = _own_memory(query.reshape(kv_heads, group * q_len, dim))
+    scaling = dim**-0.5 if scores.scaling is None else scores.scaling
+    weights = torch.bmm(rows, _own_memory(key[0]).transpose(1, 2)).float() * scaling
+    if scores.softcap is not None:
+        weights = torch.tanh(weights / scores.softcap) * scores.softcap
+    weights = weights.view(kv_heads, group, q_len, k_len)
+    if mask is None and q_len > 1:
+        mask = _mask(Block(0, q_len, 0, k_len, (0,) * q_len), query.device)
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -torch.inf)
+    if scores.sinks is not None:
+        sinks = scores.sinks.float().view(kv_heads, group, 1, 1).expand(-1, -1, q_len, -1)
+        weights = torch.cat((weights, sinks), -1)
+    weights = weights.softmax(-1)[..., :k_len].to(value.dtype)
+    out = torch.bmm(weights.reshape(kv_heads, group * q_len, k_len), _own_memory(value[0]))
+    return out.view(1, heads, q_len, -1).transpose(1, 2)
+
+
+def _own_memory(x: torch.Tensor) -> torch.Tensor:
+    """`x`, contiguous and starting on a cache line."""
+    x = x.contiguous()
+    return x if x.data_ptr() % CACHE_LINE_BYTES == 0 else x.clone()

@@ -1,0 +1,79 @@
+"""Linear layers on the GPU: the matrix product of `matmul.py` at the least cost to the host.
+
+The first call for operands of some shape goes through `matmul`, which chooses a tile. What was
+chosen is kept. Later calls for operands of that shape, in this layer and in others, look it up,
+allocate the result, and launch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from detcheck.kernels.triton import matmul
+from detcheck.kernels.triton.descriptors import fits
+from detcheck.kernels.triton.launch import capturing, keep, processors
+
+PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+_stock_linear = F.linear
+_kept: dict[Any, matmul.LaunchedProduct] = {}
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """(…, K) by the (N, K) weight of a linear layer to (…, N), without PyTorch's dispatcher.
+
+    A shortcut for inference. If gradients are recorded, under autocast, under a function
+    transform and in a dispatch mode, the stock decomposition runs, which reaches `mm` or `addmm`.
+    """
+    plain = type(x) in PLAIN_TENSORS and type(weight) in PLAIN_TENSORS
+    if not plain or observed():
+        return _stock(x, weight, bias)
+    kind = (
+        x.shape, x.stride(), x.dtype, x.get_device(),
+        weight.shape, weight.stride(), weight.dtype, weight.get_device(),
+        None if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.get_device()),
+    )  # fmt: skip
+    kept = _kept.get(kind)
+    return _first(x, weight, bias, kind) if kept is None else kept(x, weight, bias)
+
+
+def observed() -> bool:
+    """True if PyTorch itself must see an op: for gradients, autocast, a transform or a mode."""
+    return (
+        torch.compiler.is_dynamo_compiling()
+        or torch.is_grad_enabled()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.is_autocast_enabled("cuda")
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def _stock(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    # Of a slice PyTorch adds the bias after rounding, in some batches and not in others.
+    return _stock_linear(x if bias is None else x.contiguous(), weight, bias)
+
+
+def _first(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: Any
+) -> torch.Tensor:
+    """A call whose shapes were not seen yet; keeps how it was launched."""
+    if x.dtype not in matmul.FLOATS or weight.dtype != x.dtype or x.dim() == 1:
+        return _stock(x, weight, bias)
+    rows, right = x.reshape(1, -1, x.shape[-1]), weight.t()[None]
+    shape = (*x.shape[:-1], weight.shape[0])
+    copied = rows.data_ptr() != x.data_ptr()
+    if copied or x.shape[-1] <= 1 or x.numel() == 0 or weight.numel() == 0:
+        return matmul.multiplied(rows, right, bias).view(shape)
+    tile, segment = matmul.choice(rows, right, bias)
+    if tile.descriptors and fits(rows, right):
+        return matmul.product(rows, right, bias, tile, segment).view(shape)
+    plan = matmul.Plan.of(rows.shape, len(weight), tile, segment, processors(x.device))
+    product = matmul.LaunchedProduct(plan, rows, right, bias, shape)
+    if not capturing():  # while a graph is captured, tiles are not chosen but given
+        keep(_kept, kind, product)
+    return product(x, weight, bias)

@@ -1,0 +1,145 @@
+"""Which keys each query sees: read from transformers' masks, or made from positions.
+
+A query of a causal model sees an interval of keys that ends at its own position. Where the
+interval starts depends on the layer: at the request's first key (full attention), a fixed number
+of keys back (a sliding window), or at the start of a chunk. Padding on the left is in no interval.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from detcheck.errors import UsageError
+
+_HIDDEN = -1e4
+"""A mask's value for a hidden key is this or less; a value between this and 0 is a bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleKeys:
+    """The intervals of a padded batch. A query at position p sees keys `[first, p]`."""
+
+    starts: torch.Tensor
+    """(rows,) first key that any query of the row sees; queries before it are padding."""
+    firsts: torch.Tensor
+    """(rows, q) first key that each query sees; undefined for padding."""
+    narrow: bool
+    """True if some query does not see all keys from its row's start up to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Queries `[q, q + q_len)` of one request, which see no key outside `[k, k + k_len)`."""
+
+    q: int
+    q_len: int
+    k: int
+    k_len: int
+    firsts: tuple[int, ...]
+    """For each query, the first key that it sees, counted from `k`."""
+
+
+def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
+    """The intervals of a mask (rows or 1, 1, q, at least k_len), boolean or added to the scores.
+
+    Queries that are padding may see nothing, themselves or all. Raises UsageError if another query
+    sees something else than an interval that ends at itself, or if the mask is a bias.
+    """
+    mask = mask[..., :k_len]
+    visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
+    num_seen = visible.sum(-1)
+    key = torch.arange(k_len, device=mask.device)
+    position = key[k_len - visible.shape[1] :]
+    firsts = position + 1 - num_seen
+    seen = (key <= position[:, None]) & (key >= firsts[..., None])
+    is_interval = (seen == visible).all(-1) & (num_seen > 0)
+    # The first query of a request sees only itself, as padding may; a later one sees more.
+    reaches_back = is_interval & (num_seen > 1)
+    reaches_back[:, -1] = is_interval[:, -1]
+    starts = torch.where(reaches_back, firsts, k_len).amin(-1)
+    is_padding = position < starts[:, None]
+    unread = is_padding & ((num_seen <= 1) | (num_seen == k_len))
+    # From one query to the next the first key never moves back.
+    in_order = torch.where(is_padding, starts[:, None], firsts).diff(dim=-1) >= 0
+    biased = mask.dtype != torch.bool and bool(((mask != 0) & (mask > _HIDDEN)).any())
+    readable = (is_interval & ~is_padding | unread).all() & in_order.all()
+    if mask.shape[1] != 1 or biased or not bool(readable):
+        raise UsageError(
+            "Batch-invariant attention needs causal masks without a bias, with padding on the "
+            'left: use `kernels="stock"` for this model.'
+        )
+    narrow = bool((~is_padding & (firsts > starts[:, None])).any())
+    return VisibleKeys(starts.expand(rows), firsts.expand(rows, -1), narrow)
+
+
+def without_mask(
+    rows: int, q_len: int, k_len: int, window: int | None, device: torch.device
+) -> VisibleKeys:
+    """The intervals of a batch without padding whose queries see `window` keys; None: all."""
+    firsts = torch.tensor(window_firsts(window, q_len, k_len), device=device)
+    narrow = window is not None and window < k_len and q_len > 1
+    starts = firsts[:1] if q_len else firsts.new_zeros(1)
+    return VisibleKeys(starts.expand(rows), firsts.expand(rows, -1), narrow)
+
+
+def window_firsts(window: int | None, q_len: int, k_len: int) -> list[int]:
+    """First key that each of a request's last `q_len` queries sees, of its `k_len` keys.
+
+    `window` counts the keys that a query sees, itself included; None: all of them.
+    """
+    positions = range(k_len - q_len, k_len)
+    return [0 if window is None else max(0, position + 1 - window) for position in positions]
+
+
+def blocks_of_row(start: int, firsts: Sequence[int], k_len: int) -> Iterator[Block]:
+    """The blocks of one row of a padded batch: cut where a query sees only itself.
+
+    So each chunk of chunked attention is computed by itself. `firsts` are of the last queries, in
+    keys of the row; queries before `start` are padding and are in no block.
+    """
+    past = k_len - len(firsts)
+    begin = max(0, start - past)
+    for q in range(begin, len(firsts)):
+        ends = q + 1 == len(firsts) or firsts[q + 1] == past + q + 1
+        if ends:
+            k = firsts[begin]
+            own = tuple(first - k for first in firsts[begin : q + 1])
+            yield Block(begin, q + 1 - begin, k, past + q + 1 - k, own)
+            begin = q + 1
+
+
+class _LastMask:
+    """The masks that were read last: the layers of a kind share one mask."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Callable[[], torch.Tensor | None], _Key, VisibleKeys]] = []
+
+    def read(self, mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
+        # An inference tensor has no version counter; transformers makes a mask each forward pass.
+        version = 0 if mask.is_inference() else mask._version
+        key = (rows, k_len, version)
+        for known, known_key, keys in self._known:
+            if known() is mask and known_key == key:
+                return keys
+        keys = read_mask(mask, rows, k_len)
+        self._known = [(weakref.ref(mask), key, keys), *self._known[:_KINDS_OF_LAYERS]]
+        return keys
+
+
+_Key = tuple[int, int, int]
+_KINDS_OF_LAYERS = 3
+"""A model has a mask for each kind of layer, such as full and sliding."""
+_last_mask = threading.local()
+
+
+def read_mask_once(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
+    """As `read_mask`, but once a forward pass instead of once a layer."""
+    if not hasattr(_last_mask, "value"):
+        _last_mask.value = _LastMask()
+    keys: VisibleKeys = _last_mask.value.read(mask, rows, k_len)
+    return keys

@@ -1,0 +1,113 @@
+"""`detcheck ci`: an experiment file, measured, judged and reported, in one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from servers.faults import Faults
+from servers.running import serve
+
+from detcheck.rundir import load
+
+FILE = """
+[experiment]
+prompts = ["Why?", "How?"]
+completions = 40
+batch-sizes = [1, 8]
+max-new-tokens = 6
+
+[target]
+endpoints = ["{url}"]
+
+[gate]
+max-distinct = 1
+"""
+QUICK = {"quiet_s": 0.002, "answer_tokens": 6}
+
+
+def write_file(url: str, text: str = FILE) -> None:
+    Path("detcheck.toml").write_text(text.format(url=url), encoding="utf-8")
+
+
+def test_a_sound_server_passes_and_everything_is_written(detcheck):
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url)
+        files = ("--junit", "j.xml", "--sarif", "s.json", "--summary", "s.md")
+        result = detcheck("ci", "-o", "out", *files)
+    assert result.code == 0, result.err
+    assert "PASS" in result.out
+    assert "2 prompts: 2 pass" in result.out
+    assert "settings: [experiment] and [target] and [gate] of" in result.err
+    assert load("out/run").complete
+    assert Path("out/run/report.html").exists()
+    assert ElementTree.parse("j.xml").getroot().get("tests") == "2"
+    assert json.loads(Path("s.json").read_text())["runs"][0]["results"] == []
+    assert "✅ pass" in Path("s.md").read_text(encoding="utf-8")
+
+
+def test_a_planted_difference_is_1_and_a_result_for_each_prompt(detcheck, monkeypatch, tmp_path):
+    summary = tmp_path / "job.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    with serve(Faults(**QUICK, flip_at=3)) as served:
+        write_file(served.url)
+        result = detcheck("ci", "-o", "out", "--sarif", "s.json")
+    assert result.code == 1
+    (run,) = json.loads(Path("s.json").read_text())["runs"]
+    failed = [found for found in run["results"] if found["level"] == "error"]
+    assert len(failed) == 2
+    for found in failed:
+        assert run["tool"]["driver"]["rules"][found["ruleIndex"]]["id"] == found["ruleId"]
+        (place,) = found["locations"]
+        assert place["physicalLocation"]["artifactLocation"]["uri"] == "detcheck.toml"
+    assert "❌ fail" in summary.read_text(encoding="utf-8")
+
+
+def test_inconclusive_is_3_unless_it_is_allowed(detcheck):
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url, FILE.replace("completions = 40", "completions = 9"))
+        assert detcheck("ci", "-o", "one").code == 3
+        assert detcheck("ci", "-o", "two", "--allow-inconclusive").code == 0
+
+
+def test_a_cancelled_job_goes_on(detcheck, monkeypatch):
+    from detcheck.rundir import RunWriter
+
+    real, committed = RunWriter.append_trial, []
+
+    def cancelled(self, *args, **options):
+        committed.append(real(self, *args, **options))
+        if len(committed) == 5:
+            raise KeyboardInterrupt
+
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url)
+        with monkeypatch.context() as patch:
+            patch.setattr(RunWriter, "append_trial", cancelled)
+            assert detcheck("ci", "-o", "out").code == 3
+        assert not load("out/run").complete
+        assert detcheck("ci", "-o", "out").code == 0
+        again = detcheck("ci", "-o", "out")
+    assert (again.code, "holds a finished run already" in again.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "There is no experiment file: write one with"),
+        ("[gate]\nmax-distinct = 1\n", "There is no experiment file"),
+        ("[experiment]\ncompletion = 3\n", "did you mean 'completions'?"),
+        ("[experiment]\ncompletions = 'many'\n", "expected a whole number"),
+        ('[target]\nengine = "static"\nendpoints = ["http://h/v1"]\n', "--endpoint is for the"),
+        ("[gate]\nmax-distinct = 0\n[experiment]\ncompletions = 40\n", "must be at least 1"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(detcheck, text, words):
+    if text is not None:
+        Path("detcheck.toml").write_text(text, encoding="utf-8")
+    result = detcheck("ci")
+    assert result.code == 2
+    assert words in result.err.splitlines()[-1]
+    assert not Path("results").exists()

@@ -1,0 +1,157 @@
+"""Packed weights never outlive the values that they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detcheck.kernels.cpu import packed
+from detcheck.kernels.cpu.packed import STORE, PackedWeight
+from detcheck.kernels.mode import batch_invariant
+
+pytestmark = pytest.mark.skipif(
+    torch.float32 not in packed._dtypes(), reason="oneDNN packs nothing on this machine"
+)
+
+
+def operands() -> tuple[torch.Tensor, nn.Parameter]:
+    """Left-hand side (5, 64) and parameter (48, 64)."""
+    generator = torch.Generator().manual_seed(7)
+    left, weight = (torch.randn(rows, 64, generator=generator) for rows in (5, 48))
+    return left, nn.Parameter(weight)
+
+
+def fresh(left: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The product by the values that `weight` has now, through a parameter never packed before."""
+    return F.linear(left, nn.Parameter(weight.detach().clone()))
+
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "SGD": lambda weights: torch.optim.SGD(weights, lr=0.1),
+    "AdamW": lambda weights: torch.optim.AdamW(weights, lr=0.1),
+    "AdamW fused": lambda weights: torch.optim.AdamW(weights, lr=0.1, fused=True),
+}
+
+
+def losses(optimizer: str, steps: int = 4) -> list[float]:
+    """Train a small network; returns the loss of each step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
+    x, y = torch.randn(12, 16), torch.randn(12, 4)
+    update = OPTIMIZERS[optimizer]([*model.parameters()])
+    found = []
+    for _ in range(steps):
+        loss = F.mse_loss(model(x), y)
+        update.zero_grad()
+        loss.backward()
+        update.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_gives_the_losses_of_stock(optimizer: str) -> None:
+    expected = losses(optimizer)
+    with batch_invariant("matmul") as mode:
+        got = losses(optimizer)
+        assert mode.proof().self_check == "passed"
+    assert got == pytest.approx(expected, rel=1e-4)
+    assert len({round(loss, 3) for loss in expected}) == len(expected)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_same_check_catches_copies_that_are_never_renewed(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PackedWeight, "is_current", lambda self, weight: True)
+    monkeypatch.setattr(packed, "_watch_changes", lambda store: lambda: None)
+    expected = losses(optimizer)
+    with batch_invariant("matmul"):
+        assert losses(optimizer) != pytest.approx(expected, rel=1e-4)
+
+
+def in_place(weight: nn.Parameter) -> None:
+    with torch.no_grad():
+        weight.add_(1)
+
+
+def in_inference_mode(weight: nn.Parameter) -> None:
+    with torch.inference_mode():
+        weight.mul_(2)
+
+
+def swapped(weight: nn.Parameter) -> None:
+    weight.data = weight.detach() + 1
+
+
+def through_data(weight: nn.Parameter) -> None:
+    weight.data.add_(1)
+
+
+def copied_over(weight: nn.Parameter) -> None:
+    weight.data.copy_(torch.ones_like(weight))
+
+
+def by_state_dict(weight: nn.Parameter) -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight = weight
+    layer.load_state_dict({"weight": torch.ones_like(weight)})
+
+
+CHANGES = [in_place, in_inference_mode, swapped, through_data, copied_over, by_state_dict]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_packed_again(change: Callable[[nn.Parameter], None]) -> None:
+    left, weight = operands()
+    with torch.no_grad(), batch_invariant("matmul") as mode:
+        before = F.linear(left, weight)
+        change(weight)
+        after = F.linear(left, weight)
+        assert torch.equal(after, fresh(left, weight))
+        assert not torch.equal(after, before)
+        assert mode.proof().self_check == "passed"
+
+
+def test_an_alias_that_is_kept_may_write_later() -> None:
+    left, weight = operands()
+    with torch.no_grad(), batch_invariant("matmul"):
+        F.linear(left, weight)
+        alias, _other = weight.data, weight.data
+        for _ in range(2):
+            F.linear(left, weight)
+            alias.add_(1)
+            assert torch.equal(F.linear(left, weight), fresh(left, weight))
+
+
+def test_a_change_that_nothing_records_is_in_the_proof() -> None:
+    left, weight = operands()
+    alias = weight.data  # before anything watches
+    with torch.no_grad(), batch_invariant("matmul") as mode:
+        F.linear(left, weight)
+        assert mode.proof().self_check == "passed"
+        alias.add_(1)
+        assert mode.proof().self_check == "passed"  # nothing was computed from the old values
+        F.linear(left, weight)
+    assert "(48, 64)) were changed" in mode.proof().self_check
+    assert "data" not in nn.Parameter.__dict__  # nothing is watched any more
+
+
+def test_kept_copies_are_checked_when_the_next_mode_starts() -> None:
+    left, weight = operands()
+    release = STORE.keep()
+    try:
+        with torch.no_grad():
+            with batch_invariant("matmul"):
+                F.linear(left, weight)
+            assert STORE.num_bytes
+            weight.data.add_(1)
+            with batch_invariant("matmul"):
+                assert torch.equal(F.linear(left, weight), fresh(left, weight))
+    finally:
+        release()
+    assert STORE.num_bytes == 0

@@ -1,0 +1,133 @@
+"""The pytest plugin, used as in somebody's own repository, against a real local server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib import metadata
+
+import pytest
+from servers.faults import Faults
+from servers.running import serve
+
+INSTALLED = any(
+    entry.value == "detcheck.pytest_plugin" for entry in metadata.entry_points(group="pytest11")
+)
+PLUGIN = () if INSTALLED else ("-p", "detcheck.pytest_plugin")
+QUICK = {"quiet_s": 0.002, "answer_tokens": 6}
+TEST = """
+    import pytest
+    from detcheck import Served
+
+    @pytest.mark.determinism(
+        target=Served(endpoints=({url!r},)), batch_sizes=(1, 8), completions={completions},
+        max_new_tokens=6, {more}
+    )
+    def test_the_server(detcheck):
+        assert detcheck.verdict.value == "pass"
+        assert detcheck.run.conditions
+"""
+
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Iterator[Run]:
+    """Returns a function: faults of a server, options of pytest -> the result of one test."""
+    with ExitStack() as held:
+
+        def run(
+            faults: dict, *options: str, completions: int = 40, more: str = "", test: str = TEST
+        ) -> pytest.RunResult:
+            served = held.enter_context(serve(Faults(**QUICK | faults)))
+            pytester.makepyfile(test.format(url=served.url, completions=completions, more=more))
+            return pytester.runpytest_inprocess(*PLUGIN, "-p", "no:cacheprovider", *options)
+
+        yield run
+
+
+def test_a_sound_server_passes(run: Run) -> None:
+    run({}).assert_outcomes(passed=1)
+
+
+def test_a_planted_difference_fails_and_says_where(run: Run) -> None:
+    result = run({"flip_at": 3, "flip_above": 1})
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*detcheck: fail*", "*different answers in*", "*×*", "*Next: detcheck report *"]
+    )
+
+
+def test_too_few_comparisons_are_inconclusive_and_never_passed(run: Run) -> None:
+    result = run({}, completions=9)
+    assert result.parseoutcomes() == {"inconclusive": 1}
+    result.stdout.fnmatch_lines(["*inconclusive determinism tests*", "*comparisons*"])
+
+
+def test_strict_makes_inconclusive_fail(run: Run) -> None:
+    result = run({}, "--detcheck-strict", completions=9)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*detcheck: inconclusive*"])
+
+
+def test_a_baseline_is_accepted_and_then_held(run: Run, pytester: pytest.Pytester) -> None:
+    run({}, "--detcheck-update").assert_outcomes(passed=1)
+    (baseline,) = pytester.path.glob("detcheck_baselines/*.json")
+    assert baseline.stat().st_size
+    run({}).assert_outcomes(passed=1)
+    changed = run({"flip_at": 2, "flip_above": 0})
+    changed.assert_outcomes(failed=1)
+    changed.stdout.fnmatch_lines(["*baseline*"])
+    run({"flip_at": 2, "flip_above": 0}, "--detcheck-update").assert_outcomes(passed=1)
+    run({"flip_at": 2, "flip_above": 0}).assert_outcomes(passed=1)
+
+
+def test_a_report_is_kept_where_it_is_asked_for(run: Run, pytester: pytest.Pytester) -> None:
+    run({}, "--detcheck-report", "kept").assert_outcomes(passed=1)
+    assert len(list(pytester.path.glob("kept/*/report.html"))) == 1
+    assert len(list(pytester.path.glob("kept/*/run.json"))) == 1
+
+
+def test_tests_are_skipped_or_left_out(run: Run) -> None:
+    more = TEST + "\n    def test_other():\n        pass\n"
+    run({}, "--detcheck-skip", test=more).assert_outcomes(passed=1, skipped=1)
+    result = run({}, "--detcheck-only", test=more)
+    result.assert_outcomes(passed=1, deselected=1)
+    both = run({}, "--detcheck-skip", "--detcheck-only")
+    assert both.ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_an_unknown_option_is_one_sentence(run: Run) -> None:
+    result = run({}, more="batch_size=4")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Unknown option `batch_size` of a determinism test.*"])
+
+
+def test_kernels_have_their_assertion(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import torch
+
+        def test_holds(detcheck):
+            detcheck.assert_batch_invariant(lambda x: x * 2, torch.randn(8, 4))
+
+        def test_breaks(detcheck):
+            detcheck.assert_batch_invariant(lambda x: x - x.mean(), torch.randn(8, 4))
+        """
+    )
+    result = pytester.runpytest_inprocess(*PLUGIN, "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, failed=1)
+
+
+def test_the_plugin_costs_nothing_until_it_is_used() -> None:
+    code = (
+        "import sys, detcheck.pytest_plugin\n"
+        "heavy = ('torch', 'transformers', 'pandas', 'matplotlib', 'numpy', 'msgspec')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
