@@ -21,7 +21,7 @@ from detcheck.errors import UsageError
 from detcheck.kernels.cpu.linear import OP as PACKED_OP
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.module_path import ModulePath
-from detcheck.kernels.overrides import ATTENTION_NAME, PAGED_ATTENTION_NAME, op_names
+from detcheck.kernels.overrides import ATTENTION_NAMES, op_names
 from detcheck.kernels.settings import OP_FAMILIES
 
 PROBE_TOKENS = 3
@@ -125,9 +125,7 @@ def _watched_attention() -> Iterator[list[bool]]:
 
     table: dict[str, Any] = AttentionInterface._global_mapping
     inside: list[bool] = []
-    entries = {
-        name: table[name] for name in (ATTENTION_NAME, PAGED_ATTENTION_NAME) if name in table
-    }
+    entries = {name: table[name] for name in ATTENTION_NAMES if name in table}
 
     def watched(function: Any) -> Any:
         def attend(*args: Any, **kwargs: Any) -> Any:

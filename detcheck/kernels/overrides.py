@@ -22,6 +22,7 @@ from detcheck.kernels.cpu import pointwise as cpu_pointwise
 from detcheck.kernels.cpu import reduce as cpu_reduce
 from detcheck.kernels.cpu import softmax as cpu_softmax
 from detcheck.kernels.cpu.linear import linear as cpu_linear
+from detcheck.kernels.experts import EXPERTS_OP, experts, put_in_table
 from detcheck.kernels.settings import PREFILL
 from detcheck.kernels.triton import why_unavailable
 
@@ -40,8 +41,11 @@ ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
 
 ATTENTION_NAME = "sdpa"
 """Entry of transformers' attention table that both static and continuous batching use."""
-PAGED_ATTENTION_NAME = "paged|sdpa"
-"""A second entry, for continuous batching, in the versions that still have one (5.17)."""
+ATTENTION_NAMES = (ATTENTION_NAME, "paged|sdpa", "eager", "paged|eager")
+"""All entries that we serve. `paged|sdpa` is for continuous batching in transformers 5.17.
+
+`eager` has no entry in stock transformers: models that have no `sdpa` (with sinks or soft caps)
+then call a function of their own, which an entry replaces."""
 ATTENTION_OP = f"transformers::{ATTENTION_NAME}"
 LINEAR_OP = "aten::linear"
 _ATTENTION_OPS = {"attention": ATTENTION_OP, PREFILL: f"{ATTENTION_OP}, query by query"}
@@ -63,7 +67,7 @@ def op_names(family: str) -> tuple[str, ...]:
     if family in _ATTENTION_OPS:
         return (_ATTENTION_OPS[family],)
     names = dict.fromkeys(f"aten::{op}" for table in kernels_of(family).values() for op in table)
-    return (LINEAR_OP, *names) if family == "matmul" else tuple(names)
+    return (LINEAR_OP, EXPERTS_OP, *names) if family == "matmul" else tuple(names)
 
 
 def install(family: str, calls: Counter[str]) -> Callable[[], None]:
@@ -80,8 +84,10 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
         return library._destroy
     stock_linear = F.linear
     F.linear = _counted_linear(_linear(), calls)
+    remove_experts = put_in_table(_counted(EXPERTS_OP, experts, calls))
 
     def remove() -> None:
+        remove_experts()
         F.linear = stock_linear
         library._destroy()
 
@@ -105,13 +111,14 @@ class _AttentionTable:
 
         table: dict[str, Any] = AttentionInterface._global_mapping
         if not self._calls:
-            names = (ATTENTION_NAME, PAGED_ATTENTION_NAME)
-            self._stock = {name: table[name] for name in names if name in table}
+            self._stock = {name: table[name] for name in ATTENTION_NAMES if name in table}
         self._calls[family] = calls
         table.update(self._entries())
 
         def release() -> None:
             del self._calls[family]
+            for name in ATTENTION_NAMES:
+                table.pop(name, None)
             table.update(self._entries())
 
         return release
@@ -124,7 +131,7 @@ class _AttentionTable:
             entry = partial(attention, query_by_query=True)
         for family, calls in self._calls.items():
             entry = _counted(_ATTENTION_OPS[family], entry, calls)
-        return dict.fromkeys(self._stock, entry)
+        return dict.fromkeys((*self._stock, "eager"), entry)
 
 
 _attention = _AttentionTable()

@@ -226,3 +226,15 @@ def test_sequences_in_one_row_do_not_see_each_other() -> None:
     out, _ = attention(Layer(), *row, mask)
     (alone,) = padded([second], causal)
     assert torch.equal(out[:, 21:], alone)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_gradients_are_those_of_the_formula(features: str) -> None:
+    def gradients(function: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        parts = [x.double().requires_grad_() for x in request(9, 21)]
+        function(parts, window(7), **FEATURES[features]).sin().sum().backward()
+        return [x.grad for x in parts if x.grad is not None]
+
+    ours = gradients(lambda parts, visible, **options: padded([parts], visible, **options)[0])
+    for got, wanted in zip(ours, gradients(expected), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

@@ -8,6 +8,7 @@ cache and a whole cache give the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -99,7 +100,7 @@ def _written_out(
     group = heads // kv_heads
     rows = _own_memory(query.reshape(kv_heads, group * q_len, dim))
     scaling = dim**-0.5 if scores.scaling is None else scores.scaling
-    weights = torch.bmm(rows, _own_memory(key[0]).transpose(1, 2)).float() * scaling
+    weights = _products(rows, _own_memory(key[0]).transpose(1, 2)).float() * scaling
     if scores.softcap is not None:
         weights = torch.tanh(weights / scores.softcap) * scores.softcap
     weights = weights.view(kv_heads, group, q_len, k_len)
@@ -111,8 +112,33 @@ def _written_out(
         sinks = scores.sinks.float().view(kv_heads, group, 1, 1).expand(-1, -1, q_len, -1)
         weights = torch.cat((weights, sinks), -1)
     weights = weights.softmax(-1)[..., :k_len].to(value.dtype)
-    out = torch.bmm(weights.reshape(kv_heads, group * q_len, k_len), _own_memory(value[0]))
+    out = _products(weights.reshape(kv_heads, group * q_len, k_len), _own_memory(value[0]))
     return out.view(1, heads, q_len, -1).transpose(1, 2)
+
+
+class _Products(torch.autograd.Function):
+    """The stock batch of products, by the `out=` overload, which the mode does not override.
+
+    Its shapes come from one request alone. The mode's own products would first look for the
+    classes of each length of a request.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(left, right)
+        out = left.new_empty((left.shape[0], left.shape[1], right.shape[2]))
+        return torch.bmm(left, right, out=out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        left, right = ctx.saved_tensors
+        return grad @ right.mT, left.mT @ grad
+
+
+def _products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """(batch, M, K) by (batch, K, N), to (batch, M, N)."""
+    out: torch.Tensor = _Products.apply(left, right)
+    return out
 
 
 def _own_memory(x: torch.Tensor) -> torch.Tensor:
