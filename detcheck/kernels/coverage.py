@@ -3,8 +3,11 @@
 An op is covered where a kernel of ours serves it, where it computes nothing (views, copies,
 gathers), where it gives whole numbers or truth values, or where it works entry by entry and rounds
 each entry alike wherever it stands. Whatever else runs, by whatever name it goes, is not: quantised
-products, expert routing, convolutions, scans, attention that does not go through transformers'
-interface.
+products, convolutions, scans, attention that does not go through transformers' interface.
+
+The pass is a prefill without padding, one with it, and a decoding step with the cache. A model
+whose ops are all covered may still depend on its padding by what it computes: so the bits of the
+padded row are compared as well.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from detcheck.errors import UsageError
 from detcheck.kernels.cpu.linear import OP as PACKED_OP
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.module_path import ModulePath
-from detcheck.kernels.overrides import ATTENTION_NAMES, op_names
+from detcheck.kernels.overrides import ATTENTION_NAMES, ATTENTION_OP, op_names
 from detcheck.kernels.settings import OP_FAMILIES
+from detcheck.kernels.short_runs import alone, padded_and_decoded
 
-PROBE_TOKENS = 3
 _HALF = (torch.bfloat16, torch.float16)
 MOVES = frozenset(
     {
@@ -35,6 +38,7 @@ MOVES = frozenset(
         *("empty_like", "empty_strided", "new_empty", "new_zeros", "new_ones", "new_full"),
         *("_unsafe_view", "index_put_", "index_copy_", "lift_fresh", "_reshape_alias", "split"),
         *("split_with_sizes", "unbind", "chunk", "resize_", "_local_scalar_dense", "equal"),
+        *("scatter_", "masked_scatter", "slice_scatter", "select_scatter", "repeat_interleave"),
     }
 )
 """aten ops that put values elsewhere and compute none."""
@@ -53,8 +57,10 @@ Which of the two an entry meets depends on its place, and so on the batch: of ex
 softshrink they differ, of silu and its like our own kernels see to it."""
 EVEN_POWERS = (0, 0.5, 1, 2, 3, -1, -2)
 """Exponents of which the same holds for pow; -0.5 in float32 only."""
-ROW_BY_ROW = {"cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum"})}
-"""Ops whose stock kernels, by device, take each row by itself, in one order."""
+ROW_BY_ROW = {"cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "topk"})}
+"""Ops whose stock kernels, by device, take each row by itself, in one order.
+
+Among equal entries topk takes those that the same row alone would give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,45 +68,107 @@ class Uncovered:
     """An op that nothing here makes invariant, and the first module in which it ran."""
 
     op: str
-    """Such as `aten::topk`."""
+    """Such as `aten::convolution`."""
     module: str
+
+
+@dataclass(slots=True)
+class CoveredOp:
+    """An op that ran and is invariant."""
+
+    op: str
+    by: str
+    """Such as `the matmul kernels`, or `moves values only`."""
+    module: str
+    """The first module in which it ran."""
+    calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """All ops of a short run of a model, in the order in which they first ran."""
+
+    covered: tuple[CoveredOp, ...]
+    uncovered: tuple[Uncovered, ...]
+    padding_matters: bool
+    """True if a row gave other bits with padding than without, under the batch-invariant mode."""
 
 
 def require_coverage(model: torch.nn.Module, name: str, longest: int = 0) -> None:
     """Refuse a model that the whole batch-invariant mode cannot make invariant.
 
-    Runs a forward pass of a few tokens. `longest` is the number of tokens of the longest request.
-    Raises UsageError that names the first such op.
+    Runs a few forward passes of a few tokens. `longest` is the number of tokens of the longest
+    request. Raises UsageError that names the first op that is not covered.
     """
+    sentence = why_refused(model, name, longest)
+    if sentence is not None:
+        raise UsageError(sentence)
+
+
+def why_refused(model: torch.nn.Module, name: str, longest: int = 0) -> str | None:
+    """What is wrong and what to do, in a sentence, if a model is not covered; else None."""
     limit = rescaled_beyond(model)
     if limit is not None and longest > limit:
-        raise UsageError(
+        return (
             f"{name} rescales the positions of a whole batch once one request in it is longer than "
             f"{limit} tokens, and the longest here may have {longest}: use shorter prompts, lower "
             '`max_new_tokens`, or use `kernels="stock"`.'
         )
-    found = uncovered(model)
-    if found:
-        first, more = found[0], len(found) - 1
+    window = shortest_window(model)
+    if window is not None and window < longest and next(model.parameters()).is_cuda:
+        return (
+            f"{name} has windows of {window} tokens, and the longest request here may have "
+            f"{longest}, which the kernels for GPUs do not cover: use shorter prompts, lower "
+            '`max_new_tokens`, `device="cpu"`, or `kernels="stock"`.'
+        )
+    return refusal(coverage(model), name)
+
+
+def refusal(found: Coverage, name: str) -> str | None:
+    """The sentence for a model's coverage; None if all of it is covered."""
+    if found.uncovered:
+        first, more = found.uncovered[0], len(found.uncovered) - 1
         others = f" and {more} more" if more else ""
-        raise UsageError(
+        return (
             f"{name} runs {first.op} (in {first.module or 'the model itself'}){others}, which the "
             'batch-invariant kernels do not cover: use `kernels="stock"`, or name the families to '
             f'cover, such as `kernels="batch-invariant:{OP_FAMILIES[0]}+{OP_FAMILIES[1]}"`.'
         )
+    if found.padding_matters:
+        return (
+            f"{name} computes with its padding: a padded row gives other bits than the same row "
+            'alone, whatever the kernels. Use `kernels="stock"`.'
+        )
+    return None
 
 
 def uncovered(model: torch.nn.Module) -> tuple[Uncovered, ...]:
-    """Every op of a short forward pass of a causal model that is not covered, once each."""
-    device = next(model.parameters()).device
-    input_ids = torch.arange(1, PROBE_TOKENS + 1, device=device)[None]
+    """Every op of a short run of a causal model that is not covered, once each."""
+    return coverage(model).uncovered
+
+
+def coverage(model: torch.nn.Module) -> Coverage:
+    """Run a causal model on a few tokens under the batch-invariant mode and watch its ops.
+
+    Raises UsageError if attention meets a feature that it does not cover.
+    """
     # Not inference mode: there, composite ops are not seen as what they are made of.
     with batch_invariant(), torch.no_grad(), _watched_attention() as inside:
-        model(input_ids=input_ids, use_cache=False)  # tables that are made once are made here
+        alone(model)  # tables that are made once are made here
         watch = _Watch(model, inside)
         with watch:
-            model(input_ids=input_ids, use_cache=False)
-    return tuple(watch.found.values())
+            row = alone(model)
+            padded = padded_and_decoded(model)
+    return Coverage(
+        tuple(watch.covered.values()), tuple(watch.found.values()), not torch.equal(row, padded)
+    )
+
+
+def shortest_window(model: Any) -> int | None:
+    """Keys that a query of the model's narrowest layers sees; None if all see everything."""
+    config = model.config.get_text_config()
+    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((size for size in sizes if isinstance(size, int)), default=None)
 
 
 def rescaled_beyond(model: Any) -> int | None:
@@ -150,10 +218,13 @@ class _Watch(TorchDispatchMode):
     def __init__(self, model: torch.nn.Module, inside_attention: list[bool]):
         super().__init__()
         self.found: dict[str, Uncovered] = {}
+        self.covered: dict[str, CoveredOp] = {}
         self._inside_attention = inside_attention
         self._module_path = ModulePath(model)
         self._following = self._module_path.follow()
-        self._served = {name for family in OP_FAMILIES for name in op_names(family)} | {PACKED_OP}
+        self._served = {name: family for family in OP_FAMILIES for name in op_names(family)}
+        self._served[PACKED_OP] = "matmul"
+        self._weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         device = next(model.parameters()).device.type
         self._on_cpu = device == "cpu"
         self._row_by_row = ROW_BY_ROW.get(device, frozenset())
@@ -170,27 +241,50 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self._inside_attention and not self._covered(func, args, kwargs or {}, result):
-            name = func._schema.name
-            if name == "aten::bmm":
-                name += " past the attention interface"
-            self.found.setdefault(name, Uncovered(name, self._module_path.current))
+        name, module = func._schema.name, self._module_path.current
+        if self._inside_attention:
+            self._keep(ATTENTION_OP, "the attention kernels", module)
+            return result
+        by = self._covered_by(func, args, kwargs or {}, result)
+        if by is not None:
+            self._keep(name, by, module)
+        else:
+            name += " past the attention interface" if name == "aten::bmm" else ""
+            self.found.setdefault(name, Uncovered(name, module))
         return result
 
-    def _covered(
+    def _keep(self, op: str, by: str, module: str) -> None:
+        self.covered.setdefault(op, CoveredOp(op, by, module)).calls += 1
+
+    def _covered_by(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
-    ) -> bool:
+    ) -> str | None:
+        """What makes a call invariant; None if nothing does."""
         namespace, _, op = func._schema.name.partition("::")
-        if func.is_view or not _gives_floats(result):
-            return True
-        if op == "bmm":  # of the rotary embedding: sums of one product
-            return args[0].shape[2] <= 1
         overload = func._schema.overload_name
-        if (f"{namespace}::{op}.{overload}" if overload else f"{namespace}::{op}") in self._served:
-            return True
-        if namespace == "aten" and (op in MOVES or op in self._row_by_row):
-            return True
-        return torch.Tag.pointwise in func.tags and (not self._on_cpu or _even(op, args, kwargs))
+        full_name = f"{namespace}::{op}.{overload}" if overload else f"{namespace}::{op}"
+        even = torch.Tag.pointwise in func.tags and (not self._on_cpu or _even(op, args, kwargs))
+        served = full_name in self._served
+        if op == "bmm":  # by weights, or of the rotary embedding: sums of one product
+            served = self._sums_no_keys(args)
+        reasons = {
+            "moves values only": func.is_view or (namespace == "aten" and op in MOVES),
+            "gives whole numbers": not _gives_floats(result),
+            f"the {self._served.get(full_name, 'matmul')} kernels": served,
+            "stock, row by row": namespace == "aten" and op in self._row_by_row,
+            "adds once to each row": op == "index_add_" and _all_different(args[2]),
+            "stock, entry by entry": even,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    def _sums_no_keys(self, args: Sequence[Any]) -> bool:
+        """True if a batch of products sums over a dimension that no request makes longer."""
+        left, right = args[0], args[1]
+        return left.shape[2] <= 1 or right.untyped_storage().data_ptr() in self._weights
+
+
+def _all_different(index: torch.Tensor) -> bool:
+    return len(index.unique()) == len(index)
 
 
 def _even(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
