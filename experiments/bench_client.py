@@ -158,7 +158,7 @@ def detcheck(options: argparse.Namespace, root: str, requests: int) -> Measured:
 def ask(options: argparse.Namespace) -> None:
     """Measure `detcheck.run` in this process, and print the result as JSON for the parent."""
     import detcheck
-    from detcheck.runner import Listener
+    from detcheck.listener import Listener
 
     class Clock(Listener):
         """Times the condition, from its start until it is on disk."""

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import detcheck
 from detcheck.experiment import DEFAULT_PROMPT
+from detcheck.listener import Listener
 from detcheck.rundir import ConditionRecord
-from detcheck.runner import Listener
 
 RESULTS = Path(__file__).parents[1] / "results" / "eighty_variants"
 

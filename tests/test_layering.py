@@ -19,6 +19,7 @@ TIERS = (
     {"__main__"},
     {"cli", "pytest_plugin"},
     {"gate", "report", "probes", "runner"},
+    {"listener"},
     {"engines", "analysis"},
     {"rundir", "traffic"},
     {"kernels", "models", "environment"},

@@ -22,8 +22,8 @@ from rich.table import Column
 from detcheck.cli.console import print_line, stderr, untrusted
 from detcheck.engines.base import InFlight
 from detcheck.evidence import EndpointCheck, ModelIdentity
+from detcheck.listener import Listener
 from detcheck.rundir import ConditionRecord
-from detcheck.runner import Listener
 
 LONG_WAIT_S = 5.0
 """A wait that is longer is reported without a terminal too."""

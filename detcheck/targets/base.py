@@ -40,17 +40,20 @@ TrustRemoteCode = Annotated[bool, Option("Let the model's own code run.")]
 
 
 class Traits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Declared properties of a target. Other rooms read these and never an engine's name."""
+    """Declared properties of a target. Other rooms read these and never an engine's name.
 
-    repeats_exactly: bool
+    The defaults are those of an engine on this machine that is told when requests arrive.
+    """
+
+    repeats_exactly: bool = True
     """An identical trial is computed in identical batches, so repeating it is an exact repeat."""
-    forms_batches: bool
+    forms_batches: bool = False
     """The target itself decides which requests share a forward pass."""
-    lockstep: bool
+    lockstep: bool = False
     """All requests of a trial share every forward pass, so arrivals have no effect."""
-    ops_visible: bool
+    ops_visible: bool = False
     """Its ops run in this process and can be traced."""
-    computes_here: bool
+    computes_here: bool = True
     """This machine computes the answers, so its environment is part of the measurement."""
     reloads: bool = False
     """Changing the kernels or the placement loads the model anew."""

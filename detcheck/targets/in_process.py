@@ -47,10 +47,4 @@ class InProcess(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def traits(self) -> Traits:
         """See `Target.traits`."""
-        return Traits(
-            repeats_exactly=True,
-            forms_batches=False,
-            lockstep=self.engine == "static",
-            ops_visible=True,
-            computes_here=True,
-        )
+        return Traits(lockstep=self.engine == "static", ops_visible=True)

@@ -18,14 +18,7 @@ class Scripted(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def traits(self) -> Traits:
         """See `Target.traits`."""
-        return Traits(
-            repeats_exactly=True,
-            forms_batches=False,
-            lockstep=False,
-            ops_visible=False,
-            computes_here=True,
-            planted=True,
-        )
+        return Traits(planted=True)
 
     @property
     def model_name(self) -> str:

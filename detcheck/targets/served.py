@@ -63,8 +63,6 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return Traits(
             repeats_exactly=False,
             forms_batches=True,
-            lockstep=False,
-            ops_visible=False,
             computes_here=False,
             open_loop=poisson_rate(self.arrivals) is not None,
         )

@@ -48,14 +48,7 @@ class Vllm(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def traits(self) -> Traits:
         """See `Target.traits`."""
-        return Traits(
-            repeats_exactly=True,
-            forms_batches=False,
-            lockstep=False,
-            ops_visible=False,
-            computes_here=True,
-            reloads=True,
-        )
+        return Traits(reloads=True)
 
     @property
     def placements(self) -> tuple[str, ...]:

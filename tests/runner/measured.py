@@ -12,8 +12,8 @@ from recorded import small_experiment
 from detcheck import Run
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.scripted import Planted, ScriptedEngine
+from detcheck.listener import Listener
 from detcheck.rundir import COMPLETIONS_FILE, VARIANTS_FILE, ConditionRecord
-from detcheck.runner import Listener
 from detcheck.traffic import Trial, plan_trials
 
 PLANTED = (Planted(5, 3, rate=0.4), Planted(9, 2, min_batch_size=8, rate=0.5, gap=0.01))

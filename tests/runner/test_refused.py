@@ -13,8 +13,8 @@ from detcheck import Experiment, Run, environment, resume, run, runner
 from detcheck.engines.scripted import ScriptedEngine
 from detcheck.errors import ModelError, RunDirectoryError
 from detcheck.evidence import ModelIdentity
+from detcheck.listener import Listener
 from detcheck.rundir import ConditionRecord
-from detcheck.runner import Listener
 from detcheck.targets import InProcess, Served
 
 from .measured import EXPERIMENT, FIRST, Engine, lines

@@ -11,7 +11,8 @@ from detcheck.cli import progress
 from detcheck.cli.app import run_program
 from detcheck.engines import Connection
 from detcheck.errors import MeasurementError
-from detcheck.runner import Listener, run
+from detcheck.listener import Listener
+from detcheck.runner import run
 
 PATIENCE_S = 0.5
 LIMIT_S = 30.0
