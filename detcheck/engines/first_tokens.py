@@ -61,14 +61,15 @@ def check_first_tokens(engine: InProcessEngine, kernels: Sequence[str]) -> None:
             own = _own_tokens(engine, prompt)
             for setting in dict.fromkeys((STOCK, *kernels)):
                 _check(engine, prompt, own, setting)
-    except BaseException as error:
-        engine.reset()
+    except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemory(
                 f"Out of memory before the first trial: {engine.loaded.name} does not fit with "
                 "the cache of a single request; use a smaller model or a shorter prompt."
             ) from error
         raise
+    finally:
+        engine.reset()
 
 
 def own_tokens(loaded: LoadedModel, prompt: tuple[int, ...]) -> OwnTokens:
