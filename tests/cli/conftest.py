@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from gate.runs import write
 
+from detcheck import runner
 from detcheck.cli.app import run_program
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.kernels.settings import BATCH_INVARIANT
 
+SCRIPTED = ("run", "--engine", "scripted", "-b", "1,4", "-n", "12", "--max-new-tokens", "12")
 PROGRAM = (sys.executable, "-m", "detcheck")
 
 
@@ -78,3 +80,22 @@ def good(tmp_path) -> Path:
 def bad(tmp_path) -> Path:
     """A run whose batch-invariant kernels diverge too."""
     return write(tmp_path / "bad", ScriptedEngine([Planted(5, 3, kernels=BATCH_INVARIANT)]))
+
+
+@pytest.fixture
+def scripted(monkeypatch) -> Callable[..., None]:
+    """Returns a function: what the scripted engine is made with from now on."""
+
+    def scripted(*planted: Planted, **options) -> None:
+        monkeypatch.setattr(runner, "open_engine", lambda *_: ScriptedEngine(planted, **options))
+
+    return scripted
+
+
+@pytest.fixture
+def stopped(detcheck, scripted) -> Path:
+    """A run that was interrupted half way."""
+    scripted(fail_with={("p0/stock/b4", 1): KeyboardInterrupt()})
+    assert detcheck(*SCRIPTED, "-o", "stopped").code == 3
+    scripted()
+    return Path("stopped")
