@@ -13,7 +13,7 @@ from detcheck.kernels.settings import STOCK
 from detcheck.report import figure_style as look
 from detcheck.report.costs import Cost, cost_range, group_cost
 from detcheck.report.figure_style import Drawing
-from detcheck.report.text import clip
+from detcheck.report.text import clip, short_kernels
 from detcheck.text import count
 
 TITLE = "What each setting brings, and what it costs"
@@ -77,7 +77,7 @@ def _draw_answers(axes: Axes, rows: Sequence[Row]) -> None:
         distinct = group.distinct_within_seed
         axes.barh(place, distinct, 0.5, color=colour, linewidth=0)
         look.note(axes, f"{distinct:,}", (distinct, place), (5, 0), ha="left")
-        name = clip(group.kernels, 20)
+        name = clip(short_kernels(group.kernels), 16)
         look.note(axes, name, (0, place), (-6, 0), ha="right", color=look.INK)
     most = max(group.distinct_within_seed for group, _ in rows)
     seeds = any(len(group.by_seed) > 1 for group, _ in rows)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from detcheck.analysis.results import FLIP_KINDS, Branching, Group
 from detcheck.report import figure_style as look
 from detcheck.report.figure_style import Drawing
-from detcheck.report.text import of_kind
+from detcheck.report.text import of_kind, short_kernels
 from detcheck.text import count
 
 TITLE = "Where they diverge, and how close the choice was"
@@ -21,13 +21,14 @@ HEIGHT = 430.0
 LEFT, RIGHT, BOTTOM = 58.0, 16.0, 44.0
 CURVE_TOP, CURVE_HEIGHT = 58.0, 122.0
 DOTS_HEIGHT = 140.0
-CAPTION = (
-    "Top: how many completions still equal the reference after so many {unit}s. Bottom: each dot "
-    "is a branching, at which completions that agreed so far go on in two ways; the more "
-    "completions, the larger. Its height is the gap between the two best tokens: the difference "
-    "of their log-probabilities, in nats. 0 is a tie."
+CURVE_CAPTION = "{} many completions still equal the reference after so many {}s."
+OMITTED_CAPTION = "Settings without a line never leave it."
+DOTS_CAPTION = (
+    "Bottom: each dot is a branching, at which completions that agreed so far go on in two ways; "
+    "the more completions, the larger. Its height is the gap between the two best tokens: the "
+    "difference of their log-probabilities, in nats. 0 is a tie."
 )
-NOISE_CAPTION = " Rounding can turn a gap over up to the measured noise (grey); no gap beyond it."
+NOISE_CAPTION = "Rounding can turn a gap over up to the measured noise (grey); no gap beyond it."
 
 
 def divergences(groups: Sequence[Group], prefix: str = "") -> Drawing | None:
@@ -51,10 +52,14 @@ def divergences(groups: Sequence[Group], prefix: str = "") -> Drawing | None:
     unit = groups[0].unit
     bottom.set_xlabel(f"{unit} of the completion")
     alt = f"{TITLE}: " + "; ".join(_in_words(group) for group in groups)
-    caption = CAPTION.format(unit=unit) + (NOISE_CAPTION if noise else "")
-    if not known:
-        caption = caption.split(" Bottom:")[0].removeprefix("Top: ").capitalize()
-    return look.finish(figure, f"{prefix}divergences", alt, caption)
+    sentences = [CURVE_CAPTION.format("Top: how" if known else "How", unit)]
+    if len(groups) > look.MAX_LEGEND:
+        sentences.append(OMITTED_CAPTION)
+    if known:
+        sentences.append(DOTS_CAPTION)
+    if known and noise:
+        sentences.append(NOISE_CAPTION)
+    return look.finish(figure, f"{prefix}divergences", alt, " ".join(sentences))
 
 
 def _panel(figure: Figure, top: float, height: float, last: int) -> Axes:
@@ -72,10 +77,14 @@ def _panel(figure: Figure, top: float, height: float, last: int) -> Axes:
 
 
 def _draw_curve(axes: Axes, groups: Sequence[Group], last: int) -> None:
-    """Steps down from 100 %, one line for each kernels setting."""
-    for group in groups:
-        if not group.completions:
-            continue
+    """Steps down from 100 %, one line for each kernels setting.
+
+    If they are too many for a legend, only those that diverge.
+    """
+    shown = [group for group in groups if group.completions]
+    if len(shown) > look.MAX_LEGEND:
+        shown = [group for group in shown if group.divergences]
+    for group in shown:
         left = Counter[int]()
         for divergence in group.divergences:
             left[divergence.position] += divergence.count
@@ -84,12 +93,13 @@ def _draw_curve(axes: Axes, groups: Sequence[Group], last: int) -> None:
         shares = 100 * (1 - gone / group.completions)
         axes.step(
             [0, *positions, 1.06 * max(last, 5)], [*shares, shares[-1]], where="post",
-            color=look.kernels_colour(group.kernels), linewidth=2, label=group.kernels,
+            color=look.kernels_colour(group.kernels), linewidth=2,
+            label=short_kernels(group.kernels),
         )  # fmt: skip
     axes.set_ylim(-4, 108)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.set_ylabel("equal so far, %")
-    look.legend(axes, len(groups))
+    look.legend(axes, min(len(shown), look.MAX_LEGEND))
 
 
 def _draw_dots(axes: Axes, known: Sequence[Branching], noise: float | None) -> None:

@@ -21,7 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, UNKNOWN
-from detcheck.kernels.settings import STOCK
+from detcheck.kernels.settings import FULLY_INVARIANT, STOCK
 
 INK = "#1d2329"
 MUTED = "#5c6670"
@@ -30,6 +30,7 @@ PAPER = "#ffffff"
 NEUTRAL = "#7d8a96"
 STOCK_COLOUR = "#c8501e"
 INVARIANT_COLOUR = "#0b6fb4"
+FULLY_COLOUR = "#6a4fc4"
 OTHER_COLOUR = "#12836b"
 NEAR_TIE_COLOUR = "#d98d0b"
 TIE_COLOUR = "#4da3d9"
@@ -43,6 +44,7 @@ DARK = {
     NEUTRAL: "#8d9aa6",
     STOCK_COLOUR: "#f0824f",
     INVARIANT_COLOUR: "#57aef0",
+    FULLY_COLOUR: "#ab9bf5",
     OTHER_COLOUR: "#3fbf9f",
     NEAR_TIE_COLOUR: "#f2b341",
     TIE_COLOUR: "#7cc4f2",
@@ -62,6 +64,8 @@ FONT_SIZE = 11.0
 WIDTH, HEIGHT = 440, 310
 MARGIN = 14.0
 """Size and margin of a chart in CSS pixels: small, so that a phone need not shrink its words."""
+MAX_LEGEND = 3
+"""Kernels settings that fit a legend; figures of more name them elsewhere."""
 
 _RC: Any = {
     "svg.fonttype": "none",
@@ -116,10 +120,11 @@ class Drawing:
 
 
 def kernels_colour(kernels: str) -> str:
-    """Colour of a kernels setting: stock, all invariant, or a subset."""
-    if kernels == STOCK:
-        return STOCK_COLOUR
-    return OTHER_COLOUR if ":" in kernels else INVARIANT_COLOUR
+    """Colour of a kernels setting: stock, batch-invariant, fully-invariant, or a subset."""
+    if ":" in kernels:
+        return OTHER_COLOUR
+    named = {STOCK: STOCK_COLOUR, FULLY_INVARIANT: FULLY_COLOUR}
+    return named.get(kernels, INVARIANT_COLOUR)
 
 
 def adaptive_css(scope: str) -> str:

@@ -14,8 +14,10 @@ from detcheck.analysis.results import Analysis, BatchSizeRow, Group
 from detcheck.kernels.settings import STOCK
 from detcheck.report import figure_style as look
 from detcheck.report.figure_style import Drawing
-from detcheck.report.text import clip
+from detcheck.report.text import clip, short_kernels
 
+MAX_NUMBERED = 12
+"""Conditions in an agreement matrix; with more, its cells have no numbers."""
 MAX_CONDITIONS = 16
 """Conditions in an agreement matrix; with more, its cells are too small to read."""
 BATCH_TITLE = "Distinct answers by batch size"
@@ -33,13 +35,14 @@ AGREEMENT_CAPTION = (
 def distinct_by_batch_size(groups: Sequence[Group], prefix: str = "") -> Drawing | None:
     """Distinct answers at each batch size, kernels settings side by side; None without rows.
 
-    With several seeds, the most answers to one of them.
+    With several seeds, the most answers to one of them. Many settings are rows of a grid.
     """
     groups = [group for group in groups if group.by_batch_size]
     if not groups:
         return None
-    rows = dict.fromkeys(_cell(row) for group in groups for row in group.by_batch_size)
-    cells = sorted(rows, key=lambda cell: cell[0])
+    if len(groups) > look.MAX_LEGEND:
+        return _settings_by_batch_size(groups, prefix)
+    cells = _cells_of(groups)
     title = SEED_TITLE if any(len(group.by_seed) > 1 for group in groups) else BATCH_TITLE
     figure = look.new_figure()
     axes = look.new_axes(figure, title, left=56, bottom=56)
@@ -58,6 +61,27 @@ def distinct_by_batch_size(groups: Sequence[Group], prefix: str = "") -> Drawing
     axes.set_xlabel("batch size, and how many completions")
     axes.set_ylabel("distinct answers")
     alt = f"{title}: " + "; ".join(_rows_in_words(group) for group in groups)
+    return look.finish(figure, f"{prefix}distinct_by_batch_size", alt)
+
+
+def _settings_by_batch_size(groups: Sequence[Group], prefix: str) -> Drawing:
+    """Kernels settings by batch sizes: the more answers, the darker."""
+    cells = _cells_of(groups)
+    figure = look.new_figure(height=58 + 46 + 24.0 * len(groups))
+    axes = look.new_axes(figure, BATCH_TITLE, left=118, bottom=46, top=40, grid="both")
+    axes.grid(visible=False)
+    most = max(row.distinct_within_seed for group in groups for row in group.by_batch_size)
+    for place, group in enumerate(groups):
+        colour = look.kernels_colour(group.kernels)
+        for row in group.by_batch_size:
+            column, distinct = cells.index(_cell(row)), row.distinct_within_seed
+            share = (distinct - 1) / (most - 1) if most > 1 else 0.0
+            _tile(axes, (column, place), str(distinct), colour, share)
+    axes.set_xticks(range(len(cells)), [f"{size}{_at(placement)}" for size, placement in cells])
+    axes.set_yticks(range(len(groups)), [_short(group.kernels) for group in groups])
+    _fit_tiles(axes, len(cells), len(groups))
+    axes.set_xlabel("batch size")
+    alt = f"{BATCH_TITLE}: " + "; ".join(_rows_in_words(group) for group in groups)
     return look.finish(figure, f"{prefix}distinct_by_batch_size", alt)
 
 
@@ -82,26 +106,38 @@ def agreement(analysis: Analysis, prompt_index: int, prefix: str = "") -> Drawin
     _heat_cells(axes, matrix)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.spines[:].set_visible(False)
+    _fit_tiles(axes, len(names), len(names))
     alt = f"{AGREEMENT_TITLE}: chance that a completion of one equals one of the other"
     return look.finish(figure, f"{prefix}agreement", alt, AGREEMENT_CAPTION)
 
 
 def _heat_cells(axes: Axes, matrix: npt.NDArray[np.float64]) -> None:
-    """One rectangle a cell: opacity carries the value, so that it reads in light and dark."""
+    """One tile for each cell of an agreement matrix; with many, without its number."""
     for row, column in np.ndindex(*matrix.shape):
         value = float(matrix[row, column])
-        if np.isnan(value):
-            continue
-        corner = (column - 0.47, row - 0.47)
-        alpha = 0.06 + 0.55 * value
-        axes.add_patch(
-            Rectangle(corner, 0.94, 0.94, color=look.INVARIANT_COLOUR, alpha=alpha, linewidth=0)
-        )
-        if len(matrix) <= 12:
-            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=9)
+        if not np.isnan(value):
+            text = f"{100 * value:.0f}" if len(matrix) <= MAX_NUMBERED else ""
+            _tile(axes, (column, row), text, look.INVARIANT_COLOUR, value)
+
+
+def _tile(axes: Axes, place: tuple[int, int], text: str, colour: str, share: float) -> None:
+    """A square with a number; opacity carries the share, to be read in light and in dark."""
+    corner = (place[0] - 0.47, place[1] - 0.47)
+    alpha = 0.06 + 0.55 * share
+    axes.add_patch(Rectangle(corner, 0.94, 0.94, color=colour, alpha=alpha, linewidth=0))
+    axes.text(*place, text, ha="center", va="center", fontsize=9)
+
+
+def _fit_tiles(axes: Axes, columns: int, rows: int) -> None:
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.spines[:].set_visible(False)
+
+
+def _cells_of(groups: Sequence[Group]) -> list[tuple[int, str]]:
+    """(batch size, placement) of every row, smallest batch first."""
+    rows = dict.fromkeys(_cell(row) for group in groups for row in group.by_batch_size)
+    return sorted(rows, key=lambda cell: cell[0])
 
 
 def _cell(row: BatchSizeRow) -> tuple[int, str]:
@@ -127,7 +163,7 @@ def _bars(
 
 
 def _short(kernels: str) -> str:
-    return clip(kernels.replace("batch-invariant", "invariant"), 18)
+    return clip(short_kernels(kernels).replace("batch-invariant", "invariant"), 18)
 
 
 def _rows_in_words(group: Group) -> str:

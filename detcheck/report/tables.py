@@ -10,10 +10,10 @@ from detcheck.analysis.results import CONFIDENT, FLIP_KINDS, Analysis
 from detcheck.report.checks import batches
 from detcheck.report.costs import Cost
 from detcheck.report.overview import GroupRow, PromptRow, overview
-from detcheck.report.text import came_back, clip, factor, number, of_kind
+from detcheck.report.text import came_back, clip, factor, number, of_kind, short_kernels
 from detcheck.text import count
 
-KERNELS_CELLS = 22
+KERNELS_CELLS = 16
 PROMPT_CELLS = 72
 MAX_PROMPTS = 30
 """Prompts in the table; the report has them all."""
@@ -64,7 +64,7 @@ def _cells(group: GroupRow, *, seeds: bool) -> list[Text]:
     style = "bold green" if group.distinct_within_seed == 1 else "bold yellow"
     position = group.first_divergence
     return [
-        Text(group.kernels),
+        Text(clip(short_kernels(group.kernels), KERNELS_CELLS)),
         Text(came_back(group.completions, group.asked)),
         Text(f"{group.distinct:,}", style="" if seeds else style),
         Text(f"{group.distinct_within_seed:,}", style=style)

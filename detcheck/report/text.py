@@ -103,3 +103,9 @@ def of_kind(flips: int, kind: str) -> str:
 def flip_counts(flips: Mapping[str, int]) -> str:
     """Flips by kind, `2 ties, 1 confident`; empty without flips."""
     return ", ".join(of_kind(flips[kind], kind) for kind in FLIP_KINDS if flips.get(kind))
+
+
+def short_kernels(kernels: str) -> str:
+    """A kernels setting by a short name: `only matmul` for `batch-invariant:matmul`."""
+    subset = kernels.partition(":")[2]
+    return f"only {subset}" if subset else kernels

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from detcheck.analysis.results import Group
 from detcheck.report import figure_style as look
 from detcheck.report.figure_style import Drawing
+from detcheck.report.text import clip, short_kernels
 from detcheck.text import count
 
 MAX_ROWS = 12
@@ -41,12 +42,16 @@ def variants_by_rank(groups: Sequence[Group], prefix: str = "") -> Drawing | Non
     each = max(MIN_ROWS_EACH, MAX_ROWS // len(groups))
     spare = sum(max(0, each - group.distinct) for group in groups)
     bars = [bar for group in groups for bar in _bars_of(group, each + spare)]
+    named = len(groups) > look.MAX_LEGEND
     figure = look.new_figure(height=58 + 46 + ROW_HEIGHT * (len(bars) + 0.4 * len(groups)))
-    axes = look.new_axes(figure, TITLE, left=72, grid="x")
-    _draw(axes, bars)
-    look.legend(axes, len(groups))
+    axes = look.new_axes(
+        figure, TITLE, left=142 if named else 72, top=34 if named else 58, grid="x"
+    )
+    _draw(axes, bars, named=named)
     axes.set_xlabel("completions")
-    axes.set_ylabel("variant")
+    if not named:
+        look.legend(axes, len(groups))
+        axes.set_ylabel("variant")
     alt = f"{TITLE}: " + "; ".join(
         f"{group.kernels}, {count(group.distinct, 'variant')}, most common {group.most_common}"
         for group in groups
@@ -64,7 +69,8 @@ def _bars_of(group: Group, room: int) -> Iterator[_Bar]:
         yield _Bar(group.kernels, f"{len(hidden):,} more", completions, gathered=True)
 
 
-def _draw(axes: Axes, bars: Sequence[_Bar]) -> None:
+def _draw(axes: Axes, bars: Sequence[_Bar], *, named: bool) -> None:
+    """The bars with their numbers; if `named`, the first of each setting carries its name."""
     places = _places(bars)
     labelled: set[str] = set()
     for place, bar in zip(places, bars, strict=True):
@@ -75,7 +81,14 @@ def _draw(axes: Axes, bars: Sequence[_Bar]) -> None:
             alpha=0.45 if bar.gathered else 1.0, label=label,
         )  # fmt: skip
         look.note(axes, f"{bar.completions:,}", (bar.completions, place), (4, 0), ha="left")
-    axes.set_yticks(places, [bar.name for bar in bars])
+    before = ["", *(bar.kernels for bar in bars)]
+    names = [
+        f"{clip(short_kernels(bar.kernels), 16)}  {bar.name}"
+        if named and bar.kernels != last
+        else bar.name
+        for bar, last in zip(bars, before, strict=False)
+    ]
+    axes.set_yticks(places, names)
     axes.set_ylim(places[-1] + 0.6, -0.6)
     axes.set_xlim(0, 1.14 * max(bar.completions for bar in bars))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

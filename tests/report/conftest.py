@@ -82,6 +82,16 @@ def several(folder: Path) -> Analysis:
 
 
 @pytest.fixture(scope="session")
+def ablation(folder: Path) -> Analysis:
+    """More kernels settings than a legend can name."""
+    subsets = ("matmul", "attention", "norm+softmax", "matmul+attention+norm")
+    kernels = ("stock", "batch-invariant", "fully-invariant")
+    kernels += tuple(f"batch-invariant:{subset}" for subset in subsets)
+    experiment = Experiment(prompts=(STORY,), completions=48, kernels=kernels)
+    return analyse(write_run(folder / "ablation", [Script(many_answers(30))], experiment))
+
+
+@pytest.fixture(scope="session")
 def seeded(folder: Path) -> Analysis:
     """Four wanted samples; under stock kernels the load adds answers to each."""
     experiment = Experiment(

@@ -73,6 +73,37 @@ def test_ordinary_reports_fit_and_the_first_screen_answers(
     assert bottom <= screen[1]
 
 
+WORDS_OUTSIDE = """
+    [...document.querySelectorAll('figure svg')].flatMap(svg => {
+        const frame = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll('text')].filter(text => {
+            const box = text.getBoundingClientRect();
+            return box.left < frame.left - 1 || box.right > frame.right + 1
+                || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
+        }).map(text => text.textContent);
+    })
+"""
+
+
+@pytest.mark.parametrize("name", ["story", "eighty", "several", "texts", "seeded", "ablation"])
+def test_no_word_of_a_figure_is_cut(
+    page: Page, name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    page.open(write_report(request.getfixturevalue(name), tmp_path, ["html"])[0], *DESKTOP)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate("document.querySelectorAll('figure svg text').length") > 40
+    assert page.evaluate(WORDS_OUTSIDE) == []
+
+
+def test_a_word_outside_its_figure_is_caught(page: Page, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text(
+        "<figure><svg width=99 height=99><text x=90 y=9>outside</text></svg></figure>"
+    )
+    page.open(broken, *DESKTOP)
+    assert page.evaluate(WORDS_OUTSIDE) == ["outside"]
+
+
 CUT = """
     [...document.querySelectorAll('body *')].filter(one => one.checkVisibility()
         && ['auto', 'scroll', 'hidden'].includes(getComputedStyle(one).overflowX)

@@ -8,12 +8,24 @@ from xml.etree import ElementTree
 import pytest
 
 from detcheck.analysis.results import Analysis
-from detcheck.report import figure_style, figures
+from detcheck.report import figure_style, figures, html
+from detcheck.report.costs import cost_range, group_cost
 from detcheck.report.figure_style import DARK, Drawing
+from detcheck.report.view import build_view
 
 from . import sample
 
-RUNS = ["story", "eighty", "silent", "texts", "several", "seeded", "attacked", "prefixes"]
+RUNS = [
+    "story",
+    "eighty",
+    "silent",
+    "texts",
+    "several",
+    "seeded",
+    "attacked",
+    "prefixes",
+    "ablation",
+]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -97,3 +109,58 @@ def test_mathematics_is_not_parsed(attacked: Analysis) -> None:
         canvas.text(0, 0, "$\\frac{1}{0$")
         body = figure_style.finish(canvas, "x", "x").body
     assert "$\\frac{1}{0$" in body
+
+
+def test_many_kernels_settings_are_named_in_every_figure(ablation: Analysis) -> None:
+    for name in ("variants", "distinct_by_batch_size", "cost_beside_benefit"):
+        texts = " ".join(words_of(figure(ablation, name)))
+        for words in (
+            "stock",
+            "fully-invariant",
+            "only matmul",
+            "only attention",
+            "only norm+soft",
+        ):
+            assert words in texts, name
+    assert "without a line never leave it" in figure(ablation, "divergences").caption
+
+
+def test_bars_begin_at_zero_and_the_rarest_are_gathered(eighty: Analysis) -> None:
+    drawing = figure(eighty, "variants")
+    stock = eighty.groups[0]
+    texts = words_of(drawing)
+    shown = [variant for variant in stock.variants if str(variant.count) in texts]
+    assert {"completions", "variant", "0"} <= set(texts)
+    (gathered,) = [text for text in texts if text.endswith(" more")]
+    hidden = stock.distinct - int(gathered.split()[0])
+    assert len(shown) >= hidden > 5
+    assert str(sum(variant.count for variant in stock.variants[hidden:])) in texts
+
+
+def test_every_branching_is_a_dot(eighty: Analysis) -> None:
+    body = figure(eighty, "divergences").body
+    stock = eighty.groups[0]
+    for kind, flips in stock.flips.items():
+        colour = figure_style.FLIP_COLOURS[kind]
+        paths = re.findall(r"<path [^>]*>", body, re.DOTALL)
+        dots = [path for path in paths if f"fill: {colour}; fill-opacity: 0.8" in path]
+        assert len(dots) == flips
+    assert sum(stock.flips.values()) == len(stock.branchings) > 10
+
+
+def test_the_cost_is_drawn_beside_the_answers_with_its_spread(story: Analysis) -> None:
+    drawing = figure(story, "cost_beside_benefit")
+    texts = words_of(drawing)
+    cost = group_cost(story.groups[1])
+    assert {"stock", "batch-invariant", "distinct answers", "time per token against stock"} <= set(
+        texts
+    )
+    assert cost_range(cost) in texts
+    assert str(story.groups[0].distinct) in texts
+
+
+@pytest.mark.parametrize("name", ["divergences", "cost_beside_benefit", "agreement", "variants"])
+def test_figures_say_how_to_read_them(story: Analysis, name: str) -> None:
+    caption = figure(story, name).caption
+    assert caption.endswith(".")
+    assert html.render(build_view(story), sample.drawn(story)).count(caption[:60]) == 1
