@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,25 +113,47 @@ def blocks_of_row(start: int, firsts: Sequence[int], k_len: int) -> Iterator[Blo
             begin = q + 1
 
 
+@dataclass(frozen=True, slots=True)
+class _KnownMask:
+    """A mask that was read, and what shows that it is still the same."""
+
+    mask: weakref.ref[torch.Tensor]
+    rows: int
+    k_len: int
+    version: int
+    copy: torch.Tensor | None
+    """Its values; only of an inference tensor, which has no version counter."""
+    keys: VisibleKeys
+
+    def is_still(self, mask: torch.Tensor, rows: int, k_len: int) -> bool:
+        """True if `mask` is this one and was not changed since it was read."""
+        if self.mask() is not mask or (self.rows, self.k_len) != (rows, k_len):
+            return False
+        return self.version == _version(mask) if self.copy is None else mask.equal(self.copy)
+
+
 class _LastMask:
     """The masks that were read last: the layers of a kind share one mask."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[Callable[[], torch.Tensor | None], _Key, VisibleKeys]] = []
+        self._known: list[_KnownMask] = []
 
     def read(self, mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
-        # An inference tensor has no version counter; transformers makes a mask each forward pass.
-        version = 0 if mask.is_inference() else mask._version
-        key = (rows, k_len, version)
-        for known, known_key, keys in self._known:
-            if known() is mask and known_key == key:
-                return keys
+        """As `read_mask`, or what it gave before if the mask has not changed."""
+        for known in self._known:
+            if known.is_still(mask, rows, k_len):
+                return known.keys
         keys = read_mask(mask, rows, k_len)
-        self._known = [(weakref.ref(mask), key, keys), *self._known[:_KINDS_OF_LAYERS]]
+        copy = mask.clone() if mask.is_inference() else None
+        known = _KnownMask(weakref.ref(mask), rows, k_len, _version(mask), copy, keys)
+        self._known = [known, *self._known[:_KINDS_OF_LAYERS]]
         return keys
 
 
-_Key = tuple[int, int, int]
+def _version(mask: torch.Tensor) -> int:
+    return 0 if mask.is_inference() else mask._version
+
+
 _KINDS_OF_LAYERS = 3
 """A model has a mask for each kind of layer, such as full and sliding."""
 _last_mask = threading.local()

@@ -115,6 +115,18 @@ def test_linear_is_called_as_stock_is() -> None:
     torch.testing.assert_close(each, expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own
+def test_transforms_without_gradients_still_work() -> None:
+    """Their tensors have no storage to look at."""
+    left, weight = torch.randn(4, 64), torch.randn(8, 64)
+    expected = F.linear(left, weight)
+    with torch.no_grad(), batch_invariant(["matmul"]):
+        each = torch.func.vmap(lambda row: F.linear(row[None], weight)[0])(left)
+        _, tangent = torch.func.jvp(lambda x: F.linear(x, weight), (left,), (left,))
+    torch.testing.assert_close(each, expected)
+    torch.testing.assert_close(tangent, expected)
+
+
 def test_autocast_still_casts() -> None:
     left, weight = torch.randn(32, 64), torch.randn(48, 64)
     with torch.no_grad(), batch_invariant(["matmul"]):

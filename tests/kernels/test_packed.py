@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcheck.errors import UsageError
-from detcheck.kernels.cpu import packed
+from detcheck.kernels.cpu import matmul, packed
 from detcheck.kernels.cpu.memory import available_bytes
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.mode import batch_invariant
@@ -53,7 +53,7 @@ def test_the_same_check_catches_packed_products_without_row_classes(
 ) -> None:
     left, weight, _ = operands(max(ROWS), 1536, 576, torch.bfloat16)
     every_size_fits = SimpleNamespace(fits=lambda rows: True)
-    monkeypatch.setattr(packed, "_row_classes", lambda shape, settings: every_size_fits)
+    monkeypatch.setattr(packed.CLASSES, "find", lambda shape, settings: every_size_fits)
     with torch.no_grad(), batch_invariant("matmul"):
         assert rows_that_differ(left, weight, None, ROWS) == 2  # each call of one row
 
@@ -116,6 +116,21 @@ def test_a_copy_is_freed_with_its_parameter() -> None:
         del weight
         gc.collect()
         assert STORE.num_bytes == 0
+
+
+def test_the_operands_of_probes_are_freed_when_the_mode_ends() -> None:
+    left, weight, _ = operands(5, 64, 48, torch.float32)
+    tables = (packed.CLASSES, matmul.CLASSES)
+
+    def held() -> list[bool]:
+        found = [classes for table in tables for classes in table._classes.values()]
+        return [classes._right is not None for classes in found]
+
+    with torch.no_grad(), batch_invariant("matmul"):
+        for rows in range(1, 6):
+            F.linear(left[:rows], weight)
+        assert any(held())
+    assert not any(held())
 
 
 def test_packing_can_be_switched_off() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 
 from detcheck.kernels.cpu.numerics import numerics
-from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES, ProductShape, RowClasses
+from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES, ClassTable, ProductShape, RowClasses
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -83,7 +82,7 @@ def _by_rows(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
     laid_out, transposed = _layout(right)
     if not left.is_contiguous() or left.data_ptr() % CACHE_LINE_BYTES:
         left = left.clone(memory_format=torch.contiguous_format)
-    classes = _row_classes(
+    classes = CLASSES.find(
         ProductShape(
             left.shape[1],
             right.shape[1],
@@ -120,8 +119,9 @@ def _layout(right: torch.Tensor) -> tuple[torch.Tensor, bool]:
     return right.contiguous(), False
 
 
-@cache
-def _row_classes(shape: ProductShape, settings: tuple[object, ...]) -> RowClasses:
-    """One table per shape and per settings that change numerics."""
+def _make_classes(shape: ProductShape) -> RowClasses:
     bias = torch.linspace(-1, 1, shape.columns).to(shape.dtype) if shape.biased else None
     return RowClasses(shape, lambda left, right: _product(left, right, bias))
+
+
+CLASSES = ClassTable(_make_classes)

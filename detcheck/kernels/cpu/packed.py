@@ -31,9 +31,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
+from detcheck.kernels.cpu import matmul
 from detcheck.kernels.cpu.memory import available_bytes
 from detcheck.kernels.cpu.numerics import full_precision, numerics
-from detcheck.kernels.cpu.rows import ProductShape, RowClasses
+from detcheck.kernels.cpu.rows import ClassTable, ProductShape, RowClasses
 
 EXPECTED_ROWS = 16
 """The number of rows that oneDNN chooses a layout for."""
@@ -215,6 +216,9 @@ class PackedWeights:
             for remove in self._remove_hooks:
                 remove()
             self._remove_hooks = ()
+        if not self._modes:
+            CLASSES.free_probes()
+            matmul.CLASSES.free_probes()
         if self._forbidding or not (self._modes or self._keepers):
             self.copies.clear()
             self.aliases.clear()
@@ -236,7 +240,7 @@ def _pack(weight: torch.Tensor, aliases: list[weakref.ref[torch.Tensor]]) -> Pac
         packed = _reorder(weight.detach(), EXPECTED_ROWS)
     settings = numerics()
     classes = tuple(
-        _row_classes(ProductShape(inner, columns, weight.dtype, True, biased), settings)
+        CLASSES.find(ProductShape(inner, columns, weight.dtype, True, biased), settings)
         for biased in (False, True)
     )
     return PackedWeight(
@@ -251,17 +255,16 @@ def _pack(weight: torch.Tensor, aliases: list[weakref.ref[torch.Tensor]]) -> Pac
     )
 
 
-@cache
-def _row_classes(shape: ProductShape, settings: tuple[object, ...]) -> RowClasses:
+def _make_classes(shape: ProductShape) -> RowClasses:
     bias = torch.linspace(-1, 1, shape.columns).to(shape.dtype) if shape.biased else None
-    last: list[torch.Tensor] = []
+    return RowClasses(
+        shape,
+        lambda left, packed: product(left, packed, bias),
+        lambda right: _reorder(right.t(), EXPECTED_ROWS),
+    )
 
-    def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        if not last or last[0] is not right:
-            last[:] = right, _reorder(right.t(), EXPECTED_ROWS)
-        return product(left, last[1], bias)
 
-    return RowClasses(shape, multiply)
+CLASSES = ClassTable(_make_classes)
 
 
 def can_be_packed(weight: torch.Tensor) -> bool:

@@ -1,9 +1,14 @@
-"""Batch-invariant reductions over dims on the CPU: the stock kernels, never split over threads.
+"""Batch-invariant reductions over dims on the CPU: stock kernels, always on contiguous rows.
 
-Each thread reduces whole outputs in one order, whatever their number, with one exception: where
-there is a single output, PyTorch cuts its elements into a stretch a thread and adds those up. A
-row of 49152 alone therefore sums otherwise than among others. Such a reduction is made of two
-equal rows instead (a view, not a copy), and the first is taken.
+Along contiguous rows the stock kernels reduce each row in one order, whatever the number of rows.
+There are two exceptions, and both are mended here:
+
+- If the reduced dims are not the last ones, or the tensor is not contiguous, PyTorch reduces
+  several columns at a time as vectors and the rest one by one, in a different order. Which column
+  is in which group depends on the batch. So the kept dims are brought to the front first.
+- If there is a single output of many elements, PyTorch splits it over the threads and adds up the
+  parts. A row of 49152 alone therefore sums differently from the same row among others. Such a
+  reduction gets two equal rows instead (a view, not a copy), and the first result is taken.
 """
 
 from __future__ import annotations
@@ -16,25 +21,34 @@ import torch
 from detcheck.kernels.cpu.stock import stock_kernel
 
 SPLIT_ELEMENTS = 32768
-"""From here on a reduction to one output is split (at::internal::GRAIN_SIZE)."""
+"""From here on a reduction to one output is split over threads (at::internal::GRAIN_SIZE)."""
 
 Kernel = Callable[..., Any]
+Dims = int | Sequence[int] | None
 
 
 def over_dims(op: str, dims_at: int) -> Kernel:
-    """`op` (x, …) with its dims, an integer or several, as positional argument `dims_at`.
+    """The op `op` (x, …), whose dims (an integer or several) are positional argument `dims_at`.
 
-    x of any shape and float dtype; dims, dtype and keepdim as the op itself takes them.
+    The next argument is `keepdim`. x may have any shape, layout and dtype; the other arguments
+    are those of the op itself.
     """
     stock = stock_kernel(op)
 
     def reduce(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if x.numel() < SPLIT_ELEMENTS or not _single_output(x, args[dims_at - 1]):
+        dims = args[dims_at - 1]
+        if x.is_contiguous() and _is_last(x, dims):
+            return _of_rows(x, stock, args, kwargs, dims_at)
+        reduced = _from_front(x, dims)
+        if reduced is None:
             return stock(x, *args, **kwargs)
-        pair = x[None].expand(2, *x.shape)
-        below = [*args]
-        below[dims_at - 1] = _one_further(x, args[dims_at - 1])
-        return stock(pair, *below, **kwargs)[0]
+        order = [*(dim for dim in range(x.dim()) if dim not in reduced), *reduced]
+        last = range(x.dim() - len(reduced), x.dim())
+        args = _with_dims(args, dims_at, last[0] if isinstance(dims, int) else [*last])
+        result = _of_rows(x.permute(order).contiguous(), stock, args, kwargs, dims_at)
+        if result.dim() != x.dim():
+            return result
+        return result.permute([order.index(dim) for dim in range(x.dim())])  # keepdim
 
     return reduce
 
@@ -51,31 +65,70 @@ def vector_norm(
     return _vector_norm(x, order, dim, keepdim, dtype=dtype)
 
 
+def nansum(
+    x: torch.Tensor,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """aten::nansum, with a default for its dims."""
+    return _nansum(x, dim, keepdim, dtype=dtype)
+
+
 _vector_norm = over_dims("linalg_vector_norm", 2)
+_nansum = over_dims("nansum", 1)
 
 
-def _single_output(x: torch.Tensor, dims: int | Sequence[int] | None) -> bool:
-    kept = set(range(x.dim())) - set(_positive(x, dims))
+def _of_rows(
+    x: torch.Tensor, stock: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any], dims_at: int
+) -> torch.Tensor:
+    """Reduce the last dims of a contiguous `x`, never split over threads."""
+    dims = args[dims_at - 1]
+    if x.numel() < SPLIT_ELEMENTS or not _single_output(x, dims):
+        result: torch.Tensor = stock(x, *args, **kwargs)
+        return result
+    reduced = _from_front(x, dims) or []
+    behind = reduced[0] + 1 if isinstance(dims, int) else [dim + 1 for dim in reduced]
+    pair = x[None].expand(2, *x.shape)
+    of_pair: torch.Tensor = stock(pair, *_with_dims(args, dims_at, behind), **kwargs)
+    return of_pair[0]
+
+
+def _with_dims(args: tuple[Any, ...], dims_at: int, dims: int | list[int]) -> tuple[Any, ...]:
+    return (*args[: dims_at - 1], dims, *args[dims_at:])
+
+
+def _is_last(x: torch.Tensor, dims: Dims) -> bool:
+    """True for the last dim alone, the usual case; others take a longer way."""
+    if dims is None or x.dim() == 0:
+        return False
+    if not isinstance(dims, int):
+        if len(dims) != 1:
+            return False
+        dims = dims[0]
+    return dims in (-1, x.dim() - 1)
+
+
+def _single_output(x: torch.Tensor, dims: Dims) -> bool:
+    kept = set(range(x.dim())) - {*(_from_front(x, dims) or ())}
     return all(x.shape[dim] == 1 for dim in kept)
 
 
-def _positive(x: torch.Tensor, dims: int | Sequence[int] | None) -> list[int]:
-    """The reduced dims counted from the front; none given means all."""
-    if isinstance(dims, int):
-        return [dims % x.dim()]
-    return [dim % x.dim() for dim in dims] if dims else list(range(x.dim()))
+def _from_front(x: torch.Tensor, dims: Dims) -> list[int] | None:
+    """The reduced dims, sorted and counted from the front; no dims given means all of them.
 
-
-def _one_further(x: torch.Tensor, dims: int | Sequence[int] | None) -> int | list[int]:
-    """The same dims behind one more in front."""
-    if isinstance(dims, int):
-        return dims % x.dim() + 1
-    return [dim + 1 for dim in _positive(x, dims)]
+    None for a tensor without dims, and for dims that the op itself refuses.
+    """
+    given = [dims] if isinstance(dims, int) else [*dims] if dims else [*range(x.dim())]
+    found = sorted({dim % x.dim() for dim in given if -x.dim() <= dim < x.dim()})
+    return found if found and len(found) == len(given) else None
 
 
 KERNELS: dict[str, Kernel] = {
     "mean.dim": over_dims("mean.dim", 1),
     "sum.dim_IntList": over_dims("sum.dim_IntList", 1),
+    "nansum": nansum,
     "prod.dim_int": over_dims("prod.dim_int", 1),
     "logsumexp": over_dims("logsumexp", 1),
     "linalg_vector_norm": vector_norm,

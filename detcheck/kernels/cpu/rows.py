@@ -67,11 +67,13 @@ class RowClasses:
     shape: ProductShape
     multiply: MatMul
     """The stock product, (rows, K) x (K, N) to (rows, N)."""
+    prepare: Callable[[torch.Tensor], torch.Tensor] = lambda right: right
+    """Turns the (K, N) operand into what `multiply` takes, such as a packed weight."""
     _padded: dict[int, int | None] = field(default_factory=dict)
     _tile_rows: int = 0
     """ANCHOR_ROWS, or 1 where a row's position matters; 0 before it was looked at."""
     _right: torch.Tensor | None = None
-    """The probe's (K, N) operand, kept unless it is large."""
+    """The probe's (K, N) operand, prepared; kept unless it is large."""
     _anchored: tuple[torch.Tensor, torch.Tensor] | None = None
     """The probe's (rows, K) operand and its result by anchor calls, kept unless they are large."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -171,10 +173,15 @@ class RowClasses:
         pattern[:, second] = -pattern[:, first]
         repeats = -(-shape.columns // len(pattern))
         weight = pattern.to(shape.dtype).repeat(repeats, 1)[: shape.columns]
-        right = self._laid_out(weight)
-        if right.numel() * right.element_size() <= KEPT_BYTES:
+        right = self.prepare(self._laid_out(weight))
+        if weight.nbytes <= KEPT_BYTES:
             self._right = right
         return right
+
+    def free_probe(self) -> None:
+        """Free the probe's operands. They are made again if another number of rows is probed."""
+        with self._lock:
+            self._right = self._anchored = None
 
     def _random(self, seed: int, *sizes: tuple[int, int]) -> list[torch.Tensor]:
         """Seeded normal values, as precise as the shape's dtype: of less, products are exact."""
@@ -190,6 +197,27 @@ class RowClasses:
         right = storage[skip:].view(source.shape)
         right.copy_(source)
         return right.t() if self.shape.transposed else right
+
+
+class ClassTable:
+    """Row classes by shape and by the settings that change numerics."""
+
+    def __init__(self, make: Callable[[ProductShape], RowClasses]):
+        self._make = make
+        self._classes: dict[tuple[ProductShape, tuple[object, ...]], RowClasses] = {}
+
+    def find(self, shape: ProductShape, settings: tuple[object, ...]) -> RowClasses:
+        """The classes of one shape under these settings; nothing is probed yet if they are new."""
+        key = shape, settings
+        classes = self._classes.get(key)
+        if classes is None:
+            classes = self._classes.setdefault(key, self._make(shape))
+        return classes
+
+    def free_probes(self) -> None:
+        """Free the operands of every probe; what was found is kept."""
+        for classes in tuple(self._classes.values()):
+            classes.free_probe()
 
 
 def _partners(inner: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,8 @@
-"""Batch-invariant softmax on the CPU.
+"""Batch-invariant softmax and log-softmax on the CPU.
 
-Along the last dim the stock kernels give each row to one thread, in one order: nothing to mend,
-nor in log_softmax. Along another dim softmax takes several columns at a time as vectors and the
-rest one by one, which rounds differently: that dim is brought to the end first.
+Along the last dim the stock kernels give each row to one thread, in one order. Along another dim
+they take several columns at a time as vectors and the rest one by one, which rounds differently:
+so that dim is brought to the end first.
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ import torch
 
 from detcheck.kernels.cpu.stock import stock_kernel
 
-_stock_softmax = stock_kernel("_softmax")
+
+def along_last(op: str) -> Callable[..., Any]:
+    """The op `op` (x, dim, half_to_float), always along a last dim; x of any shape and layout."""
+    stock = stock_kernel(op)
+
+    def normalise(x: torch.Tensor, dim: int, half_to_float: bool) -> torch.Tensor:
+        if x.dim() < 2 or dim in (-1, x.dim() - 1) or not -x.dim() <= dim < x.dim():
+            usual: torch.Tensor = stock(x, dim, half_to_float)
+            return usual
+        rows = x.transpose(dim, -1).contiguous()
+        result: torch.Tensor = stock(rows, -1, half_to_float)
+        return result.transpose(dim, -1).contiguous()
+
+    return normalise
 
 
-def softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> torch.Tensor:
-    """aten::_softmax of x along `dim`, any shape; float32, float64, bfloat16, float16."""
-    if x.dim() < 2 or dim % x.dim() == x.dim() - 1:
-        return _stock_softmax(x, dim, half_to_float)
-    rows = x.transpose(dim, -1).contiguous()
-    return _stock_softmax(rows, -1, half_to_float).transpose(dim, -1).contiguous()
-
-
-KERNELS: dict[str, Callable[..., Any]] = {"_softmax": softmax}
+KERNELS: dict[str, Callable[..., Any]] = {
+    "_softmax": along_last("_softmax"),
+    "_log_softmax": along_last("_log_softmax"),
+}
 """Overrides by aten op."""
