@@ -156,5 +156,5 @@ def test_a_cache_that_cannot_be_written_is_said(
 @pytest.mark.parametrize("spec", [None, SimpleNamespace(origin=None)])
 def test_no_embedded_model(monkeypatch: pytest.MonkeyPatch, spec: Any) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(ModelError, match=r"not installed: run `detcheck model fetch`.* or name a MODEL"):
+    with pytest.raises(ModelError, match=r"run `detcheck model fetch`.* or name a MODEL"):
         models.load(device="cpu")
