@@ -73,6 +73,11 @@ COMMANDS = {
         "trace_command",
         "Name the first op that gave a request other bits in a batch.",
     ),
+    "coverage": LazyCommand(
+        "detcheck.cli.coverage",
+        "coverage_command",
+        "Show which ops of a model the batch-invariant kernels cover.",
+    ),
     "ci": LazyCommand(
         "detcheck.cli.ci", "ci_command", "Measure the experiment file, judge it, and write reports."
     ),

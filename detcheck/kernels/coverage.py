@@ -25,8 +25,8 @@ from detcheck.kernels.cpu.linear import OP as PACKED_OP
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.module_path import ModulePath
 from detcheck.kernels.overrides import ATTENTION_NAMES, ATTENTION_OP, op_names
-from detcheck.kernels.settings import OP_FAMILIES
-from detcheck.kernels.short_runs import alone, padded_and_decoded
+from detcheck.kernels.settings import BATCH_INVARIANT, FAMILIES, FULLY_INVARIANT, OP_FAMILIES
+from detcheck.kernels.short_runs import alone, decoding_agrees, padded_and_decoded
 
 _HALF = (torch.bfloat16, torch.float16)
 MOVES = frozenset(
@@ -162,6 +162,15 @@ def coverage(model: torch.nn.Module) -> Coverage:
     return Coverage(
         tuple(watch.covered.values()), tuple(watch.found.values()), not torch.equal(row, padded)
     )
+
+
+def level_held(model: torch.nn.Module) -> str:
+    """The highest level that a covered model held in a short run.
+
+    `fully-invariant` if decoding gives the bits of one forward pass; else `batch-invariant`.
+    """
+    with batch_invariant(FAMILIES), torch.no_grad():
+        return FULLY_INVARIANT if decoding_agrees(model) else BATCH_INVARIANT
 
 
 def shortest_window(model: Any) -> int | None:

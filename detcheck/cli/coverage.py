@@ -1,0 +1,109 @@
+"""`detcheck coverage`: which ops of a model the batch-invariant kernels cover, and by what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detcheck.errors import UsageError
+
+if TYPE_CHECKING:
+    from detcheck.kernels.coverage import CoveredOp, Uncovered
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCoverage:
+    """What the command found out about one model."""
+
+    model: str
+    architecture: str
+    covered: tuple[CoveredOp, ...]
+    uncovered: tuple[Uncovered, ...]
+    level: str | None
+    """`fully-invariant` or `batch-invariant`; None if the model is refused."""
+    reason: str | None
+    """What is wrong and what to do, if it is refused."""
+
+
+def coverage_command(
+    *,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Folder, hub id, or architecture such as mixtral. [default: the embedded model]",
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show which ops of a model the batch-invariant kernels cover, and which not.
+
+    No weights are loaded: a tiny random model with the same kinds of layers runs a few tokens,
+    padded and decoded. The level is the highest that it held here, bit for bit.
+    """
+    from detcheck.cli.console import print_json
+
+    found = _examine(model, trust_remote_code)
+    print_json(found) if as_json else _print(found)
+
+
+def _examine(name: str | None, trust_remote_code: bool) -> ModelCoverage:
+    from detcheck.kernels.coverage import coverage, level_held, refusal
+    from detcheck.models.tiny import config_of, quantisation, quiet, shrunk, tiny_model
+
+    config = config_of(name, trust_remote_code=trust_remote_code)
+    shown, kind = name or "the embedded model", config.model_type
+    with quiet():
+        model = tiny_model(shrunk(config))
+        try:
+            found = coverage(model)
+        except UsageError as error:  # a feature of attention that is not covered
+            return ModelCoverage(shown, kind, (), (), None, str(error))
+        reason = refusal(found, shown) or _why_not_quantised(shown, quantisation(config))
+        level = None if reason is not None else level_held(model)
+    return ModelCoverage(shown, kind, found.covered, found.uncovered, level, reason)
+
+
+def _why_not_quantised(name: str, method: str | None) -> str | None:
+    if method is None:
+        return None
+    return (
+        f"{name} has quantised weights ({method}), whose products are not covered: use "
+        '`kernels="stock"`, or its weights before they were quantised.'
+    )
+
+
+def _print(found: ModelCoverage) -> None:
+    from detcheck.cli.console import print_line, stdout
+    from detcheck.cli.options import with_flags
+
+    print_line(f"{found.model}: architecture {found.architecture}, as a tiny random model")
+    if found.covered:
+        stdout.print(_table(found))
+    print_line(f"Level: {found.level or 'stock only'}", "bold")
+    if found.reason is not None:
+        print_line(with_flags(found.reason), "red")
+    else:
+        of_model = "" if found.model == "the embedded model" else f" {found.model}"
+        print_line(f"Measure it: detcheck run{of_model} -k stock,{found.level}")
+
+
+def _table(found: ModelCoverage) -> Any:
+    from rich.table import Table
+
+    from detcheck.cli.console import untrusted
+
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("op", "covered by", "first module"):
+        table.add_column(column, overflow="fold")
+    for missing in found.uncovered:
+        row = (missing.op, "nothing", missing.module)
+        table.add_row(*(untrusted(text, "red") for text in row))
+    for one in found.covered:
+        table.add_row(*(untrusted(text) for text in (one.op, one.by, one.module)))
+    return table

@@ -1,0 +1,189 @@
+"""Tiny random models of any causal architecture in transformers, with all its kinds of layers.
+
+A config is shrunk by rules: attributes are known by their names. What an architecture needs beyond
+them is data, in `EXCEPTIONS`. The layers are the real ones, so the ops that run are, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from detcheck.errors import ModelError
+from detcheck.models.naming import pretrained_options, source, why_not_loaded
+
+WINDOW = 6
+"""Keys that a query of a windowed layer sees: fewer than the tests' requests have tokens."""
+NUM_LAYERS = 2
+MAX_PARAMETERS = 30_000_000
+RULES: dict[int, tuple[str, ...]] = {
+    96: ("vocab_size", "intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size",
+         "intermediate_size_mlp", "ffn_intermediate_size", "shared_expert_intermediate_size",
+         "shared_intermediate_size", "vocab_size_per_layer_input", "feed_forward_hidden_size"),
+    64: ("hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim", "embedding_size",
+         "attention_hidden_size", "lru_width", "embedding_dim"),
+    48: ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden_size"),
+    NUM_LAYERS: ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
+                 "num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "experts_per_token",
+                 "moe_top_k", "num_experts_per_token"),
+    4: ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads",
+        "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts",
+        "encoder_attention_heads", "linear_num_value_heads", "linear_num_key_heads"),
+    16: ("head_dim", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "linear_key_head_dim",
+         "linear_value_head_dim", "global_head_dim", "hidden_size_per_layer_input",
+         "mamba_d_head", "mamba_d_state", "ssm_state_size", "state_size"),
+    8: ("qk_rope_head_dim", "rotary_dim", "rope_head_dim", "time_step_rank"),
+    12: ("v_head_dim",),
+    128: ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length",
+          "max_sequence_length"),
+    WINDOW: ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size"),
+    1: ("topk_group", "n_group", "num_expert_group", "first_k_dense_replace", "bos_token_id",
+        "n_shared_experts", "mamba_n_groups"),
+    3: ("eos_token_id", "sep_token_id"),
+    0: ("pad_token_id", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop",
+        "attn_pdrop", "num_nextn_predict_layers", "unk_token_id"),
+}  # fmt: skip
+"""Value of a tiny config, and the attributes that get it if the architecture's default has them."""
+EXCEPTIONS: dict[str, dict[str, Any]] = {}
+"""Architecture, and what its tiny config needs beyond the rules."""
+_VALUES = {name: value for value, names in RULES.items() for name in names}
+_PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
+
+
+def architectures() -> tuple[str, ...]:
+    """Every architecture that transformers lists as a causal language model, such as `llama`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+
+
+def config_of(name: str | None, *, trust_remote_code: bool = False) -> Any:
+    """The config of an architecture, a folder or a hub id; None is the embedded model.
+
+    A model of text and images gives the config of its text model. Raises ModelError if there is
+    no such model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        if name in architectures():
+            config: Any = AutoConfig.for_model(name)
+        else:
+            found = source(name)
+            options = pretrained_options(found, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(found, **options)
+        text = config.get_text_config(decoder=True)
+        if hasattr(config, "quantization_config") and text is not config:
+            text.quantization_config = config.quantization_config
+        return text
+    except ModelError:
+        raise
+    except Exception as error:  # whatever transformers raises for the contents of the files
+        raise ModelError(why_not_loaded(name or "The embedded model", error)) from error
+
+
+def quantisation(config: Any) -> str | None:
+    """How the weights of a model are quantised, such as `gptq`; None if they are not."""
+    options = getattr(config, "quantization_config", None)
+    if options is None:
+        return None
+    method = options.get("quant_method") if isinstance(options, dict) else options.quant_method
+    return str(method)
+
+
+def shrunk(config: Any) -> Any:
+    """A config of the same kind, with few layers of few heads; every kind of layer is kept."""
+    values = config.to_dict()
+    tiny = {
+        name: _shrunk_value(name, value)
+        for name, value in values.items()
+        if name in _VALUES and value is not None and not isinstance(value, dict | str)
+    }
+    kv_heads = values.get("num_key_value_heads")
+    if isinstance(kv_heads, int):
+        heads = values.get("num_attention_heads") or kv_heads
+        tiny["num_key_value_heads"] = 1 if kv_heads == 1 else 4 if kv_heads == heads else 2
+    layer_types = values.get("layer_types")
+    if isinstance(layer_types, list):
+        kinds = list(dict.fromkeys(layer_types))
+        kinds = kinds if len(kinds) > 1 else kinds * NUM_LAYERS
+        tiny |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name not in _PER_LAYER and name not in _DERIVED and not name.startswith("_")
+    }
+    tiny = {**kept, **tiny, **EXCEPTIONS.get(config.model_type, {})}
+    with quiet():
+        try:
+            return type(config)(**tiny)
+        except Exception as error:  # a config checks its own sizes, each in its own way
+            reason = " ".join(str(error).split())[:150]
+            raise ModelError(f"A tiny {config.model_type} cannot be built ({reason}).") from error
+
+
+_DERIVED = {"model_type", "architectures", "transformers_version", "quantization_config", "dtype"}
+
+
+def _shrunk_value(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_VALUES[name]] if name.endswith("token_id") else value
+    return float(_VALUES[name]) if isinstance(value, float) else _VALUES[name]
+
+
+def tiny_model(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A causal model of a shrunk config with random weights, in evaluation mode.
+
+    `sdpa` attention if the architecture has it, else its own. Raises ModelError with the reason if
+    it cannot be built.
+    """
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in _build(config).parameters())
+        if size > MAX_PARAMETERS:
+            raise ModelError(
+                f"A tiny {config.model_type} cannot be built (the rules leave {size / 1e6:.0f} "
+                "million parameters)."
+            )
+        model = _build(config)
+        # Some parts start at zero or one, and would hide what flows through them.
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.is_floating_point():
+                    weight.add_(torch.randn_like(weight), alpha=0.05)
+    return model.to(dtype).eval()
+
+
+def _build(config: Any) -> Any:
+    """A model from a config, with `sdpa` attention if the architecture has it."""
+    from transformers import AutoModelForCausalLM
+
+    for attention in ("sdpa", "eager"):
+        try:
+            return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        except Exception as error:  # whatever a config of a size never seen leads to
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:150]
+    raise ModelError(f"A tiny {config.model_type} cannot be built ({reason}).")
+
+
+_CRITICAL = 50
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' warnings about configs of unusual sizes."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(_CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

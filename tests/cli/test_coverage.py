@@ -1,0 +1,48 @@
+"""`detcheck coverage`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import transformers as T
+
+
+def test_a_covered_architecture(detcheck):
+    result = detcheck("coverage", "mixtral", "--json")
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert (found["level"], found["reason"], found["uncovered"]) == ("fully-invariant", None, [])
+    by = {one["op"]: one["by"] for one in found["covered"]}
+    assert by["transformers::sdpa"] == "the attention kernels"
+    assert by["aten::topk"] == "stock, row by row"
+
+
+def test_a_refused_architecture_names_op_and_module(detcheck):
+    result = detcheck("coverage", "bloom")
+    assert result.code == 0
+    assert "Level: stock only" in result.out
+    assert "aten::bmm past" in result.out
+    assert "use --kernels stock" in " ".join(result.out.split())
+
+
+def test_a_folder_needs_no_weights_in_memory(detcheck, tmp_path):
+    config = T.LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4})
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    found = json.loads(detcheck("coverage", str(tmp_path), "--json").out)
+    assert found["level"] is None
+    assert "quantised weights (gptq)" in found["reason"]
+    config = T.LlamaConfig()
+    config.save_pretrained(tmp_path)
+    found = json.loads(detcheck("coverage", str(tmp_path), "--json").out)
+    assert (found["architecture"], found["level"]) == ("llama", "fully-invariant")
+
+
+@pytest.mark.parametrize("name", ["", "./nowhere", "no-such-architecture"])
+def test_a_model_that_is_not_there_is_one_sentence(detcheck, name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = detcheck("coverage", name)
+    assert result.code in {2, 3}
+    assert result.err.count("\n") == 1
+    assert "bug" not in result.err
