@@ -11,6 +11,12 @@ from detcheck.options import Option
 from detcheck.targets.base import ChatTemplate, Target, Traits
 from detcheck.targets.endpoints import TOGETHER, check_endpoint, poisson_rate
 
+AS_IS, COLD, WARM = CACHE_STATES = ("as-is", "cold", "warm")
+
+
+def _cache_name(state: str) -> str:
+    return "" if state == AS_IS else f"{state} cache"
+
 
 class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One or more endpoints of OpenAI-compatible servers; several are compared with each other."""
@@ -42,6 +48,16 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "together|poisson:RATE",
         ),
     ] = TOGETHER
+    prefix_cache: Annotated[
+        tuple[str, ...],
+        Option(
+            "State of the server's prefix cache, comma-separated: as-is; cold: each request "
+            "computes its whole prompt; warm: the prompt was asked before. Cold and warm are "
+            "compared, and proved by the server's counters.",
+            (),
+            "LIST",
+        ),
+    ] = (AS_IS,)
     chat_template: ChatTemplate = True
 
     def __post_init__(self) -> None:
@@ -56,6 +72,13 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if len({url.rstrip("/") for url in self.endpoints}) != len(self.endpoints):
             raise UsageError("An endpoint is given twice: list each once.")
         poisson_rate(self.arrivals)
+        unknown = [state for state in self.prefix_cache if state not in CACHE_STATES]
+        if unknown:
+            raise UsageError(
+                f"Unknown prefix cache {unknown[0]!r}: choose one of {', '.join(CACHE_STATES)}."
+            )
+        if not self.prefix_cache or len(set(self.prefix_cache)) != len(self.prefix_cache):
+            raise UsageError("Give each state of the prefix cache once, such as cold,warm.")
 
     @property
     def traits(self) -> Traits:
@@ -69,10 +92,21 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def placements(self) -> tuple[str, ...]:
-        """`endpoint 1`, `endpoint 2`, … if there are several."""
-        if len(self.endpoints) == 1:
-            return ("",)
-        return tuple(f"endpoint {number}" for number in range(1, len(self.endpoints) + 1))
+        """`endpoint 1`, `cold cache`, `endpoint 2 warm cache`, …; see `places`."""
+        return tuple(name for name, _, _ in self.places)
+
+    @property
+    def places(self) -> tuple[tuple[str, str, str], ...]:
+        """(placement, base URL, state of the prefix cache) of each place; several have names."""
+        several = len(self.endpoints) > 1
+        named = [
+            (f"endpoint {n}" if several else "", url) for n, url in enumerate(self.endpoints, 1)
+        ]
+        return tuple(
+            (" ".join(word for word in (name, _cache_name(state)) if word), url, state)
+            for name, url in named
+            for state in self.prefix_cache
+        )
 
     @property
     def usual_kernels(self) -> tuple[str, ...]:

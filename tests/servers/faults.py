@@ -93,6 +93,7 @@ class Faults:
     gives_logprobs: bool = True
     gives_token_ids: bool = True
     gives_usage: bool = True
+    ignores_cache_salt: bool = False
     refuses: tuple[str, ...] = ()
     """Parameters of a request that are a 400, as strict servers do."""
 

@@ -179,6 +179,7 @@ class Exchange:
             seed=self.asked.seed,
             faults=faults,
             replica=replica,
+            cache_salt=self.asked.cache_salt,
         )
 
     async def answer(self) -> web.StreamResponse:

@@ -72,6 +72,7 @@ class Asked:
     num_logprobs: int | None
     """Top log-probabilities of each token; None if none were asked for."""
     token_ids: bool
+    cache_salt: str
 
 
 def read_request(data: Any, *, chat: bool, faults: Faults) -> Asked:
@@ -101,6 +102,7 @@ def read_request(data: Any, *, chat: bool, faults: Faults) -> Asked:
         include_usage=bool((data.get("stream_options") or {}).get("include_usage")),
         num_logprobs=_num_logprobs(data, chat=chat) if faults.gives_logprobs else None,
         token_ids=bool(data.get("return_token_ids")) and faults.gives_token_ids,
+        cache_salt=str(data.get("cache_salt") or ""),
     )
 
 

@@ -59,10 +59,12 @@ class Generation:
         seed: int | None,
         faults: Faults,
         replica: int = 0,
+        cache_salt: str = "",
     ):
         self.tokens: asyncio.Queue[Token] = asyncio.Queue()
         self.prompt_token_ids = prompt_token_ids(prompt)
         self.cached_prefix = False
+        self.cache_key = f"{'' if faults.ignores_cache_salt else cache_salt}/{prompt}"
         self.flipped = False
         self.num_tokens = 0
         self._prompt = prompt
@@ -190,10 +192,10 @@ class StepEngine:
         """Prompt tokens that are computed; whole blocks seen before come from the cache."""
         num_tokens = len(generation.prompt_token_ids)
         cached = 0
-        if generation.prompt in self._seen_blocks:
+        if generation.cache_key in self._seen_blocks:
             cached = (num_tokens - 1) // BLOCK * BLOCK
             generation.cached_prefix = True
-        self._seen_blocks.add(generation.prompt)
+        self._seen_blocks.add(generation.cache_key)
         self.counters.prefix_queries += num_tokens
         self.counters.prefix_hits += cached
         return num_tokens - cached

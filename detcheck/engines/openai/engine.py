@@ -3,7 +3,7 @@
 A trial has exactly its batch size in flight: connections are opened beforehand, every request
 waits at one barrier, and all are sent when it falls. A server decides by itself when it takes a
 request in, so the arrival steps of a staggered trial become small delays (`STEP_S` a step), and
-no trial repeats another exactly. With `--arrivals poisson:RATE` requests are sent at random times
+no trial repeats another exactly. With arrivals `poisson:RATE` requests are sent at random times
 instead, however many are still unanswered.
 """
 
@@ -12,57 +12,37 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from dataclasses import dataclass
 from time import perf_counter
 
 from msgspec.structs import replace
 
 from detcheck.completion import Completion
-from detcheck.engines.base import InFlight, OnTokens, OnWait, TrialResult
+from detcheck.engines.base import OnTokens, OnWait, TrialResult
 from detcheck.engines.openai import same_server, sanity
 from detcheck.engines.openai.checks import over_the_run
 from detcheck.engines.openai.connection import Connection
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.evidence import Stream, Ticks, agreed
 from detcheck.engines.openai.failures import MALFORMED, Failure
+from detcheck.engines.openai.in_flight import Progress, keep_reporting
 from detcheck.engines.openai.loop import LoopThread
+from detcheck.engines.openai.open_files import SPARE_FILES, allow_open_files
+from detcheck.engines.openai.prefix_cache import Place
 from detcheck.engines.openai.request import DECODING, Question
-from detcheck.errors import MeasurementError, UsageError
+from detcheck.errors import MeasurementError
 from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity
 from detcheck.experiment import Experiment
 from detcheck.targets import Served
 from detcheck.targets.endpoints import poisson_rate
+from detcheck.targets.served import COLD
 from detcheck.traffic import PlannedRequest, Trial
-
-try:
-    import resource
-except ImportError:  # Windows: no limit to look up
-    resource = None  # type: ignore[assignment]
 
 STEP_S = 0.01
 """Delay that stands for one forward pass in the plan of a staggered trial."""
-REPORT_S = 0.2
 WARM_S = 1.0
 """Connections that were used within this time are taken to be still open."""
 SILENT_TRIALS = 3
 """A condition ends after so many trials in a row without one answer."""
-SPARE_FILES = 64
-
-
-@dataclass(slots=True)
-class Progress:
-    """How many requests of a trial are in flight, done and failed."""
-
-    total: int
-    tokens: int = 0
-    done: int = 0
-    failed: int = 0
-
-    def report(self, on_tokens: OnTokens | None) -> None:
-        """Call the listener, if there is one."""
-        if on_tokens is not None:
-            ended = self.done + self.failed
-            on_tokens(self.tokens, InFlight(self.total - ended, self.done, self.failed))
 
 
 class OpenAIEngine:
@@ -83,6 +63,9 @@ class OpenAIEngine:
         allow_open_files(max(experiment.batch_sizes) + SPARE_FILES)
         self._loop = LoopThread()
         self._endpoints: dict[str, Endpoint] = {}
+        """By base URL."""
+        self._places: dict[str, Place] = {}
+        """By placement."""
         try:
             self._loop.run(self._open(connection or Connection(), on_wait or _ignore))
         except BaseException:
@@ -135,11 +118,17 @@ class OpenAIEngine:
 
     def endpoint_checks(self) -> tuple[EndpointCheck, ...]:
         """See `ChecksEndpoints`."""
-        return tuple(
+        of_endpoints = (
             replace(check, placement=endpoint.placement)
             for endpoint in self._endpoints.values()
             for check in (*endpoint.checks, *over_the_run(endpoint.tally))
         )
+        of_places = (
+            replace(check, placement=place.name)
+            for place in self._places.values()
+            for check in place.checks()
+        )
+        return (*of_endpoints, *of_places)
 
     def close(self) -> None:
         """Close every connection."""
@@ -150,12 +139,18 @@ class OpenAIEngine:
 
     async def _open(self, connection: Connection, on_wait: OnWait) -> None:
         target = self._target
-        for placement, url in zip(target.placements, target.endpoints, strict=True):
-            endpoint = self._endpoints[placement] = Endpoint(url, connection, placement, on_wait)
+        several = len(target.endpoints) > 1
+        for number, url in enumerate(target.endpoints, start=1):
+            placement = f"endpoint {number}" if several else ""
+            endpoint = self._endpoints[url] = Endpoint(url, connection, placement, on_wait)
             await sanity.check(endpoint, self._experiment, target)
+            if COLD in target.prefix_cache:
+                await sanity.learn_cold_cache(endpoint, self._experiment)
         if len(self._endpoints) > 1:
             endpoints = tuple(self._endpoints.values())
             await same_server.check(endpoints, self._experiment.temperature)
+        for name, url, cache in target.places:
+            self._places[name] = Place(name, self._endpoints[url], cache)
 
     async def _close(self) -> None:
         for endpoint in self._endpoints.values():
@@ -163,8 +158,10 @@ class OpenAIEngine:
             await endpoint.client.close()
 
     async def _trial(self, trial: Trial, on_tokens: OnTokens | None) -> TrialResult:
-        endpoint = self._endpoints[trial.condition.placement]
+        place = self._places[trial.condition.placement]
+        endpoint = place.endpoint
         await self._warm_up(endpoint, len(trial.requests))
+        await place.prepare(self._question(_probe_of(trial), None))
         progress = Progress(len(trial.requests))
         streams = [Stream() for _ in trial.requests]
         barrier = asyncio.Event()
@@ -172,10 +169,10 @@ class OpenAIEngine:
         await endpoint.watch.start()
         try:
             async with asyncio.TaskGroup() as group:
-                reporting = group.create_task(_keep_reporting(progress, on_tokens))
+                reporting = group.create_task(keep_reporting(progress, on_tokens))
                 asking = [
                     group.create_task(
-                        self._answer(endpoint, request, delay, barrier, stream, progress)
+                        self._answer(place, request, delay, barrier, stream, progress)
                     )
                     for request, delay, stream in zip(
                         trial.requests, self._delays(trial), streams, strict=True
@@ -194,6 +191,7 @@ class OpenAIEngine:
         completions = [task.result() for task in asking]
         self._warm[endpoint.name] = (len(asking), perf_counter())
         counted = await endpoint.watch.stop(progress.done)
+        place.count(counted)
         return TrialResult(
             completions=tuple(
                 (position, completion)
@@ -215,7 +213,7 @@ class OpenAIEngine:
 
     async def _answer(
         self,
-        endpoint: Endpoint,
+        place: Place,
         request: PlannedRequest,
         delay_s: float,
         barrier: asyncio.Event,
@@ -232,26 +230,29 @@ class OpenAIEngine:
             progress.tokens += 1  # one a read, until the reply is whole and can be counted
             stream.saw_tokens(self._ticks.now(), loop.time())
 
-        experiment = self._experiment
-        question = Question(
-            request.prompt, request.max_new_tokens, experiment.temperature, request.seed
-        )
+        question = self._question(request, place.salt())
         await barrier.wait()
         if delay_s:
             await asyncio.sleep(delay_s)
         sent = loop.time()
         try:
-            reply = await endpoint.ask(question, on_tokens)
+            reply = await place.endpoint.ask(question, on_tokens)
             completion = reply.completion()
             if reply.hidden:  # any two such replies look equal
                 raise Failure(MALFORMED, "tokens were generated, and none of them shown")
         except Failure as failure:
             progress.failed += 1
             return Completion("", "error", error=failure.phrase, failure=failure.kind)
-        endpoint.tally.add(reply, loop.time() - sent)
+        place.endpoint.tally.add(reply, loop.time() - sent)
         progress.done += 1
         progress.tokens += reply.num_tokens - reads
         return completion
+
+    def _question(self, request: PlannedRequest, cache_salt: str | None) -> Question:
+        temperature = self._experiment.temperature
+        return Question(
+            request.prompt, request.max_new_tokens, temperature, request.seed, cache_salt
+        )
 
     def _delays(self, trial: Trial) -> list[float]:
         """Seconds after the barrier at which each request is sent."""
@@ -280,22 +281,5 @@ def _ignore(_: str) -> None:
     """A callback that does nothing."""
 
 
-def allow_open_files(number: int) -> None:
-    """Let this process open `number` files; raises UsageError if the system forbids it."""
-    if resource is None:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= number:
-        return
-    if hard != resource.RLIM_INFINITY and hard < number:
-        raise UsageError(
-            f"{number - SPARE_FILES} requests in flight need {number} open files, and the system "
-            f"allows {hard}: raise it by `ulimit -n {number}`, or ask for smaller batches."
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
-
-
-async def _keep_reporting(progress: Progress, on_tokens: OnTokens | None) -> None:
-    while True:
-        progress.report(on_tokens)
-        await asyncio.sleep(REPORT_S)
+def _probe_of(trial: Trial) -> PlannedRequest:
+    return next(request for request in trial.requests if request.is_probe)

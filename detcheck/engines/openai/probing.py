@@ -85,7 +85,7 @@ async def learn_dialect(endpoint: Endpoint, question: Question) -> Probe:
                 _count(endpoint, failure, attempt)
                 attempt += 1
             else:
-                endpoint.dialect = _simpler(endpoint, failure)
+                endpoint.dialect = _simpler(endpoint, question, failure)
 
 
 async def _keep_asking(endpoint: Endpoint, question: Question) -> Probe:
@@ -129,14 +129,14 @@ def _useless(endpoint: Endpoint, failure: Failure) -> MeasurementError:
     )
 
 
-def _simpler(endpoint: Endpoint, failure: Failure) -> Dialect:
+def _simpler(endpoint: Endpoint, question: Question, failure: Failure) -> Dialect:
     """The dialect without the fields that the server has just refused.
 
     Raises UsageError or MeasurementError if the refusal was about something else.
     """
     dialect, client = endpoint.dialect, endpoint.client
     status = failure.status or 0
-    left = [name for name in OPTIONAL if name not in dialect.dropped]
+    left = [name for name in OPTIONAL if name in dialect.fields(question)]
     named = [name for name in left if name in failure.phrase]
     if status == FORBIDDEN and named:  # a field that this key may not use, as OpenAI's logprobs
         return dialect.without(_with_parts(named, dialect))

@@ -10,6 +10,7 @@ import orjson
 
 TOP_LOGPROBS = 2
 OPTIONAL = (
+    *("cache_prompt", "cache_salt"),
     *("return_token_ids", "stream_options", "top_logprobs", "logprobs", "seed", "temperature"),
 )
 """Fields that may be left out if a server refuses them, the least missed first."""
@@ -27,6 +28,8 @@ class Question:
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    cache_salt: str | None = None
+    """Name of a prefix cache of its own; None shares the server's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,14 @@ class Dialect:
         asked: dict[str, Any] = (
             {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
         )
-        return orjson.dumps(asked | self._fields(question))
+        return orjson.dumps(asked | self.fields(question))
 
     def sent(self, question: Question) -> str:
         """The path and every field of a request but the prompt, as one line."""
-        return f"POST {self.path} {orjson.dumps(self._fields(question)).decode()}"
+        return f"POST {self.path} {orjson.dumps(self.fields(question)).decode()}"
 
-    def _fields(self, question: Question) -> dict[str, Any]:
+    def fields(self, question: Question) -> dict[str, Any]:
+        """The fields of one request but the prompt."""
         fields: dict[str, Any] = {
             "model": self.model,
             self.limit_field: question.max_new_tokens,
@@ -83,4 +87,6 @@ class Dialect:
             fields |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         else:
             fields["logprobs"] = TOP_LOGPROBS
+        if question.cache_salt is not None:
+            fields |= {"cache_salt": question.cache_salt, "cache_prompt": False}
         return {name: value for name, value in fields.items() if name not in self.dropped}

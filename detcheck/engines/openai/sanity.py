@@ -73,6 +73,14 @@ async def check(endpoint: Endpoint, experiment: Experiment, target: Served) -> N
     ]
 
 
+async def learn_cold_cache(endpoint: Endpoint, experiment: Experiment) -> None:
+    """Leave out the fields for a cold prefix cache that the server refuses."""
+    question = Question(
+        *(GREETING, NUM_TOKENS, experiment.temperature, experiment.seeds[0]), cache_salt="cold"
+    )
+    await learn_dialect(endpoint, question)
+
+
 async def _greedy(endpoint: Endpoint, repeats: list[Probe], temperature: float) -> EndpointCheck:
     """Whether greedy requests get one answer; asked for anew if the experiment samples."""
     answers: list[Probe | Failure] = list(repeats)

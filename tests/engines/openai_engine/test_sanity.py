@@ -8,7 +8,7 @@ import pytest
 
 from detcheck.analysis.evidence import INCONCLUSIVE
 from detcheck.engines.openai.checks import different_prompts, no_cache
-from detcheck.engines.openai.engine import allow_open_files
+from detcheck.engines.openai.open_files import allow_open_files
 from detcheck.engines.openai.probing import Probe
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.seeds import together_check
