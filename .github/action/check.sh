@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Run `detcheck ci` with the action's inputs; its exit code is the step's.
+set -uo pipefail
+out=results/ci
+options=(--out "$out" --junit "$out/junit.xml" --sarif "$out/detcheck.sarif" --summary "$out/summary.md")
+[ -z "${DETCHECK_CONFIG:-}" ] || options+=(--config "$DETCHECK_CONFIG")
+[ -z "${DETCHECK_ENDPOINT:-}" ] || options+=(--endpoint "$DETCHECK_ENDPOINT")
+[ -z "${DETCHECK_BASELINE:-}" ] || options+=(--baseline "$DETCHECK_BASELINE")
+mkdir -p "$out"
+detcheck ci "${options[@]}"
+code=$?
+case $code in
+  0) verdict=pass ;;
+  1) verdict=fail ;;
+  3) verdict=inconclusive ;;
+  *) verdict= ;;
+esac
+[ -z "${GITHUB_OUTPUT:-}" ] || echo "verdict=$verdict" >> "$GITHUB_OUTPUT"
+if [ "$code" = 3 ] && [ "${DETCHECK_FAIL_ON_INCONCLUSIVE:-true}" = false ]; then
+  echo "::warning title=detcheck::inconclusive: the job is not failed, since fail-on-inconclusive is false"
+  exit 0
+fi
+exit "$code"

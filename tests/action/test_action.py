@@ -1,0 +1,203 @@
+"""The GitHub Action: its scripts, run as it runs them, against a fake of the few API calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import yaml
+from servers.faults import Faults
+from servers.running import serve
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / ".github/action"
+QUICK = {"quiet_s": 0.002, "answer_tokens": 6}
+FILE = """
+[experiment]
+completions = {completions}
+batch-sizes = [1, 8]
+max-new-tokens = 6
+[target]
+endpoints = ["{url}"]
+"""
+
+
+class GitHub(ThreadingHTTPServer):
+    """Comments of one pull request; `refuse` answers every call with this status."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.comments: list[dict] = []
+        self.calls: list[str] = []
+        self.refuse: int | None = None
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: GitHub
+
+    def do_GET(self) -> None:
+        page = int(self.path.rpartition("page=")[2])
+        self.reply(self.server.comments[100 * (page - 1) : 100 * page])
+
+    def do_POST(self) -> None:
+        comment = {"id": len(self.server.comments) + 1, **self.data()}
+        self.server.comments.append(comment)
+        self.reply(comment)
+
+    def do_PATCH(self) -> None:
+        number = int(self.path.rpartition("/")[2])
+        self.server.comments[number - 1].update(self.data())
+        self.reply({})
+
+    def data(self) -> dict:
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def reply(self, data: object) -> None:
+        self.server.calls.append(self.command)
+        assert self.path.startswith("/repos/me/mine/issues/")
+        assert self.headers["Authorization"] == "Bearer token"
+        self.send_response(self.server.refuse or 200)
+        self.end_headers()
+        self.wfile.write(json.dumps(data).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def github() -> Iterator[GitHub]:
+    server = GitHub()
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def comment(github: GitHub, tmp_path: Path):
+    """Returns a function: a summary -> the line that comment.py prints."""
+    event = tmp_path / "event.json"
+    event.write_text(json.dumps({"pull_request": {"number": 7}}))
+
+    def comment(text: str, **environment: str) -> str:
+        summary = tmp_path / "summary.md"
+        summary.write_text(text, encoding="utf-8")
+        known = {
+            "GITHUB_API_URL": f"http://127.0.0.1:{github.server_address[1]}",
+            "GITHUB_EVENT_PATH": str(event),
+            "GITHUB_REPOSITORY": "me/mine",
+            "GITHUB_TOKEN": "token",
+        }
+        done = subprocess.run(
+            [sys.executable, SCRIPTS / "comment.py", summary],
+            env=os.environ | known | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    return comment
+
+
+FAILED, PASSED = "### detcheck: ❌ fail\nwhy\n", "### detcheck: ✅ pass\n"
+
+
+def test_there_is_one_comment_and_it_changes_only_if_the_verdict_does(comment, github) -> None:
+    assert comment(PASSED) == "The verdict is pass: no comment is needed."
+    assert comment(FAILED) == "The verdict was written as a comment."
+    assert comment(FAILED) == "The comment is up to date."
+    assert comment(PASSED) == "The comment was updated."
+    assert len(github.comments) == 1
+    assert "✅ pass" in github.comments[0]["body"]
+    assert github.calls.count("POST") == github.calls.count("PATCH") == 1
+
+
+def test_it_is_found_among_many(comment, github) -> None:
+    github.comments = [{"id": n, "body": f"other {n}"} for n in range(1, 151)]
+    assert comment(FAILED) == "The verdict was written as a comment."
+    assert comment(FAILED) == "The comment is up to date."
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+def test_a_comment_that_may_not_be_written_fails_no_job(comment, github, status) -> None:
+    github.refuse = status
+    assert f"HTTP {status}" in comment(FAILED)
+
+
+def test_outside_of_a_pull_request_there_is_none(comment, tmp_path) -> None:
+    assert "no pull request" in comment(FAILED, GITHUB_EVENT_PATH=str(tmp_path / "none"))
+
+
+@pytest.fixture
+def check(tmp_path: Path):
+    """Returns a function: inputs of the action -> exit code, outputs, printed text."""
+    program = tmp_path / "bin/detcheck"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m detcheck "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+
+    def check(**inputs: str) -> tuple[int, str, str]:
+        outputs = tmp_path / "outputs"
+        outputs.write_text("")
+        known = {
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "GITHUB_OUTPUT": str(outputs),
+        }
+        done = subprocess.run(
+            ["bash", SCRIPTS / "check.sh"],
+            env=os.environ | known | inputs,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, outputs.read_text().strip(), done.stdout + done.stderr
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("faults", "completions", "inputs", "code", "verdict"),
+    [
+        ({}, 40, {}, 0, "pass"),
+        ({"flip_at": 3}, 40, {}, 1, "fail"),
+        ({}, 9, {}, 3, "inconclusive"),
+        ({}, 9, {"DETCHECK_FAIL_ON_INCONCLUSIVE": "false"}, 0, "inconclusive"),
+    ],
+)
+def test_the_verdict_is_the_steps_output(
+    check, tmp_path, faults, completions, inputs, code, verdict
+):
+    with serve(Faults(**QUICK | faults)) as served:
+        text = FILE.format(completions=completions, url=served.url)
+        (tmp_path / "my file.toml").write_text(text, encoding="utf-8")
+        result = check(DETCHECK_CONFIG="my file.toml", **inputs)
+    assert result[:2] == (code, f"verdict={verdict}"), result
+    for name in ("junit.xml", "detcheck.sarif", "summary.md", "run/report.html"):
+        assert (tmp_path / "results/ci" / name).exists()
+
+
+def test_without_a_file_the_step_fails_and_has_no_verdict(check) -> None:
+    code, outputs, printed = check()
+    assert (code, outputs) == (2, "verdict=")
+    assert "There is no experiment file" in printed
+
+
+def test_the_actions_inputs_reach_its_scripts() -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    text = (ROOT / "action.yml").read_text(encoding="utf-8")
+    for name in action["inputs"]:
+        assert f"inputs.{name}" in text, name
+    for step in action["runs"]["steps"]:
+        run = step.get("run", "")
+        assert "${{" not in run, "an input in a shell command could be read as code"
+        assert "uses" in step or step["shell"] == "bash"
