@@ -26,6 +26,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -87,11 +89,12 @@ def timings_of(options: argparse.Namespace, dtype: str) -> list[Timing]:
         max_new_tokens=options.tokens,
         traffic=options.traffic,
     )
-    target = InProcess(model=options.model, dtype=dtype, device=options.device)
+    named: Any = dtype  # InProcess checks that it is a known one
+    target = InProcess(model=options.model, dtype=named, device=options.device)
     loaded = models.load(options.model, dtype=dtype, device=options.device)
     engine = ContinuousEngine(loaded, experiment, target)
     settings: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        name: lambda name=name: kernels_in_force(name) for name in experiment.kernels
+        name: partial(kernels_in_force, name) for name in experiment.kernels
     }
     if loaded.device.type == "cpu":
         settings[STOCK_PACKED] = PackedStock().in_force
@@ -182,7 +185,9 @@ class PackedStock:
         if packed is None:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)
             self._packed[id(weight)] = packed
-        return torch.ops.mkldnn._linear_pointwise.default._op(input, packed, bias, "none", [], "")
+        op = torch.ops.mkldnn._linear_pointwise.default._op
+        product: torch.Tensor = op(input, packed, bias, "none", [], "")
+        return product
 
 
 def totals(timings: list[Timing]) -> dict[str, float]:
