@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from detcheck.errors import UsageError
+from detcheck.options import plain_error
 
 FILE = "detcheck.toml"
 PYPROJECT = "pyproject.toml"
@@ -28,17 +28,7 @@ TABLE = ("tool", "detcheck")
 """Where the sections are in a pyproject.toml; in a detcheck.toml they are at the top."""
 REPOSITORY = ".git"
 """A folder or file of this name marks the root of a repository."""
-PLAIN_TYPES = {
-    "array": "a list",
-    "bool": "true or false",
-    "float": "a number",
-    "int": "a whole number",
-    "object": "a table",
-    "str": "text",
-}
-"""msgspec's names of types, and the words for them in TOML."""
-
-Kind = type[Any] | tuple[type[Any], ...]
+SectionKind = type[Any] | tuple[type[Any], ...]
 """The Struct that declares the keys of a section; or several, if it may hold any one of them."""
 T = TypeVar("T")
 
@@ -67,7 +57,7 @@ class Config:
             raise UsageError(f"{_shown(self.path)}: {error}") from error
 
 
-def load_config(start: Path, sections: Mapping[str, Kind]) -> Config:
+def load_config(start: Path, sections: Mapping[str, SectionKind]) -> Config:
     """The nearest settings file at or above the folder `start`; an empty Config if there is none.
 
     The search ends at the root of the repository, which is the folder with `.git`. `sections` maps
@@ -86,7 +76,7 @@ def load_config(start: Path, sections: Mapping[str, Kind]) -> Config:
     return Config(None, {})
 
 
-def read_config(path: Path, sections: Mapping[str, Kind]) -> Config:
+def read_config(path: Path, sections: Mapping[str, SectionKind]) -> Config:
     """The settings of one file, which is a pyproject.toml or has the sections at its top.
 
     Relative paths among the values are relative to the file. Raises UsageError if the file cannot
@@ -106,7 +96,7 @@ class _Section:
 
     path: Path
     name: str
-    sections: Mapping[str, Kind]
+    sections: Mapping[str, SectionKind]
 
     def values(self, table: Any) -> dict[str, Any]:
         """The section's values by field name, checked and converted."""
@@ -134,9 +124,12 @@ class _Section:
         try:
             return msgspec.convert(value, kind, strict=True, dec_hook=_paths_below(folder))
         except msgspec.ValidationError as error:
-            problem, _, place = str(error).partition(" - at `$")
+            problem, _, place = plain_error(str(error)).partition(", at `")
+            choices = list(_choices(kind))
+            if choices and isinstance(value, str):
+                problem = f"unknown value {value!r}{_advice(value, choices)}"
             where = ".".join((*_prefix(self.path), self.name, key)) + place.rstrip("`")
-            raise self._error(f"{where}: {_in_words(problem, value, kind)}") from error
+            raise self._error(f"{where}: {problem.rstrip('.')}.") from error
 
     def _unknown_key(self, key: str, types: Mapping[str, Any]) -> UsageError:
         known = [name.replace("_", "-") for name in types]
@@ -164,7 +157,7 @@ class _Section:
         return UsageError(f"{_shown(self.path)}: {sentence}")
 
 
-def field_types(kind: Kind) -> dict[str, Any]:
+def field_types(kind: SectionKind) -> dict[str, Any]:
     """The declared type of each field of a Struct; of several, of the fields of all."""
     found: dict[str, list[Any]] = {}
     for struct in kind if isinstance(kind, tuple) else (kind,):
@@ -224,21 +217,6 @@ def _paths_below(folder: Path) -> Any:
         return folder / Path(value).expanduser()
 
     return read
-
-
-def _in_words(problem: str, value: Any, kind: Any) -> str:
-    """msgspec's message about `value` in plain words."""
-    choices = list(_choices(kind))
-    if choices and isinstance(value, str):
-        return f"unknown value {value!r}{_advice(value, choices)}"
-    words = re.sub(r"`([^`]+)`", lambda match: _types_in_words(match[1]), problem)
-    return f"{words[:1].lower()}{words[1:]}."
-
-
-def _types_in_words(types: str) -> str:
-    """`str | array | null` as `text or a list`: TOML has no null."""
-    names = [name for name in types.split(" | ") if name != "null"]
-    return " or ".join(PLAIN_TYPES.get(name, name) for name in names)
 
 
 def _choices(kind: Any) -> Iterator[str]:

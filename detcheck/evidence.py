@@ -14,6 +14,9 @@ FORWARD_PASSES = "forward passes"
 SERVER_COUNTERS = "server counters"
 STREAMED_TOKENS = "streamed tokens"
 """Sources of evidence that batches were formed, the strongest first."""
+MIN_COMPARISONS = 20
+"""Fewest comparisons of a prompt that a pass needs: with no difference in 20, the 95 % upper bound
+of the rate of differing answers is 14 %."""
 
 
 class ObservedBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

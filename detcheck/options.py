@@ -17,13 +17,13 @@ import msgspec
 from detcheck.errors import UsageError
 
 PLAIN_TYPES = {
-    "`array`": "a list",
-    "`bool`": "true or false",
-    "`float`": "a number",
-    "`int`": "a whole number",
-    "`null`": "nothing",
-    "`object`": "a table",
-    "`str`": "text",
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "null": "nothing",
+    "object": "a table",
+    "str": "text",
 }
 """msgspec's names of types, and the words for them."""
 
@@ -104,10 +104,16 @@ def plain_error(message: str) -> str:
     """msgspec's message in plain words: `expected a whole number, got text, at `a[0]``."""
     path = re.search(r" - at `\$\.?(.*)`$", message)
     text = message[: path.start()] if path else message
-    for name, words in PLAIN_TYPES.items():
-        text = text.replace(name, words)
+    text = re.sub(r"`([^`]+)`", lambda match: _types_in_words(match[1]), text)
     text = text[:1].lower() + text[1:]
     return f"{text}, at `{path[1]}`" if path and path[1] else text
+
+
+def _types_in_words(types: str) -> str:
+    """`str | array | null` as `text or a list`: nobody gives nothing on purpose."""
+    names = types.split(" | ")
+    given = [name for name in names if name != "null"] or names
+    return " or ".join(PLAIN_TYPES.get(name, f"`{name}`") for name in given)
 
 
 def _refusal(name: str, given: Any, hint: Any, error: str) -> str:

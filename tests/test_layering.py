@@ -25,8 +25,8 @@ TIERS = (
     {"kernels", "models", "environment"},
     {"completion", "grid"},
     {"evidence", "targets"},
-    {"experiment"},
-    {"config", "options", "kernels.settings", "prompts"},
+    {"config", "experiment"},
+    {"options", "kernels.settings", "prompts"},
     {"errors", "text"},
 )
 """Rooms from the top down; a room may import those of lower tiers, and itself."""

@@ -13,7 +13,7 @@ import numpy as np
 from detcheck.analysis.batches import SHARED
 from detcheck.analysis.results import Analysis, Group
 from detcheck.analysis.statistics import zero_upper_bound
-from detcheck.evidence import EndpointCheck
+from detcheck.evidence import MIN_COMPARISONS, EndpointCheck
 from detcheck.kernels.settings import AS_SERVED, STOCK, KernelSettings
 from detcheck.text import count, one_line, quoted
 
@@ -32,9 +32,6 @@ ENOUGH_COMPARISONS = "enough-comparisons"
 CONTROL_ALIVE = "control-alive"
 ENDPOINT_SOUND = "endpoint-sound"
 
-MIN_COMPARISONS = 20
-"""Fewest comparisons of a prompt that a pass needs: with no difference in 20, the 95 % upper bound
-of the rate of differing answers is 14 %."""
 BUSY = 2.0
 """On a server that others use too, the largest batches must be so many times the smallest."""
 CONTROL_DID_NOT_DIVERGE = (

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detcheck.cli.options import parameters, takes, values
+from detcheck.gate.options import GateOptions
+from detcheck.options import fields_of
+
 if TYPE_CHECKING:
     from detcheck.analysis.evidence import Finding
     from detcheck.analysis.results import Analysis
     from detcheck.gate.baseline import Baseline
-    from detcheck.gate.options import GateOptions
     from detcheck.gate.verdict import Verdict
 
 STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "note": ""}
@@ -23,76 +26,10 @@ MOST_NOTES = 3
 """The same for notes."""
 
 
+@takes(*parameters(fields_of(GateOptions)))
 def gate_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to judge.")],
     *,
-    level: Annotated[
-        str | None,
-        typer.Option(
-            metavar="bits|tokens|text|answer",
-            help="What must be equal. [default: bits for kernels that claim invariance, else "
-            "tokens]",
-        ),
-    ] = None,
-    max_distinct: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Most distinct answers of a prompt. [default: 1, or no limit with --baseline "
-            "alone]",
-        ),
-    ] = None,
-    min_comparisons: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Fewest comparisons under a batch larger than one that a pass needs for each "
-            "prompt. [default: 20, which is also the least]",
-        ),
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE|RUN",
-            help="Accepted answers (from `detcheck baseline update`), or an earlier run, that this "
-            "run must give.",
-        ),
-    ] = None,
-    control: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="Another run whose stock kernels, or server, are the control."
-        ),
-    ] = None,
-    require_control: Annotated[
-        bool,
-        typer.Option("--require-control", help="Without a control the verdict is inconclusive."),
-    ] = False,
-    require_whole_answer: Annotated[
-        bool,
-        typer.Option(
-            "--require-whole-answer",
-            help="If a server never showed some tokens, the verdict is inconclusive.",
-        ),
-    ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The model that the run must have asked."),
-    ] = None,
-    max_age: Annotated[
-        str | None,
-        typer.Option(metavar="DURATION", help="Oldest run to judge, such as 2h or 7d."),
-    ] = None,
-    kernels: Annotated[
-        str | None,
-        typer.Option(
-            "-k",
-            "--kernels",
-            metavar="K",
-            help="Kernels to judge, comma-separated. [default: batch-invariant if the run has it, "
-            "else the only ones it has]",
-        ),
-    ] = None,
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the verdict as JUnit XML too.")
     ] = None,
@@ -108,6 +45,7 @@ def gate_command(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **given: Any,
 ) -> None:
     """Judge a run: pass, fail or inconclusive.
 
@@ -120,19 +58,7 @@ def gate_command(
     from detcheck.gate.github import append_summary, summary_path
     from detcheck.gate.junit import write_junit
 
-    given = {
-        "level": level,
-        "max_distinct": max_distinct,
-        "min_comparisons": min_comparisons,
-        "baseline": baseline,
-        "control": control,
-        "require_control": require_control or None,
-        "require_whole_answer": require_whole_answer or None,
-        "model": model,
-        "max_age": max_age,
-        "kernels": kernels,
-    }
-    options = _options({name: value for name, value in given.items() if value is not None}, config)
+    options = _options(values(fields_of(GateOptions), given), config)
     summary = summary_path() if github_summary else None
     verdict = judge_run(load_analysis(run), options)
     show_verdict(verdict, options, as_json=as_json)
@@ -146,7 +72,6 @@ def gate_command(
 def _options(given: dict[str, Any], file: Path | None) -> GateOptions:
     """The options that are `given`, and those of the settings file for the rest."""
     from detcheck.cli.settings import find_settings, name_settings
-    from detcheck.gate.options import GateOptions
 
     GateOptions(**given)  # a mistake on the command line is not the file's
     found = find_settings(file)

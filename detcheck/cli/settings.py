@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from detcheck.config import Config, Kind, load_config, read_config
+from detcheck.config import Config, SectionKind, load_config, read_config
 from detcheck.experiment import Experiment
 from detcheck.prompts import read_prompts
 from detcheck.targets import TARGETS, Target
@@ -20,7 +20,7 @@ class PromptsFile(msgspec.Struct):
     prompts_file: Path | None = None
 
 
-SECTIONS: dict[str, Kind] = {"experiment": (Experiment, PromptsFile), "target": TARGETS}
+SECTIONS: dict[str, SectionKind] = {"experiment": (Experiment, PromptsFile), "target": TARGETS}
 """The sections of an experiment file beside [gate], and the structures that declare their keys."""
 
 

@@ -61,7 +61,8 @@ class Judged:
     unseen_tokens: int
     """Tokens that a server counted and never showed, over all judged groups."""
     control: str | None
-    """What was the control: the name of its kernels, or `itself`; None if none was measured."""
+    """The kernels that were the control, or `itself`, and whether nothing of it moved; None if no
+    control was measured."""
     baseline: str | None
     """Run id of the baseline; None if there is none."""
     held: int
@@ -114,7 +115,8 @@ def judged_of(given: GateInput) -> Judged:
     differing = sum(given.counts(group).differing for group in given.groups)
     kernels = tuple(dict.fromkeys(group.kernels for group in given.groups))
     controls = [
-        "itself" if control is group else control.kernels
+        ("itself" if control is group else control.kernels)
+        + ("" if control.alive else " (nothing moved)")
         for group in given.groups
         if (control := given.control(group)) is not None
     ]

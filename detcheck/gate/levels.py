@@ -10,10 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from detcheck.analysis.results import Analysis, Group, SeedSplit
-from detcheck.analysis.variants import rows_by_condition
+from detcheck.analysis.variants import IntArray, rows_by_condition
 from detcheck.gate.options import BITS, TEXT, GateOptions
-
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

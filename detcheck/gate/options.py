@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from detcheck.analysis.evidence import MIN_COMPARISONS
 from detcheck.errors import UsageError
+from detcheck.evidence import MIN_COMPARISONS
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK, KernelSettings
+from detcheck.options import Option, check_types
 
 DEFAULT_MAX_DISTINCT = 1
 BITS = "bits"
@@ -28,45 +29,79 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a gate; None if an option is not given.
 
-    Raises UsageError, which names the option, if a value makes no sense.
+    Raises UsageError, which names the option, if a value has a wrong type or makes no sense. Paths
+    may be text.
     """
 
-    level: Literal["bits", "tokens", "text", "answer"] | None = None
-    """What must be equal. None: bits for kernels that claim invariance, tokens for others."""
-    max_distinct: int | None = None
-    """Most distinct answers that a prompt may have."""
-    min_comparisons: int = MIN_COMPARISONS
-    """Fewest comparisons of each prompt that a pass needs."""
-    kernels: str | tuple[str, ...] | None = None
-    """Kernels settings to judge; a text is split at its commas."""
-    model: str | None = None
-    """The model that the run must have asked, as it was named to it."""
-    max_age: str | None = None
-    """How old the run may be, such as `2h`."""
-    baseline: Path | None = None
-    """A baseline file or a run, whose answers must come back."""
-    control: Path | None = None
-    """Another run whose stock kernels or server are the control."""
-    require_control: bool = False
-    """If true, a run without a control is inconclusive."""
-    require_whole_answer: bool = False
-    """If true, answers with tokens that the server never showed are inconclusive."""
+    level: Annotated[
+        Literal["bits", "tokens", "text", "answer"] | None,
+        Option(
+            "What must be equal.",
+            (),
+            "|".join(LEVELS),
+            default="bits for kernels that claim invariance, else tokens",
+        ),
+    ] = None
+    max_distinct: Annotated[
+        int | None,
+        Option(
+            "Most distinct answers of a prompt.",
+            (),
+            "N",
+            default="1, or no limit with a baseline alone",
+        ),
+    ] = None
+    min_comparisons: Annotated[
+        int,
+        Option(
+            "Fewest comparisons under a batch larger than one that a pass needs for each prompt; "
+            f"at least {MIN_COMPARISONS}.",
+            (),
+            "N",
+        ),
+    ] = MIN_COMPARISONS
+    baseline: Annotated[
+        Path | None,
+        Option(
+            "Accepted answers (from `detcheck baseline update`), or an earlier run, that this run "
+            "must give.",
+            (),
+            "FILE|RUN",
+        ),
+    ] = None
+    control: Annotated[
+        Path | None,
+        Option("Another run whose stock kernels, or server, are the control.", (), "RUN"),
+    ] = None
+    require_control: Annotated[bool, Option("Without a control the verdict is inconclusive.")] = (
+        False
+    )
+    require_whole_answer: Annotated[
+        bool, Option("If a server never showed some tokens, the verdict is inconclusive.")
+    ] = False
+    model: Annotated[str | None, Option("The model that the run must have asked.", (), "NAME")] = (
+        None
+    )
+    max_age: Annotated[
+        str | None, Option("Oldest run to judge, such as 2h or 7d.", (), "DURATION")
+    ] = None
+    kernels: Annotated[
+        str | tuple[str, ...] | None,
+        Option(
+            "Kernels settings to judge, comma-separated.",
+            ("-k",),
+            "LIST",
+            default="batch-invariant if the run has it, else the only ones it has",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.max_distinct is not None and self.max_distinct < 1:
-            raise UsageError(f"`max_distinct` must be at least 1, not {self.max_distinct}.")
-        if self.min_comparisons < MIN_COMPARISONS:
-            raise UsageError(
-                f"`min_comparisons` must be at least {MIN_COMPARISONS}, not "
-                f"{self.min_comparisons}: fewer show too little."
-            )
-        if self.level is not None and self.level not in LEVELS:
-            raise UsageError(f"Unknown level {self.level!r}: choose one of {', '.join(LEVELS)}.")
-        if self.level == ANSWER:
-            raise UsageError(
-                "`level` cannot be answer: a run has no parsed answers yet. Choose bits, tokens or "
-                "text."
-            )
+        for name in ("baseline", "control"):
+            if isinstance(getattr(self, name), str):
+                msgspec.structs.force_setattr(self, name, Path(getattr(self, name)))
+        self._check_level()
+        check_types(self)
+        self._check_numbers()
         if self.model is not None and not self.model.strip():
             raise UsageError(
                 "`model` is empty: name the model that must have been asked, or leave it out. A "
@@ -75,6 +110,24 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.max_age is not None:
             parse_duration(self.max_age)
         self._settle_kernels()
+
+    def _check_level(self) -> None:
+        if self.level is not None and self.level not in LEVELS:
+            raise UsageError(f"Unknown level {self.level!r}: choose one of {', '.join(LEVELS)}.")
+        if self.level == ANSWER:
+            raise UsageError(
+                "`level` cannot be answer: a run has no parsed answers yet. Choose bits, tokens or "
+                "text."
+            )
+
+    def _check_numbers(self) -> None:
+        if self.max_distinct is not None and self.max_distinct < 1:
+            raise UsageError(f"`max_distinct` must be at least 1, not {self.max_distinct}.")
+        if self.min_comparisons < MIN_COMPARISONS:
+            raise UsageError(
+                f"`min_comparisons` must be at least {MIN_COMPARISONS}, not "
+                f"{self.min_comparisons}: fewer show too little."
+            )
 
     def _settle_kernels(self) -> None:
         if self.kernels is None:

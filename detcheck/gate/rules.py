@@ -82,7 +82,7 @@ def comparable_by_bits(given: GateInput) -> Iterator[Finding]:
             yield Finding("level", INCONCLUSIVE, sentence, group)
 
 
-def evidence(given: GateInput) -> Iterator[Finding]:
+def evidence_lacking(given: GateInput) -> Iterator[Finding]:
     """Nothing passes if the run lacks evidence that a pass needs."""
     yield from lacking(
         given.analysis,
@@ -179,7 +179,7 @@ RULES: tuple[Rule, ...] = (
     changed_answers,
     limit_has_power,
     comparable_by_bits,
-    evidence,
+    evidence_lacking,
     control_required,
     whole_answers,
     model_held,
