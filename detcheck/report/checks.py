@@ -20,7 +20,7 @@ from detcheck.analysis.evidence import (
 )
 from detcheck.analysis.results import Analysis, Group, Statistics
 from detcheck.kernels.settings import STOCK, KernelSettings
-from detcheck.report.text import number, percent
+from detcheck.report.text import number, percent, traffic_words
 from detcheck.text import count
 
 TITLES = {
@@ -139,6 +139,7 @@ def _held(analysis: Analysis) -> dict[str, str]:
     came = f"{asked:,} of {count(asked, 'completion')} came back{_sent_again(analysis)}"
     sizes = ", ".join(map(str, analysis.run.experiment.batch_sizes))
     decisive = [check for check in analysis.run.endpoint_checks if check.decisive]
+    traffic = traffic_words(analysis.run.experiment.traffic)
     fewest = min((group.comparisons for group in analysis.groups), default=0)
     needed = {
         CONTROL_ALIVE: any(group.kernels == STOCK for group in analysis.groups),
@@ -152,8 +153,8 @@ def _held(analysis: Analysis) -> dict[str, str]:
         EVERY_COMPLETION: came,
         BATCHES_OBSERVED: batches(analysis),
         KERNELS_PROVEN: "; ".join(_calls(analysis)),
-        LOAD_VARIED: f"batch sizes {sizes}, {analysis.run.experiment.traffic} traffic",
-        ENOUGH_COMPARISONS: f"{count(fewest, 'comparison')} a prompt or more",
+        LOAD_VARIED: f"batch sizes {sizes}, batches of {traffic}",
+        ENOUGH_COMPARISONS: f"at least {count(fewest, 'comparison')} for each prompt",
         CONTROL_ALIVE: "stock gave other answers, or other log-probabilities, under the load",
         ENDPOINT_SOUND: "; ".join(dict.fromkeys(check.sentence for check in decisive)),
     }

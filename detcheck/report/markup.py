@@ -28,7 +28,7 @@ def words(text: str, limit: int | None = None, lines: bool = False) -> Markup:
         end = match.end()
     parts.append(escape(shown[end:]))
     note = Markup('<span class="more">{}</span>').format(more) if more else Markup("")
-    return Markup('<bdi class="said">{}</bdi>{}').format(Markup("").join(parts), note)
+    return Markup('<bdi class="verbatim">{}</bdi>{}').format(Markup("").join(parts), note)
 
 
 def quote(text: str, limit: int | None = None) -> Markup:

@@ -109,3 +109,8 @@ def short_kernels(kernels: str) -> str:
     """A kernels setting by a short name: `only matmul` for `batch-invariant:matmul`."""
     subset = kernels.partition(":")[2]
     return f"only {subset}" if subset else kernels
+
+
+def traffic_words(traffic: str) -> str:
+    """What the batches of an experiment are made of, by its traffic."""
+    return {"alone": "one prompt alone", "mixed": "one prompt and others"}.get(traffic, traffic)

@@ -15,7 +15,7 @@ from detcheck.report.overview import PromptRow, groups_by_prompt, overview
 from detcheck.report.prompt_view import PromptView, prompt_view
 from detcheck.report.reproduce import command
 from detcheck.report.roles import control_groups, cure_groups
-from detcheck.report.text import clip
+from detcheck.report.text import clip, traffic_words
 from detcheck.text import count
 
 
@@ -130,20 +130,13 @@ def about(analysis: Analysis) -> str:
         clip(target.model_name, 60),
         f"{target.engine} engine",
         ", ".join(clip(url, 60) for url in getattr(target, "endpoints", ())),
-        TRAFFIC.get(experiment.traffic, f"{experiment.traffic} traffic"),
+        f"batches of {traffic_words(experiment.traffic)}",
         f"batch sizes {', '.join(map(str, experiment.batch_sizes))}",
         count(experiment.max_new_tokens, "token"),
         f"temperature {experiment.temperature:g}",
         "" if dtype in (None, "auto") else dtype,
     ]
     return " · ".join(fact for fact in facts if fact)
-
-
-TRAFFIC = {
-    "alone": "batches of one prompt alone",
-    "mixed": "batches mixed with other prompts",
-}
-"""How the other requests of a batch are described, by the traffic of the experiment."""
 
 
 def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -45,7 +45,7 @@ def test_json_holds_what_was_planted(detcheck, good, bad):
     assert by_size[STOCK, 8] == by_size[BATCH_INVARIANT, 8] == 0
 
 
-def test_what_differs_about_the_runs_is_said(detcheck, good, tmp_path):
+def test_differences_of_the_runs_are_listed(detcheck, good, tmp_path):
     environment = {**ENVIRONMENT, "packages": {"torch": "2.13.0", "transformers": "5.17.0"}}
     prompts = ("Why is the sky blue?", "And the sea?")
     other = write(tmp_path / "other", environment=environment, prompts=prompts, load_seed=3)
@@ -80,7 +80,7 @@ def test_a_run_without_answers_is_compared_all_the_same(detcheck, good, tmp_path
     assert document["pairs"][0]["references_equal"] is False
 
 
-def test_different_token_limits_are_said(detcheck, tmp_path):
+def test_different_token_limits_are_reported(detcheck, tmp_path):
     left = write(tmp_path / "left", kernels=(STOCK,), max_new_tokens=6)
     right = write(tmp_path / "right", kernels=(STOCK,), max_new_tokens=12)
     out = detcheck("compare", left, right).out

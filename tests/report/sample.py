@@ -105,7 +105,7 @@ class Script:
 
     @cache  # noqa: B019 (scripts live as long as the tests)
     def _rivals(self, index: int) -> list[str | None]:
-        """What another answer says at each position, having said the same up to there."""
+        """The next word of another answer that agrees up to each position; None without one."""
         rivals: list[str | None] = []
         others = self._pieces
         for position, piece in enumerate(self._pieces[index]):

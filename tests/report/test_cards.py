@@ -121,25 +121,25 @@ def test_a_cure_without_a_control(story: Analysis) -> None:
     assert cure.detail == "there is no stock control beside it"
 
 
-def test_whether_both_kernels_answer_alike_is_said(story: Analysis) -> None:
+def test_whether_both_kernels_answer_alike_is_reported(story: Analysis) -> None:
     stock, invariant = story.groups
     first, second, *_ = stock.variants
 
-    def said(of_stock: Sequence[VariantCount], of_invariant: Sequence[VariantCount]) -> str:
+    def sentence(of_stock: Sequence[VariantCount], of_invariant: Sequence[VariantCount]) -> str:
         return compared_with_stock(
             dataclasses.replace(stock, variants=tuple(of_stock)),
             dataclasses.replace(invariant, variants=tuple(of_invariant)),
         )
 
-    assert said([first], [first]) == "its answer is stock's too"
-    assert said([first], [second]) == "its answer is not stock's"
-    assert said(stock.variants, [second]) == f"its answer is one of stock's {stock.distinct}"
-    assert said(stock.variants[1:], [first]) == (
+    assert sentence([first], [first]) == "its answer is stock's too"
+    assert sentence([first], [second]) == "its answer is not stock's"
+    assert sentence(stock.variants, [second]) == f"its answer is one of stock's {stock.distinct}"
+    assert sentence(stock.variants[1:], [first]) == (
         f"its answer is none of stock's {stock.distinct - 1}"
     )
-    assert said([first], [first, second]) == "stock gave 1 of its 2 answers too"
-    assert said([first], stock.variants[1:3]) == "stock gave none of its 2 answers too"
-    assert said([first], []) == said([], [first]) == ""
+    assert sentence([first], [first, second]) == "stock gave 1 of its 2 answers too"
+    assert sentence([first], stock.variants[1:3]) == "stock gave none of its 2 answers too"
+    assert sentence([first], []) == sentence([], [first]) == ""
 
 
 def test_over_several_prompts_it_is_counted(several: Analysis) -> None:

@@ -39,7 +39,7 @@ def test_other_users_may_read_a_report(tmp_path: Path) -> None:
     assert written.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="The report cannot be written"):
         write_files(tmp_path / "file" / "below", {"report.html": "x"}, "The report")

@@ -101,7 +101,7 @@ def test_the_page_has_every_part(story: Analysis) -> None:
         assert re.search(rf"{child.count} ?{first}", text)
 
 
-def test_a_dead_control_is_said_in_the_words_of_the_design(dead: Analysis) -> None:
+def test_a_dead_control_is_reported_in_the_words_of_the_design(dead: Analysis) -> None:
     text = Reader(html.render(build_view(dead), {})).text
     assert CONTROL_DID_NOT_DIVERGE[1:] in text
     assert text.count("The control shows nothing") >= 2
@@ -117,7 +117,7 @@ def test_hostile_answers_are_shown_as_they_are(attacked: Analysis) -> None:
 
 def test_words_are_capped_and_isolated() -> None:
     assert markup.words("a<b\u202e", 3) == (
-        '<bdi class="said">a&lt;b</bdi><span class="more">… (1 more character)</span>'
+        '<bdi class="verbatim">a&lt;b</bdi><span class="more">… (1 more character)</span>'
     )
-    assert markup.words("\u202e") == '<bdi class="said"><span class="ctl">\\u202e</span></bdi>'
+    assert markup.words("\u202e") == '<bdi class="verbatim"><span class="ctl">\\u202e</span></bdi>'
     assert "\n" in markup.words("a\nb", None, True)

@@ -70,7 +70,7 @@ def test_the_tree_is_drawn_with_words_and_counts(story: Analysis) -> None:
         assert re.search(rf"[├└]─ +{child.count}  {re.escape(child.text.strip()[:20])}", document)
 
 
-def test_a_dead_control_is_said(dead: Analysis) -> None:
+def test_a_dead_control_is_reported(dead: Analysis) -> None:
     assert CONTROL_DID_NOT_DIVERGE[1:] in Reader(rendered(dead)).text
 
 

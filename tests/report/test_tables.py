@@ -38,7 +38,7 @@ def test_prompts_are_not_markup(several: Analysis) -> None:
     assert "“a [bold]prompt[/bol" in shown(several)
 
 
-def test_missing_completions_are_said(story: Analysis) -> None:
+def test_missing_completions_are_reported(story: Analysis) -> None:
     import dataclasses
 
     groups = (dataclasses.replace(story.groups[0], completions=40), *story.groups[1:])

@@ -1,4 +1,4 @@
-"""Words about single findings, as every report shows them."""
+"""The words that every report uses for a single flip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from detcheck.report.prompt_view import flip_reason
 
 
 @pytest.mark.parametrize(
-    ("flip", "said"),
+    ("flip", "words"),
     [
         (
             Flip(TIE, 0.125, 0.0, 0.25, True),
@@ -19,5 +19,5 @@ from detcheck.report.prompt_view import flip_reason
         (Flip(UNKNOWN, None, None, None, None), ""),
     ],
 )
-def test_what_speaks_for_a_flip(flip: Flip, said: str) -> None:
-    assert flip_reason(flip) == said
+def test_what_decides_the_kind_of_a_flip(flip: Flip, words: str) -> None:
+    assert flip_reason(flip) == words

@@ -69,7 +69,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert err.count("\n") == 1
 
 
-def test_a_folder_that_cannot_be_written_is_said(story: Analysis, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(story: Analysis, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="choose another `out`"):
         write_report(story, tmp_path / "file" / "below", ["csv"])

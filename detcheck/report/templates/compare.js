@@ -4,7 +4,7 @@
 const MAX_WORDS = 600;
 
 function wordsOf(element) {
-  const text = [...element.querySelectorAll(".said")].map((said) => said.textContent).join("");
+  const text = [...element.querySelectorAll(".verbatim")].map((span) => span.textContent).join("");
   return text.match(/\s*\S+|\s+$/g) || [];
 }
 
@@ -39,7 +39,7 @@ function show(paragraph, words, isShared) {
     const shared = isShared(index);
     if (shared !== before) {
       span = paragraph.appendChild(document.createElement("bdi"));
-      span.className = shared ? "said" : "said only";
+      span.className = shared ? "verbatim" : "verbatim only";
       before = shared;
     }
     span.textContent += word;
