@@ -23,6 +23,7 @@ from detcheck.targets import TARGETS, engines
 F = TypeVar("F", bound=Callable[..., Any])
 HIDDEN_ENGINES = ("scripted",)
 OTHER_FLAGS = {
+    "answer": "--answer",
     "api_key_env": "--api-key-env",
     "baseline": "--baseline",
     "check_timeout_s": "--check-timeout",

@@ -72,8 +72,9 @@ def gate_input(
 ) -> GateInput:
     """Choose the groups that `options` judge, and count their answers.
 
-    Raises UsageError if the run lacks the kernels to judge.
+    Raises UsageError if the run lacks the kernels to judge, or a parser of answers is missing.
     """
+    options = options.with_parser_of(analysis.run)
     kernels = options.kernels_of(analysis.run.experiment.kernels)
     groups = tuple(group for group in analysis.groups if group.kernels in kernels)
     counts = count_at_level(analysis, groups, options)

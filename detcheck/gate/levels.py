@@ -1,17 +1,19 @@
-"""What counts as one answer at each level: log-probabilities, tokens or text."""
+"""What counts as one answer at each level: log-probabilities, tokens, text or parsed answers."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from detcheck.analysis.parsers import answer_parser
 from detcheck.analysis.results import Analysis, Group, SeedSplit
 from detcheck.analysis.variants import IntArray, rows_by_condition
-from detcheck.gate.options import BITS, TEXT, GateOptions
+from detcheck.gate.options import ANSWER, BITS, TEXT, GateOptions
+from detcheck.rundir import StoredVariant
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +21,28 @@ class AtLevel:
     """The completions of one group, counted by what is equal at a level."""
 
     level: str
-    """`bits`, `tokens` or `text`."""
+    """`bits`, `tokens`, `text` or `answer`."""
     distinct: int
     """Different answers at this level; of several seeds, those of the seed that has most."""
     differing: int
     """Completions that differ from the reference of their seed."""
     unknown: int
-    """Completions that cannot be compared at this level: they have no log-probabilities."""
+    """Completions that cannot be compared at this level: without log-probabilities, or without an
+    answer that the parser found."""
     batch_sizes: tuple[int, ...]
     """Batch sizes at which completions differ from the reference, smallest first."""
+    labels: tuple[tuple[str | None, int], ...]
+    """At the level answer: each parsed answer and its completions, most common first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """What each variant of a run reads at the levels text and answer."""
+
+    labels: tuple[str | None, ...]
+    """Its text, or its parsed answer; None if the parser found none."""
+    numbers: IntArray
+    """Equal numbers are equal labels; (variants,)."""
 
 
 def count_at_level(
@@ -43,26 +58,31 @@ def count_at_level(
     conditions: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     for index, record in enumerate(run.conditions):
         conditions[record.prompt_index, record.kernels].append(index)
-    text_numbers: dict[str, int] = {}
-    same = [text_numbers.setdefault(variant.text, len(text_numbers)) for variant in run.variants]
-    texts = np.array(same, dtype=np.int64)
+    labels = _labels(run.variants, options)
     counts = {}
     for group in groups:
         key = group.prompt_index, group.kernels
-        level = options.level_of(group.kernels)
         ours = rows.of(conditions[key])
         ours = ours[run.completions.variant[ours] >= 0]
-        counts[key] = _count(analysis, group, ours, level, texts)
+        counts[key] = _count(analysis, group, ours, options.level_of(group.kernels), labels)
     return counts
 
 
+def _labels(variants: Sequence[StoredVariant], options: GateOptions) -> _Labels:
+    parse = answer_parser(options.answer) if options.answer is not None else str
+    labels = tuple(parse(variant.text) for variant in variants)
+    number: dict[str | None, int] = {}
+    numbers = [number.setdefault(label, len(number)) for label in labels]
+    return _Labels(labels, np.array(numbers, dtype=np.int64))
+
+
 def _count(
-    analysis: Analysis, group: Group, rows: IntArray, level: str, texts: IntArray
+    analysis: Analysis, group: Group, rows: IntArray, level: str, labels: _Labels
 ) -> AtLevel:
     """Count the completions in `rows`, which are those of `group` that came back."""
     run, table = analysis.run, analysis.run.completions
     seed_of = np.array([record.seed for record in run.conditions])
-    keys = _keys(analysis, rows, level, texts)
+    keys = _keys(analysis, rows, level, labels)
     differs = np.zeros(len(rows), dtype=bool)
     distinct = 0
     for split in group.by_seed:
@@ -72,22 +92,25 @@ def _count(
         if first is not None:
             differs[ours] = keys[ours] != keys[ours[first]]
     conditions = np.unique(table.condition[rows[differs]]).tolist()
+    found = Counter(labels.labels[index] for index in table.variant[rows].tolist())
+    unknown = {BITS: int((table.digest[rows] < 0).sum()), ANSWER: found[None]}
     return AtLevel(
         level=level,
         distinct=distinct,
         differing=int(differs.sum()),
-        unknown=int((table.digest[rows] < 0).sum()) if level == BITS else 0,
+        unknown=unknown.get(level, 0),
         batch_sizes=tuple(sorted({run.conditions[index].batch_size for index in conditions})),
+        labels=tuple(found.most_common()) if level == ANSWER else (),
     )
 
 
-def _keys(analysis: Analysis, rows: IntArray, level: str, texts: IntArray) -> IntArray:
+def _keys(analysis: Analysis, rows: IntArray, level: str, labels: _Labels) -> IntArray:
     """A number for the answer of each row; equal numbers are equal answers at `level`."""
     table = analysis.run.completions
     variants = table.variant[rows].astype(np.int64)
     if level == BITS:
         return variants << 32 | _known_digests(variants, table.digest[rows]) + 1
-    return texts[variants] if level == TEXT else variants
+    return labels.numbers[variants] if level in (TEXT, ANSWER) else variants
 
 
 def _known_digests(variants: IntArray, digests: npt.NDArray[np.int32]) -> IntArray:

@@ -93,9 +93,11 @@ def _count_sentence(given: GateInput, group: Group) -> str:
     differing = given.counts(group).differing
     made = group.comparisons
     if not differing or statistics is None:
+        others = group.distinct_within_seed
+        tokens = f" There are {count(others, 'different answer')} by tokens." if others > 1 else ""
         return (
             f"0 of {count(made, 'comparison')} differed: with 95 % confidence fewer than "
-            f"{percent_of(zero_upper_bound(made))} would."
+            f"{percent_of(zero_upper_bound(made))} would.{tokens}"
         )
     if group.distinct_within_seed == 1:
         return f"Different in some bit: {differing} of {count(group.completions, 'completion')}."

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -14,6 +14,9 @@ from detcheck.errors import UsageError
 from detcheck.evidence import MIN_COMPARISONS
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK, KernelSettings
 from detcheck.options import Option, check_types
+
+if TYPE_CHECKING:
+    from detcheck.rundir import Run
 
 DEFAULT_MAX_DISTINCT = 1
 BITS = "bits"
@@ -39,7 +42,16 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
             "What must be equal.",
             (),
             "|".join(LEVELS),
-            default="bits for kernels that claim invariance, else tokens",
+            default="answer with a parser, bits for kernels that claim invariance, else tokens",
+        ),
+    ] = None
+    answer: Annotated[
+        str | None,
+        Option(
+            "Parser of answers, which are then judged instead of tokens: number, letter, "
+            "last-line, exact, regex:PATTERN or json:PATH.",
+            (),
+            "PARSER",
         ),
     ] = None
     max_distinct: Annotated[
@@ -101,6 +113,10 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
                 msgspec.structs.force_setattr(self, name, Path(getattr(self, name)))
         self._check_level()
         check_types(self)
+        if self.answer is not None:
+            from detcheck.analysis.parsers import answer_parser
+
+            answer_parser(self.answer)
         self._check_numbers()
         if self.model is not None and not self.model.strip():
             raise UsageError(
@@ -114,11 +130,8 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
     def _check_level(self) -> None:
         if self.level is not None and self.level not in LEVELS:
             raise UsageError(f"Unknown level {self.level!r}: choose one of {', '.join(LEVELS)}.")
-        if self.level == ANSWER:
-            raise UsageError(
-                "`level` cannot be answer: a run has no parsed answers yet. Choose bits, tokens or "
-                "text."
-            )
+        if self.level not in (None, ANSWER) and self.answer is not None:
+            raise UsageError(f"`answer` is for the level answer, not {self.level}.")
 
     def _check_numbers(self) -> None:
         if self.max_distinct is not None and self.max_distinct < 1:
@@ -149,10 +162,22 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def level_of(self, kernels: str) -> str:
         """The level that a kernels setting is judged by."""
-        level: str | None = self.level
+        level: str | None = ANSWER if self.answer is not None else self.level
         if level is not None:
             return level
         return BITS if KernelSettings.parse(kernels).claims_invariance else TOKENS
+
+    def with_parser_of(self, run: Run) -> GateOptions:
+        """These options with the parser that the run's experiment names, if they judge answers.
+
+        Raises UsageError if answers are to be judged and nobody names a parser.
+        """
+        if self.level != ANSWER or self.answer is not None:
+            return self
+        parser = run.setting("answer")
+        if parser is None:
+            raise UsageError("At the level answer, give a parser by `answer`, such as number.")
+        return msgspec.structs.replace(self, answer=parser)
 
     def kernels_of(self, available: Sequence[str]) -> tuple[str, ...]:
         """The kernels settings to judge, among those that a run has.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from detcheck.analysis.divergence import two_ways
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding, lacking
+from detcheck.analysis.parsers import answer_parser
 from detcheck.analysis.results import UNKNOWN, Group, SeedSplit
 from detcheck.errors import UsageError
 from detcheck.gate.changes import changed_answers
@@ -17,6 +18,8 @@ from detcheck.gate.notes import NOTES, counted
 from detcheck.gate.options import BITS, TEXT, parse_duration
 from detcheck.text import count, quoted
 
+MOST_EXAMPLES = 3
+"""Answers that a sentence names."""
 CLOCK_TOLERANCE_S = 300
 """A run that finished this many seconds from now may just have another clock."""
 
@@ -51,7 +54,7 @@ def too_many_answers(given: GateInput) -> Iterator[Finding]:
             if found.level == BITS and group.distinct_within_seed <= limit:
                 sentence = _by_bits(group, found, limit)
             else:
-                where = _first_divergence(group, found)
+                where = _parsed(found) if found.labels else _first_divergence(group, found)
                 answers = counted(group, min(group.distinct_within_seed, found.distinct))
                 sentence = f"{answers}, where at most {limit} may be: {where}."
             yield Finding("max-distinct", FAIL, sentence, group)
@@ -71,15 +74,28 @@ def limit_has_power(given: GateInput) -> Iterator[Finding]:
             yield Finding("max-distinct", INCONCLUSIVE, sentence, group)
 
 
-def comparable_by_bits(given: GateInput) -> Iterator[Finding]:
-    """By bits, a completion without log-probabilities cannot be judged."""
+def comparable_at_level(given: GateInput) -> Iterator[Finding]:
+    """A completion without log-probabilities, or without an answer, cannot be judged by them."""
     for group in given.groups:
-        if unknown := given.counts(group).unknown:
+        found = given.counts(group)
+        completions = f"{count(found.unknown, 'completion')} of {group.completions:,}"
+        if found.unknown and found.level == BITS:
             sentence = (
-                f"{count(unknown, 'completion')} of {group.completions:,} came without "
-                "log-probabilities, so they cannot be judged by bits: judge by tokens."
+                f"{completions} came without log-probabilities, so they cannot be judged by bits: "
+                "judge by tokens."
             )
             yield Finding("level", INCONCLUSIVE, sentence, group)
+        elif found.unknown:
+            examples = ", ".join(quoted(text, 60) for text in _unparsed(given, group))
+            sentence = f"The parser found no answer in {completions}, such as {examples}."
+            yield Finding("level", INCONCLUSIVE, sentence, group)
+
+
+def _unparsed(given: GateInput, group: Group) -> list[str]:
+    """Up to three texts of a group in which the parser finds no answer."""
+    parse = answer_parser(given.options.answer or "exact")
+    texts = (counted.variant.text for counted in group.variants)
+    return [text for text in texts if parse(text) is None][:MOST_EXAMPLES]
 
 
 def evidence_lacking(given: GateInput) -> Iterator[Finding]:
@@ -157,6 +173,16 @@ def _by_bits(group: Group, found: AtLevel, limit: int) -> str:
     )
 
 
+def _parsed(found: AtLevel) -> str:
+    """`"42" 40 times, "41" 8 times`: parsed answers, most common first."""
+    named = [
+        f"{'no answer' if label is None else quoted(label)} {count(number, 'time')}"
+        for label, number in found.labels[:MOST_EXAMPLES]
+    ]
+    more = len(found.labels) - MOST_EXAMPLES
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
 def _first_divergence(group: Group, found: AtLevel) -> str:
     diverged = [
         divergence
@@ -178,7 +204,7 @@ RULES: tuple[Rule, ...] = (
     too_many_answers,
     changed_answers,
     limit_has_power,
-    comparable_by_bits,
+    comparable_at_level,
     evidence_lacking,
     control_required,
     whole_answers,

@@ -183,7 +183,7 @@ def test_junit_and_summary_are_written(detcheck, bad, tmp_path, monkeypatch):
         (["--max-distinct", "39"], "cannot exceed with 32 comparisons"),
         (["--min-comparisons", "3"], " must be at least 20, not 3"),
         (["--level", "bit"], "Unknown level 'bit'"),
-        (["--level", "answer"], "cannot be answer"),
+        (["--level", "answer"], "give a parser by --answer"),
         (["--model", ""], " is empty"),
         (["--max-age", "soon"], "must be a duration such as"),
         (["--control", "nowhere"], "no run directory nowhere"),

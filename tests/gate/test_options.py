@@ -39,6 +39,7 @@ def test_the_limit_is_one_unless_something_was_asked_for(options, limit):
 def test_the_level_follows_what_the_kernels_claim(kernels, level):
     assert GateOptions().level_of(kernels) == level
     assert GateOptions(level="text").level_of(kernels) == "text"
+    assert GateOptions(answer="number").level_of(kernels) == "answer"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,10 @@ def test_kernels_are_a_text_or_a_list(kernels):
         ({"max_distinct": -1}, "`max_distinct` must be at least 1, not -1"),
         ({"min_comparisons": 19}, "`min_comparisons` must be at least 20, not 19"),
         ({"level": "bytes"}, "Unknown level 'bytes'"),
-        ({"level": "answer"}, "`level` cannot be answer"),
+        ({"level": "text", "answer": "number"}, "`answer` is for the level answer, not text"),
+        ({"answer": "numbers"}, "`answer` must be one of number"),
+        ({"max_distinct": "3"}, "`max_distinct` must be a whole number, not '3'"),
+        ({"require_control": "yes"}, "`require_control` must be true or false"),
         ({"kernels": "fast"}, "Unknown kernels 'fast'"),
         ({"kernels": ()}, "`kernels` names none"),
         ({"kernels": " , "}, "`kernels` names none"),

@@ -435,9 +435,45 @@ def test_equal_text_of_other_tokens_is_one_answer_by_text_alone(verdict_on):
     assert verdict.value == PASS, verdict.reasons
 
 
-def test_parsed_answers_cannot_be_judged_yet():
-    with pytest.raises(UsageError, match="`level` cannot be answer"):
-        GateOptions(level="answer")
+def arithmetic(first: str, other: str):
+    """Completions whose text is `first`, and `other` in batches of eight."""
+
+    def change(completion):
+        text = other if completion.observed_batch.rows_max == 8 else first
+        return dataclasses.replace(completion, text=text, token_ids=None, token_ends=None)
+
+    return change
+
+
+def test_other_words_with_the_same_answer_pass_by_answer_alone(verdict_on):
+    change = arithmetic("It is 42.", "The answer: 42")
+    assert verdict_on(change=change, level="text").value == FAIL
+    verdict = verdict_on(change=change, answer="number")
+    assert verdict.value == PASS, verdict.reasons
+    assert verdict.judged.levels == ("answer",)
+    assert "There are 2 different answers by tokens." in verdict.reasons[0]
+
+
+def test_another_parsed_answer_fails_and_is_named(verdict_on):
+    verdict = verdict_on(change=arithmetic("It is 42.", "It is 41."), answer="number")
+    assert verdict.value == FAIL
+    assert '"42" 24 times, "41" 24 times' in verdict.reasons[0]
+
+
+def test_answers_are_not_judged_without_a_parser(verdict_on):
+    with pytest.raises(UsageError, match="give a parser by `answer`"):
+        verdict_on(level="answer")
+    assert verdict_on(level="answer", answer="exact").value == PASS
+
+
+def test_a_parser_that_finds_nothing_is_inconclusive_and_shows_why(verdict_on):
+    verdict = verdict_on(change=arithmetic("I am not sure.", "Who knows?"), answer="number")
+    assert verdict.value == INCONCLUSIVE
+    assert rules(verdict, INCONCLUSIVE) == {"level"}
+    assert verdict.reasons[0] == (
+        "The parser found no answer in 48 completions of 48, such as "
+        '"I am not sure.", "Who knows?".'
+    )
 
 
 # What was asked of which model, and when.
