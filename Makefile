@@ -9,7 +9,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 GPU_PYTHON ?= python3
 
-.PHONY: gpu demo test test-fast test-servers servers lint docs format bench install install-dev browser clean help
+.PHONY: gpu models demo test test-fast test-servers servers lint docs format bench install install-dev browser clean help
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ bench: install-dev  ## The kept benchmarks: harness, kernels, a million completi
 	$(BIN)/python experiments/bench_kernels.py
 	$(BIN)/python experiments/bench_analysis.py
 	$(BIN)/python experiments/bench_client.py --memory 100000
+
+models: install-dev  ## Every causal architecture of transformers, tiny: held, or refused with a sentence.
+	$(BIN)/python experiments/model_matrix.py
 
 gpu:  ## On a machine with a Hopper card: check and time every kernel, in under 8 minutes.
 	$(GPU_PYTHON) experiments/gpu.py

@@ -150,15 +150,26 @@ def uncovered(model: torch.nn.Module) -> tuple[Uncovered, ...]:
 def coverage(model: torch.nn.Module) -> Coverage:
     """Run a causal model on a few tokens under the batch-invariant mode and watch its ops.
 
-    Raises UsageError if attention meets a feature that it does not cover.
+    Raises UsageError if attention meets a feature that it does not cover, or if the run fails.
     """
     # Not inference mode: there, composite ops are not seen as what they are made of.
     with batch_invariant(), torch.no_grad(), _watched_attention() as inside:
-        alone(model)  # tables that are made once are made here
         watch = _Watch(model, inside)
-        with watch:
-            row = alone(model)
-            padded = padded_and_decoded(model)
+        try:
+            alone(model)  # tables that are made once are made here
+            with watch:
+                row = alone(model)
+                padded = padded_and_decoded(model)
+        except UsageError:
+            raise
+        except Exception as error:  # of the model's own code, which may be of any kind
+            if watch.found:  # the ops up to there are reason enough
+                return Coverage(tuple(watch.covered.values()), tuple(watch.found.values()), False)
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:150]
+            raise UsageError(
+                f"A short run of this model failed, so its ops are not known ({reason}): use "
+                '`kernels="stock"`.'
+            ) from error
     return Coverage(
         tuple(watch.covered.values()), tuple(watch.found.values()), not torch.equal(row, padded)
     )

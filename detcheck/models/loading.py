@@ -57,8 +57,9 @@ def load(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load `name` (hub id or folder; None: the embedded model) with `sdpa` attention.
+    """Load `name` (hub id or folder; None: the embedded model).
 
+    With `sdpa` attention, or `eager` if transformers has no other for the architecture.
     `revision` is a branch, tag or commit on the hub. `dtype` and `device` are as in
     `detcheck.InProcess`. Raises ModelError if there is no such model or it cannot be loaded,
     UsageError if the device is not there.
@@ -109,19 +110,32 @@ def _causal_lm(
 
     Tied weights are filled by the weights that they are tied to.
     """
-    from transformers import AutoModelForCausalLM
-
     with _quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        try:
+            loaded = _from_pretrained(source, dtype, "sdpa", options)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            # Models with sinks or soft caps have none in transformers.
+            loaded = _from_pretrained(source, dtype, "eager", options)
     model, info = loaded
     return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+
+
+def _from_pretrained(
+    source: str, dtype: torch.dtype | str, attention: str, options: dict[str, Any]
+) -> Any:
+    """transformers' model and loading info."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=dtype,
+        attn_implementation=attention,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
 
 
 @contextlib.contextmanager

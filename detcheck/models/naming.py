@@ -98,12 +98,6 @@ def why_not_loaded(name: str, error: Exception) -> str:
         if any(word in text for word in words):
             return f"{name} {sentence}"
     first = " ".join(text.split())[:200].rstrip(".")
-    if "scaled_dot_product_attention" in text:
-        kind = text.split(maxsplit=1)[0]
-        first = (
-            f"{kind} has no sdpa attention in transformers, the only one that detcheck runs in "
-            "process: serve it, and give the server as `endpoints`"
-        )
     return f"{name} cannot be loaded as a causal language model ({first})."
 
 

@@ -36,7 +36,8 @@ RULES: dict[int, tuple[str, ...]] = {
     16: ("head_dim", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "linear_key_head_dim",
          "linear_value_head_dim", "global_head_dim", "hidden_size_per_layer_input",
          "mamba_d_head", "mamba_d_state", "ssm_state_size", "state_size"),
-    8: ("qk_rope_head_dim", "rotary_dim", "rope_head_dim", "time_step_rank"),
+    8: ("qk_rope_head_dim", "rotary_dim", "rope_head_dim", "time_step_rank", "mamba_n_heads",
+        "mamba_num_heads", "n_mamba_heads"),
     12: ("v_head_dim",),
     128: ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length",
           "max_sequence_length"),
@@ -48,10 +49,31 @@ RULES: dict[int, tuple[str, ...]] = {
         "attn_pdrop", "num_nextn_predict_layers", "unk_token_id"),
 }  # fmt: skip
 """Value of a tiny config, and the attributes that get it if the architecture's default has them."""
-EXCEPTIONS: dict[str, dict[str, Any]] = {}
+_JAMBA = {
+    "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+    "expert_layer_offset": 1, "num_hidden_layers": 2,
+}  # fmt: skip
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4},
+    "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4, "moe_intermediate_size": 48},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "jamba": _JAMBA,
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+    "mamba2": {"num_heads": 8},
+    "ministral": {"head_dim": 16},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "xlnet": {"d_head": 16},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+}
 """Architecture, and what its tiny config needs beyond the rules."""
 _VALUES = {name: value for value, names in RULES.items() for name in names}
-_PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers")
+_MAX_KINDS = 4
 
 
 def architectures() -> tuple[str, ...]:
@@ -107,16 +129,16 @@ def shrunk(config: Any) -> Any:
     if isinstance(kv_heads, int):
         heads = values.get("num_attention_heads") or kv_heads
         tiny["num_key_value_heads"] = 1 if kv_heads == 1 else 4 if kv_heads == heads else 2
-    layer_types = values.get("layer_types")
-    if isinstance(layer_types, list):
-        kinds = list(dict.fromkeys(layer_types))
-        kinds = kinds if len(kinds) > 1 else kinds * NUM_LAYERS
-        tiny |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
+    if "qk_rope_head_dim" in values and "head_dim" in tiny:
+        tiny["head_dim"] = tiny["qk_rope_head_dim"]  # latent attention: of the rotary part
+    if "is_decoder" in values:
+        tiny["is_decoder"] = True
     kept = {
         name: value
         for name, value in values.items()
-        if name not in _PER_LAYER and name not in _DERIVED and not name.startswith("_")
+        if name not in _DERIVED and not name.startswith("_")
     }
+    tiny |= _fewer_layers(values)
     tiny = {**kept, **tiny, **EXCEPTIONS.get(config.model_type, {})}
     with quiet():
         try:
@@ -124,6 +146,30 @@ def shrunk(config: Any) -> Any:
         except Exception as error:  # a config checks its own sizes, each in its own way
             reason = " ".join(str(error).split())[:150]
             raise ModelError(f"A tiny {config.model_type} cannot be built ({reason}).") from error
+
+
+def _fewer_layers(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a config that are given layer by layer, for one layer of each kind."""
+    num_layers = values.get("num_hidden_layers")
+    lists = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, list) and isinstance(num_layers, int) and len(value) == num_layers
+    }
+    kinds = [*zip(*lists.values(), strict=True)] if lists else []
+    kept = [at for at, kind in enumerate(kinds) if kinds.index(kind) == at][:_MAX_KINDS]
+    if len(kept) < NUM_LAYERS:
+        kept = [*range(NUM_LAYERS)]
+    fewer: dict[str, Any] = {
+        name: [value[at] for at in kept if at < len(value)] for name, value in lists.items()
+    }
+    by_layer = values.get("per_layer_config")
+    if isinstance(by_layer, dict):
+        known = {int(layer): value for layer, value in by_layer.items()}
+        fewer["per_layer_config"] = {
+            new: known[old] for new, old in enumerate(kept) if old in known
+        }
+    return fewer | ({"num_hidden_layers": len(kept)} if "num_hidden_layers" in values else {})
 
 
 _DERIVED = {"model_type", "architectures", "transformers_version", "quantization_config", "dtype"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from asking import conditions_of, settled
-from transformers import AttentionInterface, MixtralConfig, MixtralForCausalLM
+from transformers import AttentionInterface, GPTJConfig, GPTJForCausalLM
 
 from detcheck.engines import in_process
 from detcheck.engines.continuous import ContinuousEngine, paged_attention
@@ -275,15 +275,12 @@ def test_invariant_kernels_on_a_device_without_them_are_refused(tiny_model: Load
 def test_an_engine_refuses_before_it_measures_and_takes_a_named_subset(
     tiny_model: LoadedModel,
 ) -> None:
-    config = MixtralConfig(
-        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
-    )  # fmt: skip
-    mixtral = MixtralForCausalLM(config)
-    loaded = LoadedModel(
-        "Mix", mixtral.eval(), tiny_model.tokenizer, torch.float32, torch.device("cpu")
+    config = GPTJConfig(
+        vocab_size=320, n_embd=64, n_layer=1, n_head=4, rotary_dim=8, bos_token_id=0, eos_token_id=1
     )
-    with pytest.raises(UsageError, match="Mix runs aten::topk"):
+    gptj = GPTJForCausalLM(config)
+    loaded = LoadedModel("J", gptj.eval(), tiny_model.tokenizer, torch.float32, torch.device("cpu"))
+    with pytest.raises(UsageError, match="J runs aten::bmm past the attention interface"):
         StaticEngine(loaded, experiment())
     subset = experiment(kernels=("stock", "batch-invariant:matmul"))
     StaticEngine(loaded, subset).close()

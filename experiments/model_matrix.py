@@ -1,0 +1,218 @@
+"""Every causal architecture of transformers: is it covered, and do its rows depend on their batch?
+
+    python experiments/model_matrix.py                     # all; about 10 minutes on 2 cores
+    python experiments/model_matrix.py --only mixtral,gemma3_text
+
+For each architecture that the installed transformers lists, a tiny random model is built from its
+default config by rules. If the batch-invariant kernels cover it, every row of three batches, padded
+on the left, is compared with the same row alone, bit for bit: in one forward pass, and in
+`generate` with the cache. This is done with stock kernels (the control) and with batch-invariant
+kernels, in float32 and bfloat16. Nothing in it reuses the checks of `detcheck coverage`. Writes
+`table.md` and `results.json` (with the environment) to `results/models/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detcheck import environment
+from detcheck.errors import ModelError, UsageError
+from detcheck.kernels.coverage import coverage, level_held, refusal
+from detcheck.kernels.in_force import kernels_in_force
+from detcheck.models.tiny import architectures, config_of, quiet, shrunk, tiny_model
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+LENGTHS = (9, 14, 3, 11)
+"""Tokens of the requests; a window of the tiny models has 6."""
+BATCHES = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0))
+"""Which requests share a batch, in which order."""
+NEW_TOKENS = 4
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KERNELS = ("stock", "batch-invariant")
+HELD, VARIANT, REFUSED, UNBUILT, FAILED = "held", "variant", "refused", "not built", "failed"
+
+
+@dataclass(slots=True)
+class Row:
+    """One architecture. Counts of rows are over both dtypes and all batches."""
+
+    architecture: str
+    outcome: str = UNBUILT
+    level: str | None = None
+    reason: str | None = None
+    """Why it is refused or was not built."""
+    rows: int = 0
+    """Rows that were compared with each kernels setting."""
+    differ: dict[str, int] = field(default_factory=dict)
+    """Rows that differ, by kernels."""
+    elapsed_s: float = 0.0
+
+
+class TooLongError(Exception):
+    """An architecture took more time than it was given."""
+
+
+def main() -> None:
+    options = arguments()
+    names = options.only.split(",") if options.only else architectures()
+    rows: list[Row] = []
+    for name in names:
+        rows.append(measure(name, options.limit))
+        last = rows[-1]
+        print(f"{name}: {last.outcome} {last.reason or last.differ}", file=sys.stderr, flush=True)
+        write(rows, options.out)
+    print(table(rows))
+    if any(row.outcome in (VARIANT, FAILED) for row in rows):
+        sys.exit(1)
+
+
+def measure(name: str, limit_s: int = 60) -> Row:
+    """Build one architecture and compare its rows; takes at most `limit_s` seconds."""
+    row, start = Row(name), time.perf_counter()
+    try:
+        with limited(limit_s), quiet():
+            config = shrunk(config_of(name))
+            model = tiny_model(config)
+            row.outcome = REFUSED
+            row.reason = refusal(coverage(model), name)
+            if row.reason is None:
+                row.outcome = VARIANT
+                compare(row, {dtype: tiny_model(config, DTYPES[dtype]) for dtype in DTYPES})
+                row.level = level_held(model)
+    except (ModelError, TooLongError) as error:
+        row.outcome, row.reason = UNBUILT, str(error)
+    except UsageError as error:
+        row.outcome, row.reason = REFUSED, str(error)
+    except Exception as error:  # of the model's own code
+        row.outcome = FAILED
+        row.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    row.elapsed_s = round(time.perf_counter() - start, 2)
+    return row
+
+
+def compare(row: Row, models: dict[str, Any]) -> None:
+    """Count rows that differ from the same rows alone, with each kernels setting."""
+    for kernels in KERNELS:
+        with kernels_in_force(kernels), torch.no_grad():
+            equal = [same for model in models.values() for same in rows_equal(model)]
+        row.rows, row.differ[kernels] = len(equal), equal.count(False)
+    row.outcome = VARIANT if row.differ["batch-invariant"] else HELD
+
+
+def rows_equal(model: Any) -> list[bool]:
+    """For each row of each batch, forward and generated: whether it is what it is alone."""
+    requests = [
+        torch.randint(4, 96, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+        for length in LENGTHS
+    ]
+    equal = []
+    for run in (forward, generate):
+        alone = [run(model, [request])[0] for request in requests]
+        for batch in BATCHES:
+            together = run(model, [requests[at] for at in batch])
+            equal += [
+                torch.equal(logits, alone[at]) for logits, at in zip(together, batch, strict=True)
+            ]
+    return equal
+
+
+def forward(model: Any, requests: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Logits (tokens, vocabulary) of each request, of one forward pass with padding."""
+    inputs = padded(requests)
+    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = positions
+    logits = model(**inputs, use_cache=False).logits
+    return [row[-len(request) :] for row, request in zip(logits, requests, strict=True)]
+
+
+def generate(model: Any, requests: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Logits (new tokens, vocabulary) of each request as they were decoded greedily."""
+    out = model.generate(
+        **padded(requests), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
+        output_logits=True, return_dict_in_generate=True, pad_token_id=0,
+    )  # fmt: skip
+    return list(torch.stack(out.logits, dim=1))
+
+
+def padded(requests: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    longest = max(map(len, requests))
+    ids = [[0] * (longest - len(request)) + [*request] for request in requests]
+    mask = [[0] * (longest - len(request)) + [1] * len(request) for request in requests]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raise TooLongError if what runs inside takes more than `seconds`."""
+
+    def stop(*_: Any) -> None:
+        raise TooLongError(f"It took more than {seconds} s.")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The results as Markdown."""
+    counts = Counter(row.outcome for row in rows)
+    built = len(rows) - counts[UNBUILT]
+    lines = [
+        f"{len(rows)} architectures, as tiny random models; {built} could be built by rules. "
+        f"Of these {counts[HELD]} are held, {counts[REFUSED]} are refused with a sentence, and "
+        f"{counts[VARIANT] + counts[FAILED]} are covered but not held. Rows in three padded "
+        "batches against the same rows alone, forward and generated, float32 and bfloat16. "
+        "*Stock*: rows that differ with stock kernels, the control.",
+        "",
+        "| architecture | outcome | level | stock | batch-invariant | reason |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        differ = [f"{row.differ[name]} of {row.rows}" if row.differ else "–" for name in KERNELS]
+        reason = (row.reason or "").split(", which the batch-invariant")[0].replace("|", "\\|")
+        cells = (row.architecture, row.outcome, row.level or "–", *differ, reason or "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(rows: Sequence[Row], out: Path) -> None:
+    """Save the rows that have been measured so far, so that a later failure does not lose them."""
+    out.mkdir(parents=True, exist_ok=True)
+    report = {
+        "rows": [asdict(row) for row in rows],
+        "environment": environment.collect("cpu"),
+    }
+    (out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(table(rows), encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", help="architectures, comma-separated (default: all)")
+    parser.add_argument("--limit", type=int, default=60, help="seconds for each architecture")
+    parser.add_argument("--out", type=Path, default=RESULTS / "models", help="where to write")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

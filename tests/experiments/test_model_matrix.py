@@ -1,0 +1,70 @@
+"""A sample of every kind of model: held, bit for bit, or refused with a sentence."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from detcheck.kernels.mode import batch_invariant
+from detcheck.models.tiny import config_of, shrunk, tiny_model
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = {
+    "full attention": "llama", "a sliding window": "mistral", "two kinds of windows": "gemma3_text",
+    "soft caps": "gemma2", "sinks and experts": "gpt_oss", "chunks and experts": "llama4_text",
+    "experts": "qwen3_moe", "groups of experts and latent attention": "deepseek_v3",
+    "a window and experts": "mixtral", "experts of many sizes": "glm4_moe",
+}  # fmt: skip
+REFUSED = {
+    "bloom": "aten::pow", "gptj": "bmm past the attention interface", "mamba": "aten::convolution",
+    "rwkv": "computes with its padding", "inkling_text": "a position bias",
+}  # fmt: skip
+
+
+@pytest.fixture(name="matrix")
+def _matrix(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return importlib.import_module("model_matrix")
+
+
+@pytest.mark.parametrize("kind", SAMPLE)
+def test_every_kind_is_held_and_its_control_is_alive(matrix: ModuleType, kind: str) -> None:
+    row = matrix.measure(SAMPLE[kind])
+    assert (row.outcome, row.level, row.reason) == ("held", "fully-invariant", None)
+    assert row.differ["batch-invariant"] == 0
+    assert row.differ["stock"] > 0
+    assert row.rows == 40
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_covered_is_refused_with_a_sentence(matrix: ModuleType, name: str) -> None:
+    row = matrix.measure(name)
+    assert (row.outcome, row.differ) == ("refused", {})
+    assert REFUSED[name] in row.reason
+
+
+class SeesItsNeighbours(torch.nn.Module):
+    """Adds the mean of all rows to each."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.mean(0, keepdim=True)
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_found(matrix: ModuleType) -> None:
+    """The twin: a covered model with a planted fault, which no kernel can mend."""
+    model = tiny_model(shrunk(config_of("llama")))
+    with batch_invariant(), torch.no_grad():
+        assert all(matrix.rows_equal(model))
+        model.model.layers[1].post_attention_layernorm = SeesItsNeighbours()
+        equal = matrix.rows_equal(model)
+    assert not any(equal)
+
+
+def test_an_architecture_that_takes_too_long_is_named(matrix: ModuleType) -> None:
+    with pytest.raises(matrix.TooLongError, match="more than 1 s"), matrix.limited(1):
+        time.sleep(30)
