@@ -31,9 +31,10 @@ class TopTwo:
     """Second-best token at each position; never the chosen one, not even in a tie. None if a
     server gives text instead of ids."""
     gaps: tuple[float, ...]
-    """Best minus second-best logit (= difference of log-probabilities, in nats), >= 0."""
+    """Best minus second-best logit (= difference of log-probabilities, in nats), >= 0. Above
+    temperature 0, an engine in process gives the gap of the scores that the seed has perturbed."""
     logprobs: tuple[float, ...]
-    """Log-probability of the best token, in nats."""
+    """Log-probability of the chosen token by the model's own logits, in nats."""
     runner_up_texts: tuple[str, ...] | None = None
     """Text of the second-best token, if a server gives text instead of ids."""
 

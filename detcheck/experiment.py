@@ -17,6 +17,8 @@ from detcheck.options import Option, check_types
 
 DEFAULT_PROMPT = "Tell me about Richard Feynman"
 AUTO = "auto"
+NO_FILTERS: Mapping[str, float] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+"""Values at which the options that shape sampling change nothing."""
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +65,24 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         float,
         Option("0 always takes the best token. Above 0, tokens are sampled by seed.", (), "T"),
     ] = 0.0
+    top_k: Annotated[int, Option("Sample among the K best tokens only; 0: among all.", (), "K")] = 0
+    top_p: Annotated[
+        float,
+        Option(
+            "Sample among the fewest tokens whose probabilities sum to P, best first; 1: among "
+            "all.",
+            (),
+            "P",
+        ),
+    ] = 1.0
+    min_p: Annotated[
+        float,
+        Option(
+            "Sample among tokens at least P times as probable as the best; 0: among all.",
+            (),
+            "P",
+        ),
+    ] = 0.0
     seeds: Annotated[
         tuple[int, ...],
         Option(
@@ -93,6 +113,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         self._check_prompts()
         self._check_kernels()
         self._check_seeds()
+        self._check_filters()
 
     def _check_numbers(self) -> None:
         for name in ("completions", "max_new_tokens", "repeat_trial"):
@@ -143,6 +164,27 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise UsageError(
                 "At temperature 0 a seed changes nothing: raise `temperature`, or give one seed."
             )
+
+    def _check_filters(self) -> None:
+        """Check the options that shape sampling."""
+        if self.top_k < 0:
+            raise UsageError(f"`top_k` must be 0 or more, not {self.top_k}.")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"`top_p` must be above 0 and at most 1, not {self.top_p}.")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"`min_p` must be from 0 to 1, not {self.min_p}.")
+        if self.temperature == 0 and self.filters:
+            name = next(iter(self.filters))
+            raise UsageError(
+                f"At temperature 0 `{name}` changes nothing: raise `temperature`, or leave "
+                f"`{name}` out."
+            )
+
+    @property
+    def filters(self) -> dict[str, float]:
+        """The options that shape sampling and are in use, by name."""
+        given = {name: getattr(self, name) for name in NO_FILTERS}
+        return {name: value for name, value in given.items() if value != NO_FILTERS[name]}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `run.json`; `from_dict` reads it back."""

@@ -42,6 +42,13 @@ def test_the_default_is_the_experiment_of_the_readme() -> None:
         ({"temperature": -0.5}, "0 or more"),
         ({"temperature": float("nan")}, "0 or more"),
         ({"temperature": float("inf")}, "0 or more"),
+        ({"temperature": 1.0, "top_k": -1}, "`top_k` must be 0 or more"),
+        ({"temperature": 1.0, "top_p": 0.0}, "`top_p` must be above 0 and at most 1"),
+        ({"temperature": 1.0, "top_p": 1.01}, "`top_p` must be above 0 and at most 1"),
+        ({"temperature": 1.0, "top_p": float("nan")}, "`top_p` must be above 0 and at most 1"),
+        ({"temperature": 1.0, "min_p": -0.1}, "`min_p` must be from 0 to 1"),
+        ({"top_p": 0.9}, "At temperature 0 `top_p` changes nothing"),
+        ({"min_p": 0.9}, "At temperature 0 `min_p` changes nothing"),
         ({"prompts": ()}, "at least one prompt"),
         ({"prompts": ("one", " \n")}, "Prompt 2 is empty"),
         ({"prompts": ("one", "one")}, "are the same"),
@@ -152,6 +159,12 @@ def test_batches_are_whole_and_a_batch_of_one_gets_few() -> None:
 )
 def test_probes_per_trial(batch_size: int, traffic: str, probes: int) -> None:
     assert probes_per_trial(batch_size, traffic) == probes
+
+
+def test_only_filters_in_use_are_listed() -> None:
+    assert Experiment().filters == {}
+    given = Experiment(temperature=0.7, top_k=20, min_p=0.1)
+    assert given.filters == {"top_k": 20, "min_p": 0.1}
 
 
 def test_an_experiment_survives_json() -> None:

@@ -1,4 +1,4 @@
-"""From logits to tokens: the best two, seeded sampling, and text with token boundaries.
+"""From logits to ranked tokens, and from tokens to text with token boundaries.
 
 Everything here computes each row on its own, in one order whatever the number of rows, so that
 the harness adds no difference of its own to the engine it watches.
@@ -6,7 +6,6 @@ the harness adds no difference of its own to the engine it watches.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 
 from detcheck.completion import first_divergence
-from detcheck.engines.partial import Draw
 
 _LOG2_E = math.log2(math.e)
 _BLOCK = 64
@@ -74,33 +72,6 @@ def _best(blocks: torch.Tensor, best_of_block: torch.Tensor) -> tuple[torch.Tens
     chosen = blocks[rows, block]
     inside = chosen.argmax(-1)
     return chosen[rows, inside], block * _BLOCK + inside
-
-
-class Sampler:
-    """Chooses tokens: the best at temperature 0, else by seeded Gumbel noise.
-
-    The noise depends on the seed and the position in the completion only, never on the row or the
-    batch: the same request with the same seed draws the same token wherever it is computed.
-    """
-
-    def __init__(self, temperature: float):
-        self.temperature = temperature
-        self._noise = lru_cache(maxsize=1024)(_gumbel)
-
-    def choose(self, scores: torch.Tensor, draws: Sequence[Draw]) -> RankedTokens:
-        """Rank (rows, vocabulary) scores; `draws` has one (seed, position) for each row."""
-        if self.temperature > 0:
-            vocabulary = scores.shape[1]
-            noise = torch.stack([self._noise(*draw, vocabulary) for draw in draws])
-            scores = scores.float() / self.temperature + noise.to(scores.device)
-        return rank(scores)
-
-
-def _gumbel(seed: int, position: int, vocabulary: int) -> torch.Tensor:
-    key = hashlib.sha256(f"{seed}/{position}".encode()).digest()[:8]
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-    uniform = torch.rand(vocabulary, generator=generator, dtype=torch.float64)
-    return -(-uniform.clamp_min(1e-300).log()).log().float()
 
 
 class Detokenizer:

@@ -17,13 +17,14 @@ import torch
 from detcheck import models
 from detcheck.completion import Completion, TopTwo, fingerprint_token_ids
 from detcheck.engines.base import OnTokens, TrialResult
-from detcheck.engines.decoding import Detokenizer, RankedTokens, Sampler
+from detcheck.engines.decoding import Detokenizer, RankedTokens
 from detcheck.engines.first_tokens import check_first_tokens
 from detcheck.engines.memory import is_out_of_memory
 from detcheck.engines.own_decoding import left_out
 from detcheck.engines.partial import PartialCompletion
 from detcheck.engines.passes import ForwardPass, PassObserver
 from detcheck.engines.prompts import check_lengths, encode_prompt
+from detcheck.engines.sampling import Filters, Sampler
 from detcheck.errors import OutOfMemory, UsageError
 from detcheck.evidence import KernelsProof, ModelIdentity
 from detcheck.experiment import Experiment
@@ -55,7 +56,10 @@ class InProcessEngine:
         self.target = target or InProcess()
         self.loaded = loaded
         self.experiment = self.target.settle(experiment)
-        self.sampler = Sampler(experiment.temperature)
+        self.sampler = Sampler(
+            experiment.temperature,
+            Filters(**experiment.filters),  # type: ignore[arg-type]
+        )
         self.encode = lru_cache(maxsize=None)(self._encode)
         self._detokenize = Detokenizer(loaded.tokenizer)
         self._proofs: dict[str, list[Proof]] = {}
@@ -137,7 +141,11 @@ class InProcessEngine:
             prompt_digests=tuple(
                 fingerprint_token_ids(self.encode(prompt)) for prompt in experiment.prompts
             ),
-            decoding=left_out(loaded.model.generation_config, sampled=experiment.temperature > 0),
+            decoding=left_out(
+                loaded.model.generation_config,
+                sampled=experiment.temperature > 0,
+                stated=experiment.filters,
+            ),
         )
 
     def unfit_because(self) -> str:

@@ -6,7 +6,7 @@ only the experiment's options shape the distribution. The same rule holds in eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,14 +27,17 @@ _NO_DECODING = {
 """Entries of a generation config that choose no token."""
 
 
-def left_out(generation_config: Any, *, sampled: bool) -> dict[str, str]:
+def left_out(
+    generation_config: Any, *, sampled: bool, stated: Collection[str] = ()
+) -> dict[str, str]:
     """The model's own decoding options that detcheck does not apply, by name.
 
     Each value is such as `1.3, left out`. `sampled` is true above temperature 0: only then do
-    options that shape sampling count. `generation_config` is transformers' GenerationConfig.
+    options that shape sampling count, except those that are `stated` by the experiment.
+    `generation_config` is transformers' GenerationConfig.
     """
     neutral = {**generation_config._get_default_generation_params(), "top_k": 0}
-    ignored = _REPLACED | _NO_DECODING | (set() if sampled else SAMPLING)
+    ignored = _REPLACED | _NO_DECODING | (set(stated) if sampled else SAMPLING)
     return {
         name: f"{str(value)[:60]}, left out"
         for name, value in sorted(generation_config.to_diff_dict().items())

@@ -8,7 +8,10 @@ from detcheck.analysis.results import Analysis
 from detcheck.errors import UsageError
 from detcheck.kernels.settings import AS_SERVED, STOCK
 
-SAME_LOAD = (*("model", "dtype", "max_new_tokens", "temperature", "chat_template", "traffic"),)
+SAME_LOAD = (
+    *("model", "dtype", "max_new_tokens", "temperature", "chat_template", "traffic"),
+    *("top_k", "top_p", "min_p"),
+)
 """Settings in which a control must agree with the run."""
 
 

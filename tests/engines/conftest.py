@@ -31,7 +31,8 @@ def tiny_model() -> LoadedModel:
     )
     model = LlamaForCausalLM(config).eval()
     vocabulary = {"<s>": 0, "</s>": 1} | {
-        character: 2 + index for index, character in enumerate(pre_tokenizers.ByteLevel.alphabet())
+        character: 2 + index
+        for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
     }
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""Logits to tokens: the best two, the same whatever the batch, seeded sampling, and text."""
+"""Logits to tokens: the best two, the same whatever the batch; and tokens to text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from detcheck.engines.decoding import Detokenizer, Sampler, rank
+from detcheck.engines.decoding import Detokenizer, rank
 from detcheck.models import LoadedModel
 
 
@@ -39,28 +39,6 @@ def test_a_row_is_ranked_the_same_alone_and_in_any_batch() -> None:
         alone = rank(scores[row : row + 1])
         assert torch.equal(alone.logprob, whole.logprob[row : row + 1])
         assert torch.equal(alone.gap, whole.gap[row : row + 1])
-
-
-def test_sampling_depends_on_seed_and_position_only() -> None:
-    scores = torch.randn(1, 1000).expand(6, -1)
-    sampler = Sampler(temperature=1.0)
-    same_position = sampler.choose(scores, [(3, 4)] * 6).best
-    assert len(set(same_position.tolist())) == 1
-    positions = sampler.choose(scores, [(3, position) for position in range(6)]).best
-    assert positions[4] == same_position[0]
-    assert len(set(positions.tolist())) > 1
-    seeds = sampler.choose(scores, [(seed, 4) for seed in range(6)]).best
-    assert seeds[3] == same_position[0]
-    assert len(set(seeds.tolist())) > 1
-
-
-def test_sampling_follows_the_distribution() -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.0]])
-    sampler = Sampler(temperature=1.0)
-    every = [(0, position) for position in range(4000)]
-    draws = sampler.choose(logits.expand(4000, -1), every).best
-    share = torch.bincount(draws, minlength=3) / 4000
-    torch.testing.assert_close(share, logits[0].softmax(-1), atol=0.03, rtol=0)
 
 
 TEXT = "A sea: ü, €, 🐟 and 日本."

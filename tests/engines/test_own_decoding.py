@@ -17,6 +17,8 @@ from detcheck.targets import InProcess
 from detcheck.traffic import plan_trials
 
 ENGINES = {"continuous": ContinuousEngine, "static": StaticEngine}
+TOKENS = 40
+"""Enough for a random model to repeat itself."""
 OWN = {
     "repetition": {"repetition_penalty": 5.0},
     "beams": {"num_beams": 3, "length_penalty": 4.0},
@@ -28,7 +30,7 @@ OWN = {
 def answers(loaded: LoadedModel, name: str) -> set[Any]:
     experiment = settled(
         prompts=("What is the sea?",), kernels=("stock",), batch_sizes=(1,), completions=1,
-        max_new_tokens=8,
+        max_new_tokens=TOKENS,
     )  # fmt: skip
     engine = ENGINES[name](loaded, experiment, InProcess(engine=name))
     (trial,) = plan_trials(experiment, conditions_of(experiment)[0])
@@ -40,7 +42,7 @@ def own_generate(loaded: LoadedModel) -> tuple[int, ...]:
     ids = torch.tensor([loaded.tokenizer("What is the sea?")["input_ids"]])
     with torch.inference_mode():
         out = loaded.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False
         )
     return tuple(out[0, ids.shape[1] :].tolist())
 
@@ -79,6 +81,7 @@ def test_options_that_are_left_out_are_named() -> None:
     greedy = left_out(config, sampled=False)
     assert greedy == {"num_beams": "3, left out", "repetition_penalty": "1.3, left out"}
     assert left_out(config, sampled=True) == greedy | {"top_p": "0.8, left out"}
+    assert left_out(config, sampled=True, stated={"top_p": 0.5}) == greedy
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,11 @@ def dropped_fields(dialect: Dialect, temperature: float) -> list[EndpointCheck]:
         return []
     names = ", ".join(sorted(dialect.dropped))
     sentence = f"the server refuses {names}: left out"
-    if "temperature" not in dialect.dropped or temperature == 0:
+    asked = {"temperature": temperature, **dict(dialect.filters)}
+    missing = [f"{name} {value:g}" for name, value in asked.items() if name in dialect.dropped]
+    if not missing or temperature == 0:
         return [EndpointCheck("fields", None, sentence)]
-    sentence += f"; so no answer is known to be sampled at temperature {temperature:g}"
+    sentence += f"; so no answer is known to be sampled at {' and '.join(missing)}"
     return [EndpointCheck("fields", False, sentence, decisive=True)]
 
 

@@ -10,11 +10,11 @@ import orjson
 
 TOP_LOGPROBS = 2
 OPTIONAL = (
-    *("cache_prompt", "cache_salt"),
-    *("return_token_ids", "stream_options", "top_logprobs", "logprobs", "seed", "temperature"),
+    *("cache_prompt", "cache_salt", "return_token_ids", "stream_options", "top_logprobs"),
+    *("logprobs", "min_p", "top_k", "top_p", "seed", "temperature"),
 )
 """Fields that may be left out if a server refuses them, the least missed first."""
-DECODING = ("temperature", "seed")
+DECODING = ("temperature", "seed", "top_p", "top_k", "min_p")
 """Those of them that decide which tokens are chosen."""
 NEWER_LIMIT = "max_completion_tokens"
 """The name that some servers want instead of `max_tokens`."""
@@ -42,6 +42,8 @@ class Dialect:
     dropped: frozenset[str] = frozenset()
     """Optional fields that the server refuses."""
     limit_field: str = "max_tokens"
+    filters: tuple[tuple[str, float], ...] = ()
+    """Names and values of options that shape sampling; sent above temperature 0."""
 
     @property
     def path(self) -> str:
@@ -83,6 +85,8 @@ class Dialect:
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
         }
+        if question.temperature > 0:
+            fields |= dict(self.filters)
         if self.chat:
             fields |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         else:

@@ -40,7 +40,8 @@ async def check(endpoint: Endpoint, experiment: Experiment, target: Served) -> N
     limit_s = 2 * endpoint.connection.connect_s
     endpoint.on_wait(f"asking {endpoint.name} for its models, {limit_s:g} s at most")
     model, context = await reach.find_model(endpoint.client, endpoint.connection, target.model)
-    endpoint.dialect = Dialect(model, chat=target.chat_template)
+    filters = tuple(experiment.filters.items())
+    endpoint.dialect = Dialect(model, chat=target.chat_template, filters=filters)
     _check_limit(endpoint, experiment, context)
     endpoint.on_wait(f"asking {endpoint.name} for its metrics, {limit_s:g} s at most")
     await endpoint.watch.look(model)

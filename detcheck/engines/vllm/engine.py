@@ -213,6 +213,7 @@ class VllmEngine:
             max_new_tokens=experiment.max_new_tokens,
             batch_size=max(experiment.batch_sizes),
             temperature=experiment.temperature,
+            filters=experiment.filters,
             chat_template=target.chat_template,
             trust_remote_code=target.trust_remote_code,
         )

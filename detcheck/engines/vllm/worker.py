@@ -49,6 +49,8 @@ class Setup:
     batch_size: int
     """Most requests in flight."""
     temperature: float
+    filters: Mapping[str, float]
+    """`top_k`, `top_p` and `min_p`, as far as they are in use."""
     chat_template: bool
     trust_remote_code: bool
 
@@ -130,6 +132,7 @@ class Worker:
         prompt, _, limit, seed = request
         params = SamplingParams(
             temperature=self._setup.temperature,
+            **self._setup.filters,
             seed=seed if self._setup.temperature > 0 else None,
             max_tokens=limit,
             logprobs=2,
@@ -220,7 +223,7 @@ def _left_out(setup: Setup) -> dict[str, str]:
         own = GenerationConfig.from_pretrained(setup.source, revision=setup.revision or "main")
     except OSError:  # the model has none
         return {}
-    return left_out(own, sampled=setup.temperature > 0)
+    return left_out(own, sampled=setup.temperature > 0, stated=setup.filters)
 
 
 def _engine(setup: Setup, prompts: Mapping[str, tuple[int, ...]], steps: SchedulerSteps) -> Any:

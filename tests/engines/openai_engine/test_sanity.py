@@ -88,6 +88,25 @@ def test_run_keeps_what_was_really_sent(serve, measure):
     assert (run.model.name, run.model.decoding) == ("toy", {"seed": "not sent"})
 
 
+FILTERED = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "max_new_tokens": 5}
+
+
+def test_filters_of_sampling_are_sent(serve, measure):
+    run = measure(serve(), **FILTERED).run
+    said = {check.name: check.sentence for check in run.endpoint_checks}
+    assert '"top_k":20,"top_p":0.9' in said["request"]
+    assert "min_p" not in said["request"]
+    assert run.model.decoding == {}
+
+
+def test_a_filter_that_the_server_refuses_is_decisive(serve, measure):
+    run = measure(serve(refuses=("top_p",)), **FILTERED).run
+    (refused,) = [check for check in run.endpoint_checks if check.name == "fields"]
+    assert refused.decisive
+    assert refused.sentence.endswith("so no answer is known to be sampled at top_p 0.9")
+    assert run.model.decoding == {"top_p": "not sent"}
+
+
 def test_refused_temperature_is_not_taken_for_0(serve, measure):
     analysis = measure(serve(refuses=("temperature",)))
     (check,) = (c for c in analysis.run.endpoint_checks if c.name == "temperature 0")
