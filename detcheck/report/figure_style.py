@@ -110,6 +110,13 @@ class Drawing:
     """The `<svg>` element, for a page that has `adaptive_css` in its styles."""
     caption: str = ""
     """How to read it, in a sentence or two; empty if it explains itself."""
+    width: float = WIDTH
+    """In CSS pixels."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether a phone would shrink its words until nobody can read them."""
+        return self.width > 1.5 * WIDTH
 
     def standalone(self) -> str:
         """The figure as a file of its own, on its own background, adapting to dark."""
@@ -210,7 +217,8 @@ def finish(figure: Figure, name: str, alt: str, caption: str = "") -> Drawing:
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     width, height = figure.get_size_inches() * 72
-    return Drawing(name, alt, _clean(buffer.getvalue(), name, alt, width, height), caption)
+    body = _clean(buffer.getvalue(), name, alt, width, height)
+    return Drawing(name, alt, body, caption, float(width))
 
 
 def _clean(svg: str, name: str, alt: str, width: float, height: float) -> str:

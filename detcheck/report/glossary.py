@@ -46,6 +46,12 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "pass. Only the second is evidence.",
     ),
     (
+        "seed",
+        "It asks for one sample of the model above temperature 0. Different seeds may give "
+        "different answers, which you asked for. A second answer to one seed comes from the "
+        "system. References and divergences are within a seed.",
+    ),
+    (
         "traffic",
         "What else is in the batches. Alone: copies of the same prompt. Mixed: half of them are "
         "other prompts.",

@@ -23,7 +23,6 @@ from detcheck.report.prompt_view import GroupView, PromptView
 from detcheck.report.raw_files import RawFile
 from detcheck.report.view import ReportView
 
-TREE = "prefix_tree"
 MAX_SECTIONS = 20
 """Prompts that get a whole section; those that vary less get a few lines."""
 MAX_TABLE_ROWS = 30
@@ -149,8 +148,8 @@ def _section(
         view=prompt,
         groups=tuple(_group_section(group, detail) for group in prompt.groups),
         detail=detail,
-        wide=tuple(drawing for drawing in drawings if drawing.name.endswith(TREE)),
-        figures=tuple(drawing for drawing in drawings if not drawing.name.endswith(TREE)),
+        wide=tuple(drawing for drawing in drawings if drawing.wide),
+        figures=tuple(drawing for drawing in drawings if not drawing.wide),
         open=num_prompts == 1 or (rank == 0 and not prompt.row.quiet),
     )
 

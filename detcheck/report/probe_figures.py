@@ -27,6 +27,15 @@ GROWTH = "growth"
 RELATIONS = (
     *("repeat", "batch-size", "position", "neighbours", "padding", "chunking", "prefill-decode"),
 )
+"""The columns that the matrix always has; other relations that were probed follow."""
+MATRIX_CAPTION = (
+    "Each cell is an op and a relation: how many of the rows changed in any bit when only this "
+    "changed around them. · means that none did; an empty cell was not probed."
+)
+GROWTH_CAPTION = (
+    "At each layer: how far its result is from that under the other load, relative to its size. "
+    "A small difference in the first op grows until it reaches the logits."
+)
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 _ROW_HEIGHT = 20
 _PANEL = 196
@@ -69,6 +78,7 @@ def invariance_matrix(cells: Sequence[Cell]) -> Drawing:
     """Ops by relations, one panel for each kernels setting: the worst share of rows that differ."""
     settings = list(dict.fromkeys(str(cell["kernels"]) for cell in cells))[:3]
     ops = list(dict.fromkeys(str(cell["op"]) for cell in cells))
+    relations = list(dict.fromkeys([*RELATIONS, *(str(cell["relation"]) for cell in cells)]))
     if not ops:
         raise ValueError("no cells")
     width = _NAMES + _PANEL * len(settings) + look.MARGIN
@@ -78,11 +88,11 @@ def invariance_matrix(cells: Sequence[Cell]) -> Drawing:
         for index, kernels in enumerate(settings):
             axes = _panel(figure, title if index == 0 else "", index, len(settings), width)
             shares = _shares(cells, kernels)
-            _fill(axes, ops, shares, look.kernels_colour(kernels))
+            _fill(axes, ops, relations, shares, look.kernels_colour(kernels))
             axes.set_yticks(range(len(ops)), ops if index == 0 else [])
             axes.set_title(kernels, loc="left", color=look.MUTED)
         alt = f"{title}: " + "; ".join(_in_words(k, _shares(cells, k)) for k in settings)
-        return look.finish(figure, MATRIX, alt)
+        return look.finish(figure, MATRIX, alt, MATRIX_CAPTION)
 
 
 def _panel(figure: Any, title: str, index: int, panels: int, width: float) -> Axes:
@@ -95,10 +105,12 @@ def _panel(figure: Any, title: str, index: int, panels: int, width: float) -> Ax
     return axes
 
 
-def _fill(axes: Axes, ops: Sequence[str], shares: Shares, colour: str) -> None:
+def _fill(
+    axes: Axes, ops: Sequence[str], relations: Sequence[str], shares: Shares, colour: str
+) -> None:
     """One rectangle for each cell; opacity carries the share, to be read in light and dark."""
     for row, op in enumerate(ops):
-        for column, relation in enumerate(RELATIONS):
+        for column, relation in enumerate(relations):
             share = shares.get((op, relation))
             if share is None:
                 continue
@@ -107,10 +119,10 @@ def _fill(axes: Axes, ops: Sequence[str], shares: Shares, colour: str) -> None:
             axes.add_patch(Rectangle(corner, 0.92, 0.92, color=colour, alpha=alpha, linewidth=0))
             text = "·" if not share else "<1" if share < 0.01 else f"{100 * share:.0f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=9)
-    axes.set_xlim(-0.5, len(RELATIONS) - 0.5)
+    axes.set_xlim(-0.5, len(relations) - 0.5)
     axes.set_ylim(len(ops) - 0.5, -0.5)
     axes.set_xticks(
-        range(len(RELATIONS)), RELATIONS, rotation=45, ha="right", rotation_mode="anchor"
+        range(len(relations)), relations, rotation=45, ha="right", rotation_mode="anchor"
     )
     axes.spines[:].set_visible(False)
 
@@ -154,4 +166,4 @@ def growth(layers: Sequence[Mapping[str, Any]], first: Mapping[str, Any] | None)
             alt += (
                 f"; first op that differs: {quoted(op, 100)} in {quoted(str(first['module']), 100)}"
             )
-        return look.finish(figure, GROWTH, alt)
+        return look.finish(figure, GROWTH, alt, GROWTH_CAPTION)

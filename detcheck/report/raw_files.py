@@ -18,8 +18,8 @@ DESCRIPTIONS = {
     "variants.csv": "one row for each variant",
     "branchings.csv": "one row for each branching of the prefix trees",
     "report.md": "this report as Markdown",
-    "ops.json": "the results of `detcheck ops`",
-    "trace.json": "the results of `detcheck trace`",
+    "ops.json": "the results of detcheck ops",
+    "trace.json": "the results of detcheck trace",
 }
 """The files that are linked, and what each holds."""
 

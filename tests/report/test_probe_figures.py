@@ -50,6 +50,12 @@ def test_the_matrix_shows_the_worst_share_of_each_op_and_relation() -> None:
     assert "stock: linear, sum differs; batch-invariant: no op differs" in drawing.alt
 
 
+def test_a_relation_that_is_new_gets_a_column() -> None:
+    words = shown(invariance_matrix([*CELLS, cell("mm", "prefix-cache", "stock", 2)]).body)
+    assert "prefix-cache" in words
+    assert words.count("prefix-cache") == words.count("repeat")
+
+
 def test_the_growth_names_what_came_first_and_escapes_it() -> None:
     drawing = growth(LAYERS, FIRST)
     assert drawing is not None
