@@ -59,4 +59,8 @@ class Place:
             return [EndpointCheck(name, False, sentence, decisive=True)]
         holds = cached == 0 if self.cache == COLD else cached > 0
         sentence = f"{cached:,} prompt tokens came from the prefix cache"
+        if not holds and self.cache == COLD:
+            sentence += ", although each request named a cache of its own"
+        elif not holds:
+            sentence += ": prompts shorter than one of its blocks are not kept"
         return [EndpointCheck(name, holds, sentence, decisive=True)]
