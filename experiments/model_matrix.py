@@ -68,15 +68,26 @@ class TooLongError(Exception):
 def main() -> None:
     options = arguments()
     names = options.only.split(",") if options.only else architectures()
+    known = measured(options.out) if options.resume else {}
     rows: list[Row] = []
     for name in names:
-        rows.append(measure(name, options.limit))
+        rows.append(known.get(name) or measure(name, options.limit))
         last = rows[-1]
         print(f"{name}: {last.outcome} {last.reason or last.differ}", file=sys.stderr, flush=True)
-        write(rows, options.out)
+        if name not in known:
+            write(rows, options.out)
+    write(rows, options.out)
     print(table(rows))
     if any(row.outcome in (VARIANT, FAILED) for row in rows):
         sys.exit(1)
+
+
+def measured(out: Path) -> dict[str, Row]:
+    """Rows of an earlier run by architecture, without those that were not built."""
+    file = out / "results.json"
+    stored = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    rows = {row["architecture"]: Row(**row) for row in stored}
+    return {name: row for name, row in rows.items() if row.outcome in (HELD, REFUSED)}
 
 
 def measure(name: str, limit_s: int = 60) -> Row:
@@ -86,6 +97,7 @@ def measure(name: str, limit_s: int = 60) -> Row:
         with limited(limit_s), quiet():
             config = shrunk(config_of(name))
             model = tiny_model(config)
+            require_to_run(model)
             row.outcome = REFUSED
             row.reason = refusal(coverage(model), name)
             if row.reason is None:
@@ -93,7 +105,7 @@ def measure(name: str, limit_s: int = 60) -> Row:
                 compare(row, {dtype: tiny_model(config, DTYPES[dtype]) for dtype in DTYPES})
                 row.level = level_held(model)
     except (ModelError, TooLongError) as error:
-        row.outcome, row.reason = UNBUILT, str(error)
+        row = Row(name, UNBUILT, reason=str(error))
     except UsageError as error:
         row.outcome, row.reason = REFUSED, str(error)
     except Exception as error:  # of the model's own code
@@ -101,6 +113,16 @@ def measure(name: str, limit_s: int = 60) -> Row:
         row.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
     row.elapsed_s = round(time.perf_counter() - start, 2)
     return row
+
+
+def require_to_run(model: Any) -> None:
+    """Raise ModelError if a forward pass fails with stock kernels: then its sizes do not fit."""
+    try:
+        with torch.no_grad():
+            forward(model, [[4, 5, 6]])
+    except Exception as error:  # of the model's own code
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:150]
+        raise ModelError(f"Its tiny model does not run with stock kernels ({reason}).") from error
 
 
 def compare(row: Row, models: dict[str, Any]) -> None:
@@ -209,6 +231,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", help="architectures, comma-separated (default: all)")
+    parser.add_argument("--resume", action="store_true", help="keep rows that were measured before")
     parser.add_argument("--limit", type=int, default=60, help="seconds for each architecture")
     parser.add_argument("--out", type=Path, default=RESULTS / "models", help="where to write")
     return parser.parse_args()

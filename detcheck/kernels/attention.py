@@ -10,7 +10,7 @@ paged cache, and hands each request to the kernel of its device. On the CPU that
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache as memoise
 from typing import Any
 
@@ -22,7 +22,6 @@ from detcheck.kernels.cpu.attention import Segment
 from detcheck.kernels.cpu.masked import Scores, attend_block
 from detcheck.kernels.visible_keys import (
     Block,
-    blocks_of_row,
     read_mask_once,
     window_firsts,
     without_mask,
@@ -91,24 +90,19 @@ def _padded_batch(
         _refuse_on_gpu(scores, keys.narrow)
         padding = None if attention_mask is None and window is None else keys.starts
         return padded_attention(query, key, value, padding, scores.scaling, attention_mask)
-    starts = keys.starts.tolist()
     if scores.plain and not keys.narrow:
+        starts = keys.starts.tolist()
         return cpu_attention.padded_attention(
             query, key, value, starts, scores.scaling, query_by_query=query_by_query
         )
-    parts = [
-        (row, block)
-        for row, (start, firsts) in enumerate(zip(starts, keys.firsts.tolist(), strict=True))
-        for block in blocks_of_row(start, firsts, key.shape[2])
-    ]
-    return _attend_blocks(query, key, value, parts, scores, query_by_query)
+    return _attend_blocks(query, key, value, keys.blocks, scores, query_by_query)
 
 
 def _attend_blocks(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    parts: list[tuple[int, Block]],
+    parts: Sequence[tuple[int, Block]],
     scores: Scores,
     query_by_query: bool,
 ) -> torch.Tensor:

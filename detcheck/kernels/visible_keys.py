@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -20,7 +21,7 @@ _HIDDEN = -1e4
 """A mask's value for a hidden key is this or less; a value between this and 0 is a bias."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VisibleKeys:
     """The intervals of a padded batch. A query at position p sees keys `[first, p]`."""
 
@@ -30,6 +31,17 @@ class VisibleKeys:
     """(rows, q) first key that each query sees; undefined for padding."""
     narrow: bool
     """True if some query does not see all keys from its row's start up to itself."""
+    k_len: int
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[int, Block], ...]:
+        """All blocks, each with its row; asked for once for all layers that share a mask."""
+        rows = zip(self.starts.tolist(), self.firsts.tolist(), strict=True)
+        return tuple(
+            (row, block)
+            for row, (start, firsts) in enumerate(rows)
+            for block in blocks_of_row(start, firsts, self.k_len)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,7 @@ def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
             'left: use `kernels="stock"` for this model.'
         )
     narrow = bool((~is_padding & (firsts > starts[:, None])).any())
-    return VisibleKeys(starts.expand(rows), firsts.expand(rows, -1), narrow)
+    return VisibleKeys(starts.expand(rows), firsts.expand(rows, -1), narrow, k_len)
 
 
 def without_mask(
@@ -84,7 +96,7 @@ def without_mask(
     firsts = torch.tensor(window_firsts(window, q_len, k_len), device=device)
     narrow = window is not None and window < k_len and q_len > 1
     starts = firsts[:1] if q_len else firsts.new_zeros(1)
-    return VisibleKeys(starts.expand(rows), firsts.expand(rows, -1), narrow)
+    return VisibleKeys(starts.expand(rows), firsts.expand(rows, -1), narrow, k_len)
 
 
 def window_firsts(window: int | None, q_len: int, k_len: int) -> list[int]:

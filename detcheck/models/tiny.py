@@ -23,9 +23,10 @@ MAX_PARAMETERS = 30_000_000
 RULES: dict[int, tuple[str, ...]] = {
     96: ("vocab_size", "intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size",
          "intermediate_size_mlp", "ffn_intermediate_size", "shared_expert_intermediate_size",
-         "shared_intermediate_size", "vocab_size_per_layer_input", "feed_forward_hidden_size"),
+         "encoder_ffn_dim", "decoder_ffn_dim", "shared_intermediate_size",
+         "vocab_size_per_layer_input", "feed_forward_hidden_size"),
     64: ("hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim", "embedding_size",
-         "attention_hidden_size", "lru_width", "embedding_dim"),
+         "emb_dim", "attention_hidden_size", "lru_width", "embedding_dim"),
     48: ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden_size"),
     NUM_LAYERS: ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
                  "num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "experts_per_token",
@@ -55,9 +56,19 @@ _JAMBA = {
 }  # fmt: skip
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4},
-    "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4, "moe_intermediate_size": 48},
+    "dots1": {
+        "num_experts_per_tok": 2,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "falcon_h1": {"mamba_d_ssm": 128},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 1]],
+        "attention_layers": ["global", "local"],
+    },
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "jamba": _JAMBA,
@@ -66,6 +77,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
     "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 16},
+    "nemotron": {"head_dim": 16},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "xlnet": {"d_head": 16},
     "xmod": {"default_language": "en_XX"},

@@ -65,6 +65,27 @@ def test_a_model_whose_rows_depend_on_each_other_is_found(matrix: ModuleType) ->
     assert not any(equal)
 
 
+class Broken(torch.nn.Module):
+    """Sizes that do not fit each other."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., :3]
+
+
+def test_a_tiny_model_that_does_not_run_is_not_called_refused(
+    matrix: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> torch.nn.Module:
+        model = tiny_model(shrunk(config_of("llama")))
+        model.model.layers[1].post_attention_layernorm = Broken()
+        return model
+
+    monkeypatch.setattr(matrix, "tiny_model", broken)
+    row = matrix.measure("llama")
+    assert row.outcome == "not built"
+    assert "does not run with stock kernels (RuntimeError" in row.reason
+
+
 def test_an_architecture_that_takes_too_long_is_named(matrix: ModuleType) -> None:
     with pytest.raises(matrix.TooLongError, match="more than 1 s"), matrix.limited(1):
         time.sleep(30)
