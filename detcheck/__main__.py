@@ -1,4 +1,4 @@
-"""`python -m detcheck`: the program, where its script is not on the path."""
+"""`python -m detcheck`: the program, for when its script is not on the path."""
 
 from __future__ import annotations
 

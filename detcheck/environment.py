@@ -1,8 +1,8 @@
 """Where a run was measured: the machine, the libraries, and the settings that change numerics.
 
-Nothing that tells who or where: no host or user name, no path, no variable that is not listed.
-This module imports no torch; `collect` reads torch's settings where a device is asked for, or
-where torch is loaded already.
+Nothing identifies a person or a place: no host or user name, no path, no variable that is not
+listed. This module imports no torch; `collect` reads torch's settings if a device is asked for, or
+if torch is loaded already.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ NUMERICS = (
 )
 """Keys, or whole sections, whose change can change an answer; the rest is for information."""
 ONLY_WHERE_BOTH_KNOW = ("device", "torch", "gpu")
-"""Sections that are recorded only where torch was loaded: absence says nothing about them."""
+"""Sections that are recorded only if torch was loaded: their absence means nothing."""
 
 
 def collect(device: str | None = None) -> dict[str, Any]:
@@ -107,9 +107,9 @@ def settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """What differs between two environments and can change an answer, a phrase each.
+    """The differences between two environments that can change an answer, a phrase each.
 
-    Such as `torch 2.12.0 → 2.13.0` or `OMP_NUM_THREADS 2 → unset`; empty where nothing does.
+    Such as `torch 2.12.0 → 2.13.0` or `OMP_NUM_THREADS 2 → unset`; empty if nothing differs.
     """
     phrases: list[str] = []
     for path in NUMERICS:
@@ -180,14 +180,14 @@ def _machine() -> dict[str, Any]:
 
 
 def _cpu_info() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo; empty where there is none."""
+    """The first processor's lines of /proc/cpuinfo; empty if there is none."""
     first = _read("/proc/cpuinfo").split("\n\n", 1)[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _physical_cores() -> int | None:
-    """Cores of the machine; None where the system does not tell them from threads."""
+    """Cores of the machine; None if the system does not tell them from threads."""
     cores: set[tuple[str, str]] = set()
     for block in _read("/proc/cpuinfo").split("\n\n"):
         pairs = (line.partition(":") for line in block.splitlines())
@@ -248,7 +248,7 @@ def _torch_module(*, required: bool) -> Any:
 
 
 def _torch_settings(torch: Any) -> dict[str, Any]:
-    """What torch was built with and is set to, as far as it changes numerics."""
+    """Torch's build and settings, as far as they change numerics."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return {
         "num_threads": torch.get_num_threads(),
@@ -265,9 +265,9 @@ def _torch_settings(torch: Any) -> dict[str, Any]:
 
 
 def _flag(module: Any, name: str) -> Any:
-    """A backend flag; None where it is not there, or torch refuses to tell.
+    """A backend flag; None if it does not exist, or torch refuses to tell it.
 
-    Torch raises RuntimeError where TF32 was set through its old and its new names both.
+    Torch raises RuntimeError if TF32 was set through both its old and its new names.
     """
     try:
         return getattr(module, name)
@@ -288,7 +288,7 @@ def _build(text: str) -> dict[str, str | None]:
 
 
 def _gpu(torch: Any) -> dict[str, Any] | None:
-    """The first GPU; None where there is none that works."""
+    """The first GPU; None if none works."""
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)

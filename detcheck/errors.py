@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the process returns: 0 done or passed, 1 gate failed, 2 usage, 3 not measured."""
+    """Exit codes of the program: 0 done or passed, 1 gate failed, 2 usage, 3 not measured."""
 
     OK = 0
     FAILED = 1

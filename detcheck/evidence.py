@@ -1,4 +1,4 @@
-"""What engines attest about their own work: observed load, proof of kernels, checks of a server.
+"""Records by which engines attest their work: observed load, proof of kernels, server checks.
 
 These are records of `run.json` and `completions.jsonl`. A verdict rests on them.
 """
@@ -67,7 +67,7 @@ class KernelsProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def fault(self) -> str | None:
-        """What it lacks as a proof, in words; None if it lacks nothing.
+        """The reason why it is no proof, in words; None if it is one.
 
         Stock and a server's kernels claim nothing and need no proof.
         """
@@ -122,7 +122,7 @@ class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     prompt_digests: tuple[str, ...] = ()
     """Tagged hash of each prompt's token ids, as they were sent to the model."""
     decoding: dict[str, str] = {}
-    """Decoding options beside the experiment's, by name, each with what became of it.
+    """Decoding options beside the experiment's, by name, each with its effect.
 
     Such as `1.3, left out`: the model's own `generation_config` asks for it, and detcheck does
     not do it; or the value that a server was really sent.

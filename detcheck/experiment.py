@@ -1,4 +1,6 @@
-"""The experiment: what to ask, and the grid of conditions to ask it under. Who answers is a target.
+"""The experiment: the question, and the grid of conditions to ask it under.
+
+The target, which answers, is a value beside it.
 
 Every combination of prompt, kernels setting, batch size, seed and placement is one condition; see
 `detcheck.grid`.
@@ -29,7 +31,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
-    """What is asked. On the command line: `--prompt` and `--prompts FILE`."""
+    """The questions. On the command line: `--prompt` and `--prompts FILE`."""
     completions: Annotated[
         int,
         Option(

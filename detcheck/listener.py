@@ -13,7 +13,7 @@ class Listener:
     """Is called as a run goes on; every method does nothing unless overridden."""
 
     def waiting_for(self, phrase: str) -> None:
-        """The checks of a server wait for what `phrase` names."""
+        """The checks of a server are waiting; `phrase` names the thing that they wait for."""
 
     def endpoints_checked(self, checks: tuple[EndpointCheck, ...]) -> None:
         """The servers were checked; called before the directory exists."""

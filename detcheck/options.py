@@ -1,4 +1,4 @@
-"""What the fields of an experiment or a target mean to a person, and a strict check of their types.
+"""The meaning of an experiment's and a target's fields, and a strict check of their types.
 
 Each field states its type, default and help text once. The command line, the experiment file and
 the check of a value from Python are all derived from it.
@@ -37,7 +37,7 @@ class Option:
     flags: tuple[str, ...] = ()
     """A short flag such as `-n`; or a long one, which takes the place of the field's own name."""
     metavar: str = ""
-    """What stands for the value in the help text; empty if the type says it."""
+    """The value's placeholder in the help text; empty if the type tells it."""
     repeatable: bool = False
     """If true, a list is given by repeating the flag; if false, by commas."""
     default: str = ""

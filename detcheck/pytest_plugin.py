@@ -100,7 +100,7 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say why tests were inconclusive, and what makes that a failure."""
+    """List the inconclusive tests with their reasons, and the option that makes them fail."""
     reports = terminalreporter.stats.get(INCONCLUSIVE, [])
     if not reports:
         return
@@ -112,7 +112,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @dataclass(slots=True)
 class Determinism:
-    """What the `detcheck` fixture gives to a test."""
+    """The value of the `detcheck` fixture."""
 
     request: pytest.FixtureRequest
     folder: Path
@@ -198,7 +198,7 @@ class Determinism:
 
 @pytest.fixture(scope="session")
 def _detcheck_models() -> Iterator[dict[Any, Any]]:
-    """Models that were loaded in this process, by what they were loaded from."""
+    """Models that were loaded in this process, by name and loading options."""
     models: dict[Any, Any] = {}
     yield models
     models.clear()
@@ -290,7 +290,7 @@ def _keep_report(request: pytest.FixtureRequest, run: Run) -> None:
 
 
 def _explained(verdict: Verdict, run: Run) -> str:
-    """Why the verdict is no pass, where the answers diverge, and what to run next."""
+    """The reasons of the verdict, the tree of answers, and the next command to run."""
     lines = [f"detcheck: {verdict.value}", *(f"  {reason}" for reason in verdict.reasons)]
     worst = [judged.group for judged in verdict.groups if judged.value != "pass"]
     for group in worst[:3]:

@@ -50,8 +50,8 @@ def run(
 
     `target` is the embedded model in this process by default. `out` must be empty or not exist; by
     default it is `results/runs/<run_id>`. `engine` replaces the target's own; `connection` holds
-    keys and timeouts for servers. Ctrl-C and failures of single conditions end early and keep what
-    was measured: see `Run.complete`. Raises DetcheckError if nothing can be measured or written.
+    keys and timeouts for servers. Ctrl-C and failures of single conditions end early and keep the
+    trials that were measured: see `Run.complete`. Raises DetcheckError if nothing can be measured or written.
     """
     target = target or getattr(engine, "target", None) or InProcess()
     experiment = target.settle(experiment)
@@ -142,10 +142,10 @@ def _check_model(run: Run, now: ModelIdentity) -> None:
     for name in now.__struct_fields__:
         before, after = getattr(run.model, name), getattr(now, name)
         if before and after and before != after:
-            what = f"model's {name.replace('_', ' ')} has changed"
+            change = f"model's {name.replace('_', ' ')} has changed"
             if name == "prompt_digests":
-                what = "prompts have become other token ids (does the chat template hold a date?)"
-            raise RunDirectoryError(f"{run.path} cannot be resumed, the {what}: start a new run.")
+                change = "prompts have become other token ids (does the chat template hold a date?)"
+            raise RunDirectoryError(f"{run.path} cannot be resumed, the {change}: start a new run.")
 
 
 class _Execution:

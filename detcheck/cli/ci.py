@@ -1,4 +1,4 @@
-"""`detcheck ci`: what a CI job needs, in one command: measure, judge, report, exit code."""
+"""`detcheck ci`: measure, judge, report and exit code in one command, for a CI job."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def run_command(
     each completion with the batch that it was really computed in. Judge it with `detcheck gate`,
     look at it with `detcheck report`.
 
-    Exit codes: 0 measured, 2 usage, 3 not measured to its end (what there is is kept).
+    Exit codes: 0 measured, 2 usage, 3 not measured to its end (finished trials are kept).
     """
     asked = values(fields_of(Experiment), given) | _seed(seed, given)
     texts = _prompts(prompt, prompts)
@@ -200,7 +200,7 @@ def _connection(
 def _settle(
     settings: Config, asked: dict[str, Any], answered_by: dict[str, Any]
 ) -> tuple[Experiment, Target]:
-    """What the file and the options ask together; options override the file."""
+    """The experiment and target of the file and the options; options override the file."""
     target = from_dict(dict(settings.section("target")) | answered_by)
     return target.settle(Experiment(**experiment_of(settings) | asked)), target
 
@@ -248,7 +248,7 @@ def _resume(
 
 
 def _show(run: Run, *, as_json: bool) -> None:
-    """The table (or JSON) on stdout; failures and what to do next on stderr."""
+    """Print the table (or JSON) on stdout; failures and the next command on stderr."""
     from detcheck.cli.console import print_json, print_line, stderr, stdout
 
     if as_json:

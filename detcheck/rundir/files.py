@@ -102,7 +102,7 @@ def dump_sealed(document: Any) -> bytes:
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether `data` is what `dump_sealed` returned, bit for bit."""
+    """True if `data` is a result of `dump_sealed`, bit for bit."""
     body, _, seal = data.rpartition(_SEAL_KEY)
     return seal == hashlib.sha256(body).hexdigest().encode("ascii") + _SEAL_END
 

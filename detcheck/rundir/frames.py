@@ -109,7 +109,7 @@ def variants_frame(run: Run) -> pd.DataFrame:
 
 
 def run_html(run: Run) -> str:
-    """A run as a notebook shows it: what it is, and its summary, or its conditions before that."""
+    """A run as a notebook shows it: its setting, and its summary (or conditions, before that)."""
     state = f"finished {run.finished}" if run.finished is not None else "not finished"
     title = f"run {run.run_id}, {count(len(run.completions), 'completion')}, {state}"
     rows = run.summary or [

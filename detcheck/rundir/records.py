@@ -33,7 +33,7 @@ Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
 
 class ConditionRecord(msgspec.Struct, forbid_unknown_fields=True):
-    """What happened to one condition; kept in `run.json`."""
+    """The outcome of one condition; kept in `run.json`."""
 
     condition_id: str
     """Name of the condition, such as `p0/stock/b4`."""
@@ -100,7 +100,7 @@ class RunDocument(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     finished: str | None = None
     """UTC, ISO 8601; None if the run was interrupted or is still going on."""
     experiment: Experiment
-    """What was asked, with every field."""
+    """The experiment, with every field."""
     target: dict[str, Any]
     """Who was asked: `engine`, and every field of its target."""
     traits: Traits
@@ -110,13 +110,13 @@ class RunDocument(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     environment: dict[str, Any]
     """Machine, libraries and settings that change numerics, as printed by `detcheck env`."""
     endpoint_checks: tuple[EndpointCheck, ...] = ()
-    """What the servers were checked for."""
+    """The checks of the servers."""
     proofs: dict[str, KernelsProof] = {}
     """By kernels setting."""
     summary: tuple[dict[str, Any], ...] = ()
     """One row for each prompt and kernels setting, as `detcheck run --json` prints them."""
     conditions: tuple[ConditionRecord, ...] = ()
-    """What happened to each condition."""
+    """The outcome of each condition."""
     files: dict[str, SealRecord] = {}
     """Seals of the other files, by name."""
     seal: str | msgspec.UnsetType = msgspec.UNSET

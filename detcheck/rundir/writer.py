@@ -94,7 +94,7 @@ class RunWriter:
 
     @classmethod
     def resume(cls, path: Path) -> tuple[RunWriter, Run]:
-        """Go on with the run in `path`: verify it, cut off what was not committed, append after.
+        """Go on with the run in `path`: verify it and cut off bytes of uncommitted trials.
 
         Raises RunDirectoryError also if another process is writing to it.
         """

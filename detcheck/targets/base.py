@@ -1,4 +1,4 @@
-"""What every target is: data that says who is asked, with its options, checks and traits."""
+"""The base of all targets: data that names who is asked, with options, checks and traits."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all targets; a subclass adds its options as fields.
 
-    `engine` names what generates the answers, and tells the targets apart in files. Raises
+    `engine` names the generator of the answers, and tells the targets apart in files. Raises
     UsageError if an option has a wrong type or makes no sense.
     """
 
     factory: ClassVar[str]
     """`module:class` of the engine, imported when it is opened; see `engines.open_engine`."""
     waiting: ClassVar[str] = "loading the model …"
-    """What the user waits for before the first trial."""
+    """Shown to the user until the first trial begins."""
 
     engine: str
 

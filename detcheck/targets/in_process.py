@@ -28,8 +28,7 @@ class InProcess(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
     engine: Annotated[
         Literal["continuous", "static"],
         Option(
-            "What generates. continuous: transformers' continuous batching. static: lockstep "
-            "batches."
+            "Generator. continuous: transformers' continuous batching. static: lockstep batches."
         ),
     ] = "continuous"
     model: Model = None

@@ -32,7 +32,7 @@ class Vllm(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
     vllm_executor: Annotated[
         Literal["auto", "mp", "ray"],
         Option(
-            "What runs vLLM's ranks. auto: vLLM chooses. mp: processes here. ray: the Ray cluster "
+            "Runs vLLM's ranks. auto: vLLM chooses. mp: processes here. ray: the Ray cluster "
             "that this machine has joined."
         ),
     ] = "auto"
