@@ -51,7 +51,8 @@ def run(
     `target` is the embedded model in this process by default. `out` must be empty or not exist; by
     default it is `results/runs/<run_id>`. `engine` replaces the target's own; `connection` holds
     keys and timeouts for servers. Ctrl-C and failures of single conditions end early and keep the
-    trials that were measured: see `Run.complete`. Raises DetcheckError if nothing can be measured or written.
+    trials that were measured: see `Run.complete`. Raises DetcheckError if nothing can be measured
+    or written.
     """
     target = target or getattr(engine, "target", None) or InProcess()
     experiment = target.settle(experiment)
