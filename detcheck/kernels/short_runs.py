@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-TOKENS = (1, 2, 3, 4, 5)
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 """Token ids of the probed request."""
 NUM_PROMPT_TOKENS = 3
 """Tokens of it that are prefilled; the others are decoded."""
-_LONGER = (6, 5, 4, 3, 2, 1, 2, 3)
+_LONGER = (6, 5, 4, 3, 2, 1, 2, 3, 4, 5, 6, 7, 8)
 """Token ids of the other request, which makes the probed one padded."""
 _PADDING = len(_LONGER) - len(TOKENS)
 

@@ -15,6 +15,7 @@ from detcheck.kernels.coverage import (
     EVEN_POWERS,
     Uncovered,
     coverage,
+    level_held,
     require_coverage,
     shortest_window,
     uncovered,
@@ -84,6 +85,20 @@ def test_a_model_that_computes_with_its_padding_is_refused() -> None:
     with pytest.raises(UsageError, match="Leaky computes with its padding"):
         require_coverage(model, "Leaky")
     assert not coverage(TAKEN["Llama"]().eval()).padding_matters
+
+
+class KnowsItsLength(nn.Module):
+    """Adds the number of tokens of the forward pass."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.shape[1]
+
+
+def test_the_level_is_the_one_that_was_held() -> None:
+    window = T.MistralForCausalLM(T.MistralConfig(**SIZES, sliding_window=4)).eval()
+    assert level_held(window) == "fully-invariant"
+    window.model.layers[1].post_attention_layernorm = KnowsItsLength()
+    assert level_held(window) == "batch-invariant"
 
 
 def test_the_narrowest_window_is_known() -> None:
