@@ -15,6 +15,7 @@ from functools import cache as memoise
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from detcheck.errors import UsageError
 from detcheck.kernels.cpu import attention as cpu_attention
@@ -44,30 +45,47 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface.
 
-    query (batch, heads, q, head_dim), key and value (batch, kv_heads, k, head_dim); returns
-    (batch, q, heads, value_dim) and None. With `cu_seq_lens_q` and `cu_seq_lens_k` the batch is 1
-    and they bound the requests packed along q and k. Earlier keys are either in a paged `cache`
-    or part of `key` (since transformers 5.24). Of `kwargs` it reads `sliding_window` (keys that a
-    query sees, itself included), `softcap` and `s_aux` (sinks, (heads,)). `query_by_query` computes
-    each query of a prompt on its own, as `fully-invariant` needs on the CPU. Raises UsageError for
-    features that it does not cover: position biases, dropout, masks that are no intervals; on a
-    GPU also sinks, soft caps and windows shorter than the request.
+    query (batch, heads, q, head_dim), key (batch, kv_heads, k, head_dim), value (batch, kv_heads,
+    k, value_dim); returns (batch, q, heads, value_dim) and None. With `cu_seq_lens_q` and
+    `cu_seq_lens_k` the batch is 1 and they bound the requests packed along q and k. Earlier keys
+    are either in a paged `cache` or part of `key` (since transformers 5.24). Of `kwargs` it reads
+    `sliding_window` (keys that a query sees, itself included), `softcap` and `s_aux` (sinks,
+    (heads,)). `query_by_query` computes each query of a prompt on its own, as `fully-invariant`
+    needs on the CPU. Raises UsageError for features that it does not cover: position biases,
+    dropout, masks that are no intervals; on a GPU also sinks, soft caps and windows shorter than
+    the request.
     """
     _refuse_unsupported(dropout, kwargs)
-    scores = Scores(scaling, kwargs.get("softcap"), _sinks(module, kwargs))
     window = _window(module, cache, kwargs)
     if cache is not None:
         key, value = _update_paged(module, cache, key, value, window, kwargs)
+    value_dim = value.shape[3]
+    if value_dim != key.shape[3]:
+        scaling = key.shape[3] ** -0.5 if scaling is None else scaling
+        query, key, value = _equally_wide(query, key, value)
+    scores = Scores(scaling, kwargs.get("softcap"), _sinks(module, kwargs))
     if cache is not None or kwargs.get("cu_seq_lens_q") is not None:
         kwargs["layer"] = getattr(module, "layer_idx", None)
-        return _packed_batch(query, key, value, scores, window, query_by_query, kwargs), None
+        out = _packed_batch(query, key, value, scores, window, query_by_query, kwargs)
+        return out[..., :value_dim], None
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     if not causal:
         raise UsageError(
             "Batch-invariant attention covers causal attention only, and a layer of this model "
             'attends in both directions: use `kernels="stock"`.'
         )
-    return _padded_batch(query, key, value, attention_mask, scores, window, query_by_query), None
+    out = _padded_batch(query, key, value, attention_mask, scores, window, query_by_query)
+    return out[..., :value_dim], None
+
+
+def _equally_wide(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors (batch, heads, length, dim) with zeros up to the largest `dim` of them.
+
+    Stock kernels for one size of heads then compute latent attention as well. The zeros add
+    nothing to the scores, and the results that they give are dropped.
+    """
+    widest = max(x.shape[3] for x in states)
+    return tuple(F.pad(x, (0, widest - x.shape[3])) for x in states)
 
 
 def _padded_batch(

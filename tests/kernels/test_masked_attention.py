@@ -99,17 +99,18 @@ def expected(
     return (scores.softmax(-1)[..., : len(at)] @ value).transpose(1, 2)
 
 
+@pytest.mark.parametrize("value_dim", [DIM, 24, 48])
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention_is_right(kind: str, features: str) -> None:
-    parts, options = request(1, 61), FEATURES[features]
+def test_attention_is_right(kind: str, features: str, value_dim: int) -> None:
+    parts, options = request(1, 61, value_dim=value_dim), FEATURES[features]
     (got,) = padded([parts], KINDS[kind], **options)
     wanted = expected(parts, KINDS[kind], **options).float()
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("value_dim", [DIM, 24])
+@pytest.mark.parametrize("value_dim", [DIM, 24, 48])
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_its_batch(
