@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Sequence
 from time import perf_counter
 
 from msgspec.structs import replace
@@ -158,58 +159,67 @@ class OpenAIEngine:
             await endpoint.client.close()
 
     async def _trial(self, trial: Trial, on_tokens: OnTokens | None) -> TrialResult:
+        """Release the requests of a trial together, and follow them to their end."""
         place = self._places[trial.condition.placement]
         endpoint = place.endpoint
         await self._warm_up(endpoint, len(trial.requests))
         await place.prepare(self._question(_probe_of(trial), None))
         progress = Progress(len(trial.requests))
         streams = [Stream() for _ in trial.requests]
-        barrier = asyncio.Event()
         retries_before = endpoint.retries
         await endpoint.watch.start()
         try:
-            async with asyncio.TaskGroup() as group:
-                reporting = group.create_task(keep_reporting(progress, on_tokens))
-                asking = [
-                    group.create_task(
-                        self._answer(place, request, delay, barrier, stream, progress)
-                    )
-                    for request, delay, stream in zip(
-                        trial.requests, self._delays(trial), streams, strict=True
-                    )
-                ]
-                await asyncio.sleep(0)  # every request stands at the barrier
-                started = perf_counter()
-                barrier.set()
-                await asyncio.wait(asking)
-                elapsed = perf_counter() - started
-                reporting.cancel()
+            completions, elapsed_s = await self._release(place, trial, streams, progress, on_tokens)
         except BaseException:
             await endpoint.watch.abandon()
             raise
         progress.report(on_tokens)
-        completions = [task.result() for task in asking]
-        self._warm[endpoint.name] = (len(asking), perf_counter())
+        self._warm[endpoint.name] = (len(completions), perf_counter())
         counted = await endpoint.watch.stop(progress.done)
         place.count(counted)
+        answered = list(zip(trial.requests, completions, strict=True))
         return TrialResult(
             completions=tuple(
                 (position, completion)
-                for position, (completion, request) in enumerate(
-                    zip(completions, trial.requests, strict=True)
-                )
+                for position, (request, completion) in enumerate(answered)
                 if request.is_probe
             ),
             generated_tokens=progress.tokens,
-            elapsed_s=elapsed,
+            elapsed_s=elapsed_s,
             load=agreed(counted, streams),
             filler_failures=Counter(
                 completion.failure or MALFORMED
-                for completion, request in zip(completions, trial.requests, strict=True)
+                for request, completion in answered
                 if completion.failed and not request.is_probe
             ),
             retries=endpoint.retries - retries_before,
         )
+
+    async def _release(
+        self,
+        place: Place,
+        trial: Trial,
+        streams: Sequence[Stream],
+        progress: Progress,
+        on_tokens: OnTokens | None,
+    ) -> tuple[list[Completion], float]:
+        """(completions in the order of the requests, seconds from the release to the last)."""
+        barrier = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            reporting = group.create_task(keep_reporting(progress, on_tokens))
+            asking = [
+                group.create_task(self._answer(place, request, delay, barrier, stream, progress))
+                for request, delay, stream in zip(
+                    trial.requests, self._delays(trial), streams, strict=True
+                )
+            ]
+            await asyncio.sleep(0)  # every request waits at the barrier now
+            started = perf_counter()
+            barrier.set()
+            await asyncio.wait(asking)
+            elapsed_s = perf_counter() - started
+            reporting.cancel()
+        return [task.result() for task in asking], elapsed_s
 
     async def _answer(
         self,
