@@ -25,10 +25,10 @@ from detcheck.engines.openai.connection import Connection
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.evidence import Stream, Ticks, agreed
 from detcheck.engines.openai.failures import MALFORMED, Failure
-from detcheck.engines.openai.in_flight import Progress, keep_reporting
+from detcheck.engines.openai.in_flight import TrialProgress, keep_reporting
 from detcheck.engines.openai.loop import LoopThread
 from detcheck.engines.openai.open_files import SPARE_FILES, allow_open_files
-from detcheck.engines.openai.prefix_cache import Place
+from detcheck.engines.openai.prefix_cache import ServedPlace
 from detcheck.engines.openai.request import DECODING, Question
 from detcheck.errors import MeasurementError
 from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity
@@ -65,7 +65,7 @@ class OpenAIEngine:
         self._loop = LoopThread()
         self._endpoints: dict[str, Endpoint] = {}
         """By base URL."""
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, ServedPlace] = {}
         """By placement."""
         try:
             self._loop.run(self._open(connection or Connection(), on_wait or _ignore))
@@ -151,7 +151,7 @@ class OpenAIEngine:
             endpoints = tuple(self._endpoints.values())
             await same_server.check(endpoints, self._experiment.temperature)
         for name, url, cache in target.places:
-            self._places[name] = Place(name, self._endpoints[url], cache)
+            self._places[name] = ServedPlace(name, self._endpoints[url], cache)
 
     async def _close(self) -> None:
         for endpoint in self._endpoints.values():
@@ -164,7 +164,7 @@ class OpenAIEngine:
         endpoint = place.endpoint
         await self._warm_up(endpoint, len(trial.requests))
         await place.prepare(self._question(_probe_of(trial), None))
-        progress = Progress(len(trial.requests))
+        progress = TrialProgress(len(trial.requests))
         streams = [Stream() for _ in trial.requests]
         retries_before = endpoint.retries
         await endpoint.watch.start()
@@ -197,10 +197,10 @@ class OpenAIEngine:
 
     async def _release(
         self,
-        place: Place,
+        place: ServedPlace,
         trial: Trial,
         streams: Sequence[Stream],
-        progress: Progress,
+        progress: TrialProgress,
         on_tokens: OnTokens | None,
     ) -> tuple[list[Completion], float]:
         """(completions in the order of the requests, seconds from the release to the last)."""
@@ -223,12 +223,12 @@ class OpenAIEngine:
 
     async def _answer(
         self,
-        place: Place,
+        place: ServedPlace,
         request: PlannedRequest,
         delay_s: float,
         barrier: asyncio.Event,
         stream: Stream,
-        progress: Progress,
+        progress: TrialProgress,
     ) -> Completion:
         """One request of a trial; a failure is a completion too."""
         loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ REPORT_S = 0.2
 
 
 @dataclass(slots=True)
-class Progress:
+class TrialProgress:
     """How many requests of a trial are in flight, done and failed."""
 
     total: int
@@ -26,7 +26,7 @@ class Progress:
             on_tokens(self.tokens, InFlight(self.total - ended, self.done, self.failed))
 
 
-async def keep_reporting(progress: Progress, on_tokens: OnTokens | None) -> None:
+async def keep_reporting(progress: TrialProgress, on_tokens: OnTokens | None) -> None:
     """Call the listener every `REPORT_S` seconds, until cancelled."""
     while True:
         progress.report(on_tokens)

@@ -18,7 +18,7 @@ from detcheck.targets.served import COLD, WARM
 
 
 @dataclass(slots=True)
-class Place:
+class ServedPlace:
     """One placement of the grid: an endpoint, and the state of its prefix cache."""
 
     name: str

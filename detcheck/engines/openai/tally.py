@@ -20,7 +20,7 @@ CLOCK_S = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RememberedReply:
     """What is remembered of a reply under its id."""
 
     fingerprint: str
@@ -47,7 +47,7 @@ class ReplyTally:
     """Tokens that the server counted and did not show, at the least."""
     unread: set[str] = field(default_factory=set)
     """Names of fields of replies that detcheck does not know."""
-    _by_id: dict[str, Told] = field(default_factory=dict)
+    _by_id: dict[str, RememberedReply] = field(default_factory=dict)
     _fastest_token_s: float = math.inf
     _latest_created: int = 0
 
@@ -72,7 +72,7 @@ class ReplyTally:
 
     def _add_id(self, reply: Reply, elapsed_s: float) -> None:
         token_s = elapsed_s / max(1, reply.num_tokens)
-        told = Told(fingerprint_text(reply.text), reply.created, monotonic())
+        told = RememberedReply(fingerprint_text(reply.text), reply.created, monotonic())
         before = None if reply.reply_id is None else self._by_id.get(reply.reply_id)
         if before is not None:
             self.repeated_ids += 1
@@ -85,7 +85,7 @@ class ReplyTally:
                 self._by_id.clear()
             self._by_id[reply.reply_id] = before or told
 
-    def _is_copy(self, before: Told, now: Told, token_s: float) -> bool:
+    def _is_copy(self, before: RememberedReply, now: RememberedReply, token_s: float) -> bool:
         """Whether a reply with an earlier one's id was not computed.
 
         An equal answer is not enough: ids may be drawn from a small pool. Either it came faster
