@@ -148,7 +148,7 @@ class _Section:
         ]
         if owners:
             section = ".".join((*_prefix(self.path), owners[0]))
-            return self._error(f"{self.name!r} belongs into [{section}], not into {top}.")
+            return self._error(f"{self.name!r} belongs in [{section}], not in {top}.")
         known = [name for kind in self.sections.values() for name in field_types(kind)]
         known = [*self.sections, *(name.replace("_", "-") for name in known)]
         return self._error(f"unknown key {self.name!r} in {top}{_advice(self.name, known)}")

@@ -160,7 +160,7 @@ def test_a_struct_is_built_from_a_section(read):
         ("[other]\n", "unknown section [other]: known are gate, target."),
         ("[gate]\nmax-distict = 3\n", "unknown key 'max-distict' in [gate] (did you mean 'max-di"),
         ("[gate]\nzzz = 3\n", "unknown key 'zzz' in [gate]: known are max-distinct, baseline,"),
-        ("max-distinct = 3\n", "'max-distinct' belongs into [gate], not into the file."),
+        ("max-distinct = 3\n", "'max-distinct' belongs in [gate], not in the file."),
         ("max-distin = 3\n", "unknown key 'max-distin' in the file (did you mean 'max-distinct'?)"),
         ("gate = 3\n", "[gate] must be a table."),
         ("[[gate]]\nmax-distinct = 3\n", "[gate] must be a table."),
@@ -188,7 +188,7 @@ def test_what_a_file_must_not_hold(read, text, words):
     ("text", "words"),
     [
         ("[tool.detcheck.gates]\n", "unknown section [tool.detcheck.gates] (did you mean 'gate'?)"),
-        ("[tool.detcheck]\nmax_distinct = 3\n", "'max_distinct' belongs into [tool.detcheck.gate]"),
+        ("[tool.detcheck]\nmax_distinct = 3\n", "'max_distinct' belongs in [tool.detcheck.gate]"),
         ("[tool.detcheck.gate]\nlevel = 1\n", "tool.detcheck.gate.level: "),
         ("[tool.detcheck]\ngate = [1]\n", "[tool.detcheck.gate] must be a table."),
         ("[tool]\ndetcheck = 1\n", "[tool.detcheck] must be a table."),

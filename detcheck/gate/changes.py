@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detcheck.analysis.compare import in_words
@@ -75,7 +75,8 @@ def check_held(baseline: Baseline, analysis: Analysis, groups: Sequence[Group]) 
                 f"The baseline has no {name} kernels, only {', '.join(known)}: choose others by "
                 "`kernels`."
             )
-    if not any(held_parts(baseline, analysis.run, group) for group in groups):
+    accepted = baseline.by_key()
+    if not any(held_parts(accepted, analysis.run, group) for group in groups):
         seeds = " with its seeds" if analysis.run.experiment.temperature > 0 else ""
         raise UsageError(
             f"The baseline has none of the run's prompts{seeds}: there is nothing to hold."
@@ -90,18 +91,18 @@ def changed_answers(given: GateInput) -> Iterator[Finding]:
     run = given.analysis.run
     for phrase in _settings_changed(baseline, run):
         yield Finding(BASELINE, NOTE, f"The environment differs from the baseline's: {phrase}.")
+    accepted = baseline.by_key()
     for group in given.groups:
-        for entry, split in held_parts(baseline, run, group):
+        for entry, split in held_parts(accepted, run, group):
             yield _held(entry, group, split, prompt_digest(run, group.prompt_index))
     yield from _prompts_of_one(baseline, given)
 
 
 def held_parts(
-    baseline: Baseline, run: Run, group: Group
+    accepted: Mapping[Key, AcceptedPrompt], run: Run, group: Group
 ) -> list[tuple[AcceptedPrompt, SeedSplit]]:
-    """The answers of a group to each seed that the baseline has, beside the accepted ones."""
-    entries = baseline.by_key()
-    parts = ((entries.get(key_of(run, group, split)), split) for split in group.by_seed)
+    """The accepted answers to each seed of a group, and the answers that came; of known seeds."""
+    parts = ((accepted.get(key_of(run, group, split)), split) for split in group.by_seed)
     return [(entry, split) for entry, split in parts if entry is not None and split.variants]
 
 
@@ -120,10 +121,11 @@ def change_in_words(entry: AcceptedPrompt, variant: StoredVariant) -> str:
     ways = two_ways(
         variant.text[start:position], nearest.preview[position:stop], variant.text[position:stop]
     )
-    return f"they diverge at {_place(variant, position)}{ways}"
+    return f"they diverge at {_token_or_character(variant, position)}{ways}"
 
 
 def _held(entry: AcceptedPrompt, group: Group, split: SeedSplit, digest: str | None) -> Finding:
+    """The finding on one seed's answers; `digest` is of the prompt's token ids, if it is known."""
     if digest and entry.token_ids_digest and digest != entry.token_ids_digest:
         sentence = (
             "The model was asked something else than for the baseline: the same prompt became "
@@ -190,7 +192,7 @@ def _shared(answer: AcceptedAnswer, variant: StoredVariant) -> int:
     return len(answer.preview) + 1 if position is None else position
 
 
-def _place(variant: StoredVariant, position: int) -> str:
+def _token_or_character(variant: StoredVariant, position: int) -> str:
     """`token 5`, or `character 24` if the tokens are not known."""
     ends = variant.token_ends
     if ends is None or not len(ends):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +28,8 @@ class GateInput:
     now: datetime
     at_level: Mapping[tuple[int, str], AtLevel]
     """The answers of each group, counted at its level; by (prompt index, kernels)."""
+    unseen: Mapping[tuple[int, str], int]
+    """Tokens that a server counted and never showed; by (prompt index, kernels)."""
 
     def counts(self, group: Group) -> AtLevel:
         """The answers of a group, counted at the level it is judged by."""
@@ -38,11 +41,7 @@ class GateInput:
 
     def unseen_tokens(self, group: Group) -> int:
         """Tokens that a server counted in the answers of a group and never showed."""
-        return sum(
-            record.unseen_tokens
-            for record in self.analysis.run.conditions
-            if (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
-        )
+        return self.unseen.get((group.prompt_index, group.kernels), 0)
 
     def num_held(self) -> int:
         """Judged groups that the baseline has accepted answers for, to one seed at least."""
@@ -78,4 +77,7 @@ def gate_input(
     kernels = options.kernels_of(analysis.run.experiment.kernels)
     groups = tuple(group for group in analysis.groups if group.kernels in kernels)
     counts = count_at_level(analysis, groups, options)
-    return GateInput(analysis, groups, options, control, baseline, now, counts)
+    unseen: Counter[tuple[int, str]] = Counter()
+    for record in analysis.run.conditions:
+        unseen[record.prompt_index, record.kernels] += record.unseen_tokens
+    return GateInput(analysis, groups, options, control, baseline, now, counts, unseen)

@@ -13,6 +13,8 @@ from detcheck.gate.identity import models_of, target_of
 from detcheck.text import count
 
 NOT_RECORDED = "not recorded"
+MOST_SEEDS = 8
+"""Seeds that are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,12 @@ class Judged:
     groups: int
     """Prompts times kernels settings that were judged."""
     completions: int
-    """Completions asked for of each prompt under each kernels setting."""
+    """Completions asked for of each prompt under each kernels setting, to each seed."""
+    returned: int
+    """Completions that came back, over all judged groups."""
+    temperature: float
+    seeds: tuple[int, ...]
+    """Seeds of the wanted samples; without effect at temperature 0."""
     batch_sizes: tuple[int, ...]
     """Batch sizes that were asked for."""
     observed: str
@@ -76,12 +83,7 @@ class Judged:
         dtype = self.dtype or NOT_RECORDED
         yield "computed by", f"engine {self.engine} on {self.target}, dtype {dtype}"
         yield "kernels", f"{', '.join(self.kernels)}, judged by {', '.join(self.levels)}"
-        sizes = ", ".join(map(str, self.batch_sizes))
-        yield (
-            "asked",
-            f"{count(self.prompts, 'prompt')}, {count(self.completions, 'completion')} each of at "
-            f"most {count(self.max_new_tokens, 'token')}, batch sizes {sizes}",
-        )
+        yield "asked", self._asked()
         if self.decoding:
             options = ", ".join(f"{name} {value}" for name, value in self.decoding.items())
             yield "decoding", options
@@ -96,15 +98,24 @@ class Judged:
         held = f", which has {self.held} of {count(self.groups, 'judged prompt')}"
         yield "baseline", f"{self.baseline}{held}" if self.baseline else "none"
 
+    def _asked(self) -> str:
+        completions = count(self.completions, "completion")
+        tokens = count(self.max_new_tokens, "token")
+        sizes = ", ".join(map(str, self.batch_sizes))
+        asked = f"{count(self.prompts, 'prompt')}, {completions} each of at most {tokens}"
+        if self.temperature > 0:
+            seeds = ", ".join(map(str, self.seeds[:MOST_SEEDS]))
+            more = " …" if len(self.seeds) > MOST_SEEDS else ""
+            asked += f", temperature {self.temperature:g} with seed {seeds}{more}"
+        return f"{asked}, batch sizes {sizes}"
+
     def _compared(self) -> str:
         made = f"{count(self.comparisons, 'comparison')} under a batch larger than one"
         if self.fewest_comparisons < self.comparisons:
             made += f", at least {self.fewest_comparisons:,} a prompt"
         if self.bound is None:
-            total = self.completions * self.groups
-            return (
-                f"{made}; different from the reference: {self.differing:,} of {total:,} completions"
-            )
+            made += "; different from the reference: "
+            return f"{made}{self.differing:,} of {self.returned:,} completions"
         return f"{made}, none differs: fewer than {percent_of(self.bound)} would (95 % bound)"
 
 
@@ -138,6 +149,9 @@ def judged_of(given: GateInput) -> Judged:
         prompts=len({group.prompt_index for group in given.groups}),
         groups=len(given.groups),
         completions=experiment.completions,
+        returned=sum(group.completions for group in given.groups),
+        temperature=experiment.temperature,
+        seeds=experiment.seeds,
         batch_sizes=experiment.batch_sizes,
         observed="; ".join(dict.fromkeys(group.evidence.sentence for group in given.groups)),
         max_new_tokens=experiment.max_new_tokens,

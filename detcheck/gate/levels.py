@@ -36,13 +36,15 @@ class AtLevel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Labels:
-    """What each variant of a run reads at the levels text and answer."""
+class _Variants:
+    """What the variants of a run are compared by."""
 
     labels: tuple[str | None, ...]
     """Its text, or its parsed answer; None if the parser found none."""
     numbers: IntArray
     """Equal numbers are equal labels; (variants,)."""
+    partial: npt.NDArray[np.bool_]
+    """True if the log-probability of some token is missing; (variants,)."""
 
 
 def count_at_level(
@@ -58,31 +60,34 @@ def count_at_level(
     conditions: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     for index, record in enumerate(run.conditions):
         conditions[record.prompt_index, record.kernels].append(index)
-    labels = _labels(run.variants, options)
+    compared = _compared(run.variants, options)
     counts = {}
     for group in groups:
         key = group.prompt_index, group.kernels
         ours = rows.of(conditions[key])
         ours = ours[run.completions.variant[ours] >= 0]
-        counts[key] = _count(analysis, group, ours, options.level_of(group.kernels), labels)
+        counts[key] = _count(analysis, group, ours, options.level_of(group.kernels), compared)
     return counts
 
 
-def _labels(variants: Sequence[StoredVariant], options: GateOptions) -> _Labels:
+def _compared(variants: Sequence[StoredVariant], options: GateOptions) -> _Variants:
     parse = answer_parser(options.answer) if options.answer is not None else str
     labels = tuple(parse(variant.text) for variant in variants)
     number: dict[str | None, int] = {}
     numbers = [number.setdefault(label, len(number)) for label in labels]
-    return _Labels(labels, np.array(numbers, dtype=np.int64))
+    partial = [
+        variant.gaps is not None and bool(np.isnan(variant.gaps).any()) for variant in variants
+    ]
+    return _Variants(labels, np.array(numbers, dtype=np.int64), np.array(partial, dtype=bool))
 
 
 def _count(
-    analysis: Analysis, group: Group, rows: IntArray, level: str, labels: _Labels
+    analysis: Analysis, group: Group, rows: IntArray, level: str, compared: _Variants
 ) -> AtLevel:
     """Count the completions in `rows`, which are those of `group` that came back."""
     run, table = analysis.run, analysis.run.completions
     seed_of = np.array([record.seed for record in run.conditions])
-    keys = _keys(analysis, rows, level, labels)
+    keys = _keys(analysis, rows, level, compared)
     differs = np.zeros(len(rows), dtype=bool)
     distinct = 0
     for split in group.by_seed:
@@ -92,25 +97,27 @@ def _count(
         if first is not None:
             differs[ours] = keys[ours] != keys[ours[first]]
     conditions = np.unique(table.condition[rows[differs]]).tolist()
-    found = Counter(labels.labels[index] for index in table.variant[rows].tolist())
-    unknown = {BITS: int((table.digest[rows] < 0).sum()), ANSWER: found[None]}
+    variants = table.variant[rows]
+    labels = Counter(compared.labels[index] for index in variants.tolist())
+    without_logprobs = (table.digest[rows] < 0) | compared.partial[variants]
+    unknown = {BITS: int(without_logprobs.sum()), ANSWER: labels[None]}
     return AtLevel(
         level=level,
         distinct=distinct,
         differing=int(differs.sum()),
         unknown=unknown.get(level, 0),
         batch_sizes=tuple(sorted({run.conditions[index].batch_size for index in conditions})),
-        labels=tuple(found.most_common()) if level == ANSWER else (),
+        labels=tuple(labels.most_common()) if level == ANSWER else (),
     )
 
 
-def _keys(analysis: Analysis, rows: IntArray, level: str, labels: _Labels) -> IntArray:
+def _keys(analysis: Analysis, rows: IntArray, level: str, compared: _Variants) -> IntArray:
     """A number for the answer of each row; equal numbers are equal answers at `level`."""
     table = analysis.run.completions
     variants = table.variant[rows].astype(np.int64)
     if level == BITS:
         return variants << 32 | _known_digests(variants, table.digest[rows]) + 1
-    return labels.numbers[variants] if level in (TEXT, ANSWER) else variants
+    return compared.numbers[variants] if level in (TEXT, ANSWER) else variants
 
 
 def _known_digests(variants: IntArray, digests: npt.NDArray[np.int32]) -> IntArray:

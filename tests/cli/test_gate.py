@@ -150,7 +150,7 @@ def test_a_settings_file_may_be_named(detcheck, good, tmp_path):
     ("text", "words"),
     [
         ("[tool.detcheck.gates]\nbaseline = 'x'\n", "did you mean 'gate'?"),
-        ("[tool.detcheck]\nbaseline = 'x'\n", "'baseline' belongs into [tool.detcheck.gate]"),
+        ("[tool.detcheck]\nbaseline = 'x'\n", "'baseline' belongs in [tool.detcheck.gate]"),
         ("[tool.detcheck.gate]\nmax-distict = 1\n", "did you mean 'max-distinct'?"),
         ("[tool.detcheck.gate]\nmax-distinct = '1'\n", "tool.detcheck.gate.max-distinct: expected"),
         ("[tool.detcheck.gate]\nmax-distinct = 0\n", "pyproject.toml: "),

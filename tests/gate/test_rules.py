@@ -424,6 +424,17 @@ def test_a_completion_without_log_probabilities_is_no_difference(verdict_on):
     assert "24 completions of 48 came without log-probabilities" in verdict.reasons[0]
 
 
+def test_log_probabilities_of_some_tokens_alone_are_none(verdict_on):
+    def partly(completion):
+        gaps = (*completion.top_two.gaps[:-1], float("nan"))
+        return dataclasses.replace(
+            completion, top_two=dataclasses.replace(completion.top_two, gaps=gaps)
+        )
+
+    assert rules(verdict_on(change=partly), INCONCLUSIVE) == {"level"}
+    assert verdict_on(change=partly, level="tokens").value == PASS
+
+
 def test_equal_text_of_other_tokens_is_one_answer_by_text_alone(verdict_on):
     def other_tokens(completion):
         if completion.observed_batch.rows_max < 8:
