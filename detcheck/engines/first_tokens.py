@@ -33,9 +33,11 @@ STEPS = 3
 """Tokens that are compared: one after a prefill, the others after decode steps."""
 SAFETY = 8
 """Multiple of the measured noise that is allowed."""
-LEAST_NOISE = {torch.bfloat16: 0.3, torch.float16: 0.1}
+LEAST_NOISE = {torch.bfloat16: 0.1, torch.float16: 0.03}
 """Noise that is always allowed, as a fraction of the standard deviation of the scores."""
-LEAST_NOISE_OTHERWISE = 0.01
+LEAST_NOISE_OTHERWISE = 0.003
+OTHER_KERNELS = 3.0
+"""Multiple of it between two kinds of kernels, which round in other places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +54,16 @@ class OwnTokens:
 def check_first_tokens(engine: InProcessEngine, kernels: Sequence[str]) -> None:
     """Raise ModelError if the engine's first tokens are not the model's own.
 
-    The engine is checked under stock kernels and each setting of `kernels`; the model's own tokens
-    are computed by stock kernels. Raises OutOfMemory if a single request does not fit into memory.
+    The engine is checked under stock kernels and each setting of `kernels`. Raises OutOfMemory if a
+    single request does not fit into memory.
     """
     prompt = min(engine.experiment.prompts, key=lambda text: len(engine.encode(text)))
     try:
         with torch.inference_mode():
-            own = _own_tokens(engine, prompt)
+            stock = _own_tokens(engine, prompt)
             for setting in dict.fromkeys((STOCK, *kernels)):
-                _check(engine, prompt, own, setting)
+                with kernels_in_force(setting, must_pass=False):
+                    _check(engine, prompt, stock, setting)
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemory(
@@ -72,24 +75,53 @@ def check_first_tokens(engine: InProcessEngine, kernels: Sequence[str]) -> None:
         engine.reset()
 
 
-def own_tokens(loaded: LoadedModel, prompt: tuple[int, ...]) -> OwnTokens:
-    """Compute the model's own tokens after `prompt` (token ids), as many as are compared."""
+def own_tokens(
+    loaded: LoadedModel, prompt: tuple[int, ...], given: Sequence[int] | None = None
+) -> OwnTokens:
+    """Compute the model's own tokens after `prompt` (token ids), as many as are compared.
+
+    With `given`, the scores at these tokens are computed instead of the model's best.
+    """
     context = loaded.context_length
     steps = STEPS if context is None else max(1, min(STEPS, context - len(prompt)))
     sequence, rows = list(prompt), []
-    for _ in range(steps):
+    for step in range(steps):
         scores = _scores(loaded, sequence, 1)[0]
         rows.append(scores.clone())
         scores[list(loaded.eos_token_ids)] = -torch.inf
-        sequence.append(int(scores.argmax()))
+        sequence.append(int(scores.argmax()) if given is None else given[step])
     at_once = _scores(loaded, sequence[:-1], steps)
     scores = torch.stack(rows)
     noise = float((at_once - scores).square().mean(1).sqrt().max())
     return OwnTokens(tuple(sequence[len(prompt) :]), scores, noise)
 
 
+def difference(
+    own: OwnTokens, rows: Sequence[torch.Tensor], dtype: torch.dtype, safety: float = 1.0
+) -> str | None:
+    """A phrase that says how the engine's scores differ from the model's own; None if they agree.
+
+    `rows` are the engine's scores, (vocabulary,) a step. Agreement is not exact equality: the
+    scores may differ by `safety` times the noise of rounding.
+    """
+    if len(rows) < len(own.token_ids):
+        return f"it gave {len(rows)} of the {len(own.token_ids)} tokens asked for"
+    if not own.scores.isfinite().all():
+        return None  # nothing to compare with
+    for step, (mine, theirs) in enumerate(zip(own.scores, rows, strict=False)):
+        least = LEAST_NOISE.get(dtype, LEAST_NOISE_OTHERWISE) * float(mine.std())
+        allowed = safety * max(SAFETY * own.noise, least)
+        distance = float((theirs - mine).square().mean().sqrt())
+        if not distance <= allowed:
+            return (
+                f"the scores of token {step} differ from the model's own by {distance:.3g}, and "
+                f"rounding explains {allowed:.3g}"
+            )
+    return None
+
+
 def _own_tokens(engine: InProcessEngine, prompt: str) -> OwnTokens:
-    """The same. Raises ModelError if the model fails even alone."""
+    """The model's own tokens. Raises ModelError if the model fails even alone."""
     try:
         return own_tokens(engine.loaded, engine.encode(prompt))
     except Exception as error:
@@ -111,48 +143,44 @@ def _scores(loaded: LoadedModel, sequence: list[int], last: int) -> torch.Tensor
     return logits[0, -last:].float().cpu()
 
 
-def _check(engine: InProcessEngine, prompt: str, own: OwnTokens, setting: str) -> None:
-    """Raise ModelError if the engine's scores under one kernels setting are not the model's."""
-    observer = _Scores()
-    request = PlannedRequest(prompt, True, 0, len(own.token_ids))
-    trial = Trial(Condition(0, setting, 1, 1), 0, (request,))
-    sampler, engine.sampler = engine.sampler, _GivenTokens(own.token_ids)  # type: ignore[assignment]
+def _check(engine: InProcessEngine, prompt: str, stock: OwnTokens, setting: str) -> None:
+    """Raise ModelError if the engine's scores under the kernels in force are not the model's.
+
+    The engine's scores are compared with the model's own under the same kernels, and these with
+    its own under stock kernels.
+    """
+    dtype = engine.loaded.dtype
     try:
-        with kernels_in_force(setting, must_pass=False), engine.observed_by(observer):
-            engine.generate(trial, None)
+        own = stock
+        if setting != STOCK:
+            own = own_tokens(engine.loaded, engine.encode(prompt), stock.token_ids)
+        rows = _engine_scores(engine, prompt, own, setting)
     except Exception as error:
         if is_out_of_memory(error) or isinstance(error, UsageError):
             raise
         problem = f"transformers reports {_words(error)}"
         raise ModelError(_refusal(engine, setting, problem)) from error
-    finally:
-        engine.sampler = sampler
-    differs = difference(own, observer.rows, engine.loaded.dtype)
+    differs = difference(own, rows, dtype) or difference(
+        stock, list(own.scores), dtype, OTHER_KERNELS
+    )
     if differs is not None:
         raise ModelError(_refusal(engine, setting, differs))
 
 
-def difference(own: OwnTokens, rows: Sequence[torch.Tensor], dtype: torch.dtype) -> str | None:
-    """A phrase that says how the engine's scores differ from the model's own; None if they agree.
-
-    `rows` are the engine's scores, (vocabulary,) a step. Agreement is not exact equality: the
-    scores may differ by the noise of rounding.
-    """
-    if len(rows) < len(own.token_ids):
-        return f"it gave {len(rows)} of the {len(own.token_ids)} tokens asked for"
-    if not own.scores.isfinite().all():
-        return None  # nothing to compare with
-    for step, (mine, theirs) in enumerate(zip(own.scores, rows, strict=False)):
-        spread = float(mine.std())
-        least = LEAST_NOISE.get(dtype, LEAST_NOISE_OTHERWISE) * spread
-        allowed = max(SAFETY * own.noise, least)
-        distance = float((theirs - mine).square().mean().sqrt())
-        if not distance <= allowed:
-            return (
-                f"the scores of token {step} differ from the model's own by {distance:.3g}, and "
-                f"rounding explains {allowed:.3g}"
-            )
-    return None
+def _engine_scores(
+    engine: InProcessEngine, prompt: str, own: OwnTokens, setting: str
+) -> list[torch.Tensor]:
+    """The engine's scores at the model's own tokens, (vocabulary,) a step."""
+    observer = _Scores()
+    request = PlannedRequest(prompt, True, 0, len(own.token_ids))
+    trial = Trial(Condition(0, setting, 1, 1), 0, (request,))
+    sampler, engine.sampler = engine.sampler, _GivenTokens(own.token_ids)  # type: ignore[assignment]
+    try:
+        with engine.observed_by(observer):
+            engine.generate(trial, None)
+    finally:
+        engine.sampler = sampler
+    return observer.rows
 
 
 class _GivenTokens:

@@ -31,7 +31,7 @@ class LoadedModel:
         """Most tokens that a sequence may have; None if the config does not say."""
         config = self.model.config.get_text_config()
         value = getattr(config, "max_position_embeddings", None)
-        return int(value) if value else None
+        return int(value) if value and value > 0 else None
 
     @property
     def commit(self) -> str | None:

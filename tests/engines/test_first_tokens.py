@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def tiny(kind: str, like: LoadedModel) -> LoadedModel:
     made = CONFIG_MAPPING[kind]
     config = made(**{name: size for name, size in SIZES.items() if hasattr(made(), name)})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     return LoadedModel(kind, model, like.tokenizer, model.dtype, torch.device("cpu"))
 
 
@@ -149,6 +150,16 @@ def test_kernels_that_compute_something_else_are_named(
         start(tiny_model, "static", "stock", "batch-invariant")
 
 
+def test_attention_that_ignores_the_cache_is_seen_in_bfloat16_too(
+    tiny_model: LoadedModel,
+) -> None:
+    diffllama = tiny("diffllama", tiny_model)
+    half = replace(diffllama, model=diffllama.model.bfloat16(), dtype=torch.bfloat16)
+    start(half, "static")
+    with pytest.raises(ModelError, match="does not read the paged cache"):
+        start(half, "continuous")
+
+
 def test_a_model_that_fails_alone_is_one_sentence(
     tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +204,7 @@ OWN = OwnTokens((4, 5), torch.randn(2, 50, generator=torch.Generator().manual_se
         (OWN.scores + 7e-4, torch.float32, None),
         (OWN.scores + 0.02, torch.float32, "the scores of token 0 differ"),
         (OWN.scores + 0.02, torch.bfloat16, None),
+        (OWN.scores + 0.3, torch.bfloat16, "the scores of token 0 differ"),
         (OWN.scores.flip(0), torch.bfloat16, "the scores of token 0 differ"),
         (torch.stack((OWN.scores[0], -OWN.scores[1])), torch.float16, "the scores of token 1"),
         (OWN.scores * torch.nan, torch.float32, "differ from the model's own by nan"),

@@ -40,7 +40,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 def completions(loaded: LoadedModel, engine: str, kernels: str) -> list[Completion]:
     """All completions of one prompt under loads of 1 and 5."""
     asked = settled(
-        engine=engine, kernels=(kernels,), prompts=("What is the sea?",), batch_sizes=(1, 5),
+        engine=engine, kernels=(kernels,), prompts=("Why is the sky blue?",), batch_sizes=(1, 5),
         completions=12, max_new_tokens=10, traffic="mixed",
     )  # fmt: skip
     running = ENGINES[engine](loaded, asked)
