@@ -28,7 +28,7 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RequestPlace:
     """Where one request lies in the tensors of a forward pass."""
 
     extents: tuple[Extent, ...]
@@ -54,7 +54,7 @@ class ForwardPass(Protocol):
         """Tokens that are computed, padding included."""
         ...
 
-    def place(self, request: int) -> Place | None:
+    def place(self, request: int) -> RequestPlace | None:
         """Where the request at this position of the trial lies.
 
         None if it takes no part, or is given no token after this pass.
@@ -85,7 +85,7 @@ class PackedPass:
         """See `ForwardPass`."""
         return sum(self.query_lengths)
 
-    def place(self, request: int) -> Place | None:
+    def place(self, request: int) -> RequestPlace | None:
         """See `ForwardPass`."""
         if request not in self.requests:
             return None
@@ -95,7 +95,7 @@ class PackedPass:
         tokens = _between((0, *accumulate(self.query_lengths)), at)
         keys = (_between(bounds, at) for bounds in self.key_bounds)
         score_row = sum(self.speaking[:at])
-        return Place(
+        return RequestPlace(
             (tokens, *keys, Extent(1, sum(self.speaking), score_row)),
             row=0,
             last_token=tokens.start + tokens.own - 1,
@@ -120,12 +120,12 @@ class PaddedPass:
         """See `ForwardPass`."""
         return self.rows * self.tokens
 
-    def place(self, request: int) -> Place | None:
+    def place(self, request: int) -> RequestPlace | None:
         """See `ForwardPass`."""
         own_keys = self.own_keys[request]
         own = own_keys if self.tokens == self.keys else self.tokens
         padding = self.tokens - own
-        return Place(
+        return RequestPlace(
             (
                 Extent(1, self.rows, request),
                 Extent(own, self.tokens, padding),

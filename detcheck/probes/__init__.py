@@ -1,2 +1,4 @@
-"""Probes: which relation an op breaks (`ops`), which op broke an answer (`trace`), and both as
-one assertion for a kernel's own tests (`asserts`)."""
+"""Probes: which relation an op breaks (`ops`), and which op changed an answer (`trace`).
+
+`asserts` offers the relations as one assertion for a kernel's own tests.
+"""

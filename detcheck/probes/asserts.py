@@ -18,8 +18,8 @@ from detcheck.probes.relations import (
 )
 
 
-class NotBatchInvariant(AssertionError):  # noqa: N818  (read as a finding, not as a fault)
-    """A row depends on the rest of its batch; `outcomes` says how, a broken relation each."""
+class NotBatchInvariant(AssertionError):  # noqa: N818  (a finding, not a fault of the program)
+    """A row depends on the rest of its batch; `outcomes` has one item for each broken relation."""
 
     def __init__(self, outcomes: tuple[Outcome, ...]):
         self.outcomes = outcomes
@@ -33,20 +33,20 @@ def assert_batch_invariant(
     batch_sizes: Sequence[int] | None = None,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Assert that `function(*inputs)` gives every row the same bits whatever shares its batch.
+    """Assert that `function(*inputs)` gives every row the same bits whichever rows share its batch.
 
-    Every input and every output is a tensor whose first dimension is the batch; what all rows
-    share (weights) the function closes over. Relations: `repeat` (the same call again),
-    `batch-size` (the first rows in batches of `batch_sizes`, by default the sizes up to the batch
-    at which kernels change: 1, 2, 3, 4, 7, …), `position` (the rows rotated), `neighbours` (a row
-    among copies of itself, zeros, large noise).
+    Every input and every output is a tensor whose first dimension is the batch. The function
+    closes over the tensors that all rows share, such as weights. Relations: `repeat` (the same
+    call again), `batch-size` (the first rows in batches of `batch_sizes`), `position` (the rows
+    rotated), `neighbours` (a row among copies of itself, zeros, large noise). By default
+    `batch_sizes` are the sizes at which kernels change: 1, 2, 3, 4, 7, … below the batch.
 
         def test_my_kernel():
             detcheck.assert_batch_invariant(lambda x: my_matmul(x, weight), torch.randn(129, 4096))
 
     Returns the number of rows compared under each relation. Raises NotBatchInvariant (an
-    AssertionError) that names the relation, batch size, row and ULPs; UsageError where the check
-    could not have failed: a batch of one, rows that are all equal, outputs that are all NaN or
+    AssertionError) that names the relation, batch size, row and ULPs. Raises UsageError if the
+    check could not fail: a batch of one, rows that are all equal, outputs that are all NaN or
     that ignore the inputs.
     """
     asked = tuple(dict.fromkeys((relations,) if isinstance(relations, str) else relations))
@@ -71,8 +71,8 @@ def _sentence(outcome: Outcome) -> str:
     output = f" of output {first.output}" if first.output else ""
     moved = f" (row {first.reference_row} there)" if first.row != first.reference_row else ""
     return (
-        f"{outcome.relation}: at batch size {first.batch_size}, row {first.row}{output} is not "
-        f"bitwise what it is in the call of all rows{moved}: {first.elements_differ} of "
+        f"{outcome.relation}: at batch size {first.batch_size}, row {first.row}{output} does not "
+        f"equal its result in the call of all rows{moved}: {first.elements_differ} of "
         f"{first.elements} elements differ by up to {first.max_ulp} ULPs "
         f"({str(first.dtype).removeprefix('torch.')}); {outcome.rows_differ} of {outcome.rows} "
         f"rows compared differ, by up to {outcome.max_ulp} ULPs"
@@ -81,7 +81,7 @@ def _sentence(outcome: Outcome) -> str:
 
 def _check_relations(relations: tuple[str, ...]) -> None:
     if not relations:
-        raise UsageError("Name at least one relation: an assertion of nothing cannot fail.")
+        raise UsageError("Name at least one relation: without any, the check cannot fail.")
     for relation in relations:
         if relation in REQUEST_RELATIONS:
             raise UsageError(
@@ -117,13 +117,13 @@ def _check_inputs(inputs: Tensors) -> None:
         )
     if all(torch.equal(x, x[:1].expand_as(x)) for x in inputs):
         raise UsageError(
-            "All rows of the inputs are equal, so exchanging them could show nothing: give rows "
+            "All rows of the inputs are equal, so exchanging them changes nothing: give rows "
             "that differ."
         )
 
 
 def _check_outputs(outputs: Tensors) -> None:
-    """What could not differ, however broken the function, is no evidence."""
+    """Raises UsageError if the outputs could not differ, however broken the function is."""
     if not any(output.numel() for output in outputs):
         raise UsageError("The function returned no elements: there is nothing to compare.")
     floats = [output for output in outputs if output.is_floating_point()]
@@ -144,5 +144,5 @@ def _checked_sizes(sizes: Sequence[int], rows: int) -> tuple[int, ...]:
                 f"not {size}."
             )
     if not sizes:
-        raise UsageError("Give at least one batch size, or leave batch_sizes out.")
+        raise UsageError("Give at least one batch size, or leave `batch_sizes` out.")
     return tuple(sizes)

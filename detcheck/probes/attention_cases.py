@@ -1,4 +1,4 @@
-"""Attention as models call it: through transformers' table, where the invariant kernel also sits.
+"""Attention as models call it: through transformers' table, which also has the invariant kernel.
 
 A batch is (requests, heads, tokens, head_dim); results are (requests, tokens, heads, head_dim).
 """
@@ -22,7 +22,7 @@ CHUNKS = (1, 16, 32, 48)
 
 
 class _Cache:
-    """In place of the paged cache: the keys are packed already."""
+    """Stands in for the paged cache; returns its arguments, since the keys are packed already."""
 
     def update(self, key_states: Any, value_states: Any, **_: Any) -> Any:
         return key_states, value_states
@@ -44,12 +44,12 @@ def decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 
 
 def prefill(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Whole prompts of one length, causally."""
+    """Whole prompts of one length under a causal mask."""
     return _attend(query, key, value, None)
 
 
 def packed_decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The same as `decode`, packed as continuous batching packs: one sequence, a block mask."""
+    """Computes the same as `decode`, packed for continuous batching: one sequence, a block mask."""
     count, _, keys, _ = key.shape
     query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value))
     mask = torch.eye(count, dtype=torch.bool, device=query.device)
@@ -69,7 +69,7 @@ def packed_decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
 def request_pairs(
     inputs: tuple[torch.Tensor, ...],
 ) -> dict[str, Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]]:
-    """What the relations about requests compare, for a batch as `requests` makes."""
+    """By relation: pairs of (reference rows, rows to compare), for a batch made by `requests`."""
     tokens = inputs[0].shape[2]
     pairs = {"padding": lambda: _padded(*inputs)}
     if tokens > 1:
@@ -81,11 +81,11 @@ def request_pairs(
 def _padded(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The requests beside a longer one, against the requests without padding."""
+    """The requests without padding, and the same padded on the left as beside a longer one."""
     plain = _attend(query, key, value, _causal(query, key, 0))
     for padding in PADDINGS:
         keys, values = (F.pad(x, (0, 0, padding, 0)) for x in (key, value))
-        # Queries are padded where there is one for each key; a decode step has a single one.
+        # Queries are padded if each key has one; a decode step has a single query.
         skip = padding if query.shape[2] > 1 else 0
         padded = F.pad(query, (0, 0, skip, 0))
         out = _attend(padded, keys, values, _causal(padded, keys, padding))
@@ -95,7 +95,7 @@ def _padded(
 def _chunked(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A prefill in two steps, against one."""
+    """A prefill in one step, and the same in two."""
     whole = prefill(query, key, value)
     for size in CHUNKS:
         if size < query.shape[2]:
@@ -107,7 +107,7 @@ def _chunked(
 def _token_by_token(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every token decoded on its own, against all in one prefill."""
+    """All tokens in one prefill, and each token decoded on its own."""
     steps = [_step(query, key, value, at, at + 1) for at in range(query.shape[2])]
     yield prefill(query, key, value).flatten(0, 1), torch.cat(steps, 1).flatten(0, 1)
 

@@ -1,7 +1,7 @@
 """The ops that `detcheck ops` probes, at a model's shapes and at boundary values, on seeded data.
 
-Rounding to bfloat16 hides most differences of order, so the data are made to show them: products
-cancel in pairs (partial sums are large, totals small), reductions span magnitudes.
+Rounding to bfloat16 hides most differences of order, so the data are made to show them.
+Products cancel in pairs (partial sums are large, totals small); reductions span magnitudes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from detcheck.probes.relations import Function, Tensors
 from detcheck.probes.shapes import LayerShapes
 
 ROWS = 129
-"""Rows of the reference batch: one more than the largest tile that is common."""
+"""Rows of the reference batch: one more than the largest common tile."""
 HEAD_ROWS = 33
-"""Rows where a row is a vocabulary long."""
+"""Rows of the reference batch if a row has the length of the vocabulary."""
 BOUNDARY_INNER = (512, 577, 1024, 1536, 2048, 4096)
-"""Lengths K of sums at which matmul kernels are known to change their ways; 577 is odd."""
+"""Lengths K of sums at which matmul libraries are known to change kernels; 577 is odd."""
 BOUNDARY_COLUMNS = 64
 FEW = (577, 3)
-"""K and N of a product so narrow that a row's place in the call may matter."""
+"""K and N of a product so narrow that a row's position in the batch may change its bits."""
 PREFIXES = (31, 32, 33, 127, 128, 129, 513)
-"""Keys of one request: one block exactly, and one less and more."""
+"""Keys of one request: around the sizes of one and of several blocks."""
 PREFILL_TOKENS = 65
 
 Pairs = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
@@ -45,7 +45,7 @@ class Call:
     function: Function
     inputs: Tensors
     pairs: dict[str, Pairs] = field(default_factory=dict)
-    """By relation about requests: (reference rows, rows that ought to equal them) of each try."""
+    """By relation about requests: (reference rows, rows that must equal them) of each attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class OpCase:
     op: str
     shape: str
     build: Callable[[torch.dtype, int], Call]
-    """(dtype, seed) to the call, on the CPU."""
+    """Takes (dtype, seed); returns the call, its tensors on the CPU."""
 
 
 def cases(shapes: LayerShapes) -> tuple[OpCase, ...]:
-    """Every op, at every shape."""
+    """One case for each op at each shape."""
     return (*_linears(shapes), *_row_ops(shapes), *_attention(shapes))
 
 
@@ -75,7 +75,7 @@ FAMILIES_OF: dict[str, frozenset[str]] = {
         ("attention-decode", "attention-packed", "attention-prefill"), frozenset({"attention"})
     ),
 }
-"""Op families that make an op invariant, all of them together."""
+"""By op: the families that must all be overridden for it to be invariant."""
 OPS = tuple(FAMILIES_OF)
 """Names of the ops, in the order of `cases`."""
 
@@ -103,7 +103,7 @@ def _linear(inner: int, columns: int, rows: int) -> Callable[[torch.dtype, int],
 
 
 def _linear_of_last_token(inner: int, columns: int) -> Callable[[torch.dtype, int], Call]:
-    """A biased layer on the last of each request's two tokens: of one request alone contiguous."""
+    """A biased layer on each request's last of two tokens; contiguous only for one request."""
 
     def build(dtype: torch.dtype, seed: int) -> Call:
         left, weight = cancelling(ROWS, inner, columns, seed)
@@ -136,7 +136,7 @@ def _row_ops(shapes: LayerShapes) -> Iterator[OpCase]:
 
 
 def rms_norm(x: torch.Tensor) -> torch.Tensor:
-    """RMSNorm of (rows, hidden) as Llama writes it out, without its weight."""
+    """RMSNorm of (rows, hidden) as in Llama, without its weight."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
 

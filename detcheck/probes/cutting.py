@@ -1,4 +1,4 @@
-"""A request's part of a tensor that a whole batch shares."""
+"""Cuts one request's part out of a tensor of a whole batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 def cut(x: torch.Tensor, alone: Shape, extents: tuple[Extent, ...]) -> torch.Tensor | None:
-    """The request's part of `x`, whose shape alone is `alone`; None if it cannot be told."""
+    """The request's part of `x`, given its shape `alone`; None if the part cannot be identified."""
     if x.dim() == len(alone) and tuple(x.shape) != alone:
         part: torch.Tensor | None = x
         for dim, (whole, own) in enumerate(zip(x.shape, alone, strict=True)):
@@ -31,7 +31,7 @@ def _narrow(
 
 
 def _cut_any(x: torch.Tensor, alone: Shape, extents: tuple[Extent, ...]) -> torch.Tensor | None:
-    """By size, since one request alone may have another layout (heads in the place of queries)."""
+    """By size: one request alone may have another layout (heads in the place of queries)."""
     if tuple(x.shape) == alone:
         return None
     size = 1

@@ -1,4 +1,4 @@
-"""Values of two replays, measured: the op that was found, and each layer at the last step."""
+"""Measures the values of two replays: the op that differs, and each layer at the last step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detcheck.probes.trace_results import FirstOp, LayerGrowth
 
 
 class Kept:
-    """A `StepObserver` that keeps the found op's result, and each layer's at the last step."""
+    """A `StepObserver` that keeps the differing op's result, and each layer's at the last step."""
 
     def __init__(self, model: Any, found: DifferingOp | None, last_step: int):
         self._model = model
@@ -60,7 +60,7 @@ def _last_row(hidden: torch.Tensor, step: Step) -> torch.Tensor:
 
 
 def layer_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
-    """The members of the model's longest list of modules: its layers, in order."""
+    """(name, layer) of the model's longest list of modules, in order; empty if it has no list."""
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -73,7 +73,7 @@ def layer_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
 
 
 def first_op(found: DifferingOp, alone: Kept, batch: Kept) -> FirstOp:
-    """The found op, with how many of the request's rows differ and by how much."""
+    """The differing op, with the number of the request's rows that differ and the largest ULPs."""
     module, op, _ = found.key
     rows = rows_differ = max_ulp = 0
     whole, part = _both(alone.keeper, batch.keeper)
@@ -99,7 +99,7 @@ def first_op(found: DifferingOp, alone: Kept, batch: Kept) -> FirstOp:
 def _both(
     alone: OutputKeeper | None, batch: OutputKeeper | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The op's result alone, and the request's part of it in the batch."""
+    """The op's result alone, and the request's part of it in the batch; None if not kept."""
     if alone is None or batch is None or alone.output is None or batch.output is None:
         return None, None
     return alone.output, cut(batch.output, tuple(alone.output.shape), batch.extents)

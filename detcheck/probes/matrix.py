@@ -25,12 +25,12 @@ class Line:
 
     @property
     def relative_time(self) -> float | None:
-        """Time against stock, the same for all its cells."""
+        """Time relative to stock kernels, the same for all its cells; None without stock."""
         return next(iter(self.cells.values())).relative_time
 
     @property
     def classes(self) -> tuple[tuple[int, ...], ...]:
-        """Batch sizes that give the same bits, grouped."""
+        """Groups of batch sizes that give the same bits; empty without `batch-size`."""
         cell = self.cells.get("batch-size")
         return cell.classes if cell is not None else ()
 
@@ -45,13 +45,13 @@ def lines(cells: Iterable[Cell]) -> list[Line]:
 
 
 def class_words(classes: Sequence[Sequence[int]]) -> str:
-    """`1 | 2–3 | 4–129`: a dash joins sizes that are neighbours among those tried."""
+    """`1 | 2–3 | 4–129`: a dash joins sizes that are adjacent among those tried."""
     tried = sorted(size for group in classes for size in group)
     return " | ".join(_runs(sorted(group), tried) for group in classes)
 
 
 def _runs(sizes: list[int], tried: list[int]) -> str:
-    """Sizes with stretches that have no other tried size inside joined by a dash."""
+    """Joins sizes by a dash if no other tried size lies between them."""
     runs: list[list[int]] = []
     for size in sizes:
         if runs and tried.index(size) == tried.index(runs[-1][-1]) + 1:

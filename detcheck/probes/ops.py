@@ -35,17 +35,17 @@ class Cell:
     shape: str
     kernels: str
     rows: int
-    """Rows compared, each with what it ought to be."""
+    """Rows compared with their reference rows."""
     rows_differ: int
     max_ulp: int
     classes: tuple[tuple[int, ...], ...]
-    """Batch sizes that give the same bits, grouped; for `batch-size`."""
+    """Groups of batch sizes that give the same bits; for `batch-size` only."""
     relative_time: float | None
-    """Time against stock, geometric mean over calls of 1, 16 and all rows; None without stock."""
+    """Time relative to stock: geometric mean over calls of 1, 16, all rows; None without stock."""
 
     @property
     def promised(self) -> bool:
-        """Whether a difference here breaks what the kernels promise."""
+        """Whether the kernels setting promises that no row differs here."""
         families = KernelSettings.parse(self.kernels).families
         covered = FAMILIES_OF[self.op] <= {*families}
         return covered and (self.relation in PROMISED or PREFILL in families)
@@ -62,17 +62,19 @@ def audit(
     seed: int = 0,
     on_case: Callable[[int, int], None] | None = None,
 ) -> list[Cell]:
-    """Probe every op at `shapes` and boundary values; `on_case` is told (done, of all).
+    """Probe every op at `shapes` and boundary values; `on_case` gets (cases done, all cases).
 
-    Raises UsageError for names that are not known, MeasurementError where the batch-invariant
-    kernels do not pass their own self-check.
+    Raises UsageError for unknown names, MeasurementError if the batch-invariant kernels fail
+    their self-check.
     """
     wanted = _known("op", ops, OPS)
     tried = _known("relation", relations, RELATIONS)
     floats = _known("dtype", dtypes, DTYPES)
     for setting in kernels:
         if setting == AS_SERVED:
-            raise UsageError(f"{AS_SERVED} is of endpoints, whose ops cannot be probed.")
+            raise UsageError(
+                f"{AS_SERVED} is for endpoints, whose ops cannot be probed: choose other `kernels`."
+            )
         KernelSettings.parse(setting)
     target = resolve_device(device)
     grid = [(case, dtype) for case in cases(shapes) if case.op in wanted for dtype in floats]
@@ -85,18 +87,18 @@ def audit(
     if not found:
         raise UsageError(
             f"{', '.join(tried)} do not apply to {', '.join(wanted)}, so nothing was probed: "
-            "padding, chunking and prefill-decode are of the attention ops."
+            "padding, chunking and prefill-decode apply to the attention ops only."
         )
     return found
 
 
-def _known(what: str, given: Iterable[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+def _known(noun: str, given: Iterable[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
     names = known if given is None else tuple(dict.fromkeys(given))
     for name in names:
         if name not in known:
-            raise UsageError(f"Unknown {what} {name!r}: choose among {', '.join(known)}.")
+            raise UsageError(f"Unknown {noun} {name!r}: choose among {', '.join(known)}.")
     if not names:
-        raise UsageError(f"Give at least one {what}: {', '.join(known)}.")
+        raise UsageError(f"Give at least one {noun}: {', '.join(known)}.")
     return names
 
 
@@ -130,7 +132,7 @@ def _cells(
 
 
 def _on(call: Call, device: torch.device) -> Call:
-    """`call` with its inputs on a device; what compares requests closes over the inputs."""
+    """`call` with its inputs on `device`; its pairs, which close over the inputs, are rebuilt."""
     if device.type == "cpu":
         return call
     from detcheck.probes.attention_cases import request_pairs
@@ -140,7 +142,7 @@ def _on(call: Call, device: torch.device) -> Call:
 
 
 def _outcomes(call: Call, relations: tuple[str, ...], seed: int) -> Iterator[Outcome]:
-    """Each relation that applies to the op."""
+    """The outcome of each relation that applies to the op."""
     reference = run(call.function, call.inputs)
     for relation in relations:
         if relation in ROW_RELATIONS:
@@ -151,19 +153,19 @@ def _outcomes(call: Call, relations: tuple[str, ...], seed: int) -> Iterator[Out
 
 def _of_requests(relation: str, call: Call) -> Outcome:
     outcome = Outcome(relation)
-    for expected, got in call.pairs[relation]():
-        apart = row_ulps(got, expected)
+    for expected, actual in call.pairs[relation]():
+        distances = row_ulps(actual, expected)
         outcome = replace(
             outcome,
-            rows=outcome.rows + len(apart),
-            rows_differ=outcome.rows_differ + int(apart.count_nonzero()),
-            max_ulp=max(outcome.max_ulp, int(apart.max())),
+            rows=outcome.rows + len(distances),
+            rows_differ=outcome.rows_differ + int(distances.count_nonzero()),
+            max_ulp=max(outcome.max_ulp, int(distances.max())),
         )
     return outcome
 
 
 def _times(call: Call) -> list[float]:
-    """Seconds of one call of 1, 16 and all rows, the best of a few rounds each."""
+    """Seconds of one call of 1, 16 and all rows: the shortest of a few rounds each."""
     return [
         _seconds(call, tuple(x[:size].contiguous() for x in call.inputs))
         for size in (*_TIMED_SIZES, call.inputs[0].shape[0])

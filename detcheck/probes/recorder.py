@@ -1,8 +1,8 @@
-"""Aten ops of a forward pass, seen from one request: hashes of its rows, and values if needed.
+"""Records the aten ops of a forward pass for one request: hashes of its rows, or values.
 
-The reference is the request alone, so everything that it computes is its own. In a batch the
-request's rows are cut out of each tensor: a dimension that is longer than alone is one that grows
-with the load, and `Place.extents` says which entries are the request's.
+The reference is the request alone: all of its tensors belong to the request. In a batch the
+request's rows are cut out of each tensor. A dimension that is longer than alone grows with the
+load, and `RequestPlace.extents` gives the request's entries in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VIEWS = {
     *("expand", "permute", "alias", "detach", "detach_", "split", "split_with_sizes", "chunk"),
     *("as_strided", "lift_fresh", "reshape", "flatten", "unflatten", "unbind", "narrow"),
 }
-"""Ops that compute nothing."""
+"""Ops that only change the view of a tensor."""
 _UNSET = {"empty", "empty_like", "new_empty", "empty_strided", "new_zeros", "zeros", "zeros_like"}
 """Ops whose results hold no computed values yet."""
 LARGEST_BYTES = 8 << 20
@@ -101,7 +101,7 @@ class _Watch(TorchDispatchMode):
 
 
 class OpRecorder:
-    """Base of the recorders; a subclass decides what is done with each op."""
+    """Base of the recorders; a subclass keeps or compares each op."""
 
     def __init__(self, model: torch.nn.Module):
         self.module_path = ModulePath(model)
@@ -112,15 +112,15 @@ class OpRecorder:
         return _Watch(self, step)
 
     def before(self, step: Step, args: Sequence[Any]) -> Any:
-        """Take what is needed of the inputs, since the op may write on them."""
+        """Called before an op: the record of its inputs, since the op may overwrite them."""
         raise NotImplementedError
 
     def after(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
-        """The op has run; `inputs` is what `before` returned, `output` None if it is no tensor."""
+        """Called after an op with the record from `before`; `output` is None if it is no tensor."""
         raise NotImplementedError
 
     def _tensors(self, args: Sequence[Any]) -> list[torch.Tensor]:
-        """Tensors among the arguments, lists opened, weights left out."""
+        """Tensors among the arguments and in lists of them, without the weights."""
         opened = (x for arg in args for x in (arg if isinstance(arg, list | tuple) else (arg,)))
         return [
             x
@@ -155,7 +155,7 @@ class ReferenceRecorder(OpRecorder):
 
 @dataclass(slots=True)
 class Compared:
-    """How much a comparison has compared."""
+    """Counts of the ops, tensors and steps compared."""
 
     ops: int = 0
     tensors: int = 0
@@ -174,7 +174,7 @@ class ComparingRecorder(OpRecorder):
         """The last op whose tensors could not all be compared with the reference's."""
 
     def watch(self, step: Step) -> Any:
-        """See `OpRecorder.watch`; None beyond the window, and after an op was found."""
+        """See `OpRecorder.watch`; None beyond the window, and after an op differed."""
         if self.found is not None or step.index >= self._reference.window:
             return None
         self.compared.steps.add(step.index)
@@ -190,7 +190,7 @@ class ComparingRecorder(OpRecorder):
             return
         op = self._reference.ops.get((step.index, key))
         if op is None or output is None or op.output is None:
-            self._pass_over(step, key, op, output)
+            self._note_uncompared(step, key, op, output)
             return
         agreements = [
             _agrees(x, digest, step.place.extents)
@@ -198,11 +198,11 @@ class ComparingRecorder(OpRecorder):
             if x is not output  # written in place: its values before the op are gone
         ]
         if False in agreements:
-            self._blame_uncompared(step, key, op.output.shape, output)
+            self._name_uncompared(step, key, op.output.shape, output)
             return
         same = _agrees(output, op.output, step.place.extents)
         if same is None:
-            self._pass_over(step, key, op, output)
+            self._note_uncompared(step, key, op, output)
             return
         self.compared.ops += 1
         self.compared.tensors += 1 + sum(agrees is not None for agrees in agreements)
@@ -219,7 +219,7 @@ class ComparingRecorder(OpRecorder):
             sum(agrees is not None for agrees in agreements),
         )
 
-    def _pass_over(
+    def _note_uncompared(
         self, step: Step, key: Key, op: RecordedOp | None, output: torch.Tensor | None
     ) -> None:
         """Remember an op that could not be compared, if it may be the first that differs."""
@@ -228,14 +228,14 @@ class ComparingRecorder(OpRecorder):
         if len(op.output.shape) > 1 and tuple(output.shape) != op.output.shape:
             self._uncompared = (step.index, key, op.output.shape, tuple(output.shape))
 
-    def _blame_uncompared(self, step: Step, key: Key, alone: Shape, output: torch.Tensor) -> None:
-        """An input differs though no compared result did: the last uncompared op made it."""
+    def _name_uncompared(self, step: Step, key: Key, alone: Shape, output: torch.Tensor) -> None:
+        """An input differs but no compared result did: name the last uncompared op."""
         origin = self._uncompared or (step.index, key, alone, tuple(output.shape))
         self.found = DifferingOp(*origin, inputs_compared=0, indirect=True)
 
 
 class OutputKeeper(OpRecorder):
-    """Keeps the result of one op, to be measured."""
+    """Keeps the result of one op."""
 
     def __init__(self, model: torch.nn.Module, wanted: DifferingOp):
         super().__init__(model)
@@ -249,7 +249,7 @@ class OutputKeeper(OpRecorder):
         return super().watch(step) if step.index == self._wanted.step else None
 
     def before(self, step: Step, args: Sequence[Any]) -> Any:
-        """Nothing is needed of the inputs."""
+        """None: the inputs are not recorded."""
         return None
 
     def after(self, step: Step, key: Key, inputs: Any, output: torch.Tensor | None) -> None:
@@ -277,8 +277,8 @@ def _agrees(
 ) -> bool | None:
     """True if the request's rows of `x` equal the reference's; None if its rows are not known.
 
-    Only tensors that grow with the load are judged. Others are shared by all requests, or belong
-    to one of them, and nothing says to which.
+    Only tensors that grow with the load are compared. Others are shared by all requests, or belong
+    to one request that is not known.
     """
     if reference is None or not x.is_floating_point():
         return None

@@ -1,7 +1,8 @@
 """The relations of batch invariance, tried on any callable whose tensors have the batch first.
 
-A relation is a set of variants of one call: other inputs, and which of their rows ought to be
-bitwise what which rows of the reference call are. Everything here is seeded and changes one thing.
+A relation is a set of variants of one call. A variant has other inputs, and maps rows of its
+outputs to the rows of the reference call that they must equal bit for bit. All data are seeded,
+and each relation changes one property of the call.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from detcheck.probes.bits import row_ulps, ulps
 ROW_RELATIONS = ("repeat", "batch-size", "position", "neighbours")
 """Relations that apply to any op on a batch of rows."""
 REQUEST_RELATIONS = ("padding", "chunking", "prefill-decode")
-"""Relations that need to know what a request is: attention's."""
+"""Relations about whole requests, for attention only."""
 RELATIONS = (*ROW_RELATIONS, *REQUEST_RELATIONS)
 BOUNDARY_ROWS = (
     *(1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 44, 45, 63, 64, 65, 127, 128, 129),
     *(255, 256, 257, 511, 512, 513, 1023, 1024, 1025),
 )
-"""Batch sizes at which kernels are known to change their ways."""
+"""Batch sizes at which libraries are known to change kernels."""
 SIGNATURE_ROWS = 8
-"""Rows by which batch sizes are told to be of one class."""
+"""Leading rows whose bits decide whether batch sizes are of one class."""
 _REPEATS = 3
 _PROBED_ROWS = 4
 """Rows whose neighbours are exchanged."""
@@ -38,7 +39,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Another call: `rows` of its outputs ought to be `reference_rows` of the reference's."""
+    """Another call: `rows` of its outputs must equal `reference_rows` of the reference's."""
 
     inputs: Tensors
     rows: range | list[int]
@@ -52,7 +53,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One row that is not what it ought to be."""
+    """One row that differs from its reference row."""
 
     batch_size: int
     row: int
@@ -60,7 +61,7 @@ class Difference:
     reference_row: int
     """Its index in the reference call."""
     output: int
-    """Which of the outputs, where there are several."""
+    """Index among the outputs."""
     elements: int
     elements_differ: int
     max_ulp: int
@@ -69,7 +70,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one relation."""
+    """The comparison under one relation."""
 
     relation: str
     rows: int = 0
@@ -78,7 +79,7 @@ class Outcome:
     max_ulp: int = 0
     first: Difference | None = None
     classes: tuple[tuple[int, ...], ...] = ()
-    """Batch sizes grouped by what they give for the first rows; for `batch-size` only."""
+    """Batch sizes grouped by the bits of their first rows; for `batch-size` only."""
 
 
 def batch_sizes_up_to(rows: int) -> tuple[int, ...]:
@@ -97,8 +98,9 @@ def try_relation(
 ) -> Outcome:
     """Try one of ROW_RELATIONS on `function(*inputs)`; every input has the batch first.
 
-    `reference` is `run(function, inputs)` where the caller has it already. `batch_sizes` below
-    the batch of `inputs` are tried; the boundary ones by default.
+    `reference` is `run(function, inputs)` if the caller has it already. `batch_sizes` must be
+    smaller than the batch of `inputs`; by default the boundary sizes are tried. Raises UsageError
+    for an unknown relation, or if the outputs do not have the batch first.
     """
     whole = run(function, inputs) if reference is None else reference
     outcome = Outcome(relation)
@@ -137,7 +139,7 @@ def variants(
 
 
 def _smaller_batches(inputs: Tensors, sizes: Sequence[int]) -> Iterator[Variant]:
-    """Batches from the top; as many of a small size as the signature needs."""
+    """Batches of the first rows; of a small size as many as the signature needs."""
     rows = inputs[0].shape[0]
     for size in sizes:
         for start in range(0, max(1, min(rows, SIGNATURE_ROWS)), size):
@@ -147,7 +149,7 @@ def _smaller_batches(inputs: Tensors, sizes: Sequence[int]) -> Iterator[Variant]
 
 
 def _rotations(inputs: Tensors) -> Iterator[Variant]:
-    """The same rows, each elsewhere in a batch of the same size."""
+    """The same rows, each at another position in a batch of the same size."""
     rows = inputs[0].shape[0]
     for shift in sorted({1, rows // 2, rows - 1} - {0}):
         moved = tuple(x.roll(shift, 0) for x in inputs)
@@ -155,7 +157,7 @@ def _rotations(inputs: Tensors) -> Iterator[Variant]:
 
 
 def _other_neighbours(inputs: Tensors, seed: int) -> Iterator[Variant]:
-    """The probed row where it was, all others exchanged: copies of it, zeros, large noise."""
+    """The probed row at its position, all others replaced: copies of it, zeros, large noise."""
     rows = inputs[0].shape[0]
     generator = torch.Generator().manual_seed(seed)
     for probe in sorted({0, 1, rows // 2, rows - 1})[:_PROBED_ROWS]:
@@ -181,9 +183,9 @@ def _noise(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def run(function: Function, inputs: Tensors) -> Tensors:
-    """Outputs of one call on copies of `inputs`, so that a function may write on what it gets.
+    """Outputs of one call on copies of `inputs`, so that a function may write on its inputs.
 
-    Raises UsageError where an output is no tensor or does not have the batch first.
+    Raises UsageError if an output is no tensor or does not have the batch first.
     """
     copies = tuple(x.detach().clone(memory_format=torch.contiguous_format) for x in inputs)
     result = function(*copies)
@@ -204,7 +206,7 @@ def run(function: Function, inputs: Tensors) -> Tensors:
 
 
 def _check_alike(outputs: Tensors, whole: Tensors, rows: int) -> None:
-    """Raises UsageError where a batch of `rows` gives something else than tensors of one kind."""
+    """Raises UsageError if number, dtypes or shapes of outputs in a batch of `rows` change."""
     kinds = [[(str(x.dtype), tuple(x.shape[1:])) for x in each] for each in (outputs, whole)]
     if kinds[0] != kinds[1]:
         few, all_rows = (
@@ -212,23 +214,23 @@ def _check_alike(outputs: Tensors, whole: Tensors, rows: int) -> None:
             for kind in kinds
         )
         raise UsageError(
-            f"A row's result is {few} in a batch of {rows} and {all_rows} in the whole one: "
+            f"A row's result is {few} in a batch of {rows} and {all_rows} in the whole batch: "
             "number, dtype and shape of the outputs must not depend on the batch."
         )
 
 
 def compare(outcome: Outcome, variant: Variant, outputs: Tensors, whole: Tensors) -> Outcome:
-    """`outcome` with one more call counted in."""
-    apart = torch.stack(
+    """`outcome` with the rows of one more call added."""
+    distances = torch.stack(
         [
-            row_ulps(_pick(got, variant.rows), _pick(expected, variant.reference_rows)).cpu()
-            for got, expected in zip(outputs, whole, strict=True)
+            row_ulps(_pick(actual, variant.rows), _pick(expected, variant.reference_rows)).cpu()
+            for actual, expected in zip(outputs, whole, strict=True)
         ]
     )
-    by_row = apart.amax(0)
+    by_row = distances.amax(0)
     first = outcome.first
     if first is None and by_row.any():
-        first = _first_difference(variant, outputs, whole, apart)
+        first = _first_difference(variant, outputs, whole, distances)
     return replace(
         outcome,
         rows=outcome.rows + len(by_row),
@@ -239,20 +241,20 @@ def compare(outcome: Outcome, variant: Variant, outputs: Tensors, whole: Tensors
 
 
 def _first_difference(
-    variant: Variant, outputs: Tensors, whole: Tensors, apart: torch.Tensor
+    variant: Variant, outputs: Tensors, whole: Tensors, distances: torch.Tensor
 ) -> Difference:
-    index = int(apart.amax(0).gt(0).nonzero()[0])
-    output = int(apart[:, index].gt(0).nonzero()[0])
+    index = int(distances.amax(0).gt(0).nonzero()[0])
+    output = int(distances[:, index].gt(0).nonzero()[0])
     row, reference_row = variant.rows[index], variant.reference_rows[index]
-    distance = ulps(outputs[output][row], whole[output][reference_row])
+    row_distances = ulps(outputs[output][row], whole[output][reference_row])
     return Difference(
         variant.batch_size,
         row,
         reference_row,
         output,
-        distance.numel(),
-        int(distance.count_nonzero()),
-        int(distance.max()),
+        row_distances.numel(),
+        int(row_distances.count_nonzero()),
+        int(row_distances.max()),
         outputs[output].dtype,
     )
 

@@ -1,4 +1,4 @@
-"""Generate a trial again and look at one request in it, through the engine's own observer."""
+"""Generates a trial again and observes one request in it, through the engine's observer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from detcheck.engines.decoding import RankedTokens
 from detcheck.engines.in_process import InProcessEngine
-from detcheck.engines.passes import ForwardPass, Place
+from detcheck.engines.passes import ForwardPass, RequestPlace
 from detcheck.kernels.in_force import kernels_in_force
 from detcheck.traffic import Trial
 
@@ -23,15 +23,15 @@ class Step:
 
     index: int
     """0 is its prefill, n decodes token n."""
-    place: Place
-    """Where the request lies in the tensors of the pass."""
+    place: RequestPlace
+    """The request's entries in the tensors of the pass."""
 
 
 class StepObserver(Protocol):
     """Watches the forward passes of the replayed request."""
 
     def watch(self, step: Step) -> AbstractContextManager[Any] | None:
-        """A context for the forward pass of `step`; None to let it pass unwatched."""
+        """A context for the forward pass of `step`; None if the step need not be observed."""
         ...
 
 
@@ -58,8 +58,8 @@ def replay(
 ) -> Replayed:
     """Generate for `trial` again, up to forward pass `num_steps` of its `request` (a position).
 
-    Ends early at the first token that is not that of `expected`: there the two diverge. Raises
-    MeasurementError if the kernels fail their self-check.
+    Ends early at the first token that differs from `expected`. Raises MeasurementError if the
+    kernels fail their self-check.
     """
     follower = _Follower(request, num_steps, observer, expected)
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def replay(
 
 
 class _EndedError(Exception):
-    """The replay has reached the step that it was to end with."""
+    """The replay has reached its last step."""
 
 
 class _Follower:

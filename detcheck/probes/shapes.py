@@ -1,4 +1,4 @@
-"""The sizes of a model's layers: where `detcheck ops` probes."""
+"""The sizes of a model's layers, at which `detcheck ops` probes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ EMBEDDED = LayerShapes("SmolLM2-135M-Instruct (embedded)", 576, 1536, 9, 3, 64, 
 def shapes_of(model: str | None, *, trust_remote_code: bool = False) -> LayerShapes:
     """Shapes of `model`, a hub id or folder, from its configuration; None: the embedded model.
 
-    Raises ModelError where there is no such model, or its configuration does not say.
+    Raises ModelError if there is no such model, or its configuration has no layer sizes.
     """
     if model is None:
         return EMBEDDED
@@ -51,11 +51,11 @@ def shapes_of(model: str | None, *, trust_remote_code: bool = False) -> LayerSha
 
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever transformers makes of a missing or foreign file
+    except Exception as error:  # transformers raises various types for a missing or foreign file
         first = str(error).strip().split("\n")[0][:160].rstrip(".")
         raise ModelError(
             f"The configuration of {model} cannot be read ({first}): give a folder with a "
-            "config.json, or leave --shapes-from out for the embedded model."
+            "config.json, or leave `shapes_from` out for the embedded model."
         ) from error
     return _shapes(model, config.get_text_config())
 

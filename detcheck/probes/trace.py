@@ -1,8 +1,8 @@
-"""The op that broke an answer: two replays of one request, alone and in a batch, op beside op.
+"""Finds the op that changed an answer: replays a request alone and in a batch, and compares ops.
 
-Both are run again by the engine itself, to the token where they part. The first op whose rows for
-the request differ, while what went into it agrees bit for bit, is named; then how far apart every
-layer is at the parting token, and what the logits made of it.
+The engine replays both up to the token at which they diverge. The trace names the first op whose
+rows for the request differ while its inputs agree bit for bit. It then gives each layer's
+difference at that token, and the change of the logits.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from detcheck.targets import Target
 from detcheck.traffic import Trial, plan_trials
 
 FIRST_PASSES = 4
-"""Forward passes that are recorded before all of them are."""
+"""Forward passes recorded at first under stock kernels; all are if no op differs in these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One request of one trial, to be held against the same request alone."""
+    """One request of one trial, to be compared with the same request alone."""
 
     experiment: Experiment
     target: Target
@@ -43,13 +43,13 @@ class Subject:
     request: int
     """Its position in the trial."""
     num_tokens: int
-    """Tokens to go through at most."""
+    """Most tokens to replay."""
 
 
 def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
-    """The request of a run that left its reference first.
+    """The request of a run that diverges from its reference at the earliest token.
 
-    Raises UsageError where no answer parts, or nothing here can replay the run.
+    Raises UsageError if no answers diverge, or if no engine in this process can replay the run.
     """
     if not run.traits.ops_visible:
         raise UsageError(
@@ -68,25 +68,25 @@ def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
             request = int(table.request[row])
             return Subject(run.experiment, run.target, trial, request, divergence.position + 1)
     raise UsageError(
-        f"The answers of {run.path} part within a batch of one, where load cannot be the cause: "
-        "there is nothing to trace."
+        f"The answers of {run.path} diverge within a batch of one, so load cannot be the cause: "
+        "trace a run whose answers diverge in a larger batch."
     )
 
 
 def _earliest(run: Run, prompt_index: int | None) -> tuple[Group, Divergence]:
-    parted = [
+    diverged = [
         (group, divergence)
         for group in analyse(run).groups
         for divergence in group.divergences
         if prompt_index in (None, group.prompt_index)
     ]
-    if not parted:
+    if not diverged:
         raise UsageError(
-            f"No answers part in {run.path}: there is no divergence to trace (trace a prompt with "
-            "-p and -b to compare ops all the same)."
+            f"No answers diverge in {run.path}, so there is no divergence to trace: to compare ops "
+            "all the same, trace a prompt at two `batch_sizes`."
         )
-    # Stock first: a divergence of invariant kernels has the stock one's cause as a lead.
-    return min(parted, key=lambda pair: (pair[0].kernels != STOCK, pair[1].position))
+    # Stock first: its cause may also explain a divergence under invariant kernels.
+    return min(diverged, key=lambda pair: (pair[0].kernels != STOCK, pair[1].position))
 
 
 def _condition(run: Run, condition_id: str) -> Condition:
@@ -105,13 +105,16 @@ def subject_of_prompt(experiment: Experiment, target: Target) -> Subject:
 def trace(subject: Subject, kernels: str | None = None) -> Trace:
     """Replay a subject alone and in its batch, and compare op by op.
 
-    `kernels` other than those of the subject's condition replay the same load under those.
-    Raises ModelError where the model is not there, MeasurementError where the request never ran.
+    `kernels` replaces the kernels setting of the subject's condition. Raises UsageError if the
+    engine runs in another process, ModelError if the model cannot be loaded, and MeasurementError
+    if the replayed request gives no token.
     """
     started = perf_counter()
     engine = open_engine(subject.experiment, subject.target)
     if not isinstance(engine, InProcessEngine):
-        raise UsageError("Only models run in this process can be traced.")
+        raise UsageError(
+            'Only models in this process can be traced: use `engine="continuous"` or "static".'
+        )
     try:
         return _trace(engine, subject, kernels or subject.trial.condition.kernels, started)
     finally:
@@ -120,7 +123,7 @@ def trace(subject: Subject, kernels: str | None = None) -> Trace:
 
 def _trace(engine: InProcessEngine, subject: Subject, kernels: str, started: float) -> Trace:
     sides = _Sides(engine, subject, kernels)
-    # Stock kernels part within a few passes or never: the rest need not be recorded at first.
+    # Under stock kernels ops differ within a few passes or never: record these first.
     windows = (FIRST_PASSES, subject.num_tokens) if kernels == STOCK else (subject.num_tokens,)
     for window in windows:
         alone, batch, comparison = _compare(sides, subject.num_tokens, window)
@@ -143,7 +146,7 @@ def _trace(engine: InProcessEngine, subject: Subject, kernels: str, started: flo
 def _compare(
     sides: _Sides, num_tokens: int, window: int
 ) -> tuple[Replayed, Replayed, ComparingRecorder]:
-    """Both replays, the first `window` forward passes of them held against each other."""
+    """Both replays, with their first `window` forward passes compared."""
     reference = ReferenceRecorder(sides.model, window)
     alone = sides.alone(num_tokens, reference)
     comparison = ComparingRecorder(sides.model, reference)
@@ -198,7 +201,7 @@ class _Sides:
 def _measure(
     sides: _Sides, found: DifferingOp | None, num_steps: int
 ) -> tuple[FirstOp | None, tuple[LayerGrowth, ...]]:
-    """A second replay of both that keeps values: of the op found, and of each layer at the end."""
+    """Replay both again and keep values: of the op found, and of each layer at the last step."""
     kept = [Kept(sides.model, found, num_steps - 1) for _ in range(2)]
     replayed = sides.alone(num_steps, kept[0])
     sides.logits_alone = replayed.logits

@@ -1,4 +1,4 @@
-"""What a trace says."""
+"""The results of a trace."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class FirstOp:
     step: int
     """Forward pass of the request: 0 is its prefill, n decodes token n."""
     reference_shape: tuple[int, ...]
-    """Of its result, the request alone."""
+    """Shape of its result for the request alone."""
     shape: tuple[int, ...]
-    """Of its result in the batch."""
+    """Shape of its result in the batch."""
     rows: int
     rows_differ: int
     """Rows (last dimension) of the request's part of the result."""
     max_ulp: int
     inputs_compared: int
-    """Inputs seen to agree bit for bit; 0 where `indirect`."""
+    """Inputs that agree bit for bit; 0 if `indirect`."""
     indirect: bool
-    """Not all of its tensors could be compared; a later op showed that its result differs."""
+    """If true, not all of its tensors could be compared; the input of a later op differed."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerGrowth:
-    """How far a layer's result is from the reference's at the parting token."""
+    """How far a layer's result is from the reference's at the token of divergence."""
 
     layer: str
     elements: int
@@ -52,7 +52,7 @@ class FlipSide:
 
 @dataclass(frozen=True, slots=True)
 class TraceFlip:
-    """The token at which the two replays part, or the last one compared."""
+    """The token at which the two replays diverge, or the last token compared."""
 
     position: int
     flipped: bool
@@ -63,7 +63,7 @@ class TraceFlip:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What a trace found and what it compared."""
+    """The first op that differs, if any, and the counts of the comparison."""
 
     kernels: str
     batch_size: int

@@ -112,7 +112,7 @@ def test_relations_about_requests_compare_the_right_rows(
         ({"relations": ["magic"]}, "Unknown relation 'magic'"),
         ({"dtypes": ["float8"]}, "Unknown dtype 'float8'"),
         ({"kernels": ["magic"]}, "Unknown kernels 'magic'"),
-        ({"kernels": ["as-served"]}, "is of endpoints"),
+        ({"kernels": ["as-served"]}, "is for endpoints"),
         ({"ops": []}, "at least one op"),
     ],
 )

@@ -15,7 +15,7 @@ from recorded import record
 
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.engines.in_process import InProcessEngine
-from detcheck.engines.passes import Extent, Place
+from detcheck.engines.passes import Extent, RequestPlace
 from detcheck.engines.static import StaticEngine
 from detcheck.errors import UsageError
 from detcheck.kernels.cpu.stock import stock_kernel
@@ -119,7 +119,7 @@ def test_stock_kernels_are_caught(engine: str) -> None:
 
 
 def test_an_op_whose_inputs_are_too_large_to_compare_is_named_all_the_same() -> None:
-    step = Step(0, Place((Extent(1, 3, 0),), row=0, last_token=0, score_row=0))
+    step = Step(0, RequestPlace((Extent(1, 3, 0),), row=0, last_token=0, score_row=0))
     reference = ReferenceRecorder(torch.nn.Module(), 1)
     comparison = ComparingRecorder(torch.nn.Module(), reference)
     own = torch.randn(1, 8)
@@ -158,7 +158,7 @@ def test_a_runs_divergence_is_replayed_to_its_token(
 def test_a_run_without_divergence_is_told(tiny_model: LoadedModel, tmp_path: Path) -> None:
     asked = experiment()
     run = record(tmp_path / "run", ContinuousEngine(tiny_model, *asked), *asked)
-    with pytest.raises(UsageError, match="No answers part"):
+    with pytest.raises(UsageError, match="No answers diverge"):
         subject_of_run(run)
 
 
