@@ -95,8 +95,10 @@ class TileClass:
         return [tile for tile in tiles if self.kind.descriptors or not tile.descriptors]
 
 
-def cancelling_operands(kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
-    """Seeded (1, PROBE_ROWS, K) and (1, K, N) whose products nearly cancel in pairs.
+def cancelling_operands(
+    kind: Kind, rows: int = PROBE_ROWS, columns: int = PROBE_COLUMNS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Seeded (1, rows, K) and (1, K, N), N at most `columns`, whose products cancel in pairs.
 
     Partial sums are large and the total is small, so another order of addition survives rounding
     to bfloat16. The two products of a pair lie at a random distance along K.
@@ -106,8 +108,8 @@ def cancelling_operands(kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
     half = kind.inner // 2
     order = torch.randperm(kind.inner, **on)
     first, second = order[:half], order[half : 2 * half]
-    columns = min(kind.columns, PROBE_COLUMNS)
-    left = torch.randn(PROBE_ROWS, kind.inner, **on)
+    columns = min(kind.columns, columns)
+    left = torch.randn(rows, kind.inner, **on)
     right = torch.randn(columns, kind.inner, **on)
     left[:, second] = left[:, first] * (1 + torch.randn(half, **on) / 128)
     right[:, second] = -right[:, first]

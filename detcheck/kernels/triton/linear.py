@@ -13,7 +13,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import matmul
+from detcheck.kernels.triton import cublas, matmul
 from detcheck.kernels.triton.descriptors import fits
 from detcheck.kernels.triton.launch import capturing, keep, processors
 
@@ -67,7 +67,8 @@ def _first(
     rows, right = x.reshape(1, -1, x.shape[-1]), weight.t()[None]
     shape = (*x.shape[:-1], weight.shape[0])
     copied = rows.data_ptr() != x.data_ptr()
-    if copied or x.shape[-1] <= 1 or x.numel() == 0 or weight.numel() == 0:
+    other = copied or x.shape[-1] <= 1 or x.numel() == 0 or weight.numel() == 0
+    if other or cublas.serves(rows, right, bias):
         return matmul.multiplied(rows, right, bias).view(shape)
     tile, segment = matmul.choice(rows, right, bias)
     if tile.descriptors and fits(rows, right):

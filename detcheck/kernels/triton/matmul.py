@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import triton
 
-from detcheck.kernels.triton import configs, descriptors
+from detcheck.kernels.triton import configs, cublas, descriptors
 from detcheck.kernels.triton.bit_class import milliseconds
 from detcheck.kernels.triton.classes import classes
 from detcheck.kernels.triton.configs import Tile
@@ -89,6 +89,8 @@ def multiplied(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | Non
         return empty if bias is None else empty + bias
     if inner == 1 and bias is None:  # one product an entry: exact, as in rotary embeddings
         return left * right
+    if cublas.serves(left, right, bias):
+        return cublas.product(left, right)
     return product(left, right, bias, *choice(left, right, bias))
 
 
