@@ -9,26 +9,31 @@ import time
 import traceback
 from typing import Any
 
-import torch
-
 from gpu_sections import plan
 from gpu_sections.clock import Clock
+from gpu_sections.common import error_text
+from gpu_sections.device import device
 
+NO_GPU = 2
 GPU_IS_LOST = 3
-"""Exit code after an error that leaves the GPU unusable to this process."""
+"""Exit codes: there is no GPU, and an error left it unusable to this process."""
 
 
 def measure_all(options: argparse.Namespace) -> int:
     """Measure the sections that are asked for; returns the exit code."""
-    if not torch.cuda.is_available():
-        tell(fatal="experiments/gpu.py needs an NVIDIA GPU: PyTorch sees none here.")
-        return 2
+    problem = why_not_here()
+    if problem is not None:
+        tell(fatal=problem)
+        return NO_GPU
     tell(environment=environment())
     if options.plain:
         use_plain_kernels()
     whole = Clock(options.minutes * 60)
-    for section in plan.named(options.sections):
-        seconds = min(section.seconds, whole.left())
+    sections = plan.named(options.sections)
+    for number, section in enumerate(sections):
+        seconds = plan.budgets(sections[number:], whole.left())[section.name]
+        if device.name == "cpu":  # the model of the time is a GPU's
+            seconds = whole.left()
         tell(begin=section.name, seconds=seconds)
         tell(end=section.name, result=measured(section, seconds, options))
         if not gpu_answers():
@@ -36,8 +41,17 @@ def measure_all(options: argparse.Namespace) -> int:
     return 0
 
 
+def why_not_here() -> str | None:
+    """None if there is a device to measure, else a sentence."""
+    import torch
+
+    if device.name == "cuda" and not torch.cuda.is_available():
+        return "experiments/gpu.py needs an NVIDIA GPU: PyTorch sees none here."
+    return None
+
+
 def use_plain_kernels() -> None:
-    """Leave out what may be why a process was lost: descriptors, and segments of K."""
+    """Leave out features that may have lost a process: descriptors, and segments of K."""
     from detcheck.kernels.triton import configs
 
     configs.HOPPER = tuple(entry for entry in configs.HOPPER if not entry[1].descriptors)
@@ -45,41 +59,41 @@ def use_plain_kernels() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The environment; where it cannot be read, why."""
+    """The environment; if it cannot be read, the error."""
     from detcheck import environment
 
     try:
-        return environment.collect("cuda")
-    except Exception as error:  # no measurement is to fail for it
-        return {"error": f"{type(error).__name__}: {error}"}
+        return environment.collect(device.name)
+    except Exception as error:  # no measurement should fail because of it
+        return {"error": error_text(error)}
 
 
 def measured(section: plan.Section, seconds: float, options: argparse.Namespace) -> dict[str, Any]:
     """One section's result, or why there is none; and its lines of the table."""
-    if seconds < 2:
+    if seconds <= 0:
         return {"skipped": "no time was left", "table": ["skipped: no time was left"]}
     print(f"{section.name} (up to {seconds:.0f} s) …", file=sys.stderr, flush=True)
     started = time.monotonic()
     try:
         result = section.measure(Clock(seconds), options)
         result["table"] = section.show(result)
-    except Exception as error:  # whatever it is, the other sections are worth having
+    except Exception as error:  # the other sections are still worth having
         traceback.print_exc()
-        said = f"{type(error).__name__}: {error}"[:500]
-        result = {"error": said, "table": [f"error: {said}"]}
+        text = error_text(error, 500)
+        result = {"error": text, "table": [f"error: {text}"]}
     return {**result, "elapsed_s": round(time.monotonic() - started, 1)}
 
 
 def gpu_answers() -> bool:
-    """Whether the GPU still works for this process; gives back what the section held of it."""
+    """Whether the GPU still works for this process; gives back the memory of the section."""
     try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        device.synchronize()
+        device.empty_cache()
     except Exception:
         return False
     return True
 
 
 def tell(**event: Any) -> None:
-    """One event to the supervisor."""
+    """Send one event to the supervisor."""
     print(json.dumps(event, default=str), flush=True)

@@ -6,13 +6,13 @@ import time
 
 
 class Clock:
-    """Time that a section has left."""
+    """The time that a section has left."""
 
     def __init__(self, seconds: float):
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds; negative where it is spent."""
+        """Seconds left; negative once they are spent."""
         return self._end - time.monotonic()
 
     def spent(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the sections share: values, timing, names."""
+"""What the sections share: values, timing, errors, names."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from typing import Any
 import torch
 
 from detcheck.kernels.triton.configs import Tile
+from gpu_sections.device import device
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = device.dtypes()
+HALF = DTYPES[0]
+"""The dtype that speed is measured in: bfloat16 on a GPU."""
 LIMITS = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5}
 """Largest relative error by dtype: a few roundings; of float32, far below those of TF32."""
 Failures = list[str]
 
 
-def random(*shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> torch.Tensor:
-    """Normal values on the GPU."""
-    return (torch.randn(*shape, device="cuda") * scale).to(dtype)
+def random(*shape: int, dtype: torch.dtype = HALF, scale: float = 1.0) -> torch.Tensor:
+    """Seeded values on the device, normal on a GPU."""
+    return device.random(shape, scale).to(dtype)
 
 
 def short(dtype: torch.dtype) -> str:
@@ -27,20 +30,13 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def median_ms(function: Callable[[], Any], rep: int = 25) -> float:
-    """Median milliseconds of a call on the GPU; the L2 cache is overwritten before each."""
-    from triton.testing import do_bench
-
-    return float(do_bench(function, warmup=8, rep=rep, return_mode="median"))
-
-
 def time_or_inf(function: Callable[[], Any]) -> float:
-    """`median_ms`, infinity where the card does not take it."""
+    """Median milliseconds; infinity if the card does not take the call."""
     try:
-        return median_ms(function, 15)
-    except torch.AcceleratorError:  # the GPU answers no more
-        raise
-    except Exception:
+        return device.median_ms(function, 15)
+    except Exception as error:
+        if device.is_lost(error):
+            raise
         return float("inf")
 
 
@@ -67,10 +63,15 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def describe(tile: Tile) -> str:
-    """`128x256x64 w8 s4 g8`, and `t` where the weights come first."""
+    """`128x256x64 w8 s4 g8`, and `t` if the weights come first."""
     loads = " tma" * tile.descriptors + " persistent" * tile.persistent
     turned = " t" if tile.weights_first else ""
     return (
         f"{tile.block_m}x{tile.block_n}x{tile.block_k} w{tile.num_warps} s{tile.num_stages} "
         f"g{tile.group_m}{turned}{loads}"
     )
+
+
+def error_text(error: Exception, most: int = 300) -> str:
+    """The type and the words of an error, cut to a length."""
+    return f"{type(error).__name__}: {error}"[:most]

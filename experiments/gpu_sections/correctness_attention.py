@@ -10,28 +10,29 @@ from torch.nn import functional as F
 from detcheck.kernels.triton import attention, differentiable
 from detcheck.kernels.triton.attention_layout import Layout
 from gpu_sections.common import DTYPES, Failures, note_error, random, short
+from gpu_sections.device import device
 
+HEADS = ((9, 3, 64), (32, 8, 128), (8, 8, 96), (16, 2, 256), (4, 4, 80))
+SMALL_HEADS = ((3, 1, 16), (2, 2, 20))
+"""(heads, key-value heads, head size); small ones for a dry run."""
+LENGTHS = (1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1300)
+"""Keys on both sides of every boundary of blocks, tiles and splits."""
 Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def attention_checks(errors: dict[str, float]) -> Iterator[Callable[[], Failures]]:
-    """Head sizes and groups; one set of lengths that holds every boundary of a block."""
+    """Head sizes and groups; each with lengths around every boundary."""
     for dtype in DTYPES:
-        for heads, kv_heads, dim in (
-            (9, 3, 64),
-            (32, 8, 128),
-            (8, 8, 96),
-            (16, 2, 256),
-            (4, 4, 80),
-        ):
-            yield lambda s=(heads, kv_heads, dim), d=dtype: attention_check(*s, d, errors)
+        for heads in HEADS if device.name == "cuda" else SMALL_HEADS:
+            yield lambda s=heads, d=dtype: attention_check(*s, d, errors)
 
 
 def attention_check(
     heads: int, kv_heads: int, dim: int, dtype: torch.dtype, errors: dict[str, float]
 ) -> Failures:
+    """Right, and each query the same bits in every call, chunk and phase."""
     name = f"attention {short(dtype)} {heads}/{kv_heads} heads of {dim}"
-    sizes = (1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1300)
+    sizes = device.few(LENGTHS)
     wholes = [request(heads, kv_heads, n, dim, dtype) for n in sizes]
     prefill = packed(wholes)
     found: Failures = []
@@ -52,12 +53,15 @@ def attention_check(
             found.append(f"{name}: splits {'side by side' if parallel else 'in turn'}")
     reordered = packed(wholes[::-1])[::-1]
     found += [f"{name}: position"] * (not all(map(torch.equal, reordered, prefill)))
-    return found + padding_failures(name, wholes[-2], prefill[-2])
+    return found + padding_failures(name, wholes[-1], prefill[-1])
 
 
 def padding_failures(name: str, whole: Request, expected: torch.Tensor) -> Failures:
+    """A request that is padded on the left."""
     padded = [F.pad(x, (0, 0, 77, 0), value=5.0) for x in whole]
-    out = differentiable.padded_attention(*padded, torch.tensor([77], device="cuda"), None, None)
+    out = differentiable.padded_attention(
+        *padded, torch.tensor([77], device=device.name), None, None
+    )
     return [f"{name}: padding"] * (not torch.equal(out[0, 77:], expected))
 
 
@@ -82,7 +86,7 @@ def packed(requests: list[Request], parallel: bool | None = None) -> list[torch.
 
 def bounds(lengths: list[int]) -> torch.Tensor:
     """Cumulative lengths (requests + 1,) int32."""
-    return torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+    return torch.tensor([0, *lengths], device=device.name).cumsum(0).int()
 
 
 def exact_attention(whole: Request) -> torch.Tensor:

@@ -1,13 +1,17 @@
-"""Models and the engine for the sections on whole models."""
+"""Models and the engine for the sections on whole models.
+
+These sections need detcheck's own dependencies (msgspec among them), not only torch, triton and
+transformers.
+"""
 
 from __future__ import annotations
 
-import json
-import sys
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from gpu_sections.device import device
 
 PROMPT = "Tell me about Richard Feynman"
 TOKENS = 100
@@ -27,13 +31,26 @@ SMALL = {
     "num_key_value_heads": 3,
 }
 """SmolLM2-135M."""
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""For a dry run, and for servers that are only asked whether they repeat themselves."""
+VOCABULARY = 128256
+
+
+def new_tokens() -> int:
+    """New tokens of a completion."""
+    return TOKENS if device.name == "cuda" else 3
 
 
 def engine_for(
     loaded: Any, kernels: str, sizes: tuple[int, ...], completions: int, prompt: str = PROMPT
 ) -> tuple[Any, list[Any]]:
     """The continuous engine and one trial of each batch size, the smallest first."""
-    orjson_or_json()
     from detcheck.engines.continuous import ContinuousEngine
     from detcheck.experiment import Experiment
     from detcheck.grid import conditions
@@ -45,50 +62,37 @@ def engine_for(
         kernels=(kernels,),
         batch_sizes=sizes,
         completions=completions,
-        max_new_tokens=TOKENS,
+        max_new_tokens=new_tokens(),
     )
-    target = InProcess(model=loaded.name, device="cuda")
+    target = InProcess(model=loaded.name, device=device.name)
     trials = [plan_trials(experiment, condition)[0] for condition in conditions(experiment, target)]
     return ContinuousEngine(loaded, experiment, target), trials
 
 
-def orjson_or_json() -> None:
-    """detcheck keeps runs with orjson; where it is not installed the standard library will do."""
-    try:
-        import orjson  # noqa: F401
-    except ImportError:
-        stand_in: Any = ModuleType("orjson")
-        stand_in.OPT_APPEND_NEWLINE, stand_in.OPT_INDENT_2 = 1, 2
-        stand_in.JSONEncodeError, stand_in.JSONDecodeError = TypeError, json.JSONDecodeError
-        stand_in.dumps = lambda value, option=0: (json.dumps(value) + "\n" * (option & 1)).encode()
-        stand_in.loads = json.loads
-        sys.modules["orjson"] = stand_in
-
-
 def random_llama(name: str, sizes: dict[str, int]) -> Any:
-    """A Llama of random bfloat16 weights, a tokenizer of bytes; never stops by itself."""
+    """A Llama of random bfloat16 weights, a tokenizer of bytes; it never stops by itself."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from detcheck.models import LoadedModel
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=128256,
+        vocab_size=VOCABULARY if device.name == "cuda" else 512,
         max_position_embeddings=8192,
         eos_token_id=None,
         attn_implementation="sdpa",
         dtype=torch.bfloat16,
-        **sizes,
+        **(sizes if device.name == "cuda" else TINY),
     )
+    place = torch.device(device.name)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device("cuda"):
+        with place:
             model = LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     model.generation_config.eos_token_id = None
-    device = torch.device("cuda")
-    return LoadedModel(name, model, byte_tokenizer(), torch.bfloat16, device)
+    return LoadedModel(name, model, byte_tokenizer(), torch.bfloat16, place)
 
 
 def byte_tokenizer() -> Any:
@@ -102,6 +106,30 @@ def byte_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def saved_model(folder: Path, *, experts: bool) -> Path:
+    """A folder with a small model of random weights, for servers to load."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 512,
+        "max_position_embeddings": 2048,
+        "eos_token_id": None,
+        "head_dim": 64,
+        "dtype": torch.bfloat16,
+        **(SMALL if device.name == "cuda" else TINY),
+    }
+    if experts:
+        config = Qwen3MoeConfig(num_experts=16, num_experts_per_tok=4, moe_intermediate_size=256,
+                                **sizes)  # fmt: skip
+        model = Qwen3MoeForCausalLM(config)
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(**sizes))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def unproved(rows: list[dict[str, Any]]) -> list[str]:

@@ -11,65 +11,66 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import linear
+from detcheck.kernels.triton import attention, linear, reduce
+from detcheck.kernels.triton.attention_layout import Layout
 from detcheck.kernels.triton.launch import launches_to
 from gpu_sections.clock import Clock
 from gpu_sections.common import random
+from gpu_sections.device import device
+
+CALLS = 500
 
 
 def launch_overhead(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
-    """Microseconds of the host for one linear layer of one row: what eager decoding waits for.
+    """Microseconds of the host for one call of one row: what decoding without graphs waits for.
 
-    `launch` is Triton's part of ours, `compiled` the same without its look at the arguments.
+    `launch` is what Triton itself takes to launch our linear layer.
     """
     del clock, options
-    x, weight = random(1, 576), random(576, 576)
+    size = device.size(4096)
+    x, weight = random(1, size), random(size, size)
+    wide = random(8, 1, size, dtype=torch.float32)
+    kv_heads, dim = (8, 128) if device.name == "cuda" else (1, 16)
+    query = random(1, 8, 4 * kv_heads, dim).transpose(1, 2)
+    key = random(1, 8 * 64, kv_heads, dim).transpose(1, 2)
+    bounds = torch.arange(9, dtype=torch.int32, device=device.name)
+    layout = Layout(8, bounds, bounds * 64, max_k=64)
     with torch.inference_mode():
         times = {
-            "stock_us": host_us(lambda: F.linear(x, weight)),
-            "ours_us": host_us(lambda: linear.linear(x, weight)),
+            "stock linear": host_us(lambda: F.linear(x, weight)),
+            "linear": host_us(lambda: linear.linear(x, weight)),
+            "mean": host_us(lambda: reduce.mean_dims(wide, [-1], True)),
+            "attention": host_us(lambda: attention.attention(query, key, key, layout, 0.1)),
         }
-        with contextlib.suppress(Exception):  # what the launch is made of moves with Triton
-            times |= launch_us(lambda: linear.linear(x, weight))
-    return times
+        with contextlib.suppress(Exception):  # its arguments differ between versions of Triton
+            times["launch"] = launch_us(lambda: linear.linear(x, weight))
+    return {"us": times}
 
 
-def launch_us(function: Callable[[], Any]) -> dict[str, float]:
-    """Host microseconds of a call's launch by Triton, and of its compiled kernel's."""
-    kernel, grid, args, named = launch_of(function)
-    compiled = kernel.warmup(*args, grid=grid, **named)
-    every = (*args, *(named[name] for name in kernel.arg_names[len(args) :]))
-    return {
-        "launch_us": host_us(lambda: kernel[grid](*args, **named)),
-        "compiled_us": host_us(lambda: compiled[grid](*every)),
-    }
-
-
-def launch_of(function: Callable[[], Any]) -> tuple[Any, Any, Any, Any]:
-    """(kernel, grid, arguments, named arguments) of the last launch that a call makes."""
+def launch_us(function: Callable[[], Any]) -> float:
+    """Host microseconds of a call's last launch, by Triton."""
     seen: list[tuple[Any, Any, Any, Any]] = []
     with launches_to(lambda *launch: seen.append(launch)):
         function()
-    return seen[-1]
+    kernel, grid, args, named = seen[-1]
+    return host_us(lambda: kernel[grid](*args, **named))
 
 
-def host_us(function: Callable[[], Any], calls: int = 500) -> float:
-    """Host microseconds a call, the device keeping up."""
-    for _ in range(20):
+def host_us(function: Callable[[], Any]) -> float:
+    """Host microseconds a call; the device keeps up."""
+    calls = CALLS if device.name == "cuda" else 2
+    for _ in range(min(20, calls)):
         function()
-    torch.cuda.synchronize()
+    device.synchronize()
     started = time.perf_counter()
     for _ in range(calls):
         function()
     elapsed = time.perf_counter() - started
-    torch.cuda.synchronize()
+    device.synchronize()
     return elapsed / calls * 1e6
 
 
 def show_overhead(result: dict[str, Any]) -> list[str]:
-    parts = ", ".join(
-        f"{name.removesuffix('_us')} {us:.1f} µs"
-        for name, us in result.items()
-        if name.endswith("_us")
-    )
-    return [f"host time a linear layer: {parts}"]
+    """One line."""
+    parts = ", ".join(f"{name} {us:.1f} µs" for name, us in result["us"].items())
+    return [f"host time a call: {parts}"]

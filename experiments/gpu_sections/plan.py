@@ -1,14 +1,30 @@
-"""Which sections there are, how long each may take, and where its functions are."""
+"""Which sections there are, in order of value, and a model of the time that they need. No torch."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from gpu_sections.clock import Clock
+
+SPARE = 1.3
+"""A section may take this much longer than the model says, so that a slower card finishes too."""
+NOTHING_TO_DO_S = 1.0
+LEAST_S = 5.0
+"""A section with less time than this would measure nothing worth having."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kind of step of a section: how many there are, and what one takes on an H100."""
+
+    what: str
+    count: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -16,19 +32,28 @@ class Section:
     """One part of the report."""
 
     name: str
-    seconds: float
     module: str
-    """In this package; imports torch, which the supervisor does without."""
+    """In this package; it imports torch, which the supervisor does without."""
     measuring: str
     showing: str
+    costs: tuple[Cost, ...]
+    needs: tuple[str, ...] = ()
+    """Packages; without any of them the section has nothing to do."""
+
+    @property
+    def seconds(self) -> float:
+        """What the section is expected to take."""
+        if self.needs and not any(map(find_spec, self.needs)):
+            return NOTHING_TO_DO_S
+        return sum(cost.count * cost.seconds for cost in self.costs)
 
     def measure(self, clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
-        """What it measured, as plain data."""
+        """The section's result, as plain data; what there is when the clock is spent."""
         function: Callable[..., dict[str, Any]] = self._function(self.measuring)
         return function(clock, options)
 
     def show(self, result: dict[str, Any]) -> list[str]:
-        """Lines of the table, Markdown."""
+        """Lines of the table, in Markdown."""
         function: Callable[..., list[str]] = self._function(self.showing)
         return function(result)
 
@@ -36,21 +61,77 @@ class Section:
         return getattr(import_module(f"gpu_sections.{self.module}"), name)
 
 
+CHECK, TIMED, SEARCH, STEP = 0.3, 0.06, 0.4, 0.03
+"""Seconds of a correctness check, of timing one call, of choosing a tile, of a step of an 8B model.
+Read off the calls that they are made of (`do_bench`, a product in float64); not measured yet."""
+
 SECTIONS = (
-    Section("correctness", 75, "correctness", "correctness", "show_correctness"),
-    Section("source", 10, "source", "source", "show_source"),
-    Section("matmul", 90, "matmul", "matmul_speed", "show_matmul"),
-    Section("end to end", 85, "end_to_end", "end_to_end", "show_end_to_end"),
-    Section("variants", 65, "variants", "variants", "show_variants"),
-    Section("attention", 25, "attention", "attention_speed", "show_attention"),
-    Section("classes", 20, "classes", "matmul_classes", "show_classes"),
-    Section("overhead", 10, "overhead", "launch_overhead", "show_overhead"),
-    Section("tiles", 45, "tiles", "tile_search", "show_tiles"),
-)
-"""In order of worth: what comes late is what a slow machine may have to do without."""
+    Section("correctness", "correctness", "correctness", "show_correctness", (
+        Cost("linear layers and depths", 33, 2 * CHECK),
+        Cost("heads", 15, 2 * CHECK),
+        Cost("row ops and lengths", 120, CHECK / 4),
+        Cost("experts", 6, CHECK),
+    )),
+    Section("classes", "classes", "matmul_classes", "show_classes", (
+        Cost("kinds", 9, 1.5), Cost("heads", 6, 1.0),
+    )),
+    Section("source", "source", "source", "show_source", (Cost("experiment", 1, 8.0),)),
+    Section("cublas", "cublas_proof", "cublas_proof", "show_cublas", (Cost("kinds", 15, 2.0),)),
+    Section("end to end", "end_to_end", "end_to_end", "show_end_to_end", (
+        Cost("loading", 1, 10.0), Cost("settings", 4, 16.0),
+    )),
+    Section("variants", "variants", "variants", "show_variants", (
+        Cost("settings", 2, 25.0),
+    )),
+    Section("graphs", "graphs", "decode_graphs", "show_graphs", (
+        Cost("loading", 1, 8.0), Cost("settings", 4, 8.0),
+    )),
+    Section("attention", "attention", "attention_speed", "show_attention", (
+        Cost("shapes", 16, 3 * TIMED + SEARCH),
+    )),
+    Section("matmul", "matmul", "matmul_speed", "show_matmul", (
+        Cost("layers and rows", 240, 2 * TIMED + SEARCH / 3),
+    )),
+    Section("overhead", "overhead", "launch_overhead", "show_overhead", (Cost("calls", 4, 1.0),)),
+    Section("served", "served", "served_modes", "show_served", (
+        Cost("servers and models", 6, 100.0),
+    ), needs=("vllm", "sglang")),
+    Section("tiles", "tiles", "tile_search", "show_tiles", (
+        Cost("layers and rows", 24, 12 * TIMED + SEARCH),
+    )),
+)  # fmt: skip
+"""In order of value: correctness and classes, whole models, then sweeps. The last sections are
+those that a slow machine does without."""
 
 
 def named(names: str | None) -> list[Section]:
     """The sections of `names`, joined by commas; all of them for None."""
     wanted = None if names is None else names.split(",")
     return [section for section in SECTIONS if wanted is None or section.name in wanted]
+
+
+def budgets(sections: Sequence[Section], seconds: float) -> dict[str, float]:
+    """The seconds of each section, given out in order of value; 0 if nothing is left for it.
+
+    A section gets what it needs and some to spare. What one leaves goes to those after it.
+    """
+    left = seconds
+    given: dict[str, float] = {}
+    for section in sections:
+        most = min(left, section.seconds * SPARE)
+        given[section.name] = most if most >= min(LEAST_S, section.seconds) else 0.0
+        left -= min(given[section.name], section.seconds)
+    return given
+
+
+def table(sections: Sequence[Section], seconds: float) -> list[str]:
+    """The plan in Markdown: what each section needs, and what it may take."""
+    given = budgets(sections, seconds)
+    lines = ["| section | needs s | may take s | steps |", "|---|---|---|---|"]
+    for section in sections:
+        steps = ", ".join(f"{cost.count} {cost.what}" for cost in section.costs)
+        lines.append(
+            f"| {section.name} | {section.seconds:.0f} | {given[section.name]:.0f} | {steps} |"
+        )
+    total = sum(section.seconds for section in sections)
+    return [*lines, f"| all | {total:.0f} | {seconds:.0f} | |"]

@@ -1,4 +1,4 @@
-"""What `gpu.py` writes: everything as JSON, and a page of Markdown."""
+"""What `gpu.py` writes: everything as JSON, and a page of Markdown. No torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 Report = dict[str, Any]
-"""`environment`, `compiling`, and `sections`: name to result, with its lines of the table."""
+"""`environment`, `compiling_s`, `plan`, and `sections`: name to result, with lines of the table."""
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write what there is so far."""
+    """Write what there is so far; each file is replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("gpu.json", json.dumps(report, indent=1)),
@@ -31,17 +31,25 @@ def table(report: Report) -> list[str]:
         for name in ("torch", "triton", "transformers")
         if name in packages
     )
-    lines = [f"**{gpu.get('name')}**, CUDA {gpu.get('cuda')}, {versions}", ""]
+    lines = ["**dry run: nothing was measured**", ""] if report.get("dry_run") else []
+    lines += [f"**{gpu.get('name')}**, CUDA {gpu.get('cuda')}, {versions}", ""]
     lines += [f"compiling ahead: {report.get('compiling_s', 0):.0f} s", ""]
     for name, result in report["sections"].items():
-        plain = ", plain kernels" if result.get("plain") else ""
-        lines += [f"### {name} ({result.get('elapsed_s', 0)} s{plain})", *result["table"], ""]
+        lines += [f"### {name} ({remarks(result)})", *result["table"], ""]
         if result.get("failures"):
             lines += [f"- FAILED {failure}" for failure in result["failures"][:20]] + [""]
     return lines
 
 
+def remarks(result: dict[str, Any]) -> str:
+    """How long a section took, and what is to be known of its result."""
+    parts = [f"{result.get('elapsed_s', 0)} s"]
+    parts += ["plain kernels"] if result.get("plain") else []
+    parts += ["the time was not enough for all of it"] if result.get("unfinished") else []
+    return ", ".join(parts)
+
+
 def failed(report: Report) -> bool:
-    """Whether a section could not be measured, or found what it must not; or there is none."""
+    """Whether a section could not be measured, or found a failure; or there is no section."""
     results = report["sections"].values()
     return not results or any("error" in result or result.get("failures") for result in results)

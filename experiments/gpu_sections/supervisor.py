@@ -1,4 +1,4 @@
-"""Starts what compiles and what measures, keeps each result, and ends what hangs. No torch."""
+"""Starts the processes that compile and measure, keeps each result, ends what hangs. No torch."""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ COMPILING_S = 75
 STARTING_S = 60
 """For importing torch and finding the GPU."""
 GRACE_S = 20
-"""For a section that ought to stop, to reach the point where it looks at the clock."""
+"""For a section that ought to stop, until it looks at the clock again."""
 MOST_COMPILERS = 14
 
 
 def measure(options: argparse.Namespace, whole: Clock, folder: Path) -> Report:
-    """Measure all sections that are asked for, as far as the time goes."""
-    report: Report = {"environment": {}, "sections": {}}
+    """Measure all sections that are asked for, as far as the time goes.
+
+    A result is written when its section ends, so whatever there is when the time is up is valid.
+    """
+    sections = plan.named(options.sections)
+    report: Report = {"environment": {}, "sections": {}, "dry_run": options.dry_run}
     started = time.monotonic()
-    compile_ahead(Clock(min(COMPILING_S, whole.left())))
+    if not options.dry_run:
+        compile_ahead(Clock(min(COMPILING_S, whole.left())))
     report["compiling_s"] = time.monotonic() - started
-    names = [section.name for section in plan.named(options.sections)]
+    report["plan"] = plan.table(sections, whole.left())
+    print("\n".join(report["plan"]), file=sys.stderr, flush=True)
+    names = [section.name for section in sections]
     plain = False
     while names and whole.left() > 0:
         lost = one_child(names, options, whole, report, folder, plain)
@@ -41,7 +48,7 @@ def measure(options: argparse.Namespace, whole: Clock, folder: Path) -> Report:
         if not done:  # it did not even begin
             break
         names = [name for name in names if name not in done]
-        if lost is not None and not plain:  # perhaps for what the plain kernels do without
+        if lost is not None and not plain:  # perhaps the plain kernels do not fail
             plain, names = True, [lost, *names]
             report["sections"][f"{lost}, first try"] = report["sections"].pop(lost)
     return report
@@ -74,7 +81,7 @@ def one_child(
 ) -> str | None:
     """Let one process measure `names`, until it is through or has to be ended.
 
-    Returns the section that it was lost in, or whose products were found wrong; None if it is
+    Returns the section in which it was lost, or whose products were found wrong; None if it is
     through.
     """
     command = [sys.executable, str(SCRIPT), "--child", "--sections", ",".join(names)]
@@ -92,44 +99,44 @@ def one_child(
             if "end" in event:
                 report["sections"][event["end"]] = event["result"] | {"plain": plain}
                 write(report, folder)
-                if products_are_wrong(event["result"]) and not plain:
+                if products_are_wrong(event["result"]) and not plain and not options.dry_run:
                     process.kill()
                     return str(event["end"])
         process.kill()  # it is through, or hangs
     if current is not None:
-        said = "it was ended: it hung, or took its process with it"
-        report["sections"][current] = {"error": said, "table": [f"error: {said}"], "plain": plain}
+        text = "it was ended: it hung, or took its process with it"
+        report["sections"][current] = {"error": text, "table": [f"error: {text}"], "plain": plain}
         write(report, folder)
     return current
 
 
 def products_are_wrong(result: dict[str, Any]) -> bool:
-    """Whether what is measured next would be measured with kernels that do not hold."""
+    """Whether later sections would be measured with kernels that give wrong products."""
     products = ("matmul", "addmm", "invariant mm")
     return any(failure.startswith(products) for failure in result.get("failures", ()))
 
 
 def events(lines: IO[str], whole: Clock) -> Iterator[dict[str, Any]]:
-    """What a child tells, until it ends or says nothing for too long."""
-    told: queue.Queue[str | None] = queue.Queue()
+    """The events of a child, until it ends or is silent for too long."""
+    arrived: queue.Queue[str | None] = queue.Queue()
 
     def listen() -> None:
         for line in lines:
-            told.put(line)
-        told.put(None)
+            arrived.put(line)
+        arrived.put(None)
 
     threading.Thread(target=listen, daemon=True).start()
     patience = Clock(STARTING_S)
     while True:
         try:
-            line = told.get(timeout=max(0.0, min(patience.left(), whole.left() + GRACE_S)))
+            line = arrived.get(timeout=max(0.0, min(patience.left(), whole.left() + GRACE_S)))
         except queue.Empty:
             return
         if line is None:
             return
         try:
             event = json.loads(line)
-        except ValueError:  # something else that was printed there
+        except ValueError:  # a line that a library printed
             continue
         if not isinstance(event, dict):
             continue

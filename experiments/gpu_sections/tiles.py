@@ -1,4 +1,4 @@
-"""Section `tiles`: whether tiles beyond the tables, or segments of K, would be faster."""
+"""Section `tiles`: whether tiles beyond the tables, or other segments of K, would be faster."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from detcheck.kernels.triton import classes, matmul
 from detcheck.kernels.triton.configs import Tile
 from gpu_sections.clock import Clock
-from gpu_sections.common import describe, median_ms, random, time_or_inf
+from gpu_sections.common import describe, random, time_or_inf
+from gpu_sections.device import device
 
 ROWS = (1, 16, 64, 256, 1024, 4096)
 SEGMENTS = (512, 1024, 2048)
 SHAPES = ((4096, 4096), (1024, 4096), (4096, 14336), (14336, 4096))
+"""(N, K)."""
 
 
 def search_space(rows: int) -> list[Tile]:
@@ -47,33 +49,48 @@ def narrow(rows: int) -> Tile:
 
 
 def tile_search(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
-    """For `configs.HOPPER`: the table's choice against others, and what segments of K would bring.
+    """For `configs.HOPPER`: the table's choice against others, and other lengths of segments.
 
-    Segments would be a class of their own, for every M: what they cost at large M counts too.
+    Segments are a class of their own for every M, so their cost at large M counts too.
     """
     del options
-    found = []
-    for rows, (columns, inner) in itertools.product(ROWS, SHAPES):
+    found: list[dict[str, Any]] = []
+    for rows, (columns, inner) in itertools.product(device.few(ROWS), device.few(SHAPES)):
         if clock.spent():
             return {"best": found, "unfinished": True}
-        left, weight = random(1, rows, inner), random(columns, inner).t()[None]
-        kind = classes.classes(left, weight, matmul.product)
-        times: dict[str, float] = {}
-        outside = []
-        for tile in search_space(rows):
-            times[describe(tile)] = product_ms(left, weight, tile)
-            if times[describe(tile)] < float("inf") and not kind.agrees(tile):
-                outside.append(describe(tile))
-        best = min(times, key=lambda name: times[name])
-        found.append(
-            {"M": rows, "N": columns, "K": inner, "best": best, "best_ms": times[best],
-             "in_class": best not in outside,
-             "stock_ms": median_ms(lambda x=left, w=weight: torch.bmm(x, w), 15),
-             "ours_ms": median_ms(lambda x=left, w=weight: matmul.bmm(x, w), 15),
-             "segments_ms": {n: product_ms(left, weight, narrow(rows), n) for n in SEGMENTS},
-             "times_ms": times, "outside": outside}
-        )  # fmt: skip
+        found.append(searched(rows, device.size(columns), device.size(inner)))
     return {"best": found}
+
+
+def searched(rows: int, columns: int, inner: int) -> dict[str, Any]:
+    """One row of the result."""
+    left, weight = random(1, rows, inner), random(columns, inner).t()[None]
+    kind = classes.classes(left, weight, matmul.product)
+    times: dict[str, float] = {}
+    outside = []
+    for tile in search_space(rows):
+        times[describe(tile)] = product_ms(left, weight, tile)
+        if times[describe(tile)] < float("inf") and not agrees(kind, tile):
+            outside.append(describe(tile))
+    best = min(times, key=lambda name: times[name])
+    return {
+        "M": rows, "N": columns, "K": inner, "best": best, "best_ms": times[best],
+        "in_class": best not in outside,
+        "stock_ms": time_or_inf(lambda: torch.bmm(left, weight)),
+        "ours_ms": time_or_inf(lambda: matmul.bmm(left, weight)),
+        "segments_ms": {n: product_ms(left, weight, narrow(rows), n) for n in SEGMENTS},
+        "times_ms": times, "outside": outside,
+    }  # fmt: skip
+
+
+def agrees(kind: classes.TileClass, tile: Tile) -> bool:
+    """Whether a tile is in the class; one that cannot compute the class's segments is not."""
+    try:
+        return kind.agrees(tile)
+    except Exception as error:
+        if device.is_lost(error):
+            raise
+        return False
 
 
 def product_ms(left: torch.Tensor, right: torch.Tensor, tile: Tile, segment: int = 0) -> float:
@@ -82,6 +99,7 @@ def product_ms(left: torch.Tensor, right: torch.Tensor, tile: Tile, segment: int
 
 
 def show_tiles(result: dict[str, Any]) -> list[str]:
+    """One line a layer and number of rows."""
     lines = [
         "| M | N | K | stock ms | ours ms | best other tile | ms | with segments (length: ms) |",
         "|---" * 8 + "|",

@@ -35,7 +35,11 @@ for name in sys.argv[sys.argv.index("--sections") + 1].split(","):
 
 @pytest.fixture
 def options() -> argparse.Namespace:
-    return argparse.Namespace(sections="correctness,source,matmul,attention", model=None)
+    return options_for("correctness,source,matmul,attention")
+
+
+def options_for(sections: str) -> argparse.Namespace:
+    return argparse.Namespace(sections=sections, model=None, dry_run=False)
 
 
 def test_what_hangs_or_crashes_costs_itself_alone(
@@ -52,8 +56,8 @@ def test_what_hangs_or_crashes_costs_itself_alone(
         ("correctness", False, False),
         ("source, first try", False, True),
         ("source", True, False),
-        ("matmul", True, True),
         ("attention", True, False),
+        ("matmul", True, True),
     ]
     assert report.failed(found)
     written = json.loads((tmp_path / "out" / "gpu.json").read_text())
@@ -68,7 +72,7 @@ def test_what_is_measured_after_wrong_products_is_measured_without_them(
     wrong = '{"table": [], "failures": ["--plain" in sys.argv and "mean" or "matmul bfloat16"]}'
     script.write_text(CHILD.replace('{"table": [name + " is done"]}', wrong))
     monkeypatch.setattr(supervisor, "SCRIPT", script)
-    options = argparse.Namespace(sections="correctness,attention", model=None)
+    options = options_for("correctness,attention")
     found = supervisor.measure(options, Clock(60), tmp_path / "out")
     assert [(name, result["plain"]) for name, result in found["sections"].items()] == [
         ("correctness, first try", False),
@@ -102,12 +106,11 @@ def test_without_a_gpu_it_says_so_and_fails() -> None:
     assert done.stdout == ""
 
 
-def test_every_section_is_there_and_fits_into_the_time() -> None:
+def test_every_section_is_there() -> None:
     for section in plan.SECTIONS:
         text = (EXPERIMENTS / "gpu_sections" / f"{section.module}.py").read_text()
         assert f"def {section.measuring}(" in text
         assert f"def {section.showing}(" in text
-    assert sum(section.seconds for section in plan.SECTIONS) <= 7.5 * 60
 
 
 def test_the_processes_share_the_kernels_out() -> None:

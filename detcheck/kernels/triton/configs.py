@@ -78,6 +78,8 @@ _HOPPER_256 = (
     Tile(128, 128, 64, 8, 4, descriptors=True),
     Tile(128, 256, 64, 8, 4, descriptors=True),
 )
+_HOPPER_NARROW = (Tile(128, 64, 64, 4, 6, descriptors=True), Tile(128, 64, 64, 4, 4))
+"""For weights of few columns, whose wide tiles would be too few."""
 HOPPER: Table = (
     (16, Tile(16, 64, 64, 4, 6, weights_first=True)),
     (16, Tile(16, 64, 128, 4, 5, weights_first=True)),
@@ -95,7 +97,9 @@ HOPPER: Table = (
     (128, Tile(128, 64, 64, 4, 6, descriptors=True)),
     (128, Tile(128, 128, 64, 8, 4)),
     *((256, tile) for tile in _HOPPER_256),
-    *((limit, tile) for limit in (512, 1024, 2048, ALL_ROWS) for tile in _HOPPER_WIDE),
+    *((512, tile) for tile in (*_HOPPER_WIDE, *_HOPPER_NARROW)),
+    *((1024, tile) for tile in (*_HOPPER_WIDE, *_HOPPER_NARROW)),
+    *((limit, tile) for limit in (2048, ALL_ROWS) for tile in _HOPPER_WIDE),
 )
 """Compute capability 9.0 and up: `wgmma` throughout; up to 192 KiB of shared memory."""
 
