@@ -10,7 +10,7 @@ import typer
 from detcheck.errors import UsageError
 
 if TYPE_CHECKING:
-    from detcheck.kernels.coverage import CoveredOp, Uncovered
+    from detcheck.kernels.op_watch import CoveredOp, Uncovered
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detcheck.kernels.coverage import Uncovered, require_coverage, uncovered
+    from detcheck.kernels.coverage import require_coverage, uncovered
     from detcheck.kernels.mode import Proof, active_families, batch_invariant
+    from detcheck.kernels.op_watch import Uncovered
     from detcheck.kernels.settings import KernelSettings
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 _MODULES = {
     "KernelSettings": "settings",
     "Proof": "mode",
-    "Uncovered": "coverage",
+    "Uncovered": "op_watch",
     "active_families": "mode",
     "batch_invariant": "mode",
     "require_coverage": "coverage",

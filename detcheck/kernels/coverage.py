@@ -1,9 +1,6 @@
 """Which ops of a model the batch-invariant kernels do not cover, found by a short forward pass.
 
-An op is covered where a kernel of ours serves it, where it computes nothing (views, copies,
-gathers), where it gives whole numbers or truth values, or where it works entry by entry and rounds
-each entry alike wherever it stands. Whatever else runs, by whatever name it goes, is not: quantised
-products, convolutions, scans, attention that does not go through transformers' interface.
+`op_rules.py` says which calls are covered.
 
 The pass is a prefill without padding, one with it, and a decoding step with the cache. A model
 whose ops are all covered may still depend on its padding by what it computes: so the bits of the
@@ -12,76 +9,16 @@ padded row are compared as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcheck.errors import UsageError
-from detcheck.kernels.cpu.linear import OP as PACKED_OP
 from detcheck.kernels.mode import batch_invariant
-from detcheck.kernels.module_path import ModulePath
-from detcheck.kernels.overrides import ATTENTION_NAMES, ATTENTION_OP, op_names
+from detcheck.kernels.op_watch import CoveredOp, OpWatch, Uncovered
 from detcheck.kernels.settings import BATCH_INVARIANT, FAMILIES, FULLY_INVARIANT, OP_FAMILIES
 from detcheck.kernels.short_runs import alone, decoding_agrees, padded_and_decoded
-
-_HALF = (torch.bfloat16, torch.float16)
-MOVES = frozenset(
-    {
-        *("embedding", "index", "index_select", "gather", "scatter", "cat", "stack", "copy_"),
-        *("clone", "_to_copy", "contiguous", "constant_pad_nd", "repeat", "roll", "flip", "tril"),
-        *("triu", "where", "masked_fill", "masked_fill_", "fill_", "zero_", "arange", "full"),
-        *("full_like", "zeros", "zeros_like", "ones", "ones_like", "scalar_tensor", "empty"),
-        *("empty_like", "empty_strided", "new_empty", "new_zeros", "new_ones", "new_full"),
-        *("_unsafe_view", "index_put_", "index_copy_", "lift_fresh", "_reshape_alias", "split"),
-        *("split_with_sizes", "unbind", "chunk", "resize_", "_local_scalar_dense", "equal"),
-        *("scatter_", "masked_scatter", "slice_scatter", "select_scatter", "repeat_interleave"),
-    }
-)
-"""aten ops that put values elsewhere and compute none."""
-EVEN = frozenset(
-    {
-        *("add", "sub", "rsub", "mul", "div", "neg", "abs", "reciprocal", "sqrt", "square", "sign"),
-        *("exp", "expm1", "log", "log1p", "log2", "erf", "sin", "cos", "tanh", "relu", "celu"),
-        *("leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "log_sigmoid_forward", "floor"),
-        *("ceil", "round", "trunc", "clamp", "clamp_min", "clamp_max", "minimum", "maximum"),
-        *("lerp", "addcmul", "addcdiv", "nan_to_num", "threshold"),
-    }
-)
-"""Entry-by-entry ops whose vector and scalar kernels round alike on the CPU, in every float dtype.
-
-Which of the two an entry meets depends on its place, and so on the batch: of exp2, cosh or
-softshrink they differ, of silu and its like our own kernels see to it."""
-EVEN_POWERS = (0, 0.5, 1, 2, 3, -1, -2)
-"""Exponents of which the same holds for pow; -0.5 in float32 only."""
-ROW_BY_ROW = {"cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "topk"})}
-"""Ops whose stock kernels, by device, take each row by itself, in one order.
-
-Among equal entries topk takes those that the same row alone would give."""
-
-
-@dataclass(frozen=True, slots=True)
-class Uncovered:
-    """An op that nothing here makes invariant, and the first module in which it ran."""
-
-    op: str
-    """Such as `aten::convolution`."""
-    module: str
-
-
-@dataclass(slots=True)
-class CoveredOp:
-    """An op that ran and is invariant."""
-
-    op: str
-    by: str
-    """Such as `the matmul kernels`, or `moves values only`."""
-    module: str
-    """The first module in which it ran."""
-    calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +89,8 @@ def coverage(model: torch.nn.Module) -> Coverage:
 
     Raises UsageError if attention meets a feature that it does not cover, or if the run fails.
     """
-    # Not inference mode: there, composite ops are not seen as what they are made of.
-    with batch_invariant(), torch.no_grad(), _watched_attention() as inside:
-        watch = _Watch(model, inside)
+    with batch_invariant(), torch.no_grad():
+        watch = OpWatch(model)
         try:
             alone(model)  # tables that are made once are made here
             with watch:
@@ -163,15 +99,17 @@ def coverage(model: torch.nn.Module) -> Coverage:
         except UsageError:
             raise
         except Exception as error:  # of the model's own code, which may be of any kind
-            if watch.found:  # the ops up to there are reason enough
-                return Coverage(tuple(watch.covered.values()), tuple(watch.found.values()), False)
+            if watch.uncovered:  # the ops up to there are reason enough
+                return Coverage(
+                    tuple(watch.covered.values()), tuple(watch.uncovered.values()), False
+                )
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:150]
             raise UsageError(
                 f"A short run of this model failed, so its ops are not known ({reason}): use "
                 '`kernels="stock"`.'
             ) from error
     return Coverage(
-        tuple(watch.covered.values()), tuple(watch.found.values()), not torch.equal(row, padded)
+        tuple(watch.covered.values()), tuple(watch.uncovered.values()), not torch.equal(row, padded)
     )
 
 
@@ -204,123 +142,3 @@ def rescaled_beyond(model: Any) -> int | None:
         if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope")
     ]
     return min(limits, default=None)
-
-
-@contextmanager
-def _watched_attention() -> Iterator[list[bool]]:
-    """Tell when our attention runs: what it calls within is its own business."""
-    from transformers import AttentionInterface
-
-    table: dict[str, Any] = AttentionInterface._global_mapping
-    inside: list[bool] = []
-    entries = {name: table[name] for name in ATTENTION_NAMES if name in table}
-
-    def watched(function: Any) -> Any:
-        def attend(*args: Any, **kwargs: Any) -> Any:
-            inside.append(True)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                inside.pop()
-
-        return attend
-
-    table.update({name: watched(function) for name, function in entries.items()})
-    try:
-        yield inside
-    finally:
-        table.update(entries)
-
-
-class _Watch(TorchDispatchMode):
-    """Keeps the ops that are not covered, with the module that was computing."""
-
-    def __init__(self, model: torch.nn.Module, inside_attention: list[bool]):
-        super().__init__()
-        self.found: dict[str, Uncovered] = {}
-        self.covered: dict[str, CoveredOp] = {}
-        self._inside_attention = inside_attention
-        self._module_path = ModulePath(model)
-        self._following = self._module_path.follow()
-        self._served = {name: family for family in OP_FAMILIES for name in op_names(family)}
-        self._served[PACKED_OP] = "matmul"
-        self._weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-        device = next(model.parameters()).device.type
-        self._on_cpu = device == "cpu"
-        self._row_by_row = ROW_BY_ROW.get(device, frozenset())
-
-    def __enter__(self) -> Any:
-        self._following.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._following.__exit__(None, None, None)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name, module = func._schema.name, self._module_path.current
-        if self._inside_attention:
-            self._keep(ATTENTION_OP, "the attention kernels", module)
-            return result
-        by = self._covered_by(func, args, kwargs or {}, result)
-        if by is not None:
-            self._keep(name, by, module)
-        else:
-            name += " past the attention interface" if name == "aten::bmm" else ""
-            self.found.setdefault(name, Uncovered(name, module))
-        return result
-
-    def _keep(self, op: str, by: str, module: str) -> None:
-        self.covered.setdefault(op, CoveredOp(op, by, module)).calls += 1
-
-    def _covered_by(
-        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
-    ) -> str | None:
-        """What makes a call invariant; None if nothing does."""
-        namespace, _, op = func._schema.name.partition("::")
-        overload = func._schema.overload_name
-        full_name = f"{namespace}::{op}.{overload}" if overload else f"{namespace}::{op}"
-        even = torch.Tag.pointwise in func.tags and (not self._on_cpu or _even(op, args, kwargs))
-        served = full_name in self._served
-        if op == "bmm":  # by weights, or of the rotary embedding: sums of one product
-            served = self._sums_no_keys(args)
-        reasons = {
-            "moves values only": func.is_view or (namespace == "aten" and op in MOVES),
-            "gives whole numbers": not _gives_floats(result),
-            f"the {self._served.get(full_name, 'matmul')} kernels": served,
-            "stock, row by row": namespace == "aten" and op in self._row_by_row,
-            "adds once to each row": op == "index_add_" and _all_different(args[2]),
-            "stock, entry by entry": even,
-        }
-        return next((reason for reason, holds in reasons.items() if holds), None)
-
-    def _sums_no_keys(self, args: Sequence[Any]) -> bool:
-        """True if a batch of products sums over a dimension that no request makes longer."""
-        left, right = args[0], args[1]
-        return left.shape[2] <= 1 or right.untyped_storage().data_ptr() in self._weights
-
-
-def _all_different(index: torch.Tensor) -> bool:
-    return len(index.unique()) == len(index)
-
-
-def _even(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an entry-by-entry op on the CPU rounds each entry alike wherever it stands."""
-    op = op.removesuffix("_")
-    half = any(isinstance(x, torch.Tensor) and x.dtype in _HALF for x in args)
-    if op == "pow":
-        exponent = args[1]
-        if not isinstance(exponent, int | float):
-            return False
-        return exponent in EVEN_POWERS or (exponent == -0.5 and not half)
-    if kwargs.get("alpha", 1) != 1 and half:
-        return False
-    return op in EVEN
-
-
-def _gives_floats(result: Any) -> bool:
-    results = result if isinstance(result, list | tuple) else (result,)
-    return any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from detcheck.kernels.attention import attention
+from detcheck.kernels.cpu import convolution as cpu_convolution
+from detcheck.kernels.cpu import flash as cpu_flash
 from detcheck.kernels.cpu import matmul as cpu_matmul
 from detcheck.kernels.cpu import norm as cpu_norm
 from detcheck.kernels.cpu import pointwise as cpu_pointwise
@@ -29,9 +32,8 @@ from detcheck.kernels.triton import why_unavailable
 Kernel = Callable[..., Any]
 
 ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
-    "matmul": {
-        "CPU": {"mm": cpu_matmul.mm, "addmm": cpu_matmul.addmm, "bmm": cpu_matmul.bmm},
-    },
+    "matmul": {"CPU": cpu_matmul.KERNELS | cpu_convolution.KERNELS},
+    "attention": {"CPU": cpu_flash.KERNELS},
     "norm": {"CPU": cpu_norm.KERNELS},
     "softmax": {"CPU": cpu_softmax.KERNELS},
     "reduce": {"CPU": cpu_reduce.KERNELS},
@@ -54,7 +56,7 @@ _ATTENTION_OPS = {"attention": ATTENTION_OP, PREFILL: f"{ATTENTION_OP}, query by
 
 def kernels_of(family: str) -> dict[str, dict[str, Kernel]]:
     """Dispatch key, then aten op; Triton is imported only where it can run."""
-    tables = ATEN[family]
+    tables = ATEN.get(family, {})
     if why_unavailable() is not None:
         return tables
     from detcheck.kernels.triton.ops import KERNELS
@@ -64,34 +66,58 @@ def kernels_of(family: str) -> dict[str, dict[str, Kernel]]:
 
 def op_names(family: str) -> tuple[str, ...]:
     """The ops that a family overrides, on any device, such as `aten::mm`."""
-    if family in _ATTENTION_OPS:
-        return (_ATTENTION_OPS[family],)
     names = dict.fromkeys(f"aten::{op}" for table in kernels_of(family).values() for op in table)
+    if family in _ATTENTION_OPS:
+        return (_ATTENTION_OPS[family], *names)
     return (LINEAR_OP, EXPERTS_OP, *names) if family == "matmul" else tuple(names)
 
 
 def install(family: str, calls: Counter[str]) -> Callable[[], None]:
     """Override a family's ops, counting their calls; returns what restores the stock ops."""
-    if family in _ATTENTION_OPS:
-        return _attention.hold(family, calls)
+    stack = ExitStack()
+    try:
+        stack.callback(_install_aten(family, calls))
+        if family == "matmul":
+            stack.callback(_install_linear(calls))
+            stack.callback(put_in_table(_counted(EXPERTS_OP, experts, calls)))
+        if family in _ATTENTION_OPS:
+            stack.callback(_attention.hold(family, calls))
+        if family == "attention":
+            stack.callback(_without_fast_path())
+    except BaseException:
+        stack.close()
+        raise
+    return stack.close
+
+
+def _install_aten(family: str, calls: Counter[str]) -> Callable[[], None]:
     library = torch.library.Library("aten", "IMPL")
     for key, table in kernels_of(family).items():
         for op, kernel in table.items():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*[Oo]verrid.*", category=UserWarning)
                 library.impl(op, _counted(f"aten::{op}", kernel, calls), key)
-    if family != "matmul":
-        return library._destroy
+    return library._destroy
+
+
+def _install_linear(calls: Counter[str]) -> Callable[[], None]:
     stock_linear = F.linear
     F.linear = _counted_linear(_linear(), calls)
-    remove_experts = put_in_table(_counted(EXPERTS_OP, experts, calls))
 
     def remove() -> None:
-        remove_experts()
         F.linear = stock_linear
-        library._destroy()
 
     return remove
+
+
+def _without_fast_path() -> Callable[[], None]:
+    """Let `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` call ops that have kernels.
+
+    In inference they have fused kernels of their own, in which rows depend on the batch.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    return partial(torch.backends.mha.set_fastpath_enabled, before)
 
 
 class _AttentionTable:

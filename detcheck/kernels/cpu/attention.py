@@ -23,10 +23,14 @@ from itertools import accumulate
 import torch
 from torch.nn import functional as F
 
+from detcheck.kernels.cpu.stock import stock_kernel
+
 CACHE_LINE_BYTES = 64
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-"""The stock kernel that `F.scaled_dot_product_attention` calls on the CPU."""
+FLASH_OP = "_scaled_dot_product_flash_attention_for_cpu"
+"""The aten op that `F.scaled_dot_product_attention` calls on the CPU."""
+_flash = getattr(torch.ops.aten, FLASH_OP).default
+_stock_flash = stock_kernel(FLASH_OP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ def padded_attention(
     for row, start in enumerate(padding):
         skip = max(0, start - (k_len - q_len))
         one = slice(row, row + 1)
-        keys = _on_cache_lines(key[one, :, start:]), _on_cache_lines(value[one, :, start:])
+        keys = on_cache_lines(key[one, :, start:]), on_cache_lines(value[one, :, start:])
         out[one, skip:] = _attend(query[one, :, skip:], *keys, scaling, query_by_query)
     return out
 
@@ -100,7 +104,7 @@ def _cut(x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> Sequence[torch.T
         parts = tuple(x.narrow(2, start, length) for start, length in bounds)
     if _every_row_on_cache_line(x):
         return parts
-    return [_on_cache_lines(part) for part in parts]
+    return [on_cache_lines(part) for part in parts]
 
 
 def _attend(
@@ -125,7 +129,7 @@ def _attend(
         mask = torch.ones(q_len, k_len, dtype=torch.bool, device=query.device)
         mask = mask.tril(k_len - q_len)
     out = F.scaled_dot_product_attention(
-        _on_cache_lines(query),
+        on_cache_lines(query),
         key,
         value,
         attn_mask=mask,
@@ -152,15 +156,23 @@ def _decode(
     rows = query.transpose(1, 2).reshape(q_len, kv_heads, heads // kv_heads, dim).contiguous()
     each: Sequence[torch.Tensor] = rows.split(1)
     if not _every_row_on_cache_line(rows):
-        each = [_on_cache_lines(row) for row in each]
+        each = [on_cache_lines(row) for row in each]
     if value.shape[3] == dim:
-        out = [_flash(row, *own, scale=scaling)[0] for row, own in zip(each, keys, strict=True)]
+        flash = _flash if _seen_by_others(query, key, value) else _stock_flash
+        out = [flash(row, *own, scale=scaling)[0] for row, own in zip(each, keys, strict=True)]
     else:
         out = [
             F.scaled_dot_product_attention(row, *own, scale=scaling)
             for row, own in zip(each, keys, strict=True)
         ]
     return torch.cat(out).view(1, q_len, heads, value.shape[3])
+
+
+def _seen_by_others(*tensors: torch.Tensor) -> bool:
+    """True if autograd or a dispatch mode has to see each op."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _every_row_on_cache_line(x: torch.Tensor) -> bool:
@@ -173,7 +185,7 @@ def _every_row_on_cache_line(x: torch.Tensor) -> bool:
     )
 
 
-def _on_cache_lines(x: torch.Tensor) -> torch.Tensor:
+def on_cache_lines(x: torch.Tensor) -> torch.Tensor:
     """`x` (1, heads, length, dim) if each row of each head starts on a cache line, else a copy.
 
     If `dim` is not a whole number of cache lines, only the heads start on cache lines.

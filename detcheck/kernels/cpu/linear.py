@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from detcheck.kernels.cpu import packed
-from detcheck.kernels.cpu.matmul import is_settled
+from detcheck.kernels.cpu.matmul import is_settled, stock_mm_out
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed import STORE, PackedWeight
 from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES
@@ -17,7 +17,6 @@ OP = "detcheck::linear"
 """The product by a packed weight, as autograd and whoever watches the dispatcher see it."""
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_stock_mm = torch.mm
 _stock_linear = F.linear
 
 _settled_linears: dict[tuple[Any, ...], tuple[tuple[int, int], tuple[int, int], torch.Size]] = {}
@@ -163,5 +162,6 @@ def _linear_unpacked(
             _settled_linears[key] = (rows, (rows[0], weight.shape[0]), out.shape)
         return out
     left_shape, product_shape, out_shape = shapes
-    product = input.new_empty(product_shape)
-    return _stock_mm(input.view(left_shape), weight.t(), out=product).view(out_shape)
+    out = stock_mm_out(input.view(left_shape), weight.t(), out=input.new_empty(product_shape))
+    product: torch.Tensor = out.view(out_shape)
+    return product

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from detcheck.kernels.cpu.attention import CACHE_LINE_BYTES, Segment, packed_attention
+from detcheck.kernels.cpu.matmul import stock_bmm_out
 from detcheck.kernels.visible_keys import Block
 
 
@@ -117,7 +118,7 @@ def _written_out(
 
 
 class _Products(torch.autograd.Function):
-    """The stock batch of products, by the `out=` overload, which the mode does not override.
+    """The stock batch of products, whatever the mode overrides.
 
     Its shapes come from one request alone. The mode's own products would first look for the
     classes of each length of a request.
@@ -127,7 +128,8 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(left, right)
         out = left.new_empty((left.shape[0], left.shape[1], right.shape[2]))
-        return torch.bmm(left, right, out=out)
+        result: torch.Tensor = stock_bmm_out(left, right, out=out)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,31 +1,48 @@
-"""Batch-invariant mm, addmm and bmm on the CPU: stock kernels, kept within one row class."""
+"""Batch-invariant products of matrices on the CPU: stock kernels, kept within one row class."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES, ClassTable, ProductShape, RowClasses
+from detcheck.kernels.cpu.stock import stock_kernel
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = (
+    *(torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    *(torch.complex64, torch.complex128),
+)
 
 _settled: set[tuple[Any, ...]] = set()
 """Calls whose operands run as they are, by all that this may depend on: the common case, fast."""
 
-_stock_mm = torch.mm
+_stock_mm = stock_kernel("mm")
+_stock_bmm = stock_kernel("bmm")
+_stock_addmv = stock_kernel("addmv")
+stock_mm_out = stock_kernel("mm.out")
+_stock_addmm_out = stock_kernel("addmm.out")
+stock_bmm_out = stock_kernel("bmm.out")
 
 
 def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(M, K) x (K, N) to (M, N); every row is bitwise what it is in a call of 32 rows.
 
-    float32, bfloat16, float16 and float64; other dtypes (integers) run as stock, being exact.
+    float32, bfloat16, float16, float64 and complex; other dtypes (integers) run as stock, being
+    exact. If the left-hand side is a parameter, the batch is along N, and each column is bitwise
+    what it is in a call of 32 columns.
     """
+    if is_weight(left) and not is_weight(right):
+        return mm(right.t(), left.t()).t()
     if is_settled(left, right):
-        return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
-    if left.dtype not in _FLOATS or left.shape[1] <= 1 or _empty(left, right):
-        return _stock_mm(left, right, out=left.new_empty((left.shape[0], right.shape[1])))
+        return _product(left, right, None)
+    if left.dtype not in _DTYPES or not _fit(left, right):
+        result: torch.Tensor = _stock_mm(left, right)
+        return result
+    if left.shape[1] <= 1 or _empty(left, right):
+        return _product(left, right, None)
     return _by_rows(left, right, None)
 
 
@@ -38,28 +55,138 @@ def addmm(
     alpha: float = 1,
 ) -> torch.Tensor:
     """beta * bias + alpha * (M, K) x (K, N) to (M, N), row for row independent of M."""
-    plain = left.dtype in _FLOATS and not _empty(left, right)
-    if plain and bias.dim() == 1 and beta == 1 and alpha == 1:
+    plain = left.dtype in _DTYPES and _fit(left, right) and not _empty(left, right)
+    usual = plain and bias.dim() == 1 and beta == 1 and alpha == 1
+    if usual and not is_weight(left):
         return _by_rows(left, right, bias)
-    product = mm(left, right) * alpha
-    return product + bias * beta if beta else product
+    return _scaled_sum(bias, mm(left, right), beta, alpha)
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(B, M, K) x (B, K, N) to (B, M, N): each product on its own, so B and M do not matter."""
-    if left.dtype not in _FLOATS or left.shape[2] <= 1 or len(left) != len(right) or not len(left):
-        shape = (left.shape[0], left.shape[1], right.shape[2])
-        return torch.bmm(left, right, out=left.new_empty(shape))
+    fit = left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0]
+    if left.dtype not in _DTYPES or not fit or left.shape[2] <= 1 or not len(left):
+        result: torch.Tensor = _stock_bmm(left, right)
+        return result
+    if is_weight(left) and not is_weight(right):
+        return bmm(right.mT, left.mT).mT
     return torch.stack([mm(one, other) for one, other in zip(left, right, strict=True)])
 
 
+def baddbmm(
+    added: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> torch.Tensor:
+    """beta * added + alpha * (B, M, K) x (B, K, N) to (B, M, N), as `bmm`."""
+    return _scaled_sum(added, bmm(left, right), beta, alpha)
+
+
+def addbmm(
+    added: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> torch.Tensor:
+    """beta * added + alpha * the sum over B of (B, M, K) x (B, K, N), to (M, N)."""
+    products = bmm(left, right)
+    total = products[0] if len(products) else added.new_zeros(products.shape[1:])
+    for product in products[1:]:
+        total = total + product
+    return _scaled_sum(added, total, beta, alpha)
+
+
+def mv(left: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """(M, K) x (K,) to (M,), row for row independent of M."""
+    if left.dim() != 2 or vector.dim() != 1:
+        refused: torch.Tensor = _stock_addmv(left.new_empty(0), left, vector)
+        return refused
+    return mm(left, vector[:, None])[:, 0]
+
+
+def addmv(
+    added: torch.Tensor,
+    left: torch.Tensor,
+    vector: torch.Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> torch.Tensor:
+    """beta * added + alpha * (M, K) x (K,) to (M,), row for row independent of M."""
+    return _scaled_sum(added, mv(left, vector), beta, alpha)
+
+
+def _scaled_sum(
+    added: torch.Tensor, product: torch.Tensor, beta: float, alpha: float
+) -> torch.Tensor:
+    """beta * added + alpha * product; `added` is not read if beta is 0."""
+    scaled = product if alpha == 1 else product * alpha
+    if beta == 0:
+        return scaled
+    return scaled + (added if beta == 1 else added * beta)
+
+
+def into_out(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The `out=` variant of a kernel."""
+
+    def write(*args: Any, out: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        result = kernel(*args, **kwargs)
+        return out.resize_(result.shape).copy_(result)
+
+    return write
+
+
+def over_first(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The in-place variant of a kernel that adds to its first argument."""
+
+    def write(added: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return added.copy_(kernel(added, *args, **kwargs))
+
+    return write
+
+
+_OUT_OF_PLACE: dict[str, Callable[..., torch.Tensor]] = {
+    "mm": mm,
+    "addmm": addmm,
+    "bmm": bmm,
+    "baddbmm": baddbmm,
+    "addbmm": addbmm,
+    "mv": mv,
+    "addmv": addmv,
+}
+KERNELS: dict[str, Callable[..., torch.Tensor]] = (
+    _OUT_OF_PLACE
+    | {f"{op}.out": into_out(kernel) for op, kernel in _OUT_OF_PLACE.items()}
+    | {f"{op}_": over_first(_OUT_OF_PLACE[op]) for op in ("addmm", "baddbmm", "addbmm", "addmv")}
+)
+"""Overrides by aten op."""
+
+
+def is_weight(x: torch.Tensor) -> bool:
+    """True for a parameter and for its views, such as its transpose."""
+    if type(x) is torch.nn.Parameter:
+        return True
+    return x._is_view() and type(x._base) is torch.nn.Parameter
+
+
+def _fit(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """True for operands that the stock op multiplies; it refuses others."""
+    shapes_fit = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
+    return shapes_fit and left.dtype == right.dtype
+
+
 def _empty(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether a product has no entries, or only sums of nothing."""
+    """True for a product without entries, or of sums of nothing."""
     return not left.numel() or not right.numel()
 
 
 def is_settled(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether such a call was found to need neither copies nor padding."""
+    """True if such a call was found to need neither copies nor padding."""
     return (
         _call_key(left, right) in _settled
         and left.is_contiguous()
@@ -100,11 +227,14 @@ def _by_rows(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The stock kernel, called by its `out=` overload, which the mode does not override."""
+    """The stock kernel as it is."""
     out = left.new_empty((left.shape[0], right.shape[1]))
+    result: torch.Tensor
     if bias is None:
-        return _stock_mm(left, right, out=out)
-    return torch.addmm(bias, left, right, out=out)
+        result = stock_mm_out(left, right, out=out)
+    else:
+        result = _stock_addmm_out(bias, left, right, beta=1, alpha=1, out=out)
+    return result
 
 
 def _layout(right: torch.Tensor) -> tuple[torch.Tensor, bool]:

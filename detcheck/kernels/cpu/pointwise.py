@@ -1,9 +1,9 @@
 """Batch-invariant activations on the CPU: every element goes through the vector kernel.
 
-PyTorch runs most of a tensor through vector instructions and the rest, less than a vector at the
-end of each thread's stretch, through the scalar library; for silu, gelu and others the two round
-differently. Which elements are the rest depends on the size of the batch. Tensors whose stretches
-are whole vectors (all usual widths) run as they are; others are padded until they are.
+PyTorch computes most of a tensor by vector instructions. The rest, less than a vector at the end
+of each thread's part, goes through the scalar library, and for silu, gelu and others the two round
+differently. Which elements are the rest depends on the size of the batch. If each thread's part is
+a whole number of vectors (all usual widths), a tensor runs as it is; else it is padded.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from detcheck.kernels.cpu.stock import stock_kernel
 VECTOR_ELEMENTS = 64
 """A multiple of what any vector loop takes at a time: two AVX-512 registers of half precision."""
 SPLIT_ELEMENTS = 16384
-"""Below this no activation is split over threads."""
+"""Below this many elements no activation is split over threads."""
 GRAIN_ELEMENTS = 32768
-"""Elements that PyTorch finds worth a thread (at::internal::GRAIN_SIZE)."""
+"""Elements for which PyTorch starts another thread (at::internal::GRAIN_SIZE)."""
 
 Kernel = Callable[..., Any]
 
 
 def in_whole_vectors(op: str, dtypes: frozenset[torch.dtype] | None = None) -> Kernel:
-    """The activation `op` (x, …) of a tensor of any shape, the same for each element anywhere.
+    """The activation `op` (x, …) of a tensor of any shape: an element's place does not matter.
 
-    `dtypes` are those in which the stock op needs it; None: all floats.
+    `dtypes` are those whose stock kernel is not invariant; None: all floats.
     """
     stock = stock_kernel(op)
 
@@ -53,16 +53,16 @@ def in_place(kernel: Kernel) -> Kernel:
 
 
 def _whole(x: torch.Tensor) -> bool:
-    """Whether every thread's stretch of `x` is whole vectors; integers have no vector kernel."""
+    """True if every thread's part of `x` is whole vectors; integers have no vector kernel."""
     if not x.is_floating_point():
         return True
     return x.is_contiguous() and x.numel() % _unit(x.numel()) == 0
 
 
 def _unit(size: int) -> int:
-    """Elements of which a tensor of about `size` must be a multiple, for whole vectors throughout.
+    """The number of elements of which a tensor of about `size` must be a multiple.
 
-    Kernels are split over as many threads as there are grains, or over all from 16384 on (gelu).
+    Kernels use one thread per grain, or all threads from 16384 elements on (gelu).
     """
     if size < SPLIT_ELEMENTS:
         return VECTOR_ELEMENTS
@@ -76,10 +76,13 @@ def _padded_size(size: int) -> int:
     return size
 
 
-_OUT_OF_PLACE = {
-    op: in_whole_vectors(op) for op in ("silu", "sigmoid", "gelu", "softplus", "elu", "mish")
-}
+_OPS = (
+    *("silu", "sigmoid", "gelu", "softplus", "elu", "mish", "exp2", "cosh", "sinh", "atanh"),
+    *("digamma", "logit", "softshrink", "special_i0e"),
+)
+_IN_PLACE = tuple(op for op in _OPS if op not in ("softplus", "softshrink", "special_i0e"))
+_OUT_OF_PLACE = {op: in_whole_vectors(op) for op in _OPS}
 KERNELS: dict[str, Kernel] = _OUT_OF_PLACE | {
-    f"{op}_": in_place(_OUT_OF_PLACE[op]) for op in ("silu", "sigmoid", "gelu", "elu", "mish")
+    f"{op}_": in_place(_OUT_OF_PLACE[op]) for op in _IN_PLACE
 }
-"""Overrides by aten op. tanh, exp, relu and their like round alike in both kernels."""
+"""Overrides by aten op. tanh, exp, relu and others round alike in both kernels."""

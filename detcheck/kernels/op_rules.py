@@ -1,0 +1,134 @@
+"""Which single call of an op is invariant, and why: by a kernel of ours, or by what it computes.
+
+A call is invariant if a kernel of ours serves it; if it computes nothing (views, copies, gathers);
+if it gives whole numbers or truth values; or if it works entry by entry and rounds each entry in
+the same way, wherever the entry is. All other calls are not, whatever their name: quantised
+products, scans, attention that does not go through transformers' interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from detcheck.kernels.cpu.attention import FLASH_OP
+from detcheck.kernels.cpu.linear import OP as PACKED_OP
+from detcheck.kernels.cpu.matmul import is_weight
+from detcheck.kernels.overrides import op_names
+from detcheck.kernels.settings import OP_FAMILIES
+
+_HALF = (torch.bfloat16, torch.float16)
+MOVES = frozenset(
+    {
+        *("embedding", "index", "index_select", "gather", "scatter", "cat", "stack", "copy_"),
+        *("clone", "_to_copy", "contiguous", "constant_pad_nd", "repeat", "roll", "flip", "tril"),
+        *("triu", "where", "masked_fill", "masked_fill_", "fill_", "zero_", "arange", "full"),
+        *("full_like", "zeros", "zeros_like", "ones", "ones_like", "scalar_tensor", "empty"),
+        *("empty_like", "empty_strided", "new_empty", "new_zeros", "new_ones", "new_full"),
+        *("_unsafe_view", "index_put_", "index_copy_", "lift_fresh", "_reshape_alias", "split"),
+        *("split_with_sizes", "unbind", "chunk", "resize_", "_local_scalar_dense", "equal"),
+        *("scatter_", "masked_scatter", "slice_scatter", "select_scatter", "repeat_interleave"),
+    }
+)
+"""aten ops that put values elsewhere and compute none."""
+EVEN = frozenset(
+    {
+        *("add", "sub", "rsub", "mul", "div", "neg", "abs", "reciprocal", "sqrt", "square", "sign"),
+        *("exp", "expm1", "log", "log1p", "log2", "log10", "erf", "erfc", "sin", "cos", "tan"),
+        *("asin", "acos", "atan", "asinh", "acosh", "tanh", "sinc", "lgamma", "frac", "relu"),
+        *("celu", "leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "floor"),
+        *("log_sigmoid_forward", "ceil", "round", "trunc", "clamp", "clamp_min", "clamp_max"),
+        *("minimum", "maximum", "lerp", "addcmul", "addcdiv", "nan_to_num", "threshold"),
+    }
+)
+"""Entry-by-entry ops whose vector and scalar kernels round alike on the CPU, in every float dtype.
+
+An entry's place decides which of the two computes it, and so does the batch. For ops whose two
+kernels differ, such as silu or exp2, our own kernels use only one."""
+EVEN_POWERS = (0, 0.5, 1, 2, 3, -1, -2)
+"""Exponents for which the same holds for pow; -0.5 in float32 only."""
+ROW_BY_ROW = {"cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "topk"})}
+"""Ops whose stock kernels, by device, take each row by itself, in one order.
+
+Among equal entries topk takes those that the same row alone would give."""
+PAST_THE_INTERFACE = ("bmm", FLASH_OP)
+"""Ops of attention that was not called through transformers' interface: padding matters to it."""
+
+
+class OpRules:
+    """The rules for one device type (`cpu` or `cuda`) and one model's weights."""
+
+    def __init__(self, device: str, weights: Iterable[torch.Tensor]):
+        self._on_cpu = device == "cpu"
+        self._row_by_row = ROW_BY_ROW.get(device, frozenset())
+        self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
+        self._served = {name: family for family in OP_FAMILIES for name in op_names(family)}
+        self._served[PACKED_OP] = "matmul"
+
+    def reason(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> str | None:
+        """Why a call of the op `func` that gave `result` is invariant; None if it is not."""
+        namespace, _, op = func._schema.name.partition("::")
+        overload = func._schema.overload_name
+        full_name = f"{namespace}::{op}.{overload}" if overload else f"{namespace}::{op}"
+        even = torch.Tag.pointwise in func.tags and (not self._on_cpu or _even(op, args, kwargs))
+        reasons = {
+            "moves values only": func.is_view or (namespace == "aten" and op in MOVES),
+            "gives whole numbers": not _gives_floats(result),
+            f"the {self._served.get(full_name)} kernels": self._is_served(full_name, op, args),
+            "stock, row by row": namespace == "aten" and op in self._row_by_row,
+            "adds once to each row": op == "index_add_" and _all_different(args[2]),
+            "stock, entry by entry": even,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    def _is_served(self, full_name: str, op: str, args: Sequence[Any]) -> bool:
+        """True if a kernel of ours serves the call, and the batch is where the kernel expects it.
+
+        Sums of one product are even, as those of the rotary embedding.
+        """
+        if op == FLASH_OP:
+            return False
+        if op == "bmm":
+            return args[0].shape[2] <= 1 or self._holds_weights(args[1])
+        if op == "mm" and self._holds_weights(args[0]):
+            return is_weight(args[0])
+        return full_name in self._served
+
+    def _holds_weights(self, x: torch.Tensor) -> bool:
+        return x.untyped_storage().data_ptr() in self._weights
+
+
+def name_of(func: Any) -> str:
+    """The name under which an op that is not invariant is reported, such as `aten::topk`."""
+    name: str = func._schema.name
+    if name.removeprefix("aten::") in PAST_THE_INTERFACE:
+        return f"{name} past the attention interface"
+    return name
+
+
+def _all_different(index: torch.Tensor) -> bool:
+    return len(index.unique()) == len(index)
+
+
+def _even(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """True if an entry-by-entry op on the CPU rounds each entry alike, wherever the entry is."""
+    op = op.removesuffix("_")
+    half = any(isinstance(x, torch.Tensor) and x.dtype in _HALF for x in args)
+    if op == "pow":
+        exponent = args[1]
+        if not isinstance(exponent, int | float):
+            return False
+        return exponent in EVEN_POWERS or (exponent == -0.5 and not half)
+    if kwargs.get("alpha", 1) != 1 and half:
+        return False
+    return op in EVEN
+
+
+def _gives_floats(result: Any) -> bool:
+    results = result if isinstance(result, list | tuple) else (result,)
+    tensors = (x for x in results if isinstance(x, torch.Tensor))
+    return any(x.is_floating_point() or x.is_complex() for x in tensors)
