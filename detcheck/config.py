@@ -128,8 +128,8 @@ class _Section:
             choices = list(_choices(kind))
             if choices and isinstance(value, str):
                 problem = f"unknown value {value!r}{_advice(value, choices)}"
-            where = ".".join((*_prefix(self.path), self.name, key)) + place.rstrip("`")
-            raise self._error(f"{where}: {problem.rstrip('.')}.") from error
+            name = ".".join((*_prefix(self.path), self.name, key)) + place.rstrip("`")
+            raise self._error(f"{name}: {problem.rstrip('.')}.") from error
 
     def _unknown_key(self, key: str, types: Mapping[str, Any]) -> UsageError:
         known = [name.replace("_", "-") for name in types]

@@ -200,8 +200,8 @@ def _endpoint_sound(analysis: Analysis) -> Iterator[Finding]:
 
 def endpoint_sentence(check: EndpointCheck) -> str:
     """A failed check of a server as a sentence, which names the server if there are several."""
-    where = f"{check.placement}, " if check.placement else ""
-    return f"The endpoint's check failed ({where}{check.name}): {check.sentence}."
+    server = f"{check.placement}, " if check.placement else ""
+    return f"The endpoint's check failed ({server}{check.name}): {check.sentence}."
 
 
 def failures(group: Group) -> str:

@@ -60,11 +60,11 @@ def baseline_command(
     from detcheck.gate.options import GateOptions
 
     if action != "update":
-        raise UsageError(f"Unknown action {action!r}: the only one is `update`.")
+        raise UsageError(f"Unknown action {action!r}: the only one is update.")
     options = GateOptions(kernels=kernels)
     file = output or _configured() or Path(DEFAULT_FILE)
     if file.is_dir():
-        raise UsageError(f"{file} is a folder: name a file by `output`.")
+        raise UsageError(f"{file} is a folder: name a file by --output.")
     analysis = load_analysis(run)
     existing = read_baseline(file) if file.exists() else None
     chosen = options.kernels_of(analysis.run.experiment.kernels)

@@ -54,9 +54,9 @@ def too_many_answers(given: GateInput) -> Iterator[Finding]:
             if found.level == BITS and group.distinct_within_seed <= limit:
                 sentence = _by_bits(group, found, limit)
             else:
-                where = _parsed(found) if found.labels else _first_divergence(group, found)
+                detail = _parsed(found) if found.labels else _first_divergence(group, found)
                 answers = counted(group, min(group.distinct_within_seed, found.distinct))
-                sentence = f"{answers}, where at most {limit} may be: {where}."
+                sentence = f"{answers}, at most {limit} allowed: {detail}."
             yield Finding("max-distinct", FAIL, sentence, group)
 
 
@@ -169,7 +169,7 @@ def _by_bits(group: Group, found: AtLevel, limit: int) -> str:
     return (
         f"{counted(group)}, but the log-probabilities of {count(found.differing, 'completion')} "
         f"differ in some bit from the reference's (batch size {sizes}): {found.distinct} different "
-        f"by bits, where at most {limit} may be."
+        f"by bits, at most {limit} allowed."
     )
 
 

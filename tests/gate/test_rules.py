@@ -61,7 +61,7 @@ def test_more_answers_than_allowed_fail_and_say_where(verdict_on):
     assert verdict.value == FAIL
     assert verdict.exit_code == 1
     assert rules(verdict, FAIL) == {"max-distinct"}
-    assert verdict.reasons[0].startswith("2 distinct answers in 48 completions, where at most 1")
+    assert verdict.reasons[0].startswith("2 distinct answers in 48 completions, at most 1 allowed")
     assert "position 5" in verdict.reasons[0]
     assert '"lit' in verdict.reasons[0]  # word 3 of the script, planted
 
