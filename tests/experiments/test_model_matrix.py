@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import time
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from detcheck.kernels.mode import batch_invariant
-from detcheck.models.tiny import config_of, shrunk, tiny_model
+from detcheck.models.tiny import architectures, config_of, shrunk, tiny_model
 
 ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "results" / "models"
 SAMPLE = {
     "full attention": "llama", "a sliding window": "mistral", "two kinds of windows": "gemma3_text",
     "soft caps": "gemma2", "sinks and experts": "gpt_oss", "chunks and experts": "llama4_text",
@@ -89,3 +91,19 @@ def test_a_tiny_model_that_does_not_run_is_not_called_refused(
 def test_an_architecture_that_takes_too_long_is_named(matrix: ModuleType) -> None:
     with pytest.raises(matrix.TooLongError, match="more than 1 s"), matrix.limited(1):
         time.sleep(30)
+
+
+def test_the_committed_table_is_made_from_its_figures(matrix: ModuleType) -> None:
+    stored = json.loads((COMMITTED / "results.json").read_text(encoding="utf-8"))
+    rows = [matrix.Row(**row) for row in stored["rows"]]
+    committed = (COMMITTED / "table.md").read_text(encoding="utf-8")
+    assert matrix.table(rows) == committed
+    rows[0].outcome = "variant"
+    assert matrix.table(rows) != committed
+
+
+def test_the_committed_table_is_of_all_architectures_and_none_is_variant() -> None:
+    stored = json.loads((COMMITTED / "results.json").read_text(encoding="utf-8"))
+    outcomes = {row["architecture"]: row["outcome"] for row in stored["rows"]}
+    assert set(architectures()) == set(outcomes)
+    assert set(outcomes.values()) == {"held", "refused", "not built"}
