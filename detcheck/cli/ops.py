@@ -22,7 +22,7 @@ COLUMNS = {
     "chunking": "chnk",
     "prefill-decode": "dec.",
 }
-"""Relations, and the heads of their columns."""
+"""Relations, and the headings of their columns."""
 _SHORT = {
     "bfloat16": "bf16",
     "float16": "f16",
@@ -72,9 +72,9 @@ def ops_command(
 ) -> None:
     """Show which op breaks which invariance here: stock beside batch-invariant, bit for bit.
 
-    A cell is the share of rows that are not what they ought to be; a dot is none. No model is
-    loaded: the probes are random, seeded, at the shapes of a model's layers and at the batch
-    sizes and lengths where kernels are known to change their ways.
+    A cell is the share of rows that differ from the reference; a dot means none. No model is
+    loaded: the probes are seeded random data at the shapes of a model's layers. They include the
+    batch sizes and lengths at which libraries are known to change kernels.
     """
     from detcheck.cli.console import keep_probe, print_json
     from detcheck.probes.ops import DTYPES, audit
@@ -108,7 +108,7 @@ def _check_device(device: str) -> None:
 
 
 class _progress:  # noqa: N801  (used as a function is)
-    """A bar on stderr, where that is a terminal; gives the function that moves it."""
+    """A progress bar on stderr if that is a terminal; gives the function that updates it."""
 
     def __enter__(self) -> Any:
         from rich.progress import Progress
@@ -125,14 +125,14 @@ class _progress:  # noqa: N801  (used as a function is)
 
 
 def _print(name: str, cells: list[Cell]) -> None:
-    """The matrix, then what it does not show: classes, and what is not promised."""
+    """Print the matrix, then the classes of batch sizes, then the findings."""
     from detcheck.cli.console import print_line, stdout
     from detcheck.probes.matrix import class_words, lines
 
     rows = lines(cells)
     relations = [relation for relation in COLUMNS if any(relation in row.cells for row in rows)]
     print_line(f"Share of rows that differ, at the shapes of {name}")
-    print_line("(· none, – does not apply; time against stock)", "dim")
+    print_line("(· none, – does not apply; time relative to stock)", "dim")
     stdout.print(_table(rows, relations))
     split = [row for row in rows if len(row.classes) > 1]
     if split:
@@ -158,19 +158,19 @@ def _table(rows: list[Line], relations: list[str]) -> Any:
         table.add_column(COLUMNS[relation], justify="right", no_wrap=True)
     table.add_column("ULPs", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    seen = None
+    previous = None
     for row in rows:
         key = (row.op, row.shape)
         time = row.relative_time
         table.add_row(
-            Text("" if key == seen else f"{row.op.replace('attention', 'attn')} {row.shape}"),
+            Text("" if key == previous else f"{row.op.replace('attention', 'attn')} {row.shape}"),
             Text(_short(row.dtype)),
             Text(_short(row.kernels)),
             *(_share(row.cells.get(relation)) for relation in relations),
             Text(_ulps(row.max_ulp)),
             Text("–" if time is None else f"{time:.2f}"),
         )
-        seen = key
+        previous = key
     return table
 
 
@@ -191,7 +191,7 @@ def _share(cell: Cell | None) -> Any:
 
 
 def _ulps(count: int) -> str:
-    """At most five characters; beyond a million the figure says only that a total cancelled."""
+    """At most five characters. Beyond a million the exact figure has no meaning."""
     if not count:
         return "·"
     if count < 10_000:
@@ -200,7 +200,7 @@ def _ulps(count: int) -> str:
 
 
 def _findings(cells: list[Cell]) -> list[tuple[str, str]]:
-    """What the matrix comes to, in sentences with their styles."""
+    """(sentence, style) pairs that sum up the matrix."""
     found = []
     broken = [cell for cell in cells if cell.promised and cell.rows_differ]
     promised = [cell for cell in cells if cell.promised]

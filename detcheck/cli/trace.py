@@ -1,4 +1,4 @@
-"""`detcheck trace`: the first op that gave a request other bits in a batch than alone."""
+"""`detcheck trace`: the first op whose bits for a request differ between a batch and alone."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def trace_command(
     run: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RUN", show_default=False, help="Run directory in which answers part."
+            metavar="RUN", show_default=False, help="Run directory in which answers diverge."
         ),
     ] = None,
     *,
     prompt: Annotated[
         str | None,
-        typer.Option("-p", "--prompt", metavar="TEXT", help="A prompt, in the place of a run."),
+        typer.Option("-p", "--prompt", metavar="TEXT", help="A prompt, instead of a run."),
     ] = None,
     model: Annotated[
         str | None,
@@ -55,7 +55,7 @@ def trace_command(
             "-k",
             "--kernels",
             metavar="NAME",
-            help="Replay under these. [default: the run's where answers part; else stock]",
+            help="Replay under these. [default: the run's whose answers diverge; else stock]",
         ),
     ] = None,
     out: Annotated[
@@ -69,11 +69,11 @@ def trace_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Name the first op whose rows for a request differ in a batch, its inputs being equal.
+    """Name the first op whose rows for a request differ in a batch although its inputs are equal.
 
-    The request is answered again by the engine, alone and in the batch in which its answer came
-    out differently, to the token where the two part; every aten op on the way is compared bit for
-    bit. Then: how far apart each layer is at that token, and the two tokens' gap.
+    The engine answers the request again, alone and in the batch in which its answer diverged, up
+    to the token of divergence. Every aten op until then is compared bit for bit. The trace also
+    gives each layer's difference at that token, and the gap between the best two tokens.
     """
     from detcheck.cli.console import keep_probe, print_json
     from detcheck.probes.trace import subject_of_prompt, subject_of_run, trace
@@ -90,7 +90,7 @@ def trace_command(
     subject: Subject
     if run is not None:
         if options or any(value is not None for value in (prompt, batch_sizes, max_new_tokens)):
-            raise UsageError("A run says what was asked: give RUN, or -p with its options.")
+            raise UsageError("A run already has its options: give RUN, or -p with its options.")
         from detcheck.rundir import load
 
         subject = subject_of_run(load(run))
@@ -115,7 +115,7 @@ def _experiment(
     prompt: str | None, batch_sizes: str | None, kernels: str | None, max_new_tokens: int | None
 ) -> Experiment:
     if prompt is None:
-        raise UsageError("Give a RUN in which answers part, or a prompt with -p.")
+        raise UsageError("Give a RUN in which answers diverge, or a prompt with -p.")
     sizes = _sizes(batch_sizes or "1,8")
     return Experiment(
         prompts=(prompt,),
@@ -133,7 +133,7 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise UsageError(f"Batch sizes are whole numbers such as 1,8, not {text!r}.") from error
     if len(sizes) != 2 or min(sizes) != 1 or max(sizes) < 2:
         raise UsageError(
-            f"A trace holds a request alone against the same in a batch: give 1 and a larger "
+            f"A trace compares a request alone with the same in a batch: give 1 and a larger "
             f"batch size, such as -b 1,8, not {text}."
         )
     return sizes
@@ -149,7 +149,8 @@ def _print(found: Trace) -> None:
     )
     if first is None:
         print_line(
-            f"No op differs under {found.kernels} kernels: alone and among {found.batch_size}, "
+            f"No op differs under {found.kernels} kernels: alone and "
+            f"in a batch of {found.batch_size}, "
             f"{compared} agree bit for bit.",
             "green",
         )
@@ -184,7 +185,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _layers(found: Trace) -> Any:
-    """A dozen of the layers, the first that differs and the last among them."""
+    """A table of about a dozen layers, with the first that differs and the last."""
     from rich.table import Table
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))

@@ -1,6 +1,6 @@
-"""What a mode asks of itself when it is entered: is a row alone what it is in a batch, just now?
+"""The self-check of a kernels mode when it is entered: does a row alone equal the same in a batch?
 
-Through the public ops, so that an override that is installed but not reached is found too.
+It calls the public ops, so that it also finds an override that is installed but not reached.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ PASSED = "passed"
 
 
 def self_check(calls: Mapping[str, Counter[str]]) -> str:
-    """Check the op families in `calls` (family to its live call counts).
+    """Check the op families in `calls` (family to its live call counter).
 
-    Returns `passed`, or a sentence that says what differed or which override was not reached.
+    Returns `passed`, or a sentence that names the op that differed or the override that was not
+    reached.
     """
     for family, counter in calls.items():
         for check in _checks(family):
@@ -35,7 +36,7 @@ def self_check(calls: Mapping[str, Counter[str]]) -> str:
 
 
 def _checks(family: str) -> list[Callable[[], str | None]]:
-    """The family's check on the CPU, and on the GPU where there are kernels for it."""
+    """The family's checks: on the CPU, and on the GPU if there are kernels for it."""
     if why_unavailable() is not None:
         return [CHECKS[family]]
     from detcheck.kernels.triton import self_check as cuda
@@ -49,7 +50,7 @@ def _matmul() -> str | None:
         rows = torch.randn(5, 1536, generator=generator).to(dtype)
         weight = torch.randn(64, 1536, generator=generator).to(dtype)
         if not torch.equal(F.linear(rows, weight)[:1], F.linear(rows[:1], weight)):
-            return f"matmul in {dtype} gives a row alone another result than in a batch of 5"
+            return f"matmul in {dtype} gives a row alone a different result than in a batch of 5"
     return None
 
 
@@ -65,7 +66,7 @@ def _attention() -> str | None:
     batch, _ = function(module, query, key, value, None)
     alone, _ = function(module, query[2:3], key[2:3], value[2:3], None)
     if not torch.equal(batch[2:3], alone):
-        return "attention gives a request alone another result than in a batch of 4"
+        return "attention gives a request alone a different result than in a batch of 4"
     return None
 
 
@@ -85,7 +86,7 @@ def _prefill() -> str | None:
             module, query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], None
         )
         if not torch.equal(last, whole[:, start:stop]):
-            return "attention gives a query of a prefill another result than when it is decoded"
+            return "attention gives a query of a prefill a different result than when it is decoded"
     return None
 
 
@@ -111,11 +112,11 @@ def _pointwise() -> str | None:
 def _row_alone(
     name: str, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
 ) -> str | None:
-    """A sentence where a row of `x` (rows, …) alone is not what it is among the others."""
+    """None if each row of `x` (rows, …) gives the same alone as in `x`; else a sentence."""
     whole = function(x)
     for row in range(len(x)):
         if not torch.equal(function(x[row : row + 1].clone())[0], whole[row]):
-            return f"{name} gives a row alone another result than in a batch of {len(x)}"
+            return f"{name} gives a row alone a different result than in a batch of {len(x)}"
     return None
 
 

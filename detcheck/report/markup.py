@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from detcheck.report.costs import cost_range
 from detcheck.report.figure_style import Drawing
-from detcheck.report.prompt_view import VariantLine, flip_reason
+from detcheck.report.prompt_view import ListedVariant, flip_reason
 from detcheck.report.text import came_back, clip, factor, flip_counts, number, percent, tail
 from detcheck.report.word_diff import DiffPart
 from detcheck.text import HIDDEN, cap, count, stand_in
@@ -48,7 +48,7 @@ def first_words(text: str) -> tuple[str, str]:
     return text[:end].lstrip(" "), text[end:]
 
 
-def whole_answer(line: VariantLine, limit: int) -> Markup:
+def whole_answer(line: ListedVariant, limit: int) -> Markup:
     """The text of a variant in about `limit` characters, its start shared with the reference dim.
 
     If the shared start is longer than half of that, only its end is shown.

@@ -21,7 +21,7 @@ from detcheck.text import count
 
 
 @dataclass(frozen=True, slots=True)
-class VariantLine:
+class ListedVariant:
     """One variant, split where it leaves the reference."""
 
     counted: VariantCount
@@ -61,7 +61,7 @@ class GroupView:
     """Tokens (characters without token ids) that every completion begins with."""
     trunk: str
     """The text of these."""
-    variants: tuple[VariantLine, ...]
+    variants: tuple[ListedVariant, ...]
     """Most common first."""
     places: tuple[BranchingPlace, ...]
     """Where its completions diverge, most completions first."""
@@ -149,16 +149,16 @@ def _group_view(group: Group) -> GroupView:
         tree=branches(group),
         shared=tree.stop if tree is not None else 0,
         trunk=tail(tree.text, 480) if tree is not None else "",
-        variants=tuple(_variant_line(counted) for counted in group.variants),
+        variants=tuple(_listed_variant(counted) for counted in group.variants),
         places=branching_places(group),
         flips=group.flips,
     )
 
 
-def _variant_line(counted: VariantCount) -> VariantLine:
+def _listed_variant(counted: VariantCount) -> ListedVariant:
     position = counted.first_divergence or 0
     rest = counted.variant.piece(position, 1 << 30)
-    return VariantLine(counted, counted.variant.piece(0, position), rest)
+    return ListedVariant(counted, counted.variant.piece(0, position), rest)
 
 
 def _by_batch_size(groups: Sequence[Group]) -> tuple[BatchLine, ...]:

@@ -74,8 +74,8 @@ def test_the_text_names_the_op_and_fits_80_columns(detcheck, traced, monkeypatch
     [
         ((), "Give a RUN"),
         (("nowhere",), "no run directory"),
-        (("nowhere", "-p", "Hi"), "A run says what was asked"),
-        (("-p", "Hi", "-b", "4,8"), "alone against the same in a batch"),
+        (("nowhere", "-p", "Hi"), "A run already has its options"),
+        (("-p", "Hi", "-b", "4,8"), "alone with the same in a batch"),
         (("-p", "Hi", "-b", "four"), "whole numbers"),
         (("-p", "Hi", "-k", "magic"), "Unknown kernels"),
         (("-p", "Hi", "-k", "stock,batch-invariant"), "one kernels setting"),

@@ -1,4 +1,4 @@
-"""The tiny model of the engines' tests, for replays."""
+"""Gives the replays the tiny model of the engines' tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The assertion: a planted fault of each relation is caught and named; a good function passes."""
+"""The assertion names a planted fault of each relation; an invariant function passes."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_a_fault_of_each_relation_is_caught_and_named(relation: str, make: Any) 
 
 
 @pytest.mark.parametrize("make", [lambda: by_batch_size, lambda: by_position])
-def test_only_what_is_broken_is_named(make: Any) -> None:
-    """A function that fails one relation passes those that it keeps."""
+def test_only_the_broken_relations_are_named(make: Any) -> None:
+    """A function that breaks one relation passes the relations that it keeps."""
     function = make()
     kept = ("repeat", "neighbours")
     assert set(assert_batch_invariant(function, ROWS, relations=kept)) == set(kept)
@@ -83,7 +83,7 @@ def test_only_what_is_broken_is_named(make: Any) -> None:
     assert not {"repeat", "neighbours"} & {o.relation for o in caught.value.outcomes}  # type: ignore[attr-defined]
 
 
-def test_the_message_says_where_and_how_much() -> None:
+def test_the_message_names_the_row_and_the_ulps() -> None:
     def one_row(x: torch.Tensor) -> torch.Tensor:
         return nudged(x, 2) if len(x) == 4 else row_by_row(x)
 
@@ -94,7 +94,7 @@ def test_the_message_says_where_and_how_much() -> None:
     assert "1 of 24 elements differ by up to 1 ULPs (float32)" in message
 
 
-def test_a_good_function_passes_and_says_what_was_compared() -> None:
+def test_an_invariant_function_passes_and_returns_the_rows_compared() -> None:
     compared = assert_batch_invariant(row_by_row, ROWS)
     assert set(compared) == set(ROW_RELATIONS)
     assert all(rows > 8 for rows in compared.values())
@@ -140,7 +140,7 @@ def test_the_sign_of_zero_is_a_difference() -> None:
         (lambda x: x.double() if len(x) == 1 else x, (ROWS,), "float64"),
     ],
 )
-def test_what_could_not_have_failed_is_an_error(function: Any, inputs: Any, words: str) -> None:
+def test_a_check_that_could_not_fail_is_an_error(function: Any, inputs: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         assert_batch_invariant(function, *inputs)
 

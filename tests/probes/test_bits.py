@@ -18,7 +18,7 @@ def test_steps_of_nextafter_are_counted(dtype: torch.dtype, start: float) -> Non
     assert ulps(x, y).tolist() == ulps(y, x).tolist() == [5]
 
 
-def test_zeros_of_both_signs_are_neighbours() -> None:
+def test_zeros_of_both_signs_are_adjacent() -> None:
     assert ulps(torch.tensor([0.0]), torch.tensor([-0.0])).tolist() == [1]
     tiny = torch.finfo(torch.float32).smallest_normal * torch.finfo(torch.float32).eps
     assert ulps(torch.tensor([tiny]), torch.tensor([-tiny])).tolist() == [3]
@@ -30,7 +30,7 @@ def test_bfloat16() -> None:
     assert ulps(x, y).tolist() == [1, 6]
 
 
-def test_the_far_ends_do_not_wrap() -> None:
+def test_the_largest_distances_do_not_overflow() -> None:
     ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)
     assert ulps(ends, ends.flip(0)).tolist() == [torch.iinfo(torch.int64).max] * 2
     assert ulps(torch.tensor([torch.nan]), torch.tensor([1.0])).item() > 1e6

@@ -1,4 +1,4 @@
-"""The matrix: planted faults appear in the cell they belong to, and nowhere else."""
+"""The matrix: a planted fault appears in its own cell, and in no other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_batch_invariant_cells_keep_every_promise() -> None:
 
 
 def test_stock_cells_can_differ() -> None:
-    """Float32 products on a CPU fall into classes of M; the matrix shows them."""
+    """The matrix shows that float32 products on a CPU change bits with M."""
     cells = audit(EMBEDDED, ops=["linear"], dtypes=["float32"], kernels=["stock"])
     size = [cell for cell in cells if cell.relation == "batch-size"]
     assert any(cell.rows_differ and cell.max_ulp and len(cell.classes) > 1 for cell in size)
@@ -91,7 +91,7 @@ def test_classes_name_the_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_relations_about_requests_compare_the_right_rows(
     relation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64 the two sides agree to rounding, so they are the same mathematics."""
+    """In float64 the two sides agree up to rounding, so they compute the same function."""
     inputs = tuple(x.double() for x in requests(TINY, 65, 65, 0))
     for expected, got in request_pairs(inputs)[relation]():
         torch.testing.assert_close(got, expected)
@@ -146,12 +146,12 @@ def test_shapes_come_from_a_configuration(tmp_path: Any) -> None:
     assert shapes.linears == ((128, 128), (128, 64), (128, 256), (256, 128))
 
 
-def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Any) -> None:
+def test_a_missing_model_gives_one_sentence(tmp_path: Any) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         shapes_of(str(tmp_path / "nothing"))
 
 
-def test_relations_that_apply_to_none_of_the_ops_are_not_a_result() -> None:
+def test_relations_that_apply_to_none_of_the_ops_are_refused() -> None:
     with pytest.raises(UsageError, match="padding do not apply to silu, so nothing was probed"):
         audit(EMBEDDED, ops=["silu"], relations=["padding"], dtypes=["float32"])
 

@@ -1,4 +1,4 @@
-"""The tracer: a planted op is named, invariant kernels give nothing to name, bad input is told."""
+"""The tracer: a planted op is named, none under invariant kernels; bad input is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from detcheck.rundir import Run
 ENGINES = {"continuous": ContinuousEngine, "static": StaticEngine}
 PROMPT = "What is the sea?"
 INVARIANT = "batch-invariant:matmul+attention"
-"""All that the tiny model needs, and activations left to be planted on."""
+"""All families of the tiny model except the activations, on which a fault is planted."""
 
 
 def experiment(**changes: Any) -> Asked:
@@ -46,7 +46,7 @@ def experiment(**changes: Any) -> Asked:
 
 @pytest.fixture(autouse=True)
 def on_the_tiny_model(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces replay with the tiny model whatever the experiment names."""
+    """Makes traces replay with the tiny model, whichever model the experiment names."""
     monkeypatch.setattr(
         trace_module,
         "open_engine",
@@ -56,7 +56,7 @@ def on_the_tiny_model(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) 
 
 @contextmanager
 def planted_silu(change: float) -> Iterator[None]:
-    """silu gives its last element otherwise where more than the request's own rows are in it."""
+    """Changes the last element of silu if its input has more than the request's own rows."""
     stock = stock_kernel("silu")
     library = torch.library.Library("aten", "IMPL")
 
@@ -95,7 +95,7 @@ def test_a_planted_op_is_named(engine: str, traffic: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("traffic", ["alone", "mixed"])
-def test_invariant_kernels_give_nothing_to_name(engine: str, traffic: str) -> None:
+def test_no_op_is_named_under_invariant_kernels(engine: str, traffic: str) -> None:
     asked = experiment(engine=engine, traffic=traffic, kernels=("batch-invariant",))
     found = trace(subject_of_prompt(*asked))
     assert found.first is None
@@ -118,7 +118,7 @@ def test_stock_kernels_are_caught(engine: str) -> None:
     assert found.flip.max_logit_change > 0
 
 
-def test_an_op_whose_inputs_are_too_large_to_compare_is_named_all_the_same() -> None:
+def test_an_op_whose_inputs_are_too_large_to_compare_is_still_named() -> None:
     step = Step(0, RequestPlace((Extent(1, 3, 0),), row=0, last_token=0, score_row=0))
     reference = ReferenceRecorder(torch.nn.Module(), 1)
     comparison = ComparingRecorder(torch.nn.Module(), reference)
@@ -155,7 +155,7 @@ def test_a_runs_divergence_is_replayed_to_its_token(
     assert trace(subject, "batch-invariant").first is None
 
 
-def test_a_run_without_divergence_is_told(tiny_model: LoadedModel, tmp_path: Path) -> None:
+def test_a_run_without_divergence_is_refused(tiny_model: LoadedModel, tmp_path: Path) -> None:
     asked = experiment()
     run = record(tmp_path / "run", ContinuousEngine(tiny_model, *asked), *asked)
     with pytest.raises(UsageError, match="No answers diverge"):

@@ -1,4 +1,4 @@
-"""Engine `vllm` as the runner sees it: one worker at a time, started for the condition in hand."""
+"""Engine `vllm` for the runner: one worker at a time, started for the current condition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from detcheck.traffic import FILLER_PROMPTS, Trial
 START_S = 3600.0
 """Longest silence while a worker loads its model."""
 STEP_S = 900.0
-"""Longest silence while a worker steps: it tells of its tokens several times a second."""
+"""Longest silence while a worker steps: it reports its tokens several times a second."""
 MODULE = "detcheck.engines.vllm.worker"
 VARIABLE = "VLLM_BATCH_INVARIANT"
 HOW_TO_INSTALL = (
@@ -37,25 +37,25 @@ HOW_TO_INSTALL = (
 _MEMORY = ("out of memory", "outofmemory", "allocate memory", "not enough memory", "free memory")
 
 _WRAPPED = re.compile(r"Worker failed with error '(.+)', please check")
-"""How vLLM's executor tells of an error of its workers."""
+"""The message of vLLM's executor about an error of its workers."""
 
-Place = tuple[str, int]
-"""(kernels, tensor-parallel size): what a worker is started for."""
+WorkerKey = tuple[str, int]
+"""(kernels, tensor-parallel size) of a worker."""
 
 
 class VllmEngine:
-    """Engine `vllm`. Each (kernels, tensor-parallel size) has a worker; the last is stopped first.
+    """Engine `vllm`. Each (kernels, tensor-parallel size) has a worker; only one runs at a time.
 
-    Batch-invariant kernels are tried before anything is measured, since vLLM does not refuse them
-    before its first request where it cannot run them. Raises UsageError or ModelError where the
-    experiment cannot be meant, MeasurementError where vLLM does not start.
+    Batch-invariant kernels are tried before anything is measured, since vLLM refuses them only at
+    its first request. Raises UsageError or ModelError if the experiment cannot run on vLLM here,
+    MeasurementError if vLLM does not start.
     """
 
     def __init__(self, experiment: Experiment, target: Vllm):
         self.experiment = experiment
         self.target = target
         self._worker: WorkerProcess | None = None
-        self._place: Place | None = None
+        self._key: WorkerKey | None = None
         self._proofs: dict[str, KernelsProof] = {}
         self._identity = ModelIdentity()
         _check_kernels(experiment)
@@ -66,7 +66,7 @@ class VllmEngine:
         try:
             for kernels in (*sorted(experiment.kernels), first.kernels):
                 if kernels in (BATCH_INVARIANT, first.kernels):
-                    self._at((kernels, target.tensor_parallel[0]))
+                    self._worker_for((kernels, target.tensor_parallel[0]))
         except BaseException:
             self.close()
             raise
@@ -77,10 +77,10 @@ class VllmEngine:
         return cls(experiment, target)
 
     def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
-        """See `Engine.run_trial`. A worker in an unknown state is killed; the next is new."""
+        """See `Engine.run_trial`. An error kills the worker; the next trial starts another."""
         kernels = trial.condition.kernels
         try:
-            worker = self._at((kernels, self._tensor_parallel(trial.condition)))
+            worker = self._worker_for((kernels, self._tensor_parallel(trial.condition)))
             worker.send(
                 {
                     "requests": [
@@ -101,40 +101,40 @@ class VllmEngine:
         return _result(trial, message)
 
     def proof(self, kernels: str) -> KernelsProof:
-        """See `Engine.proof`: batch-invariant is vLLM's own word, and the trials it served."""
+        """See `Engine.proof`: for batch-invariant, vLLM's own report and the number of trials."""
         if kernels == STOCK:
             return KernelsProof(kernels, {})
         return self._proofs.get(kernels, KernelsProof(kernels, {}, (VARIABLE,)))
 
     def model_identity(self) -> ModelIdentity:
-        """See `IdentifiesModel`: by the model's files, and by what the workers report."""
+        """See `IdentifiesModel`: by the model's files and the workers' reports."""
         return self._identity
 
     def close(self) -> None:
         """See `Engine.close`."""
-        worker, self._worker, self._place = self._worker, None, None
+        worker, self._worker, self._key = self._worker, None, None
         if worker is not None:
             worker.stop()
 
     def _drop(self) -> None:
-        worker, self._worker, self._place = self._worker, None, None
+        worker, self._worker, self._key = self._worker, None, None
         if worker is not None:
             worker.kill()
 
-    def _at(self, place: Place) -> WorkerProcess:
-        """The worker for a place; the one before is gone before it starts."""
-        if self._worker is None or self._place != place:
+    def _worker_for(self, key: WorkerKey) -> WorkerProcess:
+        """The worker for `key`. If another one is there, it ends before this one starts."""
+        if self._worker is None or self._key != key:
             self.close()
-            kernels, tensor_parallel = place
+            kernels, tensor_parallel = key
             self._worker = WorkerProcess(MODULE, environment(kernels, tensor_parallel))
-            self._place = place
-            self._worker.send(asdict(self._setup(place)))
-            self._greet(place, self._worker)
+            self._key = key
+            self._worker.send(asdict(self._setup(key)))
+            self._wait_ready(key, self._worker)
         return self._worker
 
-    def _greet(self, place: Place, worker: WorkerProcess) -> None:
+    def _wait_ready(self, key: WorkerKey, worker: WorkerProcess) -> None:
         """Wait until a worker is ready, having answered a first request."""
-        kernels, tensor_parallel = place
+        kernels, tensor_parallel = key
         where = f" with {VARIABLE}=1" if kernels == BATCH_INVARIANT else ""
         where += f" with tensor parallel {tensor_parallel}" if tensor_parallel > 1 else ""
         instead = ' Use `kernels="stock"`.' if kernels == BATCH_INVARIANT else ""
@@ -156,12 +156,12 @@ class VllmEngine:
                 kernels,
                 {VARIABLE: 0},
                 () if on else (VARIABLE,),
-                "passed" if on else f"vLLM does not say that {VARIABLE} is on",
+                "passed" if on else f"vLLM does not report that {VARIABLE} is on",
             ),
         )
 
     def _identify(self, ready: Message) -> None:
-        """Keep what identifies the model, from its files and a worker's first message."""
+        """Keep the model's identity, from its files and a worker's first message."""
         if self._identity.name is not None:
             return
         from detcheck import models
@@ -188,7 +188,7 @@ class VllmEngine:
                 on_tokens(int(message["tokens"]))
 
     def _count(self, kernels: str) -> None:
-        """One more trial that the mode served."""
+        """Count one more trial under these kernels."""
         before = self._proofs[kernels]
         served = before.overrides[VARIABLE] + 1
         self._proofs[kernels] = KernelsProof(
@@ -199,15 +199,15 @@ class VllmEngine:
         sizes, names = self.target.tensor_parallel, self.target.placements
         return sizes[names.index(condition.placement)]
 
-    def _setup(self, place: Place) -> Setup:
+    def _setup(self, key: WorkerKey) -> Setup:
         experiment, target = self.experiment, self.target
         fillers = FILLER_PROMPTS if experiment.traffic == "mixed" else ()
         return Setup(
             source=self._source,
             revision=target.revision,
             dtype=self._dtype,
-            tensor_parallel=place[1],
-            batch_invariant=place[0] == BATCH_INVARIANT,
+            tensor_parallel=key[1],
+            batch_invariant=key[0] == BATCH_INVARIANT,
             executor=None if target.vllm_executor == AUTO else target.vllm_executor,
             prompts=tuple(dict.fromkeys((*experiment.prompts, *fillers))),
             max_new_tokens=experiment.max_new_tokens,
@@ -220,7 +220,7 @@ class VllmEngine:
 
 
 def environment(kernels: str, tensor_parallel: int) -> dict[str, str]:
-    """Variables that a worker is started with; what the user has set of vLLM's CPU stays."""
+    """A worker's environment variables; the user's own VLLM_ variables win over the defaults."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     return {
         "VLLM_CPU_OMP_THREADS_BIND": threads_bind(cpus, tensor_parallel),
@@ -228,16 +228,17 @@ def environment(kernels: str, tensor_parallel: int) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         **{name: value for name, value in os.environ.items() if name.startswith("VLLM_")},
         VARIABLE: "1" if kernels == BATCH_INVARIANT else "0",
-        # The engine core beside the loop: what arrives at a step is scheduled at that step.
+        # The engine core in the worker's process: a request is scheduled at its arrival step.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
     }
 
 
 def threads_bind(cpus: list[int], tensor_parallel: int) -> str:
-    """CPUs of each rank, as vLLM writes them: `0,1|2,3`; shared in turn where there are too few.
+    """CPUs of each rank, in vLLM's notation: `0,1|2,3`.
 
-    Left to itself vLLM gives a rank one NUMA node, and refuses more ranks than there are nodes.
+    If there are fewer CPUs than ranks, the ranks share them in turn.
+    By default vLLM gives each rank a NUMA node, and refuses more ranks than nodes.
     """
     if tensor_parallel > len(cpus):
         return "|".join(str(cpus[rank % len(cpus)]) for rank in range(tensor_parallel))
@@ -250,7 +251,7 @@ def _check_kernels(experiment: Experiment) -> None:
     for kernels in experiment.kernels:
         if kernels not in (STOCK, BATCH_INVARIANT):
             raise UsageError(
-                f"vLLM's batch-invariant kernels come whole: {kernels!r} is for detcheck's own; "
+                f"vLLM's batch-invariant kernels are one mode: {kernels!r} is for detcheck's own; "
                 'use `kernels="stock,batch-invariant"`.'
             )
 
@@ -261,7 +262,7 @@ def _check_installed() -> None:
 
 
 def _source(target: Vllm) -> tuple[str, str]:
-    """(folder or hub id, dtype) as vLLM takes them."""
+    """(folder or hub id, dtype), as arguments of vLLM."""
     from detcheck import models
 
     dtype: str = target.dtype
@@ -271,7 +272,7 @@ def _source(target: Vllm) -> tuple[str, str]:
 
 
 def _check_heads(target: Vllm, source: str) -> None:
-    """Before anything is loaded: each tensor-parallel size must divide the attention heads."""
+    """Raises UsageError if a tensor-parallel size does not divide the attention heads."""
     from detcheck import models
 
     sizes = target.tensor_parallel
@@ -290,12 +291,12 @@ def _check_heads(target: Vllm, source: str) -> None:
 
 
 def _cause(worker: WorkerProcess, message: Message) -> str:
-    """Why it failed, without a full stop; of a dead engine the log knows more than its error."""
-    told = str(message["failed"])
-    vague = any(word in told for word in VAGUE)
-    told = (worker.root_cause() if vague else None) or told
-    wrapped = _WRAPPED.search(told)
-    return one_line(wrapped[1] if wrapped else told)[:300].rstrip(".")
+    """The cause of a failure, without a full stop; from the log if the error gives no cause."""
+    error = str(message["failed"])
+    vague = any(word in error for word in VAGUE)
+    error = (worker.root_cause() if vague else None) or error
+    wrapped = _WRAPPED.search(error)
+    return one_line(wrapped[1] if wrapped else error)[:300].rstrip(".")
 
 
 def _result(trial: Trial, message: Message) -> TrialResult:
@@ -324,16 +325,16 @@ def _filler_failures(trial: Trial, answers: list[Mapping[str, Any]]) -> dict[str
     return {"engine": failed} if failed else {}
 
 
-def _completion(told: Mapping[str, Any]) -> Completion:
-    if "error" in told:
-        return Completion("", "error", error=told["error"], failure="engine")
-    top_two = told.get("top_two")
-    batch = told["observed_batch"]
+def _completion(reply: Mapping[str, Any]) -> Completion:
+    if "error" in reply:
+        return Completion("", "error", error=reply["error"], failure="engine")
+    top_two = reply.get("top_two")
+    batch = reply["observed_batch"]
     return Completion(
-        text=told["text"],
-        finish_reason=told["finish_reason"],
-        token_ids=tuple(told["token_ids"]),
-        token_ends=tuple(told["token_ends"]),
+        text=reply["text"],
+        finish_reason=reply["finish_reason"],
+        token_ids=tuple(reply["token_ids"]),
+        token_ends=tuple(reply["token_ends"]),
         top_two=None if top_two is None else TopTwo(*map(tuple, top_two)),
         observed_batch=None if batch is None else ObservedBatch(**batch),
     )

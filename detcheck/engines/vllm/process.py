@@ -1,4 +1,4 @@
-"""A worker in a process of its own: JSON lines in, JSON lines out, and an end to every wait."""
+"""A worker in a process of its own: JSON lines in, JSON lines out, every wait with a timeout."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from typing import IO, Any
 from detcheck.errors import MeasurementError
 
 STOP_S = 10.0
-"""How long a worker may take to go before it is killed."""
+"""Time that a worker has to end before it is killed."""
 _LAST_BYTES = 200_000
 _ROOT_CAUSE = re.compile(r"([A-Za-z]\w*(?:Error|Exception): .*)")
 VAGUE = ("EngineDeadError", "See stack trace", "see the stack trace")
-"""Words of errors that only say that there was one."""
+"""Words of errors that give no cause."""
 
 Message = dict[str, Any]
 
 
-class WorkerDied(MeasurementError):  # noqa: N818  (what it says is what happened)
-    """A worker ended, or was ended, before it had answered."""
+class WorkerDied(MeasurementError):  # noqa: N818  (the name of the event)
+    """A worker ended, or was stopped, before it had answered."""
 
 
 class WorkerProcess:
-    """`python -m module`, with what it prints kept until it has ended, in a file without a name.
+    """`python -m module`, with its stderr kept in an unnamed temporary file until it has ended.
 
-    It leads a process group of its own: Ctrl-C reaches detcheck alone, and whatever the worker
-    started goes when it goes.
+    It leads a process group of its own: Ctrl-C reaches only detcheck, and the worker's own child
+    processes end with it.
     """
 
     def __init__(self, module: str, environment: Mapping[str, str]):
@@ -59,7 +59,7 @@ class WorkerProcess:
         self._receiver.start()
 
     def send(self, message: Message) -> None:
-        """Raises WorkerDied where nobody listens any more."""
+        """Send a message; raises WorkerDied if the worker has ended."""
         stdin = self._process.stdin
         assert stdin is not None
         try:
@@ -69,18 +69,18 @@ class WorkerProcess:
             raise self._died("ended") from error
 
     def receive(self, patience_s: float) -> Message:
-        """The next message; raises WorkerDied where none comes within `patience_s`."""
+        """The next message; raises WorkerDied if none comes within `patience_s` seconds."""
         try:
             line = self._inbox.get(timeout=patience_s)
         except queue.Empty:
-            raise self._died(f"said nothing for {patience_s:.0f} s and was stopped") from None
+            raise self._died(f"sent nothing for {patience_s:.0f} s and was stopped") from None
         if line is None:
             raise self._died("ended")
         message: Message = json.loads(line)
         return message
 
     def stop(self) -> None:
-        """End the worker and whatever it started; does not fail, whatever state it is in."""
+        """End the worker and its child processes; never raises."""
         with suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]
         try:
@@ -89,24 +89,24 @@ class WorkerProcess:
             self._signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_S)
-        self._signal(signal.SIGKILL)  # whoever of the group is left
+        self._signal(signal.SIGKILL)  # processes of the group that are left
         self._process.wait()
         self._receiver.join(STOP_S)
         self._log.close()
 
     def kill(self) -> None:
-        """The same at once, for a worker in the middle of something."""
+        """Like `stop`, without waiting for the worker to end by itself."""
         self._signal(signal.SIGKILL)
         self.stop()
 
     def root_cause(self) -> str | None:
-        """The last error of its log that says something, or None."""
+        """The last error of its log that gives a cause, or None."""
         lines = self.printed().splitlines()
         found = (match[1] for line in reversed(lines) if (match := _ROOT_CAUSE.search(line)))
         return next((error for error in found if not any(word in error for word in VAGUE)), None)
 
     def printed(self) -> str:
-        """The end of what it has printed. Read without moving: it writes where the file stands."""
+        """The end of its log. Read with pread, since the worker writes at the file's position."""
         descriptor = self._log.fileno()
         start = max(0, os.fstat(descriptor).st_size - _LAST_BYTES)
         return os.pread(descriptor, _LAST_BYTES, start).decode("utf-8", "replace")
@@ -126,6 +126,6 @@ def _receive(stream: IO[str] | None, inbox: queue.SimpleQueue[str | None]) -> No
     assert stream is not None
     with suppress(ValueError, OSError), stream:
         for line in stream:
-            if line.endswith("\n"):  # killed in the middle of a message, it said half of it
+            if line.endswith("\n"):  # a worker killed while writing leaves half a message
                 inbox.put(line)
     inbox.put(None)

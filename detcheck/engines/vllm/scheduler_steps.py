@@ -8,13 +8,13 @@ from detcheck.evidence import FORWARD_PASSES, LoadEvidence
 
 
 class SchedulerSteps:
-    """Collects what vLLM's scheduler reports of each step of a trial."""
+    """Collects the reports of vLLM's scheduler about each step of a trial."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the steps of the trial before."""
+        """Start a new trial: forget all steps."""
         self.last: tuple[int, int] | None = None
         """(requests, query tokens) of the last forward pass."""
         self._rows: list[int] = []
@@ -23,7 +23,7 @@ class SchedulerSteps:
         self._prefix_cache_hits = 0
 
     def record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
-        """Note one iteration of the engine; the arguments are vLLM's own, either may be None."""
+        """Record one iteration of the engine, from vLLM's own statistics; either may be None."""
         details = getattr(scheduler_stats, "iteration_details", None)
         if iteration_stats is not None:
             self._preemptions += iteration_stats.num_preempted_reqs
@@ -53,7 +53,7 @@ class SchedulerSteps:
 
 
 def stat_logger(steps: SchedulerSteps) -> Any:
-    """A factory of stat loggers, as vLLM lets its users add, that hand all to `steps`."""
+    """A class of vLLM stat loggers that pass every report to `steps`."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class Logger(StatLoggerBase):

@@ -1,8 +1,8 @@
 """vLLM's offline engine in a process of its own: `python -m detcheck.engines.vllm.worker`.
 
-A trial is stepped here as the engine `continuous` steps its own: requests join at their arrival
-step, and each step's batch is what vLLM's scheduler says it put into the forward pass. The engine
-core stays in this process, so that a request that arrives at a step is there at that step.
+A trial is stepped as in the engine `continuous`: requests join at their arrival step, and each
+step's batch is the one that vLLM's scheduler reports. The engine core stays in this process, so
+that a request is scheduled at its arrival step.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from detcheck.models.identity import digest_of_template
 
 PROGRESS_S = 0.2
 WARM_UP_TOKENS = 2
-OLDEST = "vLLM here does not tell what its scheduler puts into each step: install 0.32 or newer."
+OLDEST = "This vLLM does not report its scheduler's batch at each step: install 0.32 or newer."
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker is started for: the first message to it."""
+    """The first message to a worker: its model, kernels and limits."""
 
     source: str
     """Folder or hub id of the model."""
@@ -44,13 +44,13 @@ class Setup:
     executor: str | None
     """vLLM's `distributed_executor_backend`; None leaves it to vLLM."""
     prompts: tuple[str, ...]
-    """Every prompt that may come, fillers included."""
+    """All prompts of the experiment, fillers included."""
     max_new_tokens: int
     batch_size: int
     """Most requests in flight."""
     temperature: float
     filters: Mapping[str, float]
-    """`top_k`, `top_p` and `min_p`, as far as they are in use."""
+    """`top_k`, `top_p` and `min_p`; those not in use are absent."""
     chat_template: bool
     trust_remote_code: bool
 
@@ -77,8 +77,8 @@ class Worker:
     def run(self, requests: list[tuple[str, int, int, int]], out: IO[str] | None) -> dict[str, Any]:
         """Generate for requests of (prompt, arrival step, token limit, seed).
 
-        Messages of progress go to `out`, if any. The prefix cache is emptied first, so that no
-        trial depends on the one before it.
+        Progress messages go to `out` unless it is None. The prefix cache is emptied first, so that
+        no trial depends on the previous one.
         """
         self._engine.reset_prefix_cache()
         self._steps.reset()
@@ -103,7 +103,7 @@ class Worker:
         }
 
     def ready(self) -> dict[str, Any]:
-        """What this process is: vLLM's version and mode, and what identifies the model."""
+        """vLLM's version and mode, and the model's identity."""
         import vllm
         from vllm import envs
 
@@ -143,7 +143,7 @@ class Worker:
         self._engine.add_request(request_id, {"prompt_token_ids": token_ids}, params)
 
     def _step(self, partials: Mapping[str, PartialCompletion]) -> None:
-        """One step of vLLM: its tokens belong to the batch that its scheduler reported."""
+        """Run one step of vLLM; its tokens belong to the batch that its scheduler reported."""
         self._steps.last = None
         outputs = self._engine.step()
         for output in outputs:
@@ -180,7 +180,7 @@ class Worker:
 
 
 def _append(partial: PartialCompletion, token_id: int, logprobs: Mapping[int, Any]) -> None:
-    """Take a token with its runner-up. When the completion ends, vLLM decides."""
+    """Append a token with its runner-up. vLLM decides when the completion ends."""
     chosen = logprobs[token_id].logprob
     others = [(other.logprob, -index) for index, other in logprobs.items() if index != token_id]
     runner_up, index = max(others)
@@ -200,7 +200,7 @@ def _tokenizer(setup: Setup) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(setup.source, **_options(setup))
-    except Exception as error:  # whatever transformers raises for the contents of the files
+    except Exception as error:  # transformers raises various types for broken files
         raise ModelError(
             f"{setup.source} has no tokenizer that can be read ({_first_words(error)}): check the "
             "model's name or download the whole model."
@@ -227,10 +227,10 @@ def _left_out(setup: Setup) -> dict[str, str]:
 
 
 def _engine(setup: Setup, prompts: Mapping[str, tuple[int, ...]], steps: SchedulerSteps) -> Any:
-    """vLLM with its defaults, save what the experiment asks for.
+    """vLLM with its defaults, except for the experiment's settings.
 
-    The context is as long as the longest request needs, so that vLLM takes no memory for more.
-    Nothing is compiled on a CPU: there that takes minutes.
+    The context is as long as the longest request needs, so that vLLM reserves no more memory.
+    On a CPU nothing is compiled, since that takes minutes.
     """
     from vllm import EngineArgs, LLMEngine
     from vllm.platforms import current_platform
@@ -267,7 +267,7 @@ def _send(out: IO[str], **message: Any) -> None:
 
 
 def _serve(out: IO[str]) -> None:
-    """Set up as the first line says, then a trial a line, until there are no more."""
+    """Read the setup from the first line, then run one trial a line until the input ends."""
     first = json.loads(sys.stdin.readline())
     worker = Worker(Setup(**first | {"prompts": tuple(first["prompts"])}))
     try:
@@ -280,13 +280,13 @@ def _serve(out: IO[str]) -> None:
 
 
 def main() -> None:
-    """Messages go out on what was stdout; whatever else prints there goes to stderr."""
+    """Serve messages on the original stdout; all other output goes to stderr."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
         _serve(out)
     except BrokenPipeError:
-        pass  # whoever asked is gone
+        pass  # the parent process has ended
     except DetcheckError as error:
         _send(out, failed=str(error), usage=True)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Stands in for the real worker: speaks its messages, and misbehaves as FAKE says."""
+"""Replaces the real worker: sends its messages, with the fault named by the variable FAKE."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The engine `vllm` against a worker that stands in for vLLM: what it says when that misbehaves."""
+"""The engine `vllm` with a fake worker in the place of vLLM, and its messages about faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STOCK_ONLY = (STOCK,)
 
 @pytest.fixture(autouse=True)
 def fake_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """vLLM seems to be installed, and its worker is `fake_worker`; a folder stands for a model."""
+    """vLLM appears to be installed, its worker is `fake_worker`, and the model is a folder."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "logs"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -78,7 +78,7 @@ def test_answers_come_back_with_the_batches_of_vllms_own_scheduler():
     assert (result.load.preemptions, result.load.prefix_cache_hits) == (2, 3)
 
 
-def test_each_kernels_setting_and_size_has_a_worker_and_only_one_is_there(monkeypatch):
+def test_each_kernels_setting_and_size_has_a_worker_and_only_one_runs(monkeypatch):
     started: list[tuple[str, str]] = []
     alive: list[WorkerProcess] = []
 
@@ -98,7 +98,7 @@ def test_each_kernels_setting_and_size_has_a_worker_and_only_one_is_there(monkey
     for trial in first_trials(asked):
         engine.run_trial(trial)
     engine.close()
-    assert started == [  # the first to see whether vLLM can do it at all
+    assert started == [  # the first one tries whether vLLM can run the kernels
         ("1", "0,1"),
         *(("0", "0,1"), ("1", "0,1"), ("0", "0|1|0"), ("1", "0|1|0")),
     ]
@@ -120,7 +120,7 @@ def test_the_model_is_identified_by_its_worker_and_its_files(tmp_path):
     assert identity.weights_digest is not None
 
 
-def test_a_mode_that_vllm_does_not_say_is_on_is_not_proved(misbehave):
+def test_a_mode_that_vllm_does_not_report_is_not_proved(misbehave):
     misbehave("forgets the mode")
     asked = experiment(kernels=(BATCH_INVARIANT,))
     engine = VllmEngine(*asked)
@@ -142,7 +142,7 @@ def test_a_mode_that_vllm_does_not_say_is_on_is_not_proved(misbehave):
         ("too long", UsageError, "Prompt 1 is too long."),
     ],
 )
-def test_what_keeps_vllm_from_starting_is_passed_on(misbehave, how, error, sentence, tmp_path):
+def test_the_cause_of_a_failed_start_is_reported(misbehave, how, error, sentence, tmp_path):
     misbehave(how)
     with pytest.raises(error) as raised:
         VllmEngine(*experiment(kernels=(STOCK, BATCH_INVARIANT)))
@@ -154,11 +154,11 @@ def test_a_worker_that_hangs_at_the_start_is_ended(misbehave, monkeypatch):
     misbehave("hangs at start")
     monkeypatch.setattr(engine_module, "START_S", 0.2)
     monkeypatch.setattr(process_module, "STOP_S", 0.2)
-    with pytest.raises(MeasurementError, match="said nothing for 0 s and was stopped"):
+    with pytest.raises(MeasurementError, match="sent nothing for 0 s and was stopped"):
         VllmEngine(*experiment())
 
 
-def test_a_worker_that_hangs_goes_with_its_children(monkeypatch):
+def test_a_worker_that_hangs_is_ended_with_its_children(monkeypatch):
     monkeypatch.setattr(process_module, "STOP_S", 0.2)
     variables = environment(STOCK, 1) | {"FAKE": "hangs with a child"}
     worker = WorkerProcess("fake_worker", variables)
@@ -194,9 +194,7 @@ def _runs(process: int) -> bool:
         ("memory", OutOfMemory, "out of memory at batch size 4"),
     ],
 )
-def test_a_trial_that_is_lost_leaves_the_engine_fit_for_the_next(
-    misbehave, monkeypatch, how, error, sentence
-):
+def test_after_a_lost_trial_the_engine_runs_the_next(misbehave, monkeypatch, how, error, sentence):
     misbehave(how)
     asked = experiment()
     engine = VllmEngine(*asked)
@@ -209,7 +207,7 @@ def test_a_trial_that_is_lost_leaves_the_engine_fit_for_the_next(
         engine.close()
 
 
-def test_ctrl_c_leaves_the_engine_fit_for_the_next_trial():
+def test_after_ctrl_c_the_engine_runs_the_next_trial():
     asked = experiment()
     engine = VllmEngine(*asked)
 
@@ -244,11 +242,11 @@ def test_a_size_that_does_not_divide_the_heads_is_refused_before_anything_starts
 
 
 def test_kernels_that_are_detchecks_own_are_refused():
-    with pytest.raises(UsageError, match="come whole"):
+    with pytest.raises(UsageError, match="are one mode"):
         VllmEngine(*experiment(kernels=("batch-invariant:matmul",)))
 
 
-def test_without_vllm_it_says_how_to_install_it(monkeypatch):
+def test_without_vllm_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install vllm"):
@@ -264,11 +262,11 @@ def test_without_vllm_it_says_how_to_install_it(monkeypatch):
         ([0, 1, 2, 3, 4], 2, "0,1|2,3"),
     ],
 )
-def test_ranks_get_cpus_of_their_own_as_far_as_they_go(cpus, size, bind):
+def test_ranks_get_their_own_cpus_if_there_are_enough(cpus, size, bind):
     assert threads_bind(cpus, size) == bind
 
 
-def test_what_the_user_has_set_of_vllm_stays_but_the_kernels(monkeypatch):
+def test_the_users_vllm_variables_stay_except_for_the_kernels(monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     variables = environment(STOCK, 1)

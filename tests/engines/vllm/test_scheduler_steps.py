@@ -1,4 +1,4 @@
-"""What vLLM's scheduler tells of its steps becomes evidence; what it does not tell does not."""
+"""Only the steps that vLLM's scheduler reports become evidence."""
 
 from __future__ import annotations
 
