@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from detcheck.gate.verdict import Verdict
 
 STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "note": ""}
-MOST_OF_A_RULE = 20
+MOST_OF_A_RULE = 10
 """Findings of one rule that are printed before the rest are counted; --json has all."""
 MOST_NOTES = 3
 """The same for notes."""
@@ -144,18 +144,16 @@ def _print(verdict: Verdict) -> None:
 
 def _lines(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """(line, style) of each finding; of one rule and effect only the first ones, then a count."""
-    shown: Counter[tuple[str, str]] = Counter()
-    rest: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
+    kinds: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in verdict.findings:
-        kind = finding.effect, finding.rule
-        most = MOST_NOTES if finding.effect == "note" else MOST_OF_A_RULE
-        if shown[kind] < most:
-            shown[kind] += 1
-            yield f"{finding.effect}: {verdict.reason(finding)}", STYLES[finding.effect]
-        else:
-            rest[kind].append(finding)
-    for (effect, rule), findings in rest.items():
-        yield f"{effect}: {len(findings)} more of {rule} (all of them: --json)", STYLES[effect]
+        kinds[finding.effect, finding.rule].append(finding)
+    for (effect, rule), findings in kinds.items():
+        most = MOST_NOTES if effect == "note" else MOST_OF_A_RULE
+        for finding in findings[:most]:
+            yield f"{effect}: {verdict.reason(finding)}", STYLES[effect]
+        if len(findings) > most:
+            more = f"{len(findings) - most} more of {rule} (--json has all)"
+            yield f"{effect}: {more}", STYLES[effect]
 
 
 def _print_json(verdict: Verdict, options: GateOptions) -> None:

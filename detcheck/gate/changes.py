@@ -38,11 +38,12 @@ def check_same_question(baseline: Baseline, run: Run) -> None:
     experiment = run.experiment
     pairs = [
         *_models(baseline, run),
-        ("dtype", baseline.dtype, dtype_of(run)),
         ("token limit", baseline.max_new_tokens, experiment.max_new_tokens),
         ("temperature", baseline.temperature, experiment.temperature),
         ("chat template", baseline.chat_template, bool(run.setting("chat_template"))),
     ]
+    if baseline.dtype and dtype_of(run):  # a baseline may be older than the record of it
+        pairs.append(("dtype", baseline.dtype, dtype_of(run)))
     for name, theirs, ours in pairs:
         if theirs != ours:
             raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detcheck.experiment import AUTO
 from detcheck.rundir import Run
 
 EMBEDDED = "SmolLM2-135M-Instruct"
@@ -19,9 +20,9 @@ def models_of(run: Run) -> tuple[str, ...]:
 
 
 def dtype_of(run: Run) -> str | None:
-    """The number type of the weights: as loaded, else as asked for; None if neither is known."""
+    """The number type of the weights: as loaded, else as asked for; None if neither names one."""
     asked = run.setting("dtype")
-    return run.model.dtype or (str(asked) if asked else None)
+    return run.model.dtype or (None if asked in (None, AUTO) else str(asked))
 
 
 def target_of(run: Run) -> str:

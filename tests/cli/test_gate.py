@@ -81,7 +81,7 @@ def test_a_suite_ends_with_one_line(detcheck, tmp_path):
     result = detcheck("gate", run)
     failed = sum(line.startswith("  fail: ") for line in result.out.splitlines())
     assert result.out.splitlines()[-1] == f"fail: 8 prompts: {8 - failed} pass, {failed} fail"
-    assert "note: 5 more of control (all of them: --json)" in result.out
+    assert "note: 5 more of control (--json has all)" in result.out
 
 
 def test_several_kernels_are_judged_each(detcheck, good):

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from detcheck.analysis.evidence import FAIL
+from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
+from detcheck.evidence import ModelIdentity
 from detcheck.gate import PASS, GateOptions, baseline_of, judge, read_baseline
 from detcheck.gate.accept import accept
 from detcheck.gate.baseline import PREVIEW, baseline_text, write_baseline
@@ -113,7 +114,6 @@ def test_an_added_prompt_is_listed_and_the_others_are_held(tmp_path, held):
     ("change", "words"),
     [
         ({"model": "other"}, "something else: its model is"),
-        ({"dtype": "float32"}, "something else: its dtype is"),
         ({"max_new_tokens": 11}, "something else: its token limit is 11, the run's is 12"),
         ({"temperature": 0.5}, "something else: its temperature"),
         ({"chat_template": False}, "something else: its chat template is off"),
@@ -126,6 +126,53 @@ def test_a_baseline_of_another_question_is_refused(tmp_path, held, change, words
     new = analysed(tmp_path / "new")
     with pytest.raises(UsageError, match=words):
         held(new, old)
+
+
+def test_a_baseline_of_another_number_type_is_refused(tmp_path, held):
+    """By the type that was loaded; it is compared only if both runs know it."""
+    half, single = (ModelIdentity(dtype=dtype) for dtype in ("bfloat16", "float32"))
+    old = analysed(tmp_path / "old", identity=half)
+    assert held(analysed(tmp_path / "same", identity=half), old).value == PASS
+    assert held(analysed(tmp_path / "unknown"), old).value == PASS
+    with pytest.raises(UsageError, match='its dtype is "bfloat16", the run\'s is "float32"'):
+        held(analysed(tmp_path / "new", identity=single), old)
+    with pytest.raises(UsageError, match="its dtype is"):
+        held(analysed(tmp_path / "asked", dtype="float32"), old)
+
+
+@pytest.mark.parametrize(
+    ("ours", "words"),
+    [
+        ({"weights_digest": "sha256:b"}, "its model's digest of weights is"),
+        ({"revision": "def"}, "its model's revision is"),
+        ({"revision": "abc"}, None),
+        ({}, None),
+    ],
+)
+def test_a_baseline_of_other_weights_is_refused(tmp_path, held, ours, words):
+    identity = {"revision": "abc", "weights_digest": "sha256:a"}
+    old = analysed(tmp_path / "old", model="org/m", identity=ModelIdentity(**identity))
+    new = analysed(tmp_path / "new", model="org/m", identity=ModelIdentity(**ours))
+    if words is None:
+        assert held(new, old).value == PASS
+    else:
+        with pytest.raises(UsageError, match=words):
+            held(new, old)
+
+
+def test_the_same_weights_in_another_folder_are_the_same_model(tmp_path, held):
+    identity = ModelIdentity(weights_digest="sha256:a")
+    old = analysed(tmp_path / "old", model="/a/m", identity=identity)
+    assert held(analysed(tmp_path / "new", model="/b/m", identity=identity), old).value == PASS
+
+
+def test_a_prompt_of_other_token_ids_was_asked_something_else(tmp_path, held):
+    yesterday, today = (ModelIdentity(prompt_digests=(f"sha256:{day}",)) for day in "12")
+    old = analysed(tmp_path / "old", identity=yesterday)
+    verdict = held(analysed(tmp_path / "new", OTHER, identity=today), old)
+    assert verdict.value == INCONCLUSIVE
+    assert "asked something else than for the baseline" in verdict.reasons[0]
+    assert held(analysed(tmp_path / "same", OTHER, identity=yesterday), old).value == FAIL
 
 
 def test_a_baseline_sampled_with_another_seed_is_refused(tmp_path, held):

@@ -41,8 +41,9 @@ def library(split_at: Callable[[int], bool]) -> cublas.Product:
         half = left.shape[1] // 2
         if not split_at(len(left)):
             return in_order(left, right)
-        parts = in_order(left[:, :half].float(), right[:half].float()), in_order(
-            left[:, half:].float(), right[half:].float()
+        parts = (
+            in_order(left[:, :half].float(), right[:half].float()),
+            in_order(left[:, half:].float(), right[half:].float()),
         )
         return (parts[0] + parts[1]).to(left.dtype)
 
