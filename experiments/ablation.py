@@ -1,4 +1,4 @@
-"""Which family of kernels has to be batch-invariant, and what each costs.
+"""Which families of kernels have to be batch-invariant, and the cost of each.
 
     python experiments/ablation.py                                   # about 35 minutes on 2 cores
     python experiments/ablation.py --dtypes bfloat16 --engines continuous

@@ -45,17 +45,17 @@ class Hashed(Completion):
 
     @property
     def fingerprint(self) -> str:
-        """As of any completion."""
+        """See `Completion`."""
         return self.known_fingerprint
 
     @property
     def logprob_digest(self) -> str | None:
-        """As of any completion."""
+        """See `Completion`."""
         return self.known_digest
 
 
 def make_variants(num_variants: int, num_tokens: int, rng: np.random.Generator) -> list[Hashed]:
-    """Answers that branch off one another at random tokens, the first of them the reference."""
+    """Answers that diverge from one another at random tokens; the first is the reference."""
     tokens = rng.integers(0, VOCABULARY, (num_variants, num_tokens))
     for row in range(1, num_variants):
         stop = rng.integers(1, num_tokens)
@@ -92,7 +92,7 @@ def build(path: Path, completions: int, num_variants: int, num_tokens: int) -> N
     variants = make_variants(num_variants, num_tokens, rng)
     target = Scripted()
     experiment = target.settle(Experiment(completions=completions // 2, batch_sizes=(100, 1000)))
-    # Every variant once, the others by a heavy-tailed draw: some common, most of them rare.
+    # Every variant once, then a heavy-tailed draw: some variants are common, most are rare.
     draws = rng.zipf(1.3, completions) % num_variants
     draws[rng.permutation(completions)[:num_variants]] = np.arange(num_variants)
     answers = iter(draws.tolist())
@@ -117,7 +117,7 @@ def _sizes(completions: int, batch_size: int) -> Iterator[int]:
 
 
 def measure(path: Path) -> dict[str, float]:
-    """Load, analyse and tabulate in this process, which did nothing before; seconds and bytes."""
+    """Load, analyse and tabulate in this fresh process; returns seconds and bytes."""
     begin = time.perf_counter()
     run = load(path)
     loaded = time.perf_counter()
@@ -142,7 +142,7 @@ def measure(path: Path) -> dict[str, float]:
 
 
 def measure_in_child(path: Path) -> dict[str, float]:
-    """`measure`, in a process that has not built the run; its start counts into `total_s`."""
+    """Call `measure` in a process that has not built the run; `total_s` includes its start."""
     command = [sys.executable, __file__, "--measure", str(path)]
     begin = time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -150,7 +150,7 @@ def measure_in_child(path: Path) -> dict[str, float]:
 
 
 def show(figures: dict[str, float]) -> None:
-    """Print a table for a person."""
+    """Print the measurements as a table."""
     for name, value in figures.items():
         shown = f"{value / 1e6:,.0f} MB" if name.endswith("_bytes") else f"{value:,.2f}"
         print(f"{name:14} {shown.removesuffix('.00'):>12}")

@@ -59,7 +59,7 @@ def main() -> None:
 
 
 class BareLoop:
-    """transformers' batch processor without anything of detcheck's."""
+    """transformers' batch processor without detcheck's observation."""
 
     def __init__(self, engine: ContinuousEngine):
         self.engine = engine
@@ -112,7 +112,7 @@ def observe(
 def compare(
     condition: Condition, bare: Callable[[], int], observed: Callable[[], int], pairs: int
 ) -> dict[str, float]:
-    """Times of both in seconds, and their ratio over `pairs` pairs.
+    """Times of both sides in seconds, and their ratio over `pairs` pairs.
 
     The order changes from pair to pair. The first pair only warms up and is not counted.
     """

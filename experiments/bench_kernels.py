@@ -1,16 +1,16 @@
-"""What batch-invariant kernels cost: the same trials under each kernels setting, in turn.
+"""The cost of batch-invariant kernels: the same trials under each kernels setting, in turn.
 
     python experiments/bench_kernels.py [MODEL] [--batch-sizes 1,4,8,16,32,64]
         [--dtypes bfloat16,float32] [--kernels batch-invariant,fully-invariant]
         [--tokens 40] [--rounds 5] [--clock wall] [--json]
 
 For each dtype and batch size one engine generates for the same trial under every setting in turn.
-The first setting changes from round to round, so that drift of the machine's speed falls on all.
-A ratio is time per token against stock in the same round. Shown are its median and, in brackets,
-its smallest and largest value. The total is of one trial at each batch size.
+The first setting changes from round to round, so that a drift of the machine's speed affects all
+settings. A ratio is time per token relative to stock in the same round. The table gives its median
+and, in brackets, its smallest and largest value. The total is of one trial at each batch size.
 
 On the CPU there is a further column, `stock packed`: PyTorch's kernels with packed weights, which
-are not invariant. It separates what packing gains from what invariance costs. `distinct` counts
+are not invariant. It separates the gain of packing from the cost of invariance. `distinct` counts
 the different completions of the one prompt, by token ids and log-probabilities.
 
 On a busy machine use `--clock cpu --threads 1`: the time that this process computed.
@@ -49,7 +49,7 @@ WARM_UP_TOKENS = 2
 
 @dataclass(frozen=True)
 class Timing:
-    """One setting at one batch size."""
+    """The times of one kernels setting at one batch size."""
 
     dtype: str
     batch_size: int
@@ -57,7 +57,7 @@ class Timing:
     tokens_per_second: float
     """Median over the rounds."""
     ratio: float
-    """Time per token against stock in the same round: median, smallest and largest."""
+    """Time per token relative to stock in the same round: median, smallest and largest."""
     ratio_min: float
     ratio_max: float
     distinct: int
@@ -116,7 +116,7 @@ def measure(
     rounds: int,
     clock: Callable[[], float],
 ) -> list[Timing]:
-    """Time one trial under every setting in turn, `rounds` times, after one that warms up."""
+    """Time one trial under every setting in turn, `rounds` times, after one warm-up."""
     seconds: dict[str, list[float]] = defaultdict(list)
     answers: dict[str, set[object]] = defaultdict(set)
     names = tuple(settings)
@@ -141,7 +141,7 @@ def measure(
 
 
 def shortened(trial: Trial) -> Trial:
-    """The same requests for a few tokens: kernels are chosen, and memory is taken."""
+    """The same requests for a few tokens, which choose kernels and reserve memory."""
     requests = (replace(request, max_new_tokens=WARM_UP_TOKENS) for request in trial.requests)
     return replace(trial, requests=tuple(requests))
 
@@ -191,7 +191,7 @@ class PackedStock:
 
 
 def totals(timings: list[Timing]) -> dict[str, float]:
-    """Time of one trial at each batch size together, against stock: each size weighs its time."""
+    """Total time of one trial at each batch size, relative to stock's total."""
     stock = {each.batch_size: each for each in timings if each.setting == STOCK}
     seconds: dict[str, float] = defaultdict(float)
     for each in timings:

@@ -46,7 +46,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 KEYS, HEAD_DIM = 1000, 64
 SPLIT_SIZE = 256
 CORES = 8
-"""Of the imagined device that splits attention to keep all its cores busy."""
+"""Cores of an imagined device that splits attention to use all of them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Fact:
     device: str
     dtype: str
     value: float
-    """A count or a difference; `unit` says of what."""
+    """A count or a difference, in `unit`."""
     unit: str
 
 

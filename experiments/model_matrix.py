@@ -38,7 +38,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 LENGTHS = (9, 14, 3, 11)
 """Tokens of the requests; a window of the tiny models has 6."""
 BATCHES = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0))
-"""Which requests share a batch, in which order."""
+"""The requests of each batch, by index and in order."""
 NEW_TOKENS = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KERNELS = ("stock", "batch-invariant")
@@ -62,7 +62,7 @@ class Row:
 
 
 class TooLongError(Exception):
-    """An architecture took more time than it was given."""
+    """An architecture took more than its time limit."""
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def compare(row: Row, models: dict[str, Any]) -> None:
 
 
 def rows_equal(model: Any) -> list[bool]:
-    """For each row of each batch, forward and generated: whether it is what it is alone."""
+    """For each row of each batch, forward and generated: whether it equals the row alone."""
     requests = [
         torch.randint(4, 96, (length,), generator=torch.Generator().manual_seed(length)).tolist()
         for length in LENGTHS
@@ -179,7 +179,7 @@ def padded(requests: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raise TooLongError if what runs inside takes more than `seconds`."""
+    """A context that raises TooLongError if its body takes more than `seconds`."""
 
     def stop(*_: Any) -> None:
         raise TooLongError(f"It took more than {seconds} s.")

@@ -108,7 +108,7 @@ def _check_inputs(inputs: Tensors) -> None:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise UsageError(
             f"Inputs of shapes {shapes} do not share a batch as their first dimension: let the "
-            "function close over what all rows share."
+            "function close over the tensors that all rows share."
         )
     if inputs[0].shape[0] < 2:
         raise UsageError(
