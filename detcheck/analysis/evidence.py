@@ -167,9 +167,19 @@ def _enough_comparisons(
         sentence = (
             f"Only {count(made, 'comparison')} under a batch larger than one, and a pass needs "
             f"{needed}: up to {bound} of answers could differ unseen (95 % bound). Ask for more "
-            "completions; exact repeats of a load do not count."
+            f"completions{_repeats_in_words(group)}."
         )
         yield _lack(ENOUGH_COMPARISONS, sentence, group)
+
+
+def _repeats_in_words(group: Group) -> str:
+    """How many completions of larger batches are no comparisons; empty if all are."""
+    batched = sum(row.completions for row in group.by_batch_size if row.batch_size > 1)
+    alone = any(row.batch_size == 1 and row.completions for row in group.by_batch_size)
+    repeats = batched - group.comparisons - (0 if alone else 1)  # one may be the reference
+    if repeats <= 0:
+        return ""
+    return f"; {count(repeats, 'completion')} of larger batches only repeated a load exactly"
 
 
 def _control_alive(

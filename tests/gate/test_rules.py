@@ -227,6 +227,7 @@ def test_too_few_comparisons_are_inconclusive(verdict_on):
     assert rules(verdict, INCONCLUSIVE) == {"enough-comparisons"}
     assert "Only 16 comparisons under a batch larger than one" in verdict.reasons[0]
     assert "up to 17 % of answers could differ unseen" in verdict.reasons[0]
+    assert "4 completions of larger batches only repeated a load exactly" in verdict.reasons[0]
 
 
 def test_two_completions_of_one_token_are_inconclusive(verdict_on):
