@@ -118,6 +118,8 @@ def _even(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """True if an entry-by-entry op on the CPU rounds each entry alike, wherever the entry is."""
     op = op.removesuffix("_")
     half = any(isinstance(x, torch.Tensor) and x.dtype in _HALF for x in args)
+    if any(isinstance(x, torch.Tensor) and x.is_complex() for x in args):
+        return False  # products of complex entries round differently in vectors
     if op == "pow":
         exponent = args[1]
         if not isinstance(exponent, int | float):

@@ -100,6 +100,24 @@ def test_the_level_is_the_one_that_was_held() -> None:
     assert level_held(window) == "batch-invariant"
 
 
+def test_products_of_complex_entries_are_refused() -> None:
+    """As rotary embeddings of Llama 4 have them: their vector and scalar kernels differ."""
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(turned * turned).flatten(-2)
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 4099, dtype=torch.complex64, generator=generator)
+    whole = left * right
+    assert not all(
+        torch.equal(left[at : at + 7] * right[at : at + 7], whole[at : at + 7]) for at in range(99)
+    )
+    model = TAKEN["Llama"]().eval()
+    model.model.layers[1].mlp.down_proj = Activated(model.model.layers[1].mlp.down_proj, turn)
+    assert Uncovered("aten::mul", "model.layers.1.mlp.down_proj") in uncovered(model)
+
+
 def test_the_narrowest_window_is_known() -> None:
     assert shortest_window(TAKEN["Llama"]()) is None
     assert shortest_window(T.MixtralForCausalLM(T.MixtralConfig(**SIZES, sliding_window=6))) == 6
