@@ -183,7 +183,7 @@ def _tail(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the guard, which ends its group; SIGKILL to whatever is left of the group."""
+    """SIGTERM to the guard, which ends its group; SIGKILL to the rest of the group."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)

@@ -47,7 +47,7 @@ def dropped_fields(dialect: Dialect, temperature: float) -> list[EndpointCheck]:
 def greedy(
     dialect: Dialect, replies: Sequence[Reply], other_seed: Reply, *, needed: bool
 ) -> EndpointCheck:
-    """Whether one request, alone and at temperature 0, gets one answer whatever its seed.
+    """Whether one request, alone and at temperature 0, gets one answer with any seed.
 
     If greedy answers are `needed`, sampled ones make the verdict inconclusive.
     """

@@ -58,7 +58,7 @@ def server_words(data: dict[str, Any]) -> str:
     """The message of an error reply, short and on one line; empty if there is none."""
     error = next((data[name] for name in COMPLAINTS if data.get(name)), "")
     if isinstance(error, dict):
-        error = error.get("message") or error.get("type") or ""
+        error = error.get("message") or error
     if not isinstance(error, str):
         try:
             error = json.dumps(error)

@@ -99,7 +99,7 @@ def agreed(counted: LoadEvidence | None, streams: Sequence[Stream]) -> LoadEvide
     """The evidence of a trial: the server's counters, unless the `streams` contradict them.
 
     Streams tell less about the size of a batch than counters, but they do tell whether there was
-    one: replies that arrived strictly one after the other were in no batch, whatever a gauge says.
+    one: replies that arrived strictly one after the other shared no batch, even if a gauge says so.
     Only counters of iterations show other clients' requests beside a single one.
     """
     seen = overlapping(streams)

@@ -19,7 +19,7 @@ REASONING = (
 )
 """Fields of a message that hold its reasoning; servers send one text in several of them."""
 CALLS = ("tool_calls", "function_call")
-ANSWER = ("content", "refusal", "audio")
+ANSWER = ("content", "text", "refusal", "audio")
 _TEXTS = (
     *("text", "thinking", "reasoning", "content", "summary", "refusal", "output_text", "value"),
     "transcript",

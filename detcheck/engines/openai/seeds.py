@@ -49,7 +49,7 @@ def alone_check(dialect: Dialect, replies: Sequence[Reply], *, needed: bool) -> 
     first, again, other = (reply.text for reply in replies)
     if first != again:
         return EndpointCheck("seed", False, "the same seed gave other samples")
-    if first == other:  # a model may be sure of its words: greedy experiments convict nobody
+    if first == other:  # no proof of a fault: a model may be sure of its words
         sentence = "samples with two seeds are equal: temperature or seed may be ignored"
         return EndpointCheck("seed", False if needed else None, sentence, decisive=needed)
     return EndpointCheck("seed", True, "the same seed gave the same sample, another seed another")

@@ -77,6 +77,7 @@ def test_end_of_a_stream(done: bytes) -> None:
         (b'{"object":"error","message":"Model is loading"}', ABORTED, "Model is loading"),
         (b'{"error": {"message": "CUDA error"}}', ABORTED, "CUDA error"),
         (b'{"error": "busy"}', ABORTED, "busy"),
+        (b'{"error": {"code": 1302}}', ABORTED, '{"code": 1302}'),
         (b'{"detail": "Not now"}', ABORTED, "Not now"),
         (b'{"code": 500, "msg": "Not now"}', ABORTED, "Not now"),
         (b'{"choices": null, "message": "Not now"}', ABORTED, "Not now"),

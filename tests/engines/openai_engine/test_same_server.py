@@ -60,7 +60,7 @@ def test_two_equal_servers_are_compared(tmp_path, faults):
     ("step", "ours", "theirs", "same"),
     [
         (1, [10, 12], [11, 13], True),
-        (1, [10, 14], [12, 16], True),  # somebody else asks too
+        (1, [10, 14], [12, 16], True),  # another client asks too
         (1, [10, 11], [10, 11], False),
         (2, [10, 12], [11, 13], False),  # each counts by two
         (1, [10, 12], [110, 112], False),
