@@ -122,13 +122,16 @@ class InProcessEngine:
             return KernelsProof(kernels, {})
         proofs = self._proofs.get(kernels, [])
         calls: Counter[str] = Counter()
+        outside: dict[str, int] = {}
         for proof in proofs:
             calls.update(proof.overrides)
+            outside |= proof.outside
         idle = {family for proof in proofs for family in proof.idle_families}
         required = KernelSettings.parse(kernels).required_families
         missing = tuple(family for family in required if family in idle or not proofs)
         problems = [proof.self_check for proof in proofs if proof.self_check != "passed"]
-        return KernelsProof(kernels, dict(calls), missing, problems[0] if problems else "passed")
+        self_check = problems[0] if problems else "passed"
+        return KernelsProof(kernels, dict(calls), missing, self_check, outside)
 
     def model_identity(self) -> ModelIdentity:
         """See `IdentifiesModel`: by the model's files, and by what is really sent to it."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from detcheck.errors import UsageError
+from detcheck.kernels.first_passes import FIRST_PASSES
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.op_watch import CoveredOp, OpWatch, Uncovered
 from detcheck.kernels.settings import BATCH_INVARIANT, FAMILIES, FULLY_INVARIANT, OP_FAMILIES
@@ -91,6 +92,7 @@ def coverage(model: torch.nn.Module) -> Coverage:
     """
     with batch_invariant(), torch.no_grad():
         watch = OpWatch(model)
+        FIRST_PASSES.remember(model, watch.outside)
         try:
             alone(model)  # tables that are made once are made here
             with watch:

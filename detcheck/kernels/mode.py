@@ -10,11 +10,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import torch
+
 from detcheck.errors import UsageError
+from detcheck.kernels.compiled import run_eagerly
 from detcheck.kernels.cpu.packed import STORE
+from detcheck.kernels.first_passes import FIRST_PASSES, Listener
 from detcheck.kernels.overrides import install, op_names
 from detcheck.kernels.self_check import PASSED, self_check
 from detcheck.kernels.settings import FAMILIES, OP_FAMILIES
@@ -49,6 +53,21 @@ class Proof:
     """`on`, `off`, or a sentence that says which weights did not fit into memory."""
     packed_bytes: int = 0
     """Memory that packed copies of weights take."""
+    outside: dict[str, int] = field(default_factory=dict)
+    """Calls of floating-point ops that no kernel covers, by op, in a model's first passes.
+
+    Only watched for if all op families are on. A proof with any is no proof.
+    """
+
+    @property
+    def fault(self) -> str | None:
+        """Why this proves nothing, in a sentence; None if all checks passed."""
+        if self.self_check != PASSED:
+            return self.self_check
+        if self.outside:
+            ops = ", ".join(list(self.outside)[:5])
+            return f"ops ran that no batch-invariant kernel covers: {ops}"
+        return None
 
     @property
     def idle_families(self) -> tuple[str, ...]:
@@ -66,7 +85,8 @@ class BatchInvariantMode:
     def __init__(self, families: tuple[str, ...], pack_weights: bool):
         self.families = families
         self._pack_weights = pack_weights
-        self._release_weights: Callable[[], None] | None = None
+        self._on_exit = ExitStack()
+        self._listener: Listener | None = None
         self._held: list[str] = []
         self._before: dict[str, Counter[str]] = {}
         self._served: Counter[str] = Counter()
@@ -91,6 +111,7 @@ class BatchInvariantMode:
             self._self_check,
             self._packing,
             self._packed_bytes,
+            {} if self._listener is None else self._listener.outside,
         )
 
     def _enter(self) -> None:
@@ -98,8 +119,12 @@ class BatchInvariantMode:
             for family in self.families:
                 _hold(family)
                 self._held.append(family)
+        self._on_exit.callback(run_eagerly())
         if "matmul" in self.families:
-            self._release_weights = STORE.hold(self._pack_weights)
+            self._on_exit.callback(STORE.hold(self._pack_weights))
+        if {*OP_FAMILIES} <= {*self.families}:
+            self._listener, leave = FIRST_PASSES.listen()
+            self._on_exit.callback(leave)
         self._self_check = self_check({family: _families[family].calls for family in self.families})
         self._before = {family: Counter(_families[family].calls) for family in self.families}
         self._active = True
@@ -108,9 +133,7 @@ class BatchInvariantMode:
         if self._active:
             self._observe()
             self._active = False
-        if self._release_weights is not None:
-            self._release_weights()
-            self._release_weights = None
+        self._on_exit.close()
         with _lock:
             while self._held:
                 _release(self._held.pop())
@@ -133,26 +156,51 @@ class BatchInvariantMode:
 
 @contextmanager
 def batch_invariant(
-    ops: Iterable[str] | None = None, *, pack_weights: str = "auto"
+    ops: Iterable[str] | None = None,
+    *,
+    model: torch.nn.Module | None = None,
+    pack_weights: str = "auto",
 ) -> Iterator[BatchInvariantMode]:
     """Within this context every output row is bitwise independent of the rest of its batch.
 
     `ops` names op families (`matmul`, `attention`, `norm`, `softmax`, `reduce`, `pointwise`); all
     of them by default. `prefill` beside them makes the rows independent of how a prompt is cut
     into steps and of whether it is prefilled or decoded, too. Works on CPUs and CUDA GPUs for any
-    transformers causal LM with `sdpa` attention, in static and continuous batching; gradients are
-    those of the stock formulas. Process-wide, not per thread; nests; restored on
-    exceptions.
+    causal LM of transformers, in static and continuous batching; gradients are those of the stock
+    formulas. Functions compiled by `torch.compile` run eagerly inside. Process-wide, not per
+    thread; nests; stock ops are restored on exceptions.
+
+    With `model`, a causal LM of transformers, a short run first checks that all its ops are
+    covered. Without it the first two forward passes inside are watched: ops that are not covered
+    are in `mode.proof().outside`, and `mode.proof().fault` says so.
 
     `pack_weights="auto"` keeps packed copies of linear layers' parameters on the CPU while the
     mode is on: faster than stock, for as much memory as the weights take. Copies that would take
-    more than half of the free memory are not made; `"off"` makes none. Raises UsageError for an
-    unknown family, for none at all, and for another `pack_weights`.
+    more than half of the free memory are not made; `"off"` makes none.
 
-        with detcheck.batch_invariant() as mode:
+    Raises UsageError for an unknown family, for none at all, for another `pack_weights`, and for a
+    `model` whose ops are not covered.
+
+        with detcheck.batch_invariant(model=model) as mode:
             model.generate(...)
         print(mode.proof())
     """
+    families = _checked_families(ops)
+    if pack_weights not in PACKING:
+        raise UsageError(f"`pack_weights` must be auto or off, not {pack_weights!r}.")
+    if model is not None:
+        from detcheck.kernels.coverage import require_coverage
+
+        require_coverage(model, type(model).__name__)
+    mode = BatchInvariantMode(families, pack_weights == "auto")
+    try:
+        mode._enter()
+        yield mode
+    finally:
+        mode._exit()
+
+
+def _checked_families(ops: Iterable[str] | None) -> tuple[str, ...]:
     named = (ops,) if isinstance(ops, str) else ops
     families = tuple(dict.fromkeys(OP_FAMILIES if named is None else named))
     if not families:
@@ -160,14 +208,7 @@ def batch_invariant(
     for family in families:
         if family not in FAMILIES:
             raise UsageError(f"Unknown op family {family!r}: known are {', '.join(FAMILIES)}.")
-    if pack_weights not in PACKING:
-        raise UsageError(f"`pack_weights` must be auto or off, not {pack_weights!r}.")
-    mode = BatchInvariantMode(families, pack_weights == "auto")
-    try:
-        mode._enter()
-        yield mode
-    finally:
-        mode._exit()
+    return families
 
 
 def keep_packed_weights() -> Callable[[], None]:

@@ -29,7 +29,15 @@ MOVES = frozenset(
         *("empty_like", "empty_strided", "new_empty", "new_zeros", "new_ones", "new_full"),
         *("_unsafe_view", "index_put_", "index_copy_", "lift_fresh", "_reshape_alias", "split"),
         *("split_with_sizes", "unbind", "chunk", "resize_", "_local_scalar_dense", "equal"),
-        *("scatter_", "masked_scatter", "slice_scatter", "select_scatter", "repeat_interleave"),
+        *(
+            "detach_",
+            "set_",
+            "scatter_",
+            "masked_scatter",
+            "slice_scatter",
+            "select_scatter",
+            "repeat_interleave",
+        ),
     }
 )
 """aten ops that put values elsewhere and compute none."""
@@ -63,7 +71,7 @@ class OpRules:
     def __init__(self, device: str, weights: Iterable[torch.Tensor]):
         self._on_cpu = device == "cpu"
         self._row_by_row = ROW_BY_ROW.get(device, frozenset())
-        self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
+        self._weights = {_address(weight) for weight in weights} - {None}
         self._served = {name: family for family in OP_FAMILIES for name in op_names(family)}
         self._served[PACKED_OP] = "matmul"
 
@@ -99,7 +107,7 @@ class OpRules:
         return full_name in self._served
 
     def _holds_weights(self, x: torch.Tensor) -> bool:
-        return x.untyped_storage().data_ptr() in self._weights
+        return _address(x) in self._weights
 
 
 def name_of(func: Any) -> str:
@@ -108,6 +116,14 @@ def name_of(func: Any) -> str:
     if name.removeprefix("aten::") in PAST_THE_INTERFACE:
         return f"{name} past the attention interface"
     return name
+
+
+def _address(x: torch.Tensor) -> int | None:
+    """Where a tensor's memory starts; None for tensors that have no memory of their own."""
+    try:
+        return x.untyped_storage().data_ptr() or None
+    except RuntimeError:
+        return None
 
 
 def _all_different(index: torch.Tensor) -> bool:

@@ -70,8 +70,7 @@ class OpWatch(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.is_inference_mode_enabled():
             # There composite ops arrive whole, elsewhere as the ops that they are made of.
-            with self:
-                result = func.decompose(*args, **kwargs)
+            result = self._decompose(func, args, kwargs)
             if result is not NotImplemented:
                 return result
         result = func(*args, **kwargs)
@@ -87,6 +86,14 @@ class OpWatch(TorchDispatchMode):
             self.outside[name] += 1
             self.uncovered.setdefault(name, Uncovered(name, module))
         return result
+
+    def _decompose(self, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
+        """Call a composite op and watch what it is made of; NotImplemented for other ops."""
+        super().__enter__()
+        try:
+            return func.decompose(*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)
 
     def _keep(self, op: str, by: str, module: str) -> None:
         self.covered.setdefault(op, CoveredOp(op, by, module)).calls += 1

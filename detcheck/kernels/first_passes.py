@@ -1,0 +1,123 @@
+"""Watches the first forward passes of a model under a mode, for ops that no kernel covers.
+
+A mode does not know which model it will serve. So while it is on, the first two passes (a prefill
+and a decoding step) of the module that is called are watched, and the ops that are not invariant
+are kept. What was found of a module is remembered: in the next mode it is not watched again.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from detcheck.kernels.op_watch import OpWatch
+
+_module_class: Any = torch.nn.Module
+NUM_PASSES = 2
+"""Forward passes of one module that are watched."""
+
+
+@dataclass(slots=True)
+class Passes:
+    """What is known of one module that was called from outside any other module."""
+
+    watched: int = 0
+    outside: Counter[str] = field(default_factory=Counter)
+    """Calls of ops that no kernel covers, by op."""
+
+
+class Listener:
+    """One mode's view: the modules that were called while it was on."""
+
+    def __init__(self) -> None:
+        self._seen: list[Passes] = []
+
+    @property
+    def outside(self) -> dict[str, int]:
+        """Calls, in the watched passes, of ops that no kernel covers."""
+        total: Counter[str] = Counter()
+        for passes in self._seen:
+            total += passes.outside
+        return dict(total)
+
+    def saw(self, passes: Passes) -> bool:
+        """Take note of a call; true if this module was watched enough, and called again."""
+        known = any(each is passes for each in self._seen)
+        if not known:
+            self._seen.append(passes)
+        return known and passes.watched >= NUM_PASSES
+
+
+class FirstPasses:
+    """The modules called while any mode is on. `nn.Module.__call__` is replaced as long as needed.
+
+    When a module that was watched enough is called again, its listener is served and leaves. Later
+    modules are not watched for it: a call that is looked at costs time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._listeners: list[Listener] = []
+        self._known: weakref.WeakKeyDictionary[torch.nn.Module, Passes] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._stock: Callable[..., Any] | None = None
+        self._local = threading.local()
+
+    def listen(self) -> tuple[Listener, Callable[[], None]]:
+        """A listener, and the function that ends it."""
+        listener = Listener()
+        with self._lock:
+            self._listeners.append(listener)
+            if self._stock is None:
+                self._stock = _module_class.__call__
+                _module_class.__call__ = _replaced_call(self, self._stock)
+        return listener, lambda: self._leave(listener)
+
+    def _leave(self, listener: Listener) -> None:
+        with self._lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+            if not self._listeners and self._stock is not None:
+                _module_class.__call__, self._stock = self._stock, None
+
+    def remember(self, module: torch.nn.Module, outside: Counter[str]) -> None:
+        """Take `outside` as found for `module`, which is not watched any more."""
+        self._known[module] = Passes(NUM_PASSES, outside)
+
+    def call(self, stock: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
+        """Call a module; watch it if it is called from outside any other and is not known yet."""
+        if getattr(self._local, "inside", False):
+            return stock(module, *args, **kwargs)
+        self._local.inside = True
+        try:
+            passes = self._known.setdefault(module, Passes())
+            for listener in tuple(self._listeners):
+                if listener.saw(passes):
+                    self._leave(listener)
+            if passes.watched >= NUM_PASSES:
+                return stock(module, *args, **kwargs)
+            watch = OpWatch(module)
+            with watch:
+                result = stock(module, *args, **kwargs)
+            passes.watched += 1
+            passes.outside += watch.outside
+            return result
+        finally:
+            self._local.inside = False
+
+
+def _replaced_call(passes: FirstPasses, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return passes.call(stock, module, args, kwargs)
+
+    return call
+
+
+FIRST_PASSES = FirstPasses()

@@ -1,0 +1,67 @@
+"""Compiled functions run eagerly while a mode is on: their kernels depend on the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from detcheck.kernels.mode import batch_invariant
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of many things
+
+
+@pytest.fixture
+def runs() -> list[str]:
+    """How the compiled function ran: `compiled` once per trace, `eager` once per call."""
+    return []
+
+
+def compiled(runs: list[str]) -> object:
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        runs.append("compiled" if torch.compiler.is_compiling() else "eager")
+        return (x @ weight) * 2
+
+    return torch.compile(function, backend="eager")
+
+
+def test_compiled_functions_run_eagerly_inside_and_compiled_outside(runs: list[str]) -> None:
+    function = compiled(runs)
+    x = torch.randn(5, 64)
+    before = function(x)
+    assert "eager" not in runs
+    runs.clear()
+    with batch_invariant() as mode:
+        for _ in range(2):
+            ours = function(x)
+        assert runs == ["eager", "eager"]
+        assert mode.proof().overrides["aten::mm"] == 2
+        with batch_invariant("norm"):
+            function(x)
+        assert runs == ["eager"] * 3
+    function(x)
+    assert "eager" not in runs[3:]
+    torch.testing.assert_close(ours, before)
+
+
+def test_functions_compiled_inside_run_eagerly_too(runs: list[str]) -> None:
+    with batch_invariant("matmul"):
+        compiled(runs)(torch.randn(5, 64))
+    assert runs == ["eager"]
+
+
+def test_compiled_layers_do_not_crash() -> None:
+    layer = torch.compile(torch.nn.Linear(64, 32), dynamic=True, backend="eager")
+    x = torch.randn(9, 64)
+    with torch.no_grad(), batch_invariant("matmul"):
+        whole = layer(x)
+        assert torch.equal(layer(x[:1]), whole[:1])
+
+
+def test_an_exception_gives_compiled_functions_back(runs: list[str]) -> None:
+    function = compiled(runs)
+    with pytest.raises(ZeroDivisionError), batch_invariant():
+        raise ZeroDivisionError
+    function(torch.randn(5, 64))
+    assert runs[0] == "compiled"
