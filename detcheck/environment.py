@@ -26,7 +26,7 @@ ISA_FLAGS = (
     *("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni"),
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "sve", "sve2", "bf16", "i8mm"),
 )
-"""Instruction sets that math libraries choose their kernels by."""
+"""Instruction sets by which math libraries choose their kernels."""
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLASLT_WORKSPACE_SIZE",
@@ -67,7 +67,7 @@ NUMERICS = (
     ("gpu",),
     ("variables",),
 )
-"""Keys, or whole sections, whose change can change an answer; the rest is for information."""
+"""Keys, or whole sections, whose change can change an answer. All others are information."""
 ONLY_WHERE_BOTH_KNOW = ("device", "torch", "gpu")
 """Sections that are recorded only if torch was loaded: their absence means nothing."""
 
@@ -75,8 +75,8 @@ ONLY_WHERE_BOTH_KNOW = ("device", "torch", "gpu")
 def collect(device: str | None = None) -> dict[str, Any]:
     """The environment now, as plain data for `run.json`.
 
-    `device` is `cpu`, `cuda` or `auto`; None imports no torch, and says nothing of torch's
-    settings and the GPU unless torch is loaded already.
+    `device` is `cpu`, `cuda` or `auto`. None imports no torch: its settings and the GPU are then
+    left out, unless torch is loaded already.
     """
     environment: dict[str, Any] = {
         "machine": _machine(),
@@ -98,7 +98,7 @@ def collect(device: str | None = None) -> dict[str, Any]:
 
 
 def settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of every setting of an environment, sections joined to names by dots."""
+    """(name, value) of every setting of an environment, such as `machine.cpu`."""
     for key, value in section.items():
         if isinstance(value, Mapping):
             yield from settings(value, f"{prefix}{key}.")

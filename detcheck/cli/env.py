@@ -1,4 +1,4 @@
-"""`detcheck env`: what a run would record about where it is measured."""
+"""`detcheck env`: the environment that a run would record."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def env_command(
     device: Annotated[Device, typer.Option(help="Device that a run would use.")] = Device.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the machine and settings that change numerics.
+    """Show the machine and the settings that change numerics.
 
-    The same is kept with every run; no host or user name, path or secret is among it.
+    Every run keeps the same. It holds no host or user name, no path and no secret.
     """
     from detcheck.cli.console import print_json
     from detcheck.environment import collect

@@ -56,6 +56,10 @@ def ops_command(
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of the probes.")] = 0,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Branch, tag or commit of that model on the hub."),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")
     ] = False,
@@ -81,7 +85,7 @@ def ops_command(
     from detcheck.probes.shapes import shapes_of
 
     _check_device(device)
-    shapes = shapes_of(shapes_from, trust_remote_code=trust_remote_code)
+    shapes = shapes_of(shapes_from, revision=revision, trust_remote_code=trust_remote_code)
     with _progress() as on_case:
         cells = audit(
             shapes,

@@ -40,6 +40,7 @@ OTHER_FLAGS = {
     "prompts": "--prompts",
     "require_control": "--require-control",
     "resume": "--resume",
+    "shapes_from": "--shapes-from",
     "total_s": "--timeout",
 }
 """Arguments that messages name and that are fields of no structure here."""

@@ -47,6 +47,10 @@ def trace_command(
         str | None,
         typer.Option(metavar="continuous|static", help="With -p. [default: continuous]"),
     ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With -p: branch, tag or commit of a hub model."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="NAME", help="With -p.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="With -p.")] = None,
     kernels: Annotated[
@@ -80,6 +84,7 @@ def trace_command(
 
     given = {
         "model": model,
+        "revision": revision,
         "engine": engine,
         "dtype": dtype,
         "device": device,

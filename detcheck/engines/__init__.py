@@ -1,4 +1,4 @@
-"""What generates the answers: one folder or file an engine, behind the protocol in `base`."""
+"""The engines, which generate the answers: a file or folder each, behind the protocol in `base`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Continuous batching as transformers serves it: requests join and leave between forward passes.
 
-The generation loop is transformers' own (its scheduler, paged cache and model runner), stepped
-from here instead of from its background thread, so that arrivals happen at known steps, faults
-surface where they happen, and each step's batch is seen as it goes into the forward pass.
+The generation loop is transformers' own: its scheduler, paged cache and model runner. It is stepped
+from here instead of from its background thread. So requests arrive at known steps, an error is
+raised at the step that caused it, and each step's batch is observed before its forward pass.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SPARE_PAGES = 8
 PAGED_KINDS = {"full_attention", "sliding_attention"}
 """Kinds of layers that transformers' continuous batching keeps in pages."""
 PREFILL_BUDGET_TOKENS = 8192
-"""Prompt tokens that one step takes in at the most. Requests beyond wait for the next step, whole:
-a prompt split over steps would change `chunking` beside the batch."""
+"""Most prompt tokens of one step. Further requests wait for the next step: splitting a prompt over
+steps would change `chunking` as well as the batch."""
 
 
 class ContinuousEngine(InProcessEngine):
@@ -71,10 +71,10 @@ class ContinuousEngine(InProcessEngine):
 
 @contextmanager
 def paged_attention(model: Any) -> Iterator[None]:
-    """The model's attention by the name that continuous batching knows it by; its own afterwards.
+    """Give the model's attention the name that continuous batching needs, and then its own again.
 
-    Where transformers has `paged|…` entries (5.17), its manager would pick one by itself, prefer
-    flash attention where that is installed, and leave the model unfit for any other forward pass.
+    If transformers has `paged|…` entries (5.17), its manager would choose one itself, prefer flash
+    attention if that is installed, and leave the model unfit for other forward passes.
     """
     from transformers import AttentionInterface
 
@@ -221,7 +221,7 @@ def generation_config(engine: ContinuousEngine) -> Any:
 def batching_config(engine: ContinuousEngine) -> Any:
     """transformers' configuration of the batching: no prefix sharing, no second stream, no graphs.
 
-    Sharing prefixes would make a request's chunks depend on who came before it.
+    Sharing prefixes would make a request's chunks depend on the requests before it.
     """
     from transformers import ContinuousBatchingConfig
 
@@ -237,7 +237,7 @@ def batching_config(engine: ContinuousEngine) -> Any:
         "use_async_batching": False,
         "use_cuda_graph": False,
     }
-    if "auto_switch_to_flash" in known:  # newer than 5.17, where nothing switches by itself
+    if "auto_switch_to_flash" in known:  # newer than 5.17, which switches nothing by itself
         options["auto_switch_to_flash"] = False
     return ContinuousBatchingConfig(**options)
 

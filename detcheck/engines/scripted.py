@@ -37,7 +37,7 @@ class Planted:
 
 
 class ScriptedEngine:
-    """Answers every prompt with the same words, except where a divergence is planted.
+    """Answers every prompt with the same words, apart from planted divergences.
 
     `noise` moves the gaps by up to so many nats, by chance. `observed_share` scales the
     batch that it claims to have formed. `fail_rate` is the share of requests that fail.

@@ -40,17 +40,22 @@ class LayerShapes:
 EMBEDDED = LayerShapes("SmolLM2-135M-Instruct (embedded)", 576, 1536, 9, 3, 64, 49152)
 
 
-def shapes_of(model: str | None, *, trust_remote_code: bool = False) -> LayerShapes:
+def shapes_of(
+    model: str | None, *, revision: str | None = None, trust_remote_code: bool = False
+) -> LayerShapes:
     """Shapes of `model`, a hub id or folder, from its configuration; None: the embedded model.
 
-    Raises ModelError if there is no such model, or its configuration has no layer sizes.
+    `revision` is a branch, tag or commit on the hub. Raises ModelError if there is no such model,
+    or its configuration has no layer sizes.
     """
     if model is None:
         return EMBEDDED
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            model, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # transformers raises various types for a missing or foreign file
         first = str(error).strip().split("\n")[0][:160].rstrip(".")
         raise ModelError(

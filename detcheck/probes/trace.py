@@ -56,13 +56,14 @@ def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
             f"The run was measured by the engine {run.target.engine!r}, which has no ops to "
             "trace: trace a run of the continuous or static engine."
         )
-    group, divergence = _earliest(run, prompt_index)
+    group, seed, divergence = _earliest(run, prompt_index)
     variant = next(i for i, v in enumerate(run.variants) if v is divergence.variant)
     table = run.completions
     for row in range(len(table)):
         record = run.conditions[int(table.condition[row])]
-        wanted = (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
-        if wanted and int(table.variant[row]) == variant and record.batch_size > 1:
+        found = (record.prompt_index, record.kernels, record.seed)
+        wanted = (group.prompt_index, group.kernels, seed)
+        if found == wanted and int(table.variant[row]) == variant and record.batch_size > 1:
             condition = _condition(run, record.condition_id)
             trial = plan_trials(run.experiment, condition)[int(table.trial[row])]
             request = int(table.request[row])
@@ -73,11 +74,13 @@ def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
     )
 
 
-def _earliest(run: Run, prompt_index: int | None) -> tuple[Group, Divergence]:
+def _earliest(run: Run, prompt_index: int | None) -> tuple[Group, int, Divergence]:
+    """The earliest divergence, with its group and seed; of stock kernels if these diverge."""
     diverged = [
-        (group, divergence)
+        (group, split.seed, divergence)
         for group in analyse(run).groups
-        for divergence in group.divergences
+        for split in group.by_seed
+        for divergence in split.divergences
         if prompt_index in (None, group.prompt_index)
     ]
     if not diverged:
@@ -86,7 +89,7 @@ def _earliest(run: Run, prompt_index: int | None) -> tuple[Group, Divergence]:
             "all the same, trace a prompt at two `batch_sizes`."
         )
     # Stock first: its cause may also explain a divergence under invariant kernels.
-    return min(diverged, key=lambda pair: (pair[0].kernels != STOCK, pair[1].position))
+    return min(diverged, key=lambda each: (each[0].kernels != STOCK, each[2].position))
 
 
 def _condition(run: Run, condition_id: str) -> Condition:

@@ -155,6 +155,24 @@ def test_a_runs_divergence_is_replayed_to_its_token(
     assert trace(subject, "batch-invariant").first is None
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_sampled_run_is_replayed_with_its_seeds(
+    engine: str, tiny_model: LoadedModel, tmp_path: Path
+) -> None:
+    """Both replays draw by the request's own seed, so they diverge only at the planted op."""
+    asked = experiment(engine=engine, temperature=1.0, seeds=(5, 6), completions=6)
+    with planted_silu(40):
+        run = record(tmp_path / "run", ENGINES[engine](tiny_model, *asked), *asked)
+        subject = subject_of_run(run)
+        found = trace(subject)
+    assert subject.trial.requests[subject.request].seed in (5, 6)
+    assert found.first is not None
+    assert found.first.op == "aten::silu"
+    assert found.flip.flipped
+    assert found.flip.position == subject.num_tokens - 1
+    assert not trace(subject).flip.flipped, "without the fault the samples are equal"
+
+
 def test_a_run_without_divergence_is_refused(tiny_model: LoadedModel, tmp_path: Path) -> None:
     asked = experiment()
     run = record(tmp_path / "run", ContinuousEngine(tiny_model, *asked), *asked)
