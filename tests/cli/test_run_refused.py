@@ -11,7 +11,7 @@ import pytest
 from detcheck import load
 
 from .conftest import SCRIPTED
-from .test_gate import edit, edited_answer, newer_schema, truncate
+from .damage import edit, edited_answer, newer_schema, truncate
 
 # Bad input
 

@@ -17,16 +17,24 @@ from detcheck.models.tiny import architectures, config_of, shrunk, tiny_model
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "results" / "models"
 SAMPLE = {
-    "full attention": "llama", "a sliding window": "mistral", "two kinds of windows": "gemma3_text",
-    "soft caps": "gemma2", "sinks and experts": "gpt_oss",
-    "experts": "qwen3_moe", "groups of experts and latent attention": "deepseek_v3",
-    "a window and experts": "mixtral", "experts of many sizes": "glm4_moe",
-}  # fmt: skip
+    "full attention": "llama",
+    "a sliding window": "mistral",
+    "two kinds of windows": "gemma3_text",
+    "soft caps": "gemma2",
+    "sinks and experts": "gpt_oss",
+    "experts": "qwen3_moe",
+    "groups of experts and latent attention": "deepseek_v3",
+    "a window and experts": "mixtral",
+    "experts of many sizes": "glm4_moe",
+}
 REFUSED = {
-    "bloom": "aten::pow", "gptj": "bmm past the attention interface", "mamba": "bmm past the attention",
-    "rwkv": "computes with its padding", "inkling_text": "a position bias",
+    "bloom": "aten::pow",
+    "gptj": "bmm past the attention interface",
+    "mamba": "bmm past the attention",
+    "rwkv": "computes with its padding",
+    "inkling_text": "a position bias",
     "llama4_text": "aten::polar",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(name="matrix")

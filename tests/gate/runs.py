@@ -13,8 +13,9 @@ from detcheck.analysis.analyse import analyse
 from detcheck.analysis.results import Analysis
 from detcheck.completion import Completion
 from detcheck.engines.base import OnTokens, TrialResult
-from detcheck.engines.scripted import ScriptedEngine
+from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.evidence import ModelIdentity
+from detcheck.gate import Verdict
 from detcheck.grid import Condition
 from detcheck.kernels.settings import STOCK
 from detcheck.rundir import RunWriter, load
@@ -118,3 +119,12 @@ def moved(answer: Completion, condition: Condition) -> Completion:
 def analysed(path: Path, script: ScriptedEngine | None = None, **options: Any) -> Analysis:
     """`write` a run, load it again and analyse it."""
     return analyse(load(write(path, script, **options)))
+
+
+DIVERGING = ScriptedEngine([Planted(5, 3, min_batch_size=4)])
+"""Stock kernels give a second answer from batches of four on."""
+
+
+def rules(verdict: Verdict, effect: str) -> set[str]:
+    """The rules that have a finding of `effect`."""
+    return {finding.rule for finding in verdict.findings if finding.effect == effect}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
@@ -15,7 +13,7 @@ from detcheck.errors import UsageError
 from detcheck.evidence import ModelIdentity
 from detcheck.gate import PASS, GateOptions, baseline_of, judge, read_baseline
 from detcheck.gate.accept import accept
-from detcheck.gate.baseline import PREVIEW, baseline_text, write_baseline
+from detcheck.gate.baseline import PREVIEW, write_baseline
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 from .runs import ENVIRONMENT, SeededScript, analysed
@@ -23,11 +21,6 @@ from .runs import ENVIRONMENT, SeededScript, analysed
 KERNELS = (BATCH_INVARIANT,)
 OTHER = ScriptedEngine([Planted(5, 3, min_batch_size=1, kernels=BATCH_INVARIANT)])
 """Answers with another word at token 5, whatever the batch size."""
-
-
-@pytest.fixture
-def good(tmp_path):
-    return analysed(tmp_path / "good")
 
 
 @pytest.fixture(params=["run", "file"])
@@ -292,66 +285,3 @@ def test_a_baseline_of_another_model_is_not_brought_up_to_date(tmp_path, good):
     first = accept(analysed(tmp_path / "other", model="other"), KERNELS).baseline
     with pytest.raises(UsageError, match="something else: its model"):
         accept(good, KERNELS, first)
-
-
-# The file.
-
-
-def test_a_file_is_read_as_it_was_written(tmp_path, good):
-    baseline = accept(good, KERNELS).baseline
-    write_baseline(baseline, tmp_path / "a" / "baseline.json")
-    assert read_baseline(tmp_path / "a" / "baseline.json") == baseline
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["baseline.json"]
-
-
-def test_a_file_is_small_and_holds_no_path_of_the_machine(good):
-    text = baseline_text(accept(good, KERNELS).baseline)
-    assert len(text) < 1500
-    assert str(good.run.path) not in text
-    assert text.count('"preview": ') == 1
-
-
-def test_hostile_answers_leave_the_file_harmless_and_whole(tmp_path):
-    hostile = 'a\u202eb\x1b[31m\ud800"\\\n\U000e0001é日本'
-    old = analysed(
-        tmp_path / "old",
-        prompts=("Say \u202e日本?",),
-        change=lambda answer: dataclasses.replace(
-            answer, text=hostile, token_ids=None, token_ends=None
-        ),
-    )
-    baseline = accept(old, KERNELS).baseline
-    write_baseline(baseline, tmp_path / "baseline.json")
-    data = (tmp_path / "baseline.json").read_text(encoding="utf-8")
-    assert not {"\u202e", "\x1b", "\U000e0001"} & set(data)
-    assert "日本" in data
-    assert read_baseline(tmp_path / "baseline.json") == baseline
-    assert baseline.prompts[0].answers[0].preview == hostile
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", "not valid JSON"),
-        ("[]", "is no baseline"),
-        ("{}", "is no baseline"),
-        ('{"detcheck_baseline": 99}', "newer than this detcheck reads"),
-        ('{"detcheck_baseline": 1}', "is damaged"),
-    ],
-)
-def test_a_file_that_is_no_baseline_is_refused(tmp_path, text, words):
-    (tmp_path / "baseline.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match=words):
-        read_baseline(tmp_path / "baseline.json")
-
-
-def test_an_unknown_field_is_refused(tmp_path, good):
-    document = msgspec.to_builtins(accept(good, KERNELS).baseline) | {"more": 1}
-    (tmp_path / "baseline.json").write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(UsageError, match="unknown field `more`"):
-        read_baseline(tmp_path / "baseline.json")
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="There is no baseline"):
-        read_baseline(tmp_path / "nowhere.json")
