@@ -1,18 +1,17 @@
 """Linear layers' weights in oneDNN's packed layout: one bitwise class for almost every M, and fast.
 
 oneDNN reorders a weight on each call of a stock linear layer, or reads it in an unsuitable order.
-Packed once (`mkldnn::_reorder_linear_weight`), the products of bfloat16 and float32 take less time
-than stock. Over the M tried their rows have the same bits, except that M = 1 may differ for large
-K. Which M do is found by experiment, as for plain products (see `rows.py`).
+Packed once (`mkldnn::_reorder_linear_weight`), products of bfloat16 and float32 are faster than
+stock. Their rows have the same bits for almost every M tried: see `rows.py` for how that is found.
 
 The packed copy takes as much memory as the weight. It is made when a weight is first used, if a
 mode allows it and memory suffices, and is freed when the last mode ends. Only `nn.Parameter`s are
-packed: other tensors given to `F.linear` may be new ones on every call.
+packed: other tensors given to `F.linear` may be new on every call.
 
 A copy must not outlive the values it was made from. It is made again if the parameter's version
 counter or address changed, after a step of any `torch.optim.Optimizer` (fused steps do not count
-versions), and after a change through `parameter.data`, which is watched while a mode is on. For
-changes that none of this sees, `verify` compares checksums: the mode's proof reports them.
+versions), and after a change through `parameter.data`, watched while a mode is on. `verify` finds
+other changes by checksums: the mode's proof reports them.
 """
 
 from __future__ import annotations
