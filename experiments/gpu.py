@@ -82,7 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sections", help="names joined by commas (default: all)")
     parser.add_argument("--model", help="folder of the model for the variants (default: embedded)")
     parser.add_argument("--minutes", type=float, default=7.5)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where results are written")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     for name in ("plan", "dry-run", "roofline", "launches"):
         parser.add_argument(f"--{name}", action="store_true", help="see above")
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)

@@ -21,8 +21,8 @@ def end_to_end(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
 
     The shape of the source's 26 / 55 / 42 s table, on transformers' own scheduler. Its stock side
     attends through SDPA with a dense mask over all requests, which is what that scheduler offers
-    without flash-attn; it does not measure the best serving stack. Families alone say where the
-    time goes.
+    without flash-attn; it does not measure the best serving stack. Families alone show the cost
+    of each.
     """
     del options
     loaded = random_llama("Llama, 8B, random", LARGE)

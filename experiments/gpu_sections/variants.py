@@ -20,7 +20,8 @@ SIZES = (1, 511, 256, 128, 64, 32, 8)
 def variants(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
     """The 80-variants question to a model: 1000 completions over many loads.
 
-    Without a real model, one of random weights answers: its logits are flat, and part easily.
+    Without a real model, one of random weights answers. Its logits are flat, so answers diverge
+    easily.
     """
     loaded = model_for(options.model)
     groups = []
@@ -57,7 +58,7 @@ def model_for(name: str | None) -> Any:
 
 
 def variants_of(loaded: Any, kernels: str, clock: Clock) -> dict[str, Any]:
-    """Distinct answers, their counts, and where they first part, of up to 1000 completions."""
+    """Distinct answers, their counts and first divergence, of up to 1000 completions."""
     sizes = (1, 4) if device.name == "cpu" else SIZES
     engine, trials = engine_for(loaded, kernels, sizes, len(sizes) * max(sizes))
     answers = Counter[tuple[int, ...]]()

@@ -26,6 +26,7 @@ from detcheck.kernels.triton import (
     norm,
     reduce,
     softmax,
+    topk,
 )
 
 READS = {
@@ -125,6 +126,7 @@ CALLS: dict[str, tuple[Callable[[], object], list[str]]] = {
     "logsumexp": (lambda: reduce.logsumexp(WIDE, [-1]), ["row_logsumexp_kernel"]),
     "norm": (lambda: reduce.vector_norm(WIDE, 2, [-1]), ["row_sum_kernel"]),
     "norm of order 3": (lambda: reduce.vector_norm(WIDE, 3, [-1]), ["row_sum_kernel"]),
+    "topk": (lambda: topk.topk(WIDE[:, :128].contiguous(), 8), ["topk_kernel"]),
     "softmax": (lambda: softmax.softmax(WIDE, -1, False), ["softmax_kernel"]),
 }  # fmt: skip
 """What is called, and the launches that the capture must hold."""

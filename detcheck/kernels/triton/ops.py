@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from detcheck.kernels.triton import grouped, matmul, norm, reduce, softmax
+from detcheck.kernels.triton import grouped, matmul, norm, reduce, softmax, topk
 
 KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
     "matmul": {
@@ -23,6 +23,8 @@ KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
         "prod.dim_int": reduce.prod_dim,
         "logsumexp": reduce.logsumexp,
         "linalg_vector_norm": reduce.vector_norm,
+        "nansum": reduce.nansum,
+        "topk": topk.topk,
     },
 }
 """Family, then aten op. Ops that work entry by entry need no kernel here: on a GPU one thread

@@ -141,6 +141,15 @@ def sum_dims(
     return _reduced(row_sum_kernel, x, dim, keepdim, dtype, 0.0, MEAN=False, POWER=0)
 
 
+def nansum(
+    x: torch.Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """aten::nansum, accumulated as `sum_dims` does."""
+    if not x.dtype.is_floating_point:
+        return sum_dims(x, dim, keepdim, dtype=dtype)
+    return sum_dims(torch.where(x.isnan(), 0.0, x), dim, keepdim, dtype=dtype)
+
+
 def mean_dims(
     x: torch.Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> torch.Tensor:

@@ -1,7 +1,6 @@
-"""The mode's self-check on the GPU: a row alone is what it is in a batch, through the public ops.
+"""The mode's self-check on the GPU: is a row alone what it is in a batch, through the public ops?
 
-Shapes are the smallest on which stock kernels were seen to differ; `experiments/gpu.py` checks
-real ones.
+It takes a moment only; `experiments/gpu.py` checks the shapes of real models.
 """
 
 from __future__ import annotations
@@ -42,7 +41,9 @@ def _attention() -> str | None:
 
 def _norm() -> str | None:
     weight = _random(5, 4096)
-    return _row_alone("rms_norm", lambda x: F.rms_norm(x, (4096,), weight, 1e-6))
+    return _row_alone("rms_norm", lambda x: F.rms_norm(x, (4096,), weight, 1e-6)) or _row_alone(
+        "layer_norm", lambda x: F.layer_norm(x, (4096,), weight, weight)
+    )
 
 
 def _softmax() -> str | None:
@@ -54,6 +55,7 @@ def _reduce() -> str | None:
 
 
 def _row_alone(name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> str | None:
+    """A sentence if a row alone differs from the same row among 33; else None."""
     x = _random(6, 33, 4096)
     whole = function(x)
     for row in (0, 16, 32):

@@ -28,6 +28,7 @@ from detcheck.kernels.triton import (
     norm,
     reduce,
     softmax,
+    topk,
 )
 from detcheck.kernels.triton.ahead import Launch, launches_of
 from detcheck.kernels.triton.attention_form import AttentionForm
@@ -162,6 +163,7 @@ def row_calls(length: int) -> dict[str, Callable[[], object]]:
         "prod": lambda: reduce.prod_dim(wide, -1),
         "logsumexp": lambda: reduce.logsumexp(wide, [-1]),
         "norm": lambda: reduce.vector_norm(wide, 2, [-1]),
+        "topk": lambda: topk.topk(x[:, :128].contiguous(), 8),
         "softmax": lambda: softmax.softmax(x, -1, False),
         "log_softmax": lambda: softmax.log_softmax(wide, -1, False),
     }

@@ -196,7 +196,7 @@ def test_segments_must_be_whole_blocks() -> None:
 
 
 def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
-    """What not to do: cut K where rows are few, to keep the device busy."""
+    """What not to do: cut K if rows are few, to keep the device busy."""
     tile = configs.FLOAT32[-1][1]
     kind = classes.Kind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
     left, right = classes.cancelling_operands(kind)

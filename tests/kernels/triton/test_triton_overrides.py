@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from under_test import INTERPRETED, ops, random
 
 from detcheck.errors import UsageError
 from detcheck.kernels import overrides, triton
+from detcheck.kernels.triton import experts as triton_experts
 from detcheck.kernels.triton import self_check as cuda_self_check
 
 KEY = "CPU" if INTERPRETED else "CUDA"
@@ -49,7 +51,7 @@ def test_ops_reach_the_kernels_and_give_right_gradients(overridden: Counter[str]
 
     got = gradients(loss, x, weight, bias)
     served = {name for name in NAMES if overridden[name]}
-    assert served == {*NAMES} - {"_fused_rms_norm", "_grouped_mm"}
+    assert served == {*NAMES} - {"_fused_rms_norm", "_grouped_mm", "nansum", "topk"}
     stock = gradients(loss, x.double(), weight.double(), bias.double())
     for one, expected in zip(got, stock, strict=True):
         torch.testing.assert_close(one, expected.float(), rtol=1e-4, atol=1e-4)
@@ -72,13 +74,56 @@ def test_experts_reach_the_kernel_and_give_right_gradients(overridden: Counter[s
         torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-4)
 
 
+def mixture() -> torch.nn.Module:
+    """The experts of a Qwen3-MoE of 6 experts, 2 a token."""
+    from transformers import Qwen3MoeConfig
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+    config = Qwen3MoeConfig(
+        hidden_size=24, moe_intermediate_size=16, num_experts=6, num_experts_per_tok=2
+    )
+    experts = Qwen3MoeExperts(config).float()
+    for index, parameter in enumerate(experts.parameters()):
+        parameter.data = random(20 + index, *parameter.shape)
+    return experts
+
+
+def test_a_token_of_a_mixture_does_not_depend_on_the_other_tokens(
+    overridden: Counter[str],
+) -> None:
+    """transformers' grouped implementation on our kernels, against its loop in float64."""
+    moe = pytest.importorskip("transformers.integrations.moe")
+    module, tokens = mixture(), random(1, 12, 24)
+    chosen = torch.tensor([[i % 6, (i + 1 + i // 6) % 6] for i in range(12)], device=tokens.device)
+    weights = random(2, 12, 2).softmax(-1)
+    with torch.no_grad():
+        whole = moe.grouped_mm_experts_forward(module, tokens, chosen, weights)
+        assert overridden["_grouped_mm"] == 2
+        for row in (0, 7, 11):
+            one = slice(row, row + 1)
+            alone = moe.grouped_mm_experts_forward(module, tokens[one], chosen[one], weights[one])
+            assert torch.equal(alone[0], whole[row])
+        loop = type(module).forward.__wrapped__(
+            module.double(), tokens.double(), chosen, weights.double()
+        )
+    torch.testing.assert_close(whole, loop.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_grouped_implementation_serves_floats_on_a_gpu() -> None:
+    assert triton_experts.grouped_implementation(torch.zeros(2, 3)) is None
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    assert triton_experts.grouped_implementation(on_gpu) is not None
+    on_gpu.dtype = torch.float8_e4m3fn
+    assert triton_experts.grouped_implementation(on_gpu) is None
+
+
 def gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     value = function(*leaves)
     return [value.detach(), *torch.autograd.grad(value, leaves)]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the mode's own tests cover it where there is a GPU")
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU the mode's own tests cover it")
 def test_they_are_registered_for_cuda_only_where_they_can_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -113,8 +158,6 @@ def test_why_unavailable_says_how_to_mend_it(
 
 
 def test_an_engine_refuses_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
     from detcheck.engines import in_process
 
     engine = object.__new__(in_process.InProcessEngine)

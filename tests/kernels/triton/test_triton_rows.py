@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch.nn import functional as F
-from under_test import DEVICE, ROW_DTYPES, norm, random, reduce, rows_differ, softmax
+from under_test import DEVICE, ROW_DTYPES, norm, random, reduce, rows_differ, softmax, topk
 
 LENGTHS = (1, 100, 4097)
 
@@ -172,3 +172,51 @@ def test_products_are_right() -> None:
     whole = torch.arange(1, 7, device=DEVICE).view(2, 3)
     assert torch.equal(reduce.prod_dim(whole, 1), whole.prod(1))
     assert torch.equal(reduce.prod_dim(random(2, 3, 0), 1), torch.ones(3, device=DEVICE))
+
+
+def test_nansum_leaves_nans_out() -> None:
+    x = random(1, 3, 40)
+    x[0, 3] = x[2] = float("nan")
+    torch.testing.assert_close(reduce.nansum(x, [1]), x.nansum(1))
+    whole = torch.arange(6, device=DEVICE).view(2, 3)
+    assert torch.equal(reduce.nansum(whole, [1]), whole.sum(1))
+
+
+@pytest.mark.parametrize("dtype", [*ROW_DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "k", "dim"),
+    [((5, 128), 8, -1), ((3, 7, 4), 2, 1), ((2, 5000), 3, -1), ((4, 6), 6, 0)],
+)
+@pytest.mark.parametrize("largest", [True, False])
+def test_of_equal_entries_the_first_comes_first(
+    dtype: torch.dtype, shape: tuple[int, ...], k: int, dim: int, largest: bool
+) -> None:
+    k = min(k, shape[dim])
+    x = ((random(1, *shape) * 3).round() / 2).to(dtype)  # with many equal entries
+    values, indices = topk.topk(x, k, dim, largest)
+    expected = torch.sort(x, dim=dim, descending=largest, stable=True)
+    assert torch.equal(values, expected.values.narrow(dim, 0, k))
+    assert torch.equal(indices, expected.indices.narrow(dim, 0, k))
+
+
+def test_the_same_check_finds_equal_entries_in_another_order() -> None:
+    x = (random(1, 5, 128) * 3).round()
+    values, indices = topk.topk(x.flip(1), 8)
+    expected = torch.sort(x, dim=1, descending=True, stable=True)
+    assert torch.equal(values, expected.values[:, :8])
+    assert not torch.equal(127 - indices, expected.indices[:, :8])
+
+
+def test_infinities_zeros_and_nans_are_in_order() -> None:
+    inf, nan = float("inf"), float("nan")
+    x = torch.tensor([[1.0, nan, inf, -0.0, 0.0, -inf, -nan]], device=DEVICE)
+    assert topk.topk(x, 7)[1].tolist() == [[1, 6, 2, 0, 3, 4, 5]]
+    assert topk.topk(x, 4, largest=False)[1].tolist() == [[5, 3, 4, 0]]
+
+
+def test_topk_of_other_dtypes_and_of_nothing_is_stock() -> None:
+    whole = torch.tensor([[3, 1, 2]], device=DEVICE)
+    assert topk.topk(whole, 2)[0].tolist() == [[3, 2]]
+    values, indices = topk.topk(random(1, 0, 8), 2)
+    assert values.shape == indices.shape == (0, 2)
+    assert topk.topk(random(1, 3, 8), 0)[0].shape == (3, 0)

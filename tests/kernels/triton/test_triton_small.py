@@ -19,6 +19,7 @@ from under_test import (
     random,
     reduce,
     softmax,
+    topk,
 )
 
 Op = Callable[[torch.Tensor], torch.Tensor]
@@ -40,6 +41,7 @@ ROW_OPS: dict[str, tuple[Op, Op]] = {
     "norm": (lambda x: reduce.vector_norm(x, 2, [-1]), lambda x: x.norm(dim=-1)),
     "logsumexp": (lambda x: reduce.logsumexp(x, [-1]), lambda x: x.logsumexp(-1)),
     "softmax": (lambda x: softmax.softmax(x, -1, False), lambda x: x.softmax(-1)),
+    "topk": (lambda x: topk.topk(x, 4)[0], lambda x: x.topk(4)[0]),
     "log_softmax": (lambda x: softmax.log_softmax(x, -1, False), lambda x: x.log_softmax(-1)),
 }
 

@@ -1,6 +1,7 @@
-"""The Triton kernels, in Triton's interpreter where there is no GPU: numpy on CPU tensors.
+"""The Triton kernels as the tests use them.
 
-On a machine with a GPU the same tests run on it.
+Without a GPU they run in Triton's interpreter, which computes with numpy on CPU tensors. With one,
+the same tests run on it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu"
 
-from detcheck.kernels.triton import (  # noqa: E402  (only where Triton is installed)
+from detcheck.kernels.triton import (  # noqa: E402  (only if Triton is installed)
     attention,
     attention_layout,
     classes,
@@ -28,6 +29,7 @@ from detcheck.kernels.triton import (  # noqa: E402  (only where Triton is insta
     ops,
     reduce,
     softmax,
+    topk,
 )
 
 DOT_DTYPES = [torch.float32, torch.float16]
@@ -39,7 +41,7 @@ ROW_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 __all__ = [
     "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROW_DTYPES", "attention", "attention_layout", "classes",
     "configs", "differentiable", "grouped", "linear", "matmul", "norm", "ops", "random", "reduce",
-    "rows_differ", "softmax",
+    "rows_differ", "softmax", "topk",
 ]  # fmt: skip
 
 
