@@ -48,7 +48,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         tuple[str, ...],
         Option(
             "Kernels settings, comma-separated: stock, batch-invariant, a subset such as "
-            "batch-invariant:attention, or fully-invariant (all eight invariances). A server's "
+            "batch-invariant:attention, or fully-invariant (chunking and prefill-decode as well). A server's "
             "kernels cannot be chosen.",
             ("-k",),
             "LIST",
