@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from detcheck.cli.shared import AsJson
 from detcheck.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def baseline_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the changes and write nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Accept the answers of a run, in a small file to commit.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detcheck.cli.shared import AsJson
 from detcheck.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def ci_command(
         str | None,
         typer.Option(metavar="NAME", help="Environment variable with the endpoint's API key."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the experiment file, judge it, and write everything that a CI job shows.
 

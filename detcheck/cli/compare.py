@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detcheck.cli.shared import AsJson
 from detcheck.text import count
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def compare_command(
     left: Annotated[Path, typer.Argument(metavar="A", help="Run directory.")],
     right: Annotated[Path, typer.Argument(metavar="B", help="Run directory to compare it with.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two runs: do they agree?
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detcheck.cli.shared import AsJson
 from detcheck.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def coverage_command(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show which ops of a model the batch-invariant kernels cover, and which not.
 

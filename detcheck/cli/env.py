@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from detcheck.cli.shared import AsJson
+
 
 class Device(StrEnum):
     """Devices that a run can be asked for."""
@@ -19,7 +21,7 @@ class Device(StrEnum):
 
 def env_command(
     device: Annotated[Device, typer.Option(help="Device that a run would use.")] = Device.AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the machine and the settings that change numerics.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detcheck.cli.options import parameters, takes, values
+from detcheck.cli.shared import AsJson
 from detcheck.gate.options import GateOptions
 from detcheck.options import fields_of
 
@@ -44,7 +45,7 @@ def gate_command(
             "[tool.detcheck], in this folder or above]",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     **given: Any,
 ) -> None:
     """Judge a run: pass, fail or inconclusive.

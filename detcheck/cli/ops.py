@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detcheck.cli.shared import AsJson
 from detcheck.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def ops_command(
             help="Keep ops.json and a heat map there; in a run directory, its report shows it.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show which op breaks which invariance here: stock beside batch-invariant, bit for bit.
 

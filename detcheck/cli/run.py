@@ -12,6 +12,7 @@ import typer
 
 from detcheck.cli.options import all_fields, parameters, takes, target_fields, values
 from detcheck.cli.settings import experiment_of, find_settings, name_settings, to_toml
+from detcheck.cli.shared import AsJson
 from detcheck.config import Config
 from detcheck.errors import ExitCode, UsageError
 from detcheck.experiment import Experiment
@@ -117,7 +118,7 @@ def run_command(
             "--print-config", help="Print the experiment file for these options; measure nothing."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     **given: Any,
 ) -> None:
     """Ask the same question under varying load and keep every answer.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detcheck.cli.shared import AsJson
 from detcheck.errors import UsageError
 from detcheck.experiment import Experiment
 from detcheck.targets import from_dict
@@ -71,7 +72,7 @@ def trace_command(
             help="Keep trace.json and a figure there; in a run directory, its report shows it.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Name the first op whose rows for a request differ in a batch although its inputs are equal.
 
