@@ -16,6 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 44, 45, 63, 64, 65, 127, 128, 129, 1025)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("inner", "columns"),
@@ -211,6 +212,7 @@ def test_a_difference_in_one_result_of_hundreds_is_seen() -> None:
     assert RowClasses(shape, rarely).padded_rows(1) == 3
 
 
+@pytest.mark.sweep
 def test_large_calls_without_any_class_are_made_of_tiles() -> None:
     def large_differ(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         rows = torch.stack([(row[None].repeat(4, 1) @ right)[0] for row in left])
@@ -233,6 +235,7 @@ def test_a_product_in_which_the_position_matters_is_made_of_single_rows() -> Non
     assert classes.tile_rows == 1
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("inner", "columns", "dtype"),
     [

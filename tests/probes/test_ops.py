@@ -27,6 +27,7 @@ def test_every_op_has_a_case() -> None:
     assert tuple(dict.fromkeys(case.op for case in cases(EMBEDDED))) == OPS
 
 
+@pytest.mark.sweep
 def test_batch_invariant_cells_keep_every_promise() -> None:
     cells = audit(TINY)
     promised = [cell for cell in cells if cell.promised]

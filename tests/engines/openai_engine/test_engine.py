@@ -188,6 +188,7 @@ def test_a_server_that_ignores_the_seed_fails_and_its_check_says_why(serve, meas
     assert any("same seed gave other samples" in reason for reason in judged.reasons)
 
 
+@pytest.mark.sweep
 def test_a_thousand_in_flight(serve, measure):
     server = serve()
 
