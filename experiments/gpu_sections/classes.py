@@ -63,7 +63,7 @@ def matmul_classes(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
 def classes_of(dtype: torch.dtype, inner: int) -> dict[str, Any]:
     """Classes of tiles, and of ways to cut the sums, for one depth."""
     place = torch.device(device.name, 0 if device.name == "cuda" else None)
-    kind = classes.Kind(inner, 512, dtype, transposed=True, device=place)
+    kind = classes.ProductKind(inner, 512, dtype, transposed=True, device=place)
     left, right = classes.cancelling_operands(kind)
     tiles = candidate_tiles(dtype)
     calls: dict[str, tuple[Tile, int, bool]] = {
@@ -80,7 +80,7 @@ def classes_of(dtype: torch.dtype, inner: int) -> dict[str, Any]:
 
 def shapes_of(dtype: torch.dtype, group: int, dim: int) -> dict[str, Any]:
     """Whether prefill and decoding share bits: the shapes that agree with the anchor."""
-    kind = attention.Kind(group, dim, dtype, torch.device(device.name))
+    kind = attention.AttentionKind(group, dim, dtype, torch.device(device.name))
     phases = attention_shapes.shapes(
         group, attention_shapes.block_d(dim), dtype, device.capability()
     )

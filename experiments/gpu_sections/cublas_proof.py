@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from detcheck.kernels.triton import cublas, matmul
-from detcheck.kernels.triton.classes import Kind
+from detcheck.kernels.triton.classes import ProductKind
 from gpu_sections.clock import Clock
 from gpu_sections.common import HALF, random, time_or_inf
 from gpu_sections.device import device
@@ -74,7 +74,7 @@ def proofs(clock: Clock) -> dict[str, Any]:
             return {"kinds": found, "unfinished": True}
         columns, inner = map(device.size, shape)
         place = torch.device(device.name)
-        kind = Kind(inner, columns, HALF, transposed=True, device=place)
+        kind = ProductKind(inner, columns, HALF, transposed=True, device=place)
         apart = [rows for rows, agrees in cublas.proof(kind, cublas.stock) if not agrees]
         row: dict[str, Any] = {"model": model, "layer": layer, "N": columns, "K": inner}
         row |= {"differing_rows": apart, "ms": times(columns, inner)}

@@ -15,9 +15,9 @@ pytest.importorskip("triton")
 
 from detcheck.errors import UsageError
 from detcheck.kernels.triton import cublas, matmul
-from detcheck.kernels.triton.classes import Kind
+from detcheck.kernels.triton.classes import ProductKind
 
-KIND = Kind(96, 40, torch.bfloat16, transposed=True, device=torch.device("cpu"))
+KIND = ProductKind(96, 40, torch.bfloat16, transposed=True, device=torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)

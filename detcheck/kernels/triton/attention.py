@@ -101,14 +101,14 @@ def _form(
         timed = form(shape)
         return milliseconds(lambda: timed(query, key, value, layout))
 
-    kind = Kind(query.shape[1] // key.shape[1], query.shape[3], query.dtype, query.device)
+    kind = AttentionKind(query.shape[1] // key.shape[1], query.shape[3], query.dtype, query.device)
     alternatives, ways = _class(kind)
     timed = time if query.is_cuda else None
     return form(alternatives.choose(phase, lambda: (ways[phase],), timed))
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class AttentionKind:
     """What a query's bits may depend on, besides the shape of the kernel."""
 
     group: int
@@ -119,13 +119,13 @@ class Kind:
 
 
 @cache
-def _class(kind: Kind) -> tuple[BitClass[Shape], Shapes]:
+def _class(kind: AttentionKind) -> tuple[BitClass[Shape], Shapes]:
     ways = shapes(kind.group, block_d(kind.dim), kind.dtype, capability(kind.device))
     anchor = ways["prefill"][0]
     return BitClass(anchor, lambda shape: agree(kind, anchor, shape)), ways
 
 
-def agree(kind: Kind, anchor: Shape, shape: Shape) -> bool:
+def agree(kind: AttentionKind, anchor: Shape, shape: Shape) -> bool:
     """Whether two shapes give the same bits on a probe, in turn and side by side.
 
     The probe packs a request that is decoded and one that is prefilled, both longer than a split.

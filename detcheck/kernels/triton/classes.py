@@ -35,7 +35,7 @@ segments are computed side by side; returns (1, M, N)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ProductKind:
     """What the order of accumulation may depend on, besides the tile."""
 
     inner: int
@@ -53,7 +53,7 @@ class Kind:
 class TileClass:
     """The tiles of one kind that agree with its anchor, tried when they are first asked for."""
 
-    def __init__(self, kind: Kind, tiles: Table, multiply: Product):
+    def __init__(self, kind: ProductKind, tiles: Table, multiply: Product):
         self.kind = kind
         self.tiles = tiles
         self.multiply = multiply
@@ -96,7 +96,7 @@ class TileClass:
 
 
 def cancelling_operands(
-    kind: Kind, rows: int = PROBE_ROWS, columns: int = PROBE_COLUMNS
+    kind: ProductKind, rows: int = PROBE_ROWS, columns: int = PROBE_COLUMNS
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Seeded (1, rows, K) and (1, K, N), N at most `columns`, whose products cancel in pairs.
 
@@ -123,12 +123,12 @@ def classes(left: torch.Tensor, right: torch.Tensor, multiply: Product) -> TileC
     inner, columns = right.shape[1:]
     transposed = right.stride(2) != 1
     descriptors = inner * left.element_size() % ALIGNMENT_BYTES == 0 and fits(left, right)
-    kind = Kind(inner, columns, left.dtype, transposed, left.device, descriptors)
+    kind = ProductKind(inner, columns, left.dtype, transposed, left.device, descriptors)
     return _class(kind, multiply)
 
 
 @cache
-def _class(kind: Kind, multiply: Product) -> TileClass:
+def _class(kind: ProductKind, multiply: Product) -> TileClass:
     segmented = segment_k(kind.columns, kind.inner) > 0
     tiles = table(kind.dtype, capability(kind.device), segmented=segmented)
     return TileClass(kind, tiles, multiply)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from detcheck.errors import UsageError
-from detcheck.kernels.triton.classes import Kind, cancelling_operands
+from detcheck.kernels.triton.classes import ProductKind, cancelling_operands
 from detcheck.kernels.triton.launch import ALIGNMENT_BYTES, capturing
 
 VARIABLE = "DETCHECK_PRODUCTS"
@@ -114,7 +114,7 @@ def settings() -> Settings:
 
 
 @cache
-def proven(kind: Kind, settings: Settings, multiply: Product = stock) -> bool:
+def proven(kind: ProductKind, settings: Settings, multiply: Product = stock) -> bool:
     """Whether every shape that this kind may run with gives the same bits.
 
     Raises UsageError while a CUDA graph is captured: a kind has to be decided before.
@@ -128,7 +128,7 @@ def proven(kind: Kind, settings: Settings, multiply: Product = stock) -> bool:
     return all(agrees for _, agrees in proof(kind, multiply))
 
 
-def proof(kind: Kind, multiply: Product) -> list[tuple[int, bool]]:
+def proof(kind: ProductKind, multiply: Product) -> list[tuple[int, bool]]:
     """(M, whether it gives the bits of the smallest shape), for each shape of a kind.
 
     The rows of one block are repeated, so each block of each shape must give the same result.
@@ -144,8 +144,10 @@ def proof(kind: Kind, multiply: Product) -> list[tuple[int, bool]]:
     return found
 
 
-def _kind(left: torch.Tensor, right: torch.Tensor) -> Kind:
-    return Kind(right.shape[1], right.shape[2], left.dtype, transposed=True, device=left.device)
+def _kind(left: torch.Tensor, right: torch.Tensor) -> ProductKind:
+    return ProductKind(
+        right.shape[1], right.shape[2], left.dtype, transposed=True, device=left.device
+    )
 
 
 @cache

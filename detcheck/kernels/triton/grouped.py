@@ -20,7 +20,7 @@ import triton.language as tl
 
 from detcheck.kernels.triton import matmul
 from detcheck.kernels.triton.bit_class import milliseconds
-from detcheck.kernels.triton.classes import Kind, TileClass
+from detcheck.kernels.triton.classes import ProductKind, TileClass
 from detcheck.kernels.triton.configs import Tile, table
 from detcheck.kernels.triton.launch import NUMERICS, Repeated, capability, keep
 from detcheck.kernels.triton.matmul_kernels import _accumulate
@@ -118,14 +118,14 @@ def tokens_by_expert(left: torch.Tensor, right: torch.Tensor, offs: torch.Tensor
     def time(tile: Tile) -> float:
         return milliseconds(lambda: product(left, right, offs, tile))
 
-    kind = Kind(inner, columns, left.dtype, right.stride(2) != 1, left.device)
+    kind = ProductKind(inner, columns, left.dtype, right.stride(2) != 1, left.device)
     rows = -(-tokens // experts)  # of an expert, if all had equally many
     tile = _class(kind).tile(rows, time if left.is_cuda else None)
     return product(left, right, offs, tile)
 
 
 @cache
-def _class(kind: Kind) -> TileClass:
+def _class(kind: ProductKind) -> TileClass:
     def multiply(
         left: torch.Tensor, right: torch.Tensor, bias: Any, tile: Tile, segment: int, way: Any
     ) -> torch.Tensor:

@@ -232,7 +232,7 @@ def test_a_schedule_is_not_shared_by_calls_that_no_layer_makes(
 
 def test_a_shape_of_another_class_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shape whose blocks of keys differ adds up in another order, and is found by experiment."""
-    kind = attention.Kind(2, 64, torch.float32, torch.device(DEVICE))
+    kind = attention.AttentionKind(2, 64, torch.float32, torch.device(DEVICE))
     alternatives, ways = attention._class.__wrapped__(kind)
     anchor = ways["prefill"][0]
     odd, good = replace(anchor, block_n=64), replace(anchor, num_stages=2)

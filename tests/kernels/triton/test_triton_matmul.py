@@ -198,7 +198,7 @@ def test_segments_must_be_whole_blocks() -> None:
 def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
     """What not to do: cut K if rows are few, to keep the device busy."""
     tile = configs.FLOAT32[-1][1]
-    kind = classes.Kind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
+    kind = classes.ProductKind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
     left, right = classes.cancelling_operands(kind)
 
     def by_rows(x: torch.Tensor) -> torch.Tensor:
@@ -214,7 +214,7 @@ def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
 
 def test_a_tile_of_another_class_is_replaced() -> None:
     """A tile whose sums are cut differently is found by experiment and not used."""
-    kind = classes.Kind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
+    kind = classes.ProductKind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
     odd, good = configs.Tile(16, 64, 32, 4, 2), configs.Tile(32, 64, 32, 4, 2)
     tiles = ((16, odd), (64, good), (configs.ALL_ROWS, configs.FLOAT32[-1][1]))
 
@@ -230,7 +230,7 @@ def test_a_tile_of_another_class_is_replaced() -> None:
 
 def test_of_the_tiles_in_the_class_the_fastest_is_used() -> None:
     """Alternatives for one range of M are timed once; a tile that does not run is left out."""
-    kind = classes.Kind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
+    kind = classes.ProductKind(256, 64, torch.float32, transposed=True, device=torch.device(DEVICE))
     broken, slow, fast = (configs.Tile(16, 64, 32, 4, stages) for stages in (2, 3, 4))
     last = configs.FLOAT32[-1][1]
     tiles = ((16, broken), (16, slow), (16, fast), (configs.ALL_ROWS, last))
