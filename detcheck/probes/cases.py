@@ -96,10 +96,16 @@ def _linears(shapes: LayerShapes) -> Iterator[OpCase]:
 def _linear(inner: int, columns: int, rows: int) -> Callable[[torch.dtype, int], Call]:
     def build(dtype: torch.dtype, seed: int) -> Call:
         left, weight = cancelling(rows, inner, columns, seed)
-        weight = weight.to(dtype)
-        return Call(lambda x: F.linear(x, weight.to(x.device)), (left.to(dtype),))
+        parameter = _parameter(weight.to(dtype))
+        return Call(lambda x: F.linear(x, parameter.to(x.device)), (left.to(dtype),))
 
     return build
+
+
+def _parameter(weight: torch.Tensor) -> torch.nn.Parameter:
+    """A weight as layers hold it. Only such weights are packed, and none of inference mode."""
+    with torch.inference_mode(False):
+        return torch.nn.Parameter(weight.clone(), requires_grad=False)
 
 
 def _linear_of_last_token(inner: int, columns: int) -> Callable[[torch.dtype, int], Call]:
@@ -108,9 +114,9 @@ def _linear_of_last_token(inner: int, columns: int) -> Callable[[torch.dtype, in
     def build(dtype: torch.dtype, seed: int) -> Call:
         left, weight = cancelling(ROWS, inner, columns, seed)
         tokens = torch.stack((left.flip(0), left), dim=1)
-        weight, bias = weight.to(dtype), weight[:, 0].contiguous().to(dtype)
+        parameter, bias = _parameter(weight.to(dtype)), weight[:, 0].contiguous().to(dtype)
         return Call(
-            lambda x: F.linear(x[:, -1:], weight.to(x.device), bias.to(x.device)),
+            lambda x: F.linear(x[:, -1:], parameter.to(x.device), bias.to(x.device)),
             (tokens.to(dtype),),
         )
 
