@@ -2,7 +2,7 @@
 
 Overrides are process-wide (PyTorch's dispatcher and transformers' attention table are), so a mode
 entered in one thread holds in all. Modes nest: each op family counts its holders and is restored
-when the last one leaves, in whatever order and through exceptions.
+when the last one leaves, in any order and through exceptions.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A call is invariant if a kernel of ours serves it; if it computes nothing (views, copies, gathers);
 if it gives whole numbers or truth values; or if it works entry by entry and rounds each entry in
-the same way, wherever the entry is. All other calls are not, whatever their name: quantised
-products, scans, attention that does not go through transformers' interface.
+the same way, at any position. All other calls are not: quantised products, scans, attention that
+does not go through transformers' interface.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class OpRules:
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _is_served(self, full_name: str, op: str, args: Sequence[Any]) -> bool:
-        """True if a kernel of ours serves the call, and the batch is where the kernel expects it.
+        """True if a kernel of ours serves the call, and the batch is the dim that it expects.
 
         Sums of one product are even, as those of the rotary embedding.
         """

@@ -55,7 +55,7 @@ _ATTENTION_OPS = {"attention": ATTENTION_OP, PREFILL: f"{ATTENTION_OP}, query by
 
 
 def kernels_of(family: str) -> dict[str, dict[str, Kernel]]:
-    """Dispatch key, then aten op; Triton is imported only where it can run."""
+    """Dispatch key, then aten op; Triton is imported only if it can run."""
     tables = ATEN.get(family, {})
     if why_unavailable() is not None:
         return tables

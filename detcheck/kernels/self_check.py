@@ -45,13 +45,21 @@ def _checks(family: str) -> list[Callable[[], str | None]]:
 
 
 def _matmul() -> str | None:
-    generator = torch.Generator().manual_seed(1)
+    """Products by a plain tensor and by a parameter, which may be packed."""
     for dtype in (torch.float32, torch.bfloat16):
-        rows = torch.randn(5, 1536, generator=generator).to(dtype)
-        weight = torch.randn(64, 1536, generator=generator).to(dtype)
-        if not torch.equal(F.linear(rows, weight)[:1], F.linear(rows[:1], weight)):
-            return f"matmul in {dtype} gives a row alone a different result than in a batch of 5"
+        rows = torch.randn(5, 1536, generator=_seeded(1)).to(dtype)
+        weight = torch.randn(64, 1536, generator=_seeded(2)).to(dtype)
+        for each in (weight, _parameter(weight)):
+            if not torch.equal(F.linear(rows, each)[:1], F.linear(rows[:1], each)):
+                return (
+                    f"matmul in {dtype} gives a row alone a different result than in a batch of 5"
+                )
     return None
+
+
+def _parameter(weight: torch.Tensor) -> torch.nn.Parameter:
+    with torch.inference_mode(False):
+        return torch.nn.Parameter(weight.clone(), requires_grad=False)
 
 
 def _attention() -> str | None:

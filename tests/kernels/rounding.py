@@ -8,7 +8,7 @@ import torch
 
 
 def rounds_alike(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
-    """Whether each entry of (4099,) is the same in whole, in parts, spread out, and far on."""
+    """True if each entry of (4099,) has the same bits in whole, in parts, strided, and repeated."""
     whole = function(x.clone())
     parts = [(function(x[start : start + 7]), whole[start : start + 7]) for start in range(0, 99)]
     spread = function(torch.stack((x, x), 1)[:, 0])

@@ -1,4 +1,4 @@
-"""A request attends the same, bit for bit, whatever shares its batch."""
+"""Attention gives a request the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PagedCache:
 
 
 class IndexedCache:
-    """The same as transformers 5.17 has it."""
+    """The same cache with the interface of transformers 5.17."""
 
     def update(
         self, key_states: Any, value_states: Any, layer_idx: int, read_index: Any, write_index: Any
@@ -60,7 +60,7 @@ def packed(requests: list[list[torch.Tensor]], function: Any = attention) -> lis
 
 
 def batched_sdpa(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> Any:
-    """What not to do: equal requests as entries of one stock call."""
+    """The planted fault: requests of equal length as entries of one stock call."""
     n = query.shape[2]
     q = query[0].transpose(0, 1).reshape(n, KV_HEADS, HEADS // KV_HEADS, -1)
     k, v = (x[0].unflatten(1, (n, -1)).transpose(0, 1) for x in (key, value))
@@ -88,7 +88,7 @@ def test_a_request_does_not_depend_on_its_batch(
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """PyTorch with two threads, whose scratch buffers differ; one thread has only one."""
+    """PyTorch with two threads: each has a scratch buffer, and the two are aligned differently."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -135,7 +135,7 @@ def test_the_paged_cache_of_older_versions_gives_the_same(by_layer_type: bool) -
 
 
 def test_keys_that_the_layer_took_out_of_the_cache_give_the_same() -> None:
-    """As since transformers 5.24, which says `is_causal=False` of packed requests."""
+    """As since transformers 5.24, which passes `is_causal=False` for packed requests."""
     parts = request(4, 3, 30, 64, torch.float32)
     bounds = {"cu_seq_lens_q": torch.tensor([0, 3]), "cu_seq_lens_k": torch.tensor([0, 30])}
     out, _ = attention(Layer(), *parts, None, is_causal=False, **bounds)
@@ -145,7 +145,7 @@ def test_keys_that_the_layer_took_out_of_the_cache_give_the_same() -> None:
 @pytest.mark.parametrize("q_len", [1, 6])
 @pytest.mark.parametrize("boolean", [True, False])
 def test_padding_does_not_matter(q_len: int, boolean: bool) -> None:
-    """A left-padded row gives what it gives without its padding."""
+    """A row padded on the left has the bits that it has without its padding."""
     k_len, padding = 40, 9
     probe = request(0, q_len if q_len == 1 else k_len, k_len, 64, torch.float32)
     whole = request(1, q_len if q_len == 1 else k_len + padding, k_len + padding, 64, torch.float32)
@@ -181,13 +181,13 @@ def hole() -> torch.Tensor:
 
 
 def blocks(*lengths: int) -> torch.Tensor:
-    """Several sequences in one row, or chunks of one: the last query sees but the last of them."""
+    """Several sequences in one row, or chunks of one: the last query sees only the last of them."""
     parts = [torch.ones(length, length, dtype=torch.bool).tril() for length in lengths]
     return torch.block_diag(*parts).bool()[None, None]
 
 
 def moving_back() -> torch.Tensor:
-    """The fourth query sees two keys, the fifth all that came before."""
+    """The fourth query sees two keys, the fifth sees all keys before it."""
     mask = blocks(6)
     mask[..., 3, :2] = False
     return mask
@@ -228,7 +228,7 @@ def test_what_padding_itself_may_see_does_not_matter(seen: str) -> None:
 def test_rows_that_start_off_cache_lines_do_not_matter(
     dtype: torch.dtype, heads: int, kv_heads: int, dim: int, length: int
 ) -> None:
-    """Odd widths: the queries of a batch start anywhere, those of a request alone do not."""
+    """With odd head sizes a query of a batch may start off a cache line."""
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(4, 1, heads, dim, generator=generator).to(dtype).transpose(1, 2)
     key, value = torch.randn(2, 4, kv_heads, length, dim, generator=generator).to(dtype)
@@ -240,7 +240,7 @@ def test_rows_that_start_off_cache_lines_do_not_matter(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_heads_of_a_copy_start_where_those_of_a_cache_do(dtype: torch.dtype) -> None:
-    """Keys as they lie in a cache of whole lines, and copied out of one where they do not."""
+    """Keys that are a part of a larger cache, and the same keys in memory of their own."""
     query, key, value = request(6, 1, 31, 66, dtype)
     cached = [x.new_zeros(1, KV_HEADS, 64, 66) for x in (key, value)]
     for whole, part in zip(cached, (key, value), strict=True):

@@ -1,4 +1,4 @@
-"""A row of a product is bitwise the same whatever shares its batch; the stock op is caught."""
+"""A row of a product has the same bits in any batch; the same checks fail for the stock op."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SLICES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def biased_rows_differ(cut: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> int:
-    """Requests of five whose part of a biased layer's result is not what it is alone."""
+    """Of five requests, how many have other bits in the batch than alone, after a biased layer."""
     hidden = torch.randn(5, 4, 256, generator=torch.Generator().manual_seed(1)).to(dtype)
     weight = torch.randn(300, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
     bias = torch.linspace(-1, 1, 300).to(dtype)
@@ -76,7 +76,7 @@ def biased_rows_differ(cut: Callable[[torch.Tensor], torch.Tensor], dtype: torch
 def test_slices_of_a_batch_do_not_matter_with_a_bias(
     name: str, dtype: torch.dtype, grad: bool
 ) -> None:
-    """One request's last token is contiguous, those of several are not."""
+    """The last token of one request is contiguous in memory, the last tokens of several are not."""
     with torch.set_grad_enabled(grad), batch_invariant(["matmul"]):
         assert biased_rows_differ(SLICES[name], dtype) == 0
 
@@ -86,7 +86,7 @@ def test_the_same_check_catches_the_stock_layer() -> None:
 
 
 class Packed(torch.Tensor):
-    """A weight of a kind of its own, as quantised models have them: no storage to look at."""
+    """A weight of a type of its own, as quantised models have them; it has no storage."""
 
     @staticmethod
     def __new__(cls, plain: torch.Tensor) -> Packed:
@@ -118,7 +118,7 @@ def test_linear_is_called_as_stock_is() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own
 def test_transforms_without_gradients_still_work() -> None:
-    """Their tensors have no storage to look at."""
+    """Tensors inside a transform have no storage."""
     left, weight = torch.randn(4, 64), torch.randn(8, 64)
     expected = F.linear(left, weight)
     with torch.no_grad(), batch_invariant(["matmul"]):
@@ -137,14 +137,14 @@ def test_autocast_still_casts() -> None:
             assert F.linear(left, weight).dtype == torch.bfloat16
 
 
-def test_a_bias_that_counts_nothing_is_not_looked_at() -> None:
+def test_a_bias_with_factor_zero_is_not_read() -> None:
     bias = torch.full((3,), torch.nan)
     with batch_invariant(["matmul"]):
         assert torch.addmm(bias, torch.ones(2, 4), torch.ones(4, 3), beta=0).eq(4).all()
 
 
-def test_whoever_watches_the_dispatcher_sees_each_product() -> None:
-    """A trace holds op against op: a shortcut on one side only would leave it blind."""
+def test_a_dispatch_mode_sees_each_product() -> None:
+    """A trace compares op with op. A shortcut in only one of two runs would hide ops from it."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Names(TorchDispatchMode):
@@ -186,7 +186,7 @@ def test_empty_and_integer_products_still_work() -> None:
         assert torch.equal(torch.mm(ints, ints.t()), torch.tensor([[5, 14], [14, 50]]))
 
 
-def test_row_classes_pad_what_a_kernel_computes_differently() -> None:
+def test_row_classes_pad_numbers_of_rows_that_differ() -> None:
     """A planted kernel that sums backwards for fewer than three rows must be padded up to three."""
 
     def broken(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -200,7 +200,7 @@ def test_row_classes_pad_what_a_kernel_computes_differently() -> None:
 
 
 def test_a_difference_in_one_result_of_hundreds_is_seen() -> None:
-    """Of a short product in bfloat16 rounding leaves no more to see: one call shows nothing."""
+    """In a short product in bfloat16, rounding hides all but one result of hundreds."""
 
     def rarely(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         out = torch.stack([(row[None].float() @ right.float())[0] for row in left])
@@ -213,7 +213,7 @@ def test_a_difference_in_one_result_of_hundreds_is_seen() -> None:
 
 
 @pytest.mark.sweep
-def test_large_calls_without_any_class_are_made_of_tiles() -> None:
+def test_large_calls_in_no_class_are_cut_into_tiles() -> None:
     def large_differ(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         rows = torch.stack([(row[None].repeat(4, 1) @ right)[0] for row in left])
         return rows * 1.001 if len(left) > 40 else rows
@@ -223,7 +223,7 @@ def test_large_calls_without_any_class_are_made_of_tiles() -> None:
     assert classes.tile_rows == 32
 
 
-def test_a_product_in_which_the_position_matters_is_made_of_single_rows() -> None:
+def test_a_product_in_which_the_position_matters_is_cut_into_single_rows() -> None:
     def by_position(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         rows = torch.stack([(row[None].repeat(4, 1) @ right)[0] for row in left])
         rows[len(left) // 4 * 4 :] *= 1.001
@@ -247,7 +247,7 @@ def test_a_product_in_which_the_position_matters_is_made_of_single_rows() -> Non
 def test_products_of_few_columns_keep_the_promise(
     inner: int, columns: int, dtype: torch.dtype
 ) -> None:
-    """Of these, stock kernels give a row another result at another place in a call of one size."""
+    """In these, a stock kernel gives a row other bits if its position in the call changes."""
     left, weight = cancelling(129, inner, columns, dtype)
     bias = torch.linspace(-1, 1, columns).to(dtype)
     with batch_invariant(["matmul"]):

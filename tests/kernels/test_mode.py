@@ -22,7 +22,7 @@ WEIGHT = torch.randn(576, 1536, generator=torch.Generator().manual_seed(4))
 
 
 def invariant() -> bool:
-    """Whether a row alone equals itself in its batch just now."""
+    """True if a row alone has the same bits as in its batch, under the kernels that are on now."""
     return torch.equal(F.linear(LEFT[:1], WEIGHT), F.linear(LEFT, WEIGHT)[:1])
 
 
@@ -64,7 +64,7 @@ def test_an_exception_restores_the_stock_ops() -> None:
     assert active_families() == ()
 
 
-def test_a_mode_that_fails_on_its_way_in_leaves_the_one_around_it_on(
+def test_a_mode_that_fails_to_start_leaves_the_mode_around_it_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def install(family: str, calls: Counter[str]) -> None:
@@ -113,7 +113,7 @@ def test_an_unknown_family_is_refused() -> None:
         pass
 
 
-def test_a_mode_of_nothing_is_refused() -> None:
+def test_a_mode_without_families_is_refused() -> None:
     with pytest.raises(UsageError, match="at least one op family"), batch_invariant([]):
         pass
 
@@ -125,7 +125,7 @@ def test_one_family_may_be_named_by_itself() -> None:
 
 
 def test_the_self_check_finds_stock_ops_left_on() -> None:
-    """The hole others had: a mode that says it is enabled while stock kernels run."""
+    """Others' modes had this hole: they say that they are enabled while stock kernels run."""
     assert "alone" in self_check({"matmul": Counter()})
 
 

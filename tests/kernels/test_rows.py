@@ -1,4 +1,4 @@
-"""Norms, softmax, reductions and activations: a row is the same whatever shares its batch.
+"""Norms, softmax, reductions and activations: a row has the same bits in any batch.
 
 Each check has its twin on the stock op, at a shape where that op fails it.
 """
@@ -23,7 +23,7 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    """On one thread no stock reduction is cut, and the twins would find nothing."""
+    """With one thread PyTorch splits no reduction, and the twins would not fail."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -38,7 +38,7 @@ def rows(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.T
 
 
 def written_out(x: torch.Tensor) -> torch.Tensor:
-    """RMSNorm as models without an upcast write it."""
+    """RMSNorm as models write it that compute it in their own dtype."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
 
 
@@ -76,7 +76,9 @@ ALL = NORM | SOFTMAX | REDUCE | POINTWISE
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_rows_do_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> None:
-    same_for_all = name == "layer_norm" or "softmax" in name  # of a single element: 0, or 1
+    same_for_all = (
+        name == "layer_norm" or "softmax" in name
+    )  # for a single element all rows give 0, or 1
     with batch_invariant():
         for width in WIDTHS[1:] if same_for_all else WIDTHS:
             assert_batch_invariant(ALL[name], rows(33, width, dtype=dtype))
@@ -183,7 +185,7 @@ def test_the_self_check_of_a_family_can_fail(family: str) -> None:
 
 @pytest.mark.parametrize("num_threads", [3, 5, 7])
 def test_threads_that_do_not_divide_the_width_do_not_matter(num_threads: int) -> None:
-    """They cut rows of 1540 inside a vector."""
+    """Their shares of rows of 1540 begin inside a vector."""
     threads = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:

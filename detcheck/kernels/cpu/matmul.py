@@ -17,7 +17,7 @@ _DTYPES = (
 )
 
 _settled: set[tuple[Any, ...]] = set()
-"""Calls whose operands run as they are, by all that this may depend on: the common case, fast."""
+"""Keys of calls that need neither copies nor padding. This is the common case, and fast."""
 
 _stock_mm = stock_kernel("mm")
 _stock_bmm = stock_kernel("bmm")
@@ -28,11 +28,11 @@ stock_bmm_out = stock_kernel("bmm.out")
 
 
 def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(M, K) x (K, N) to (M, N); every row is bitwise what it is in a call of 32 rows.
+    """(M, K) x (K, N) to (M, N); every row has the bits that it has in a call of 32 rows.
 
-    float32, bfloat16, float16, float64 and complex; other dtypes (integers) run as stock, being
-    exact. If the left-hand side is a parameter, the batch is along N, and each column is bitwise
-    what it is in a call of 32 columns.
+    For float32, bfloat16, float16, float64 and complex. Products of integers are exact and run as
+    stock. If the left-hand side is a parameter, the batch is along N: then every column has the
+    bits that it has in a call of 32 columns.
     """
     if is_weight(left) and not is_weight(right):
         return mm(right.t(), left.t()).t()
@@ -63,7 +63,7 @@ def addmm(
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(B, M, K) x (B, K, N) to (B, M, N): each product on its own, so B and M do not matter."""
+    """(B, M, K) x (B, K, N) to (B, M, N): each product has calls of its own, for any B and M."""
     fit = left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0]
     if left.dtype not in _DTYPES or not fit or left.shape[2] <= 1 or not len(left):
         result: torch.Tensor = _stock_bmm(left, right)

@@ -1,9 +1,9 @@
 """Batch-invariant normalisation on the CPU.
 
-RMSNorm, written out or through `rms_norm`, decomposes here into pow, mean (family `reduce`),
-rsqrt and products; layer_norm gives each row to one thread. What is left to mend is rsqrt in half
-precision: the vector kernel rounds once, the scalar one twice, and which of them a row's value
-meets depends on the number of rows. In float32 both are exact to the last bit.
+RMSNorm, written out or called as `rms_norm`, consists of pow, mean (family `reduce`), rsqrt and
+products. Layer normalisation gives each row to one thread already. So only rsqrt in half precision
+needs a kernel: the stock vector kernel rounds once, the scalar one twice, and the number of rows
+decides which of the two computes a row. In float32 both are correctly rounded.
 """
 
 from __future__ import annotations

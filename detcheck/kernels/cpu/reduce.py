@@ -1,6 +1,6 @@
 """Batch-invariant reductions over dims on the CPU: stock kernels, always on contiguous rows.
 
-Along contiguous rows the stock kernels reduce each row in one order, whatever the number of rows.
+Along contiguous rows the stock kernels reduce each row in one order, for any number of rows.
 There are two exceptions, and both are mended here:
 
 - If the reduced dims are not the last ones, or the tensor is not contiguous, PyTorch reduces

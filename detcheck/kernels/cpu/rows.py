@@ -1,16 +1,23 @@
-"""Which numbers of rows share one bitwise class of a matrix product on this CPU.
+"""Which numbers of rows give the same bits in a matrix product on this CPU.
 
-oneDNN and MKL choose a kernel by shape. For most numbers of rows M the kernels add up over K in
-the same order and a row's result does not depend on M; for a few (M = 1 in bfloat16 at large K,
-M < 4 in float32) it does. Within one shape a row's result does not depend on its neighbours, nor,
-but for products of few columns, on its position. So the classes are found once per (K, N, dtype,
-layout, threads), by experiment: the rows of a call of M rows are compared with those of an anchor
-call, bit for bit, on data made to show a change of order. A call whose M is in the anchor's class
-runs as it is; another is padded up to the next M that is; a large one is cut into blocks. Where no
-larger M agrees a call is cut into tiles of the anchor's size, and into single rows where a row's
-position in the anchor call matters. Rounding to bfloat16 hides almost every difference of order,
-so the probe's columns cancel: each product has a partner of nearly the opposite value at a random
-distance, partial sums are large and the total is small.
+oneDNN and MKL choose a kernel by shape. For most numbers of rows M their kernels sum over K in the
+same order, and a row's result does not depend on M. For a few it does: M = 1 in bfloat16 at large
+K, M < 4 in float32. Within one shape a row's result does not depend on its neighbours. It does not
+depend on its position either, except in products of few columns.
+
+So the numbers of rows fall into classes, which are found by experiment, once per shape, dtype,
+layout and settings. The rows of a call of M rows are compared, bit for bit, with the same rows in
+calls of a fixed number of rows, the anchor. Then:
+
+- a call whose M is in the anchor's class runs as it is;
+- another call is padded to the next larger M in the class;
+- a large call is cut into blocks;
+- if no larger M is in the class, a call is cut into tiles of the anchor's size;
+- if a row's position matters in the anchor call, a call is cut into single rows.
+
+Rounding to bfloat16 hides almost every difference of order. So the probe's products cancel: each
+has a partner of nearly the opposite value at a random distance along K. Partial sums are large,
+totals are small, and a different order shows.
 """
 
 from __future__ import annotations
@@ -22,23 +29,23 @@ from dataclasses import dataclass, field
 import torch
 
 ANCHOR_ROWS = 32
-"""The class of a call of this many rows is the one that every call is brought into."""
+"""Rows of the anchor calls. Every call is brought into their class."""
 DENSE_ROWS = 64
-"""Up to here every number of rows is probed for itself."""
+"""Up to this number of rows, each number is probed."""
 ROW_STEP = 16
-"""Above, rows are padded up to a multiple of this, so that few sizes are probed."""
+"""Above DENSE_ROWS, rows are padded to a multiple of this, so that few numbers are probed."""
 BLOCK_ROWS = 1024
 """Larger calls are cut into blocks of this many rows."""
 PROBED_ELEMENTS = 32768
-"""Results by which a number of rows is judged; bfloat16 shows a change in about one of 256."""
+"""Results that are compared per number of rows; in bfloat16 about one of 256 shows a change."""
 PATTERN_COLUMNS = 2048
-"""Different columns of the probe's right-hand side."""
+"""Different columns of the probe's right-hand side; further columns repeat them."""
 PROBED_ROWS = 128
 """Rows of the probe's left-hand side, unless a number of rows needs more."""
 KEPT_BYTES = 128 << 20
 """Probe operands and results up to this size are kept for the next number of rows."""
 CACHE_LINE_BYTES = 64
-"""Vector kernels may take another path for operands that start off a cache line."""
+"""Vector kernels may compute operands that do not start on a cache line differently."""
 
 MatMul = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Left = Callable[[torch.Tensor], torch.Tensor]
@@ -46,7 +53,7 @@ Left = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ProductShape:
-    """What a row class may depend on, besides the number of rows."""
+    """Everything about a product, except the number of rows, that its classes may depend on."""
 
     inner: int
     """K, the length of the sums."""
@@ -54,15 +61,15 @@ class ProductShape:
     """N."""
     dtype: torch.dtype
     transposed: bool
-    """Whether the right-hand side is the transpose of a contiguous (N, K) tensor."""
+    """True if the right-hand side is the transpose of a contiguous (N, K) tensor."""
     biased: bool
     misalignment: int = 0
-    """Bytes by which the right-hand side starts off a cache line, as mapped weights may."""
+    """Bytes from the last cache line to the start of the right-hand side; 0 if it is on one."""
 
 
 @dataclass(slots=True)
 class RowClasses:
-    """Padded row counts for one shape, probed when they are first asked for."""
+    """The class of the anchor calls, for one shape; numbers of rows are probed when needed."""
 
     shape: ProductShape
     multiply: MatMul
@@ -71,7 +78,7 @@ class RowClasses:
     """Turns the (K, N) operand into what `multiply` takes, such as a packed weight."""
     _padded: dict[int, int | None] = field(default_factory=dict)
     _tile_rows: int = 0
-    """ANCHOR_ROWS, or 1 where a row's position matters; 0 before it was looked at."""
+    """ANCHOR_ROWS, or 1 if a row's position matters; 0 before that was probed."""
     _right: torch.Tensor | None = None
     """The probe's (K, N) operand, prepared; kept unless it is large."""
     _anchored: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -79,9 +86,9 @@ class RowClasses:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def padded_rows(self, rows: int) -> int | None:
-        """The smallest number of rows in the anchor's class that holds `rows` of them.
+        """The smallest number in the anchor's class that is not below `rows`.
 
-        `rows` is at most BLOCK_ROWS. None where there is none: see `tile_rows`.
+        `rows` is at most BLOCK_ROWS. None if there is no such number: see `tile_rows`.
         """
         if rows not in self._padded:
             with self._lock:
@@ -94,13 +101,14 @@ class RowClasses:
 
     @property
     def tile_rows(self) -> int:
-        """Rows of the calls that all others are cut into if `padded_rows` gives None."""
+        """Rows of the calls that a call is cut into if `padded_rows` gives None for it."""
         return self._tile_rows
 
     def apply(self, multiply: Left, left: torch.Tensor) -> torch.Tensor:
-        """`multiply` (M, K), contiguous and on a cache line, in calls of the anchor's class.
+        """The product of `left` (M, K), computed only in calls of the anchor's class.
 
-        `multiply` is the stock product by one right-hand side of this shape.
+        `multiply` is the stock product by one right-hand side of this shape. `left` is contiguous
+        and starts on a cache line.
         """
         if left.shape[0] > BLOCK_ROWS:
             blocks = left.split(BLOCK_ROWS)
@@ -126,17 +134,16 @@ class RowClasses:
         return None
 
     def _position_matters(self, right: torch.Tensor) -> bool:
-        """Whether rows of an anchor call are otherwise one place further on."""
+        """True if a row of an anchor call changes when all rows move by one place."""
         columns = min(self.shape.columns, PATTERN_COLUMNS)
         left, anchor = self._anchor(-(-PROBED_ELEMENTS // columns), right)
         moved = torch.cat([self.multiply(x, right) for x in left.roll(1, 0).split(ANCHOR_ROWS)])
         return not torch.equal(moved, anchor.roll(1, 0))
 
     def _in_class(self, rows: int, right: torch.Tensor) -> bool:
-        """Whether each row of a call of `rows` is what it is in a call of ANCHOR_ROWS.
+        """True if each row of a call of `rows` rows has the bits that it has in an anchor call.
 
-        Of few rows and columns a single call shows little, so it is made as often as it takes to
-        see PROBED_ELEMENTS.
+        Calls are repeated on other rows until PROBED_ELEMENTS results were compared.
         """
         columns = min(self.shape.columns, PATTERN_COLUMNS)
         calls = max(1, -(-PROBED_ELEMENTS // (rows * columns)))
@@ -147,7 +154,7 @@ class RowClasses:
         )
 
     def _anchor(self, rows: int, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """At least `rows` rows of the probe, and what they are in calls of ANCHOR_ROWS."""
+        """At least `rows` rows of the probe, and their results in anchor calls."""
         if self._anchored is not None and len(self._anchored[0]) >= rows:
             return self._anchored
         left = self._probe_left(-(-max(rows, PROBED_ROWS) // ANCHOR_ROWS) * ANCHOR_ROWS)
@@ -157,14 +164,14 @@ class RowClasses:
         return left, anchor
 
     def _probe_left(self, rows: int) -> torch.Tensor:
-        """Seeded (rows, K): the second of each pair of columns is the first, a little off."""
+        """Seeded (rows, K); of each pair of columns the second is the first, slightly changed."""
         first, second = _partners(self.shape.inner)
         left, jitter = self._random(0, (rows, self.shape.inner), (rows, len(first)))
         left[:, second] = left[:, first] * (1 + jitter / 128)
         return left.to(self.shape.dtype)
 
     def _probe_right(self) -> torch.Tensor:
-        """Seeded (K, N), in the shape's layout: each second row of a pair is minus the first."""
+        """Seeded (K, N), in the shape's layout; each second row of a pair is minus the first."""
         if self._right is not None:
             return self._right
         shape = self.shape
@@ -184,13 +191,13 @@ class RowClasses:
             self._right = self._anchored = None
 
     def _random(self, seed: int, *sizes: tuple[int, int]) -> list[torch.Tensor]:
-        """Seeded normal values, as precise as the shape's dtype: of less, products are exact."""
+        """Seeded normal values, at least as precise as the shape's dtype."""
         generator = torch.Generator().manual_seed(seed)
         dtype = torch.promote_types(self.shape.dtype, torch.float32)
         return [torch.randn(size, generator=generator, dtype=dtype) for size in sizes]
 
     def _laid_out(self, weight: torch.Tensor) -> torch.Tensor:
-        """(N, K) weight as the (K, N) right-hand side, in the shape's layout and alignment."""
+        """An (N, K) weight as (K, N) right-hand side, in the shape's layout and alignment."""
         source = weight if self.shape.transposed else weight.t()
         skip = self.shape.misalignment // weight.element_size()
         storage = torch.empty(weight.numel() + skip, dtype=weight.dtype)
@@ -221,7 +228,7 @@ class ClassTable:
 
 
 def _partners(inner: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices along K in pairs at random distances, (K // 2,) each; an odd one is left out."""
+    """Indices along K in pairs at random distances, (K // 2,) each; for odd K one is left out."""
     order = torch.randperm(inner, generator=torch.Generator().manual_seed(2))
     half = inner // 2
     return order[:half], order[half : 2 * half]

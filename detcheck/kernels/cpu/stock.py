@@ -1,4 +1,4 @@
-"""The stock CPU kernels of aten ops, beneath whatever overrides them."""
+"""The stock CPU kernels of aten ops, which can be called while they are overridden."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 
 
 def stock_kernel(op: str) -> Callable[..., Any]:
-    """The CPU kernel that PyTorch registered for `op`, such as `mean.dim`; takes its arguments.
+    """The CPU kernel that PyTorch registered for `op`, such as `mean.dim`.
 
-    To be asked for before anything is overridden, when a module is imported.
+    It takes the op's arguments; autograd and dispatch modes do not see the call. Call this when a
+    module is imported, before anything is overridden.
     """
     kernel = torch.library.get_kernel(f"aten::{op}", "CPU")
     return partial(kernel.call_boxed, torch._C.DispatchKeySet(torch._C.DispatchKey.CPU))
