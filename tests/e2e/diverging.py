@@ -13,7 +13,6 @@ from detcheck import environment, runner
 from detcheck.cli.app import main
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.scripted import Planted, ScriptedEngine
-from detcheck.experiment import Experiment
 from detcheck.traffic import Trial
 
 SECONDS = float(sys.argv.pop(1))
@@ -27,12 +26,12 @@ class SlowEngine(ScriptedEngine):
         return super().run_trial(trial, on_tokens)
 
 
-def create(experiment: Experiment, connection: object = None) -> SlowEngine:
+def open_engine(*_: object, **__: object) -> SlowEngine:
     planted = (Planted(5, 3, rate=0.4), Planted(9, 2, min_batch_size=8, rate=0.5))
     return SlowEngine(planted, noise=0.1)
 
 
-runner.create = create
+runner.open_engine = open_engine
 environment._torch_module = lambda required: None  # type: ignore[assignment] # half of the start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us with &
 main()
