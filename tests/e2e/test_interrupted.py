@@ -151,7 +151,8 @@ def test_two_processes_cannot_write_one_run(start: Start, tmp_path: Path, whole:
     out, err = second.communicate(timeout=60)
     assert (second.returncode, out) == (2, "")
     assert err == (
-        "error: Another process is writing to run: wait until it has ended, then go on with --resume run.\n"
+        "error: Another process is writing to run: wait until it has ended, then go on with "
+        "--resume run.\n"
     )
     first.kill()
     first.wait(timeout=30)
