@@ -18,6 +18,7 @@ PACKAGE = Path(detcheck.__file__).parent
 TIERS = (
     {"__main__"},
     {"cli", "pytest_plugin"},
+    {"repro"},
     {"gate", "report", "probes", "runner"},
     {"listener"},
     {"engines", "analysis"},

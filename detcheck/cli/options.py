@@ -38,6 +38,7 @@ OTHER_FLAGS = {
     "min_comparisons": "--min-comparisons",
     "out": "--out",
     "prompts": "--prompts",
+    "repro": "--repro",
     "require_control": "--require-control",
     "resume": "--resume",
     "shapes_from": "--shapes-from",

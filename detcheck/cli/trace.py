@@ -13,8 +13,10 @@ from detcheck.experiment import Experiment
 from detcheck.targets import from_dict
 
 if TYPE_CHECKING:
-    from detcheck.probes.trace import Subject
+    from detcheck.probes.calls import CallPair
+    from detcheck.probes.subject import Subject
     from detcheck.probes.trace_results import FlipSide, Trace
+    from detcheck.rundir import Run
 
 _LAYERS_SHOWN = 12
 
@@ -72,6 +74,14 @@ def trace_command(
             help="Keep trace.json and a figure there; in a run directory, its report shows it.",
         ),
     ] = None,
+    repro: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write a script there that shows the difference without detcheck, with its "
+            "environment and the text of an issue. Of a server's run: a script that asks it again.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Name the first op whose rows for a request differ in a batch although its inputs are equal.
@@ -80,9 +90,6 @@ def trace_command(
     to the token of divergence. Every aten op until then is compared bit for bit. The trace also
     gives each layer's difference at that token, and the gap between the best two tokens.
     """
-    from detcheck.cli.console import keep_probe, print_json
-    from detcheck.probes.trace import subject_of_prompt, subject_of_run, trace
-
     given = {
         "model": model,
         "revision": revision,
@@ -99,14 +106,60 @@ def trace_command(
             raise UsageError("A run already has its options: give RUN, or -p with its options.")
         from detcheck.rundir import load
 
-        subject = subject_of_run(load(run))
+        loaded = load(run)
+        if repro is not None and not loaded.traits.computes_here:
+            _write_burst(loaded, repro, as_json=as_json)
+            return
+        from detcheck.probes.subject import subject_of_run
+
+        subject = subject_of_run(loaded)
     else:
+        from detcheck.probes.subject import subject_of_prompt
+
         experiment = _experiment(prompt, batch_sizes, kernels, max_new_tokens)
         subject = subject_of_prompt(experiment, from_dict(options))
-    found = trace(subject, kernels)
+    _trace(subject, kernels, out, repro, as_json=as_json)
+
+
+def _trace(
+    subject: Subject, kernels: str | None, out: Path | None, repro: Path | None, *, as_json: bool
+) -> None:
+    """Trace, print the result, and write the files that were asked for."""
+    from detcheck.cli.console import keep_probe, print_json
+    from detcheck.probes.trace import trace
+
+    if repro is None:
+        found = trace(subject, kernels)
+    else:
+        from detcheck.repro import files, op
+
+        files.check_folder(repro)
+        calls: list[CallPair] = []
+        found = trace(subject, kernels, calls.append)
     print_json(found) if as_json else _print(found)
     if out is not None:
         keep_probe(found, "trace.json", out)
+    if repro is not None:
+        _name(op.write_op(found, next(iter(calls), None), repro, subject.target.model_name))
+
+
+def _write_burst(run: Run, repro: Path, *, as_json: bool) -> None:
+    """Write a script that asks the run's server again."""
+    from detcheck.cli.console import print_json
+    from detcheck.repro import endpoint, files
+
+    files.check_folder(repro)
+    paths = endpoint.write_burst(run, repro)
+    if as_json:
+        print_json({"written": [str(path) for path in paths]})
+    _name(paths)
+
+
+def _name(paths: list[Path]) -> None:
+    from detcheck.cli.console import print_line, stderr
+
+    for path in paths:
+        print_line(f"written: {path}", console=stderr)
 
 
 def _check_kernels(kernels: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from detcheck.probes.bits import ulps
+from detcheck.probes.calls import CallPair
 from detcheck.probes.cutting import cut
 from detcheck.probes.recorder import DifferingOp, OutputKeeper
 from detcheck.probes.replay import Step
@@ -18,10 +19,14 @@ from detcheck.probes.trace_results import FirstOp, LayerGrowth
 class Kept:
     """A `StepObserver` that keeps the differing op's result, and each layer's at the last step."""
 
-    def __init__(self, model: Any, found: DifferingOp | None, last_step: int):
+    def __init__(
+        self, model: Any, found: DifferingOp | None, last_step: int, *, with_call: bool = False
+    ):
         self._model = model
         self._last_step = last_step
-        self.keeper = None if found is None else OutputKeeper(model, found)
+        self.keeper = None
+        if found is not None:
+            self.keeper = OutputKeeper(model, found, with_call=with_call)
         self.layers: dict[str, torch.Tensor] = {}
         """The request's last row of each layer's output, (hidden,)."""
 
@@ -93,6 +98,19 @@ def first_op(found: DifferingOp, alone: Kept, batch: Kept) -> FirstOp:
         max_ulp,
         found.inputs_compared,
         found.indirect,
+    )
+
+
+def call_pair(alone: Kept, batch: Kept) -> CallPair | None:
+    """The calls of the differing op, if both were kept."""
+    one, other = alone.keeper, batch.keeper
+    if one is None or one.call is None or one.output is None:
+        return None
+    if other is None or other.call is None or other.output is None:
+        return None
+    extents = other.extents
+    return CallPair(
+        one.call, other.call, lambda x, shape: cut(x, shape, extents), one.output, other.output
     )
 
 

@@ -8,7 +8,7 @@ load, and `RequestPlace.extents` gives the request's entries in it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcheck.engines.passes import Extent
 from detcheck.kernels.module_path import ModulePath
+from detcheck.probes.calls import OpCall
 from detcheck.probes.cutting import Shape, cut
 from detcheck.probes.replay import Step
 
@@ -89,12 +90,13 @@ class _Watch(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name in _VIEWS or name in _UNSET:
             return func(*args, **(kwargs or {}))
-        inputs = self._recorder.before(self._step, args)
-        result = func(*args, **(kwargs or {}))
         full_name = name if "::" in name else f"aten::{name}"
         pair = (self._recorder.module_path.current, full_name)
         key = (*pair, self._numbers[pair])
         self._numbers[pair] += 1
+        self._recorder.called(self._step, key, func, args, kwargs or {})
+        inputs = self._recorder.before(self._step, args)
+        result = func(*args, **(kwargs or {}))
         output = result if isinstance(result, torch.Tensor) else None
         self._recorder.after(self._step, key, inputs, output)
         return result
@@ -110,6 +112,11 @@ class OpRecorder:
     def watch(self, step: Step) -> Any:
         """A context that records one forward pass; see `StepObserver`."""
         return _Watch(self, step)
+
+    def called(
+        self, step: Step, key: Key, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Called before an op with the whole call, for a subclass that keeps calls."""
 
     def before(self, step: Step, args: Sequence[Any]) -> Any:
         """Called before an op: the record of its inputs, since the op may overwrite them."""
@@ -235,11 +242,13 @@ class ComparingRecorder(OpRecorder):
 
 
 class OutputKeeper(OpRecorder):
-    """Keeps the result of one op."""
+    """Keeps the result of one op and, if `with_call` is true, the call with all its inputs."""
 
-    def __init__(self, model: torch.nn.Module, wanted: DifferingOp):
+    def __init__(self, model: torch.nn.Module, wanted: DifferingOp, *, with_call: bool = False):
         super().__init__(model)
         self._wanted = wanted
+        self._with_call = with_call
+        self.call: OpCall | None = None
         self.output: torch.Tensor | None = None
         """The whole output, on the CPU."""
         self.extents: tuple[Extent, ...] = ()
@@ -247,6 +256,13 @@ class OutputKeeper(OpRecorder):
     def watch(self, step: Step) -> Any:
         """See `OpRecorder.watch`; None for other steps than the op's."""
         return super().watch(step) if step.index == self._wanted.step else None
+
+    def called(
+        self, step: Step, key: Key, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Keep the call if it is the wanted op's."""
+        if self._with_call and key == self._wanted.key:
+            self.call = OpCall.of(op, args, kwargs, self._parameters)
 
     def before(self, step: Step, args: Sequence[Any]) -> Any:
         """None: the inputs are not recorded."""

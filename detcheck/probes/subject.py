@@ -1,0 +1,93 @@
+"""The request whose divergence is looked into: of a run, or of a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detcheck.analysis import analyse
+from detcheck.analysis.results import Divergence, Group
+from detcheck.errors import UsageError
+from detcheck.experiment import Experiment
+from detcheck.grid import Condition, conditions
+from detcheck.kernels.settings import STOCK
+from detcheck.rundir import Run
+from detcheck.targets import Target
+from detcheck.traffic import Trial, plan_trials
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One request of one trial, to be compared with the same request alone."""
+
+    experiment: Experiment
+    target: Target
+    trial: Trial
+    request: int
+    """Its position in the trial."""
+    num_tokens: int
+    """Most tokens to replay."""
+
+
+def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
+    """The request of a run that diverges from its reference at the earliest token.
+
+    Raises UsageError if no answers diverge, or if no engine in this process can replay the run.
+    """
+    if not run.traits.ops_visible:
+        raise UsageError(
+            f"The run was measured by the engine {run.target.engine!r}, which has no ops to "
+            "trace: trace a run of the continuous or static engine."
+        )
+    return subject_of(run, prompt_index)[0]
+
+
+def subject_of(run: Run, prompt_index: int | None = None) -> tuple[Subject, Divergence]:
+    """As `subject_of_run` for any target, with the divergence itself."""
+    group, seed, divergence = _earliest(run, prompt_index)
+    variant = next(i for i, v in enumerate(run.variants) if v is divergence.variant)
+    table = run.completions
+    for row in range(len(table)):
+        record = run.conditions[int(table.condition[row])]
+        found = (record.prompt_index, record.kernels, record.seed)
+        wanted = (group.prompt_index, group.kernels, seed)
+        if found == wanted and int(table.variant[row]) == variant and record.batch_size > 1:
+            condition = _condition(run, record.condition_id)
+            trial = plan_trials(run.experiment, condition)[int(table.trial[row])]
+            request = int(table.request[row])
+            tokens = divergence.position + 1
+            return Subject(run.experiment, run.target, trial, request, tokens), divergence
+    raise UsageError(
+        f"The answers of {run.path} diverge within a batch of one, so load cannot be the cause: "
+        "trace a run whose answers diverge in a larger batch."
+    )
+
+
+def _earliest(run: Run, prompt_index: int | None) -> tuple[Group, int, Divergence]:
+    """The earliest divergence, with its group and seed; of stock kernels if these diverge."""
+    diverged = [
+        (group, split.seed, divergence)
+        for group in analyse(run).groups
+        for split in group.by_seed
+        for divergence in split.divergences
+        if prompt_index in (None, group.prompt_index)
+    ]
+    if not diverged:
+        raise UsageError(
+            f"No answers diverge in {run.path}, so there is no divergence to trace: to compare ops "
+            "all the same, trace a prompt at two `batch_sizes`."
+        )
+    # Stock first: its cause may also explain a divergence under invariant kernels.
+    return min(diverged, key=lambda each: (each[0].kernels != STOCK, each[2].position))
+
+
+def _condition(run: Run, condition_id: str) -> Condition:
+    every = conditions(run.experiment, run.target)
+    return next(condition for condition in every if condition.condition_id == condition_id)
+
+
+def subject_of_prompt(experiment: Experiment, target: Target) -> Subject:
+    """The first probe of the first trial at the largest batch size of `experiment`."""
+    condition = max(conditions(experiment, target), key=lambda c: c.batch_size)
+    trial = plan_trials(experiment, condition)[0]
+    request = next(i for i, planned in enumerate(trial.requests) if planned.is_probe)
+    return Subject(experiment, target, trial, request, experiment.max_new_tokens)
