@@ -11,29 +11,19 @@ from typing import Any
 import pytest
 import torch
 from asking import ask
-from probes.test_trace import ENGINES, planted_silu
+from probes.test_trace import ENGINES, on_the_tiny_model, planted_silu
 
 import detcheck
 from detcheck.errors import MeasurementError
-from detcheck.models import LoadedModel
-from detcheck.probes import trace as trace_module
 from detcheck.probes.calls import CallPair, OpCall
 from detcheck.probes.trace import subject_of_prompt, trace
 from detcheck.probes.trace_results import Trace
 from detcheck.repro.inputs import pair_inputs
 from detcheck.repro.op import write_op
 
+__all__ = ["on_the_tiny_model"]
+
 PROMPT = "What is the sea?"
-
-
-@pytest.fixture(autouse=True)
-def on_the_tiny_model(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes traces replay with the tiny model."""
-    monkeypatch.setattr(
-        trace_module,
-        "open_engine",
-        lambda asked, target: ENGINES[target.engine](tiny_model, asked, target),
-    )
 
 
 def traced(kernels: str = "stock", engine: str = "static") -> tuple[Trace, CallPair | None]:
