@@ -45,7 +45,11 @@ class Judged:
     groups: int
     """Prompts times kernels settings that were judged."""
     completions: int
-    """Completions asked for of each prompt under each kernels setting, to each seed."""
+    """Completions asked for of each prompt under each kernels setting, to each seed, at each
+    place."""
+    places: tuple[str, ...]
+    """Names of the places that computed answers, such as `endpoint 2`; one empty name if there is
+    only one."""
     returned: int
     """Completions that came back, over all judged groups."""
     temperature: float
@@ -102,7 +106,8 @@ class Judged:
         completions = count(self.completions, "completion")
         tokens = count(self.max_new_tokens, "token")
         sizes = ", ".join(map(str, self.batch_sizes))
-        asked = f"{count(self.prompts, 'prompt')}, {completions} each of at most {tokens}"
+        each = f" at each of {len(self.places)} places" if len(self.places) > 1 else " each"
+        asked = f"{count(self.prompts, 'prompt')}, {completions}{each} of at most {tokens}"
         if self.temperature > 0:
             seeds = ", ".join(map(str, self.seeds[:MOST_SEEDS]))
             more = " …" if len(self.seeds) > MOST_SEEDS else ""
@@ -149,6 +154,7 @@ def judged_of(given: GateInput) -> Judged:
         prompts=len({group.prompt_index for group in given.groups}),
         groups=len(given.groups),
         completions=experiment.completions,
+        places=run.target.placements,
         returned=sum(group.completions for group in given.groups),
         temperature=experiment.temperature,
         seeds=experiment.seeds,

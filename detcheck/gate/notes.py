@@ -54,7 +54,8 @@ def bits_beside(given: GateInput) -> Iterator[Finding]:
             yield Finding("bits", NOTE, sentence, group)
         elif repeats := group.repeats_differ:
             sentence = (
-                f"The same requests, sent together again, got {count(repeats, 'other answer')}."
+                f"The same requests, sent together again, got {count(repeats, 'other answer')}: "
+                "equal bursts are not answered alike."
             )
             yield Finding("bits", NOTE, sentence, group)
 

@@ -215,13 +215,21 @@ def _control(groups: Sequence[Group]) -> Iterator[TrustCheck]:
 
 
 def _repeats(groups: Sequence[Group]) -> Iterator[TrustCheck]:
-    repeats = [differ for group in groups if (differ := group.exact_repeats_differ) is not None]
-    if differ := sum(repeats):
+    """Exact repeats of a load; of servers, whose batches vary, the same requests sent again."""
+    exact = [differ for group in groups if (differ := group.exact_repeats_differ) is not None]
+    again = [differ for group in groups if (differ := group.repeats_differ) is not None]
+    if differ := sum(exact):
         sentence = f"{count(differ, 'completion')} {'differs' if differ == 1 else 'differ'}"
         cause = "the load alone does not explain this"
         yield TrustCheck("repeats differ", False, f"{sentence} in an exact repeat: {cause}")
-    elif repeats:
+    elif differ := sum(again):
+        sentence = f"the same requests, sent together again, got {count(differ, 'other answer')}"
+        yield TrustCheck("repeats differ", False, sentence)
+    elif exact:
         sentence = "exact repeats of a load gave the same answers"
+        yield TrustCheck("repeats hold", True, sentence)
+    elif again:
+        sentence = "the same requests, sent together again, got the same answers"
         yield TrustCheck("repeats hold", True, sentence)
 
 

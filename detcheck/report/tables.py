@@ -57,7 +57,9 @@ def _prompt(row: PromptRow, *, numbered: bool) -> Text:
 def _caption(analysis: Analysis, num_prompts: int) -> str:
     hidden = num_prompts - MAX_PROMPTS
     more = f"… {count(hidden, 'more prompt')} with fewer answers: see the report\n"
-    return (more if hidden > 0 else "") + batches(analysis, "\n")
+    differ = sum(group.repeats_differ or 0 for group in analysis.groups)
+    again = f"\nequal trials, sent again, gave {count(differ, 'other answer')}" if differ else ""
+    return (more if hidden > 0 else "") + batches(analysis, "\n") + again
 
 
 def _cells(group: GroupRow, *, seeds: bool) -> list[Text]:

@@ -135,3 +135,31 @@ def test_outside_of_github_the_summary_is_a_usage_error(monkeypatch, tmp_path, v
         summary_path()
     with pytest.raises(UsageError, match="cannot be written"):
         append_summary(verdict_on(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "48 completions each of"),
+        ({"temperature": 0.8, "seeds": (0, 1)}, "48 completions each of"),
+        ({"prompts": ("One?", "Two?", "Three?")}, "48 completions each of"),
+        (
+            {"endpoints": ("http://one/v1", "http://two/v1"), "kernels": ("as-served",)},
+            "48 completions at each of 2 places of",
+        ),
+    ],
+)
+def test_what_differs_is_counted_among_what_came_back(verdict_on, asked, words):
+    """A verdict once said `32 of 24 completions`: places, seeds and prompts multiply them."""
+
+    def broken(answer):
+        if answer.observed_batch.rows_max < 8:
+            return answer
+        return dataclasses.replace(answer, token_ids=(99, *answer.token_ids[1:]))
+
+    verdict = verdict_on(change=broken, **{"kernels": ("batch-invariant",)} | asked)
+    facts = dict(verdict.judged.facts())
+    returned = sum(judged.group.completions for judged in verdict.groups)
+    assert verdict.judged.differing <= returned
+    assert f"reference: {verdict.judged.differing} of {returned} completions" in facts["compared"]
+    assert words in facts["asked"]

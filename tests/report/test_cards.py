@@ -280,3 +280,31 @@ def test_the_widest_gap_of_a_tie_is_not_zero(story: Analysis) -> None:
     widest = max(max(flip.reference_gap or 0, flip.variant_gap or 0) for flip in flips)
     assert widest > 0
     assert six_cards(story)[2].detail.startswith(f"gaps up to {number(widest)} nats")
+
+
+@pytest.mark.parametrize(
+    ("exact", "again", "passed", "words"),
+    [
+        (None, 3, False, "sent together again, got 3 other answers"),
+        (None, 0, True, "sent together again, got the same answers"),
+        (0, 1, False, "sent together again, got 1 other answer"),
+        (2, 2, False, "2 completions differ in an exact repeat"),
+    ],
+)
+def test_repeats_of_a_server_are_shown(
+    story: Analysis, exact: int | None, again: int, passed: bool, words: str
+) -> None:
+    rows = (
+        dataclasses.replace(
+            story.groups[0].by_batch_size[0], exact_repeats_differ=exact, repeats_differ=again
+        ),
+    )
+    analysis = change_groups(story, "stock", by_batch_size=rows)
+    analysis = dataclasses.replace(analysis, groups=analysis.groups[:1])
+    found = {check.title: check for check in trust_checks(analysis)}
+    check = found["repeats hold" if passed else "repeats differ"]
+    assert (check.passed, words in check.sentence) == (passed, True), check.sentence
+    console = Console(file=StringIO(), width=120)
+    console.print(summary_table(analysis))
+    assert isinstance(console.file, StringIO)
+    assert ("equal trials, sent again, gave" in console.file.getvalue()) == (again > 0)

@@ -52,6 +52,8 @@ class Reply:
         self._reason_was_early = False
         """Whether text followed a finish reason: then no reason of this reply is its end."""
         self._has_choices = False
+        self._indices: set[int] = set()
+        """The numbers of its choices."""
         self._has_reasoning = False
 
     def add(self, chunk: dict[str, Any]) -> bool:
@@ -69,10 +71,11 @@ class Reply:
         choices = chunk.get("choices")
         if not choices:
             return False
-        if not isinstance(choices, list) or not isinstance(choices[0], dict):
+        if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
             raise Failure(MALFORMED, "the reply's choices are not a list of objects")
+        self._check_one_answer(choices)
         self._has_choices = True
-        return self._take_choice(choices[0])
+        return sum([self._take_choice(choice) for choice in choices]) > 0
 
     def add_whole(self, data: dict[str, Any]) -> bool:
         """Take a reply that is one object, which ends it; see `add`."""
@@ -151,6 +154,16 @@ class Reply:
     def text(self) -> str:
         """All text so far, without the secrets that the server sent back."""
         return self._redacted(self._once())
+
+    def _check_one_answer(self, choices: Sequence[dict[str, Any]]) -> None:
+        """Raise Failure if the reply holds several answers: detcheck asks for one, as `n` 1.
+
+        Several choices of one index are pieces of one answer.
+        """
+        indices = [choice.get("index") for choice in choices]
+        self._indices.update(index for index in indices if type(index) is int)
+        if len(self._indices) > 1 or (len(choices) > 1 and None in indices):
+            raise Failure(MALFORMED, "the reply holds several choices, and one was asked for (n 1)")
 
     def _take_choice(self, choice: dict[str, Any]) -> bool:
         delta, message = choice.get("delta"), choice.get("message")

@@ -163,3 +163,29 @@ def test_error_that_is_nested_too_deeply_has_no_words() -> None:
     data = parse_json(b'{"error": ' + b"[" * 1010 + b"]" * 1010 + b"}")
     assert server_words(data) == ""
     assert server_words({"error": [{"msg": "no"}]}) == '[{"msg": "no"}]'
+
+
+def choice(index: int | None, text: str, **fields: Any) -> dict[str, Any]:
+    numbered = {} if index is None else {"index": index}
+    return {**numbered, "delta": {"content": text}, "finish_reason": None, **fields}
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [{"choices": [choice(0, "A"), choice(1, "B")]}],
+        [{"choices": [choice(0, "A")]}, {"choices": [choice(1, "B")]}],
+        [{"choices": [choice(None, "A"), choice(None, "B")]}],
+        [{"choices": [{"index": n, "message": {"content": "A"}} for n in range(4)]}],
+    ],
+)
+def test_a_reply_of_several_answers_is_refused(chunks: list[dict[str, Any]]) -> None:
+    with pytest.raises(Failure, match="several choices, and one was asked for") as failed:
+        reply(*chunks)
+    assert failed.value.kind == MALFORMED
+
+
+def test_several_pieces_of_one_answer_in_one_chunk_are_all_read() -> None:
+    pieces = {"choices": [choice(0, "A "), choice(0, "b", finish_reason="stop")]}
+    assert reply(pieces).completion().text == "A b"
+    assert reply({"choices": [choice(1, "A", finish_reason="stop")]}).completion().text == "A"
