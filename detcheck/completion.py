@@ -5,10 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
+import numpy.typing as npt
 
-from detcheck.evidence import ObservedBatch
+from detcheck.evidence import MOST_DECIMALS, ObservedBatch, Precision
+
+ROUNDING_ERROR = 1e-6
+"""Difference of two numbers with few decimals from one with as many, in units of the last."""
+LARGEST_LOGPROB = 1000.0
+"""Larger ones stand for `impossible`, such as -9999."""
 
 
 def fingerprint_token_ids(token_ids: Sequence[int]) -> str:
@@ -37,6 +44,40 @@ class TopTwo:
     """Log-probability of the chosen token by the model's own logits, in nats."""
     runner_up_texts: tuple[str, ...] | None = None
     """Text of the second-best token, if a server gives text instead of ids."""
+
+
+def precision_of(top_two: TopTwo) -> Precision:
+    """The precision of the log-probabilities of one completion, as they were given.
+
+    Decimals and digits are those of both best tokens, within rounding errors of the gap. Bits are
+    of the best token's alone, since a difference of two coarse numbers is finer than they are.
+    """
+    best = np.asarray(top_two.logprobs, dtype=np.float64)
+    gaps = np.asarray(top_two.gaps, dtype=np.float64)
+    seconds = best - gaps if len(gaps) == len(best) else gaps
+    numbers = _usable(np.concatenate([best, seconds]))
+    decimals = (d for d in range(MOST_DECIMALS + 1) if _are_whole(numbers * 10.0**d))
+    mantissas = (np.frexp(_usable(best))[0] * 2.0**53).astype(np.int64)
+    lowest = np.log2((mantissas & -mantissas).astype(np.float64)).astype(np.int64)
+    return Precision(
+        decimals=next(decimals, MOST_DECIMALS + 1),
+        digits=max(map(_digits, numbers.tolist()), default=0),
+        bits=int((53 - lowest).max(initial=0)),
+    )
+
+
+def _usable(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Those that are neither 0 nor infinite nor clamped to a huge number."""
+    return np.extract((numbers != 0) & (np.abs(numbers) < LARGEST_LOGPROB), numbers)
+
+
+def _digits(number: float) -> int:
+    """Significant decimal digits, 12 at the most."""
+    return len(Decimal(f"{number:.12g}").normalize().as_tuple().digits)
+
+
+def _are_whole(numbers: npt.NDArray[np.float64]) -> bool:
+    return bool((np.abs(numbers - np.rint(numbers)) < ROUNDING_ERROR).all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from detcheck.kernels.settings import KernelSettings
-from detcheck.text import quoted
+from detcheck.text import count, quoted
 
 FORWARD_PASSES = "forward passes"
 SERVER_COUNTERS = "server counters"
@@ -17,6 +17,13 @@ STREAMED_TOKENS = "streamed tokens"
 MIN_COMPARISONS = 20
 """Fewest comparisons of a prompt that a pass needs: with no difference in 20, the 95 % upper bound
 of the rate of differing answers is 14 %."""
+
+MOST_DECIMALS = 6
+"""Log-probabilities with so many decimals, or fewer, are rounded: float32 has more."""
+MOST_DIGITS = 6
+"""The same for significant decimal digits: float32 has 7 to 9."""
+MOST_BITS = 16
+"""The same for significant bits: float32 has 24, bfloat16 has 8."""
 
 
 class ObservedBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +39,36 @@ class ObservedBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most query tokens (prefill and decode together) in one of its forward passes."""
     steps: int
     """Forward passes that it took part in."""
+
+
+class Precision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How finely log-probabilities are written: the finest of them counts."""
+
+    decimals: int
+    """Fewest decimals that hold every one; one more than MOST_DECIMALS if these do not."""
+    digits: int
+    """Most significant decimal digits of any; 0 if all are 0."""
+    bits: int
+    """Most significant bits of a best token's."""
+
+    def joined(self, other: Precision) -> Precision:
+        """The precision of both sets of numbers together."""
+        return Precision(
+            max(self.decimals, other.decimals),
+            max(self.digits, other.digits),
+            max(self.bits, other.bits),
+        )
+
+    @property
+    def rounding(self) -> str:
+        """`to 4 decimals`, `to 4 digits` or `to 8 bits`; empty if they are as fine as float32."""
+        if self.digits == 0:
+            return "to 0"
+        if self.decimals <= MOST_DECIMALS:
+            return f"to {count(self.decimals, 'decimal')}"
+        if self.digits <= MOST_DIGITS:
+            return f"to {count(self.digits, 'digit')}"
+        return f"to {count(self.bits, 'bit')}" if self.bits <= MOST_BITS else ""
 
 
 class LoadEvidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from detcheck.completion import (
     fingerprint_text,
     fingerprint_token_ids,
     first_divergence,
+    precision_of,
 )
 
 SEQUENCES = st.lists(st.integers(0, 2), max_size=10)
@@ -81,3 +85,53 @@ def test_the_digest_sees_a_single_bit() -> None:
 def test_a_completion_failed_where_it_has_an_error() -> None:
     assert completion(error="gone").failed
     assert not completion().failed
+
+
+LOGPROBS = [math.log(share / 997) for share in range(7, 990, 41)]
+
+
+def top_two(logprobs: list[float]) -> TopTwo:
+    """Every second number is the runner-up of the one before it."""
+    best, second = logprobs[::2], logprobs[1::2]
+    gaps = tuple(one - other for one, other in zip(best, second, strict=True))
+    return TopTwo(None, gaps, tuple(best))
+
+
+@pytest.mark.parametrize("decimals", range(7))
+def test_rounded_decimals_are_found(decimals: int) -> None:
+    rounded = top_two([round(one, decimals) for one in LOGPROBS])
+    word = "decimal" if decimals == 1 else "decimals"
+    assert precision_of(rounded).rounding == f"to {decimals} {word}"
+
+
+@pytest.mark.parametrize(("digits", "words"), [(3, "to 3 digits"), (5, "to 5 digits")])
+def test_rounded_digits_are_found(digits: int, words: str) -> None:
+    small = [one * 1e-6 for one in LOGPROBS]
+    assert precision_of(top_two([float(f"{one:.{digits}g}") for one in small])).rounding == words
+
+
+def bfloat16(number: float) -> float:
+    bits = np.array([number], np.float32).view(np.uint32) & 0xFFFF0000
+    return float(bits.astype(np.uint32).view(np.float32)[0])
+
+
+@pytest.mark.parametrize(
+    ("rounded", "words"),
+    [
+        (bfloat16, "to 8 bits"),
+        (lambda one: float(np.float16(one)), "to 11 bits"),
+        (lambda one: 0.0, "to 0"),
+        (lambda one: float(np.float32(one)), ""),
+        (lambda one: float(str(np.float32(one))), ""),
+        (lambda one: one, ""),
+    ],
+)
+def test_rounded_bits_are_found_and_float32_is_not_rounded(rounded: Any, words: str) -> None:
+    assert precision_of(top_two([rounded(one) for one in LOGPROBS])).rounding == words
+
+
+def test_the_finest_number_counts_and_clamped_ones_do_not() -> None:
+    fine, coarse = top_two(LOGPROBS), top_two([-0.25, -1.5])
+    assert precision_of(coarse).joined(precision_of(fine)).rounding == ""
+    clamped = TopTwo(None, (math.nan, 1e300, 9998.75), (-0.25, -1e300, -9999.0))
+    assert precision_of(clamped).rounding == "to 2 decimals"

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from detcheck.analysis.parsers import answer_parser
 from detcheck.analysis.results import Analysis, Group, SeedSplit
 from detcheck.analysis.variants import IntArray, rows_by_condition
+from detcheck.evidence import Precision
 from detcheck.gate.options import ANSWER, BITS, TEXT, GateOptions
-from detcheck.rundir import StoredVariant
+from detcheck.rundir import Run, StoredVariant
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class AtLevel:
     """Batch sizes at which completions differ from the reference, smallest first."""
     labels: tuple[tuple[str | None, int], ...]
     """At the level answer: each parsed answer and its completions, most common first."""
+    rounding: str
+    """At the level bits: `to 4 decimals` if a server rounds its log-probabilities; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,23 @@ def _count(
         unknown=unknown.get(level, 0),
         batch_sizes=tuple(sorted({run.conditions[index].batch_size for index in conditions})),
         labels=tuple(labels.most_common()) if level == ANSWER else (),
+        rounding=_rounding(analysis.run, group) if level == BITS else "",
     )
+
+
+def _rounding(run: Run, group: Group) -> str:
+    """How the log-probabilities of a group are rounded; empty if they are not.
+
+    An engine on this machine gives the numbers that it has computed.
+    """
+    if run.traits.computes_here:
+        return ""
+    finest: Precision | None = None
+    for record in run.conditions:
+        found = record.logprob_precision
+        if found and (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels):
+            finest = found if finest is None else finest.joined(found)
+    return "" if finest is None else finest.rounding
 
 
 def _keys(analysis: Analysis, rows: IntArray, level: str, compared: _Variants) -> IntArray:

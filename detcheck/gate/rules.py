@@ -75,7 +75,10 @@ def limit_has_power(given: GateInput) -> Iterator[Finding]:
 
 
 def comparable_at_level(given: GateInput) -> Iterator[Finding]:
-    """A completion without log-probabilities, or without an answer, cannot be judged by them."""
+    """A completion without log-probabilities, or without an answer, cannot be judged by them.
+
+    Nor can rounded log-probabilities show that bits are equal.
+    """
     for group in given.groups:
         found = given.counts(group)
         completions = f"{count(found.unknown, 'completion')} of {group.completions:,}"
@@ -83,6 +86,12 @@ def comparable_at_level(given: GateInput) -> Iterator[Finding]:
             sentence = (
                 f"{completions} came without log-probabilities, so they cannot be judged by bits: "
                 "judge by tokens."
+            )
+            yield Finding("level", INCONCLUSIVE, sentence, group)
+        elif found.rounding:
+            sentence = (
+                f"The server rounds its log-probabilities {found.rounding}, so a smaller "
+                "difference cannot be seen: judge by tokens, or have it send all digits."
             )
             yield Finding("level", INCONCLUSIVE, sentence, group)
         elif found.unknown:

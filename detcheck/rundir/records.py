@@ -12,7 +12,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity, ObservedBatch
+from detcheck.evidence import (
+    EndpointCheck,
+    KernelsProof,
+    ModelIdentity,
+    ObservedBatch,
+    Precision,
+)
 from detcheck.experiment import Experiment
 from detcheck.rundir.files import SealRecord
 from detcheck.targets.base import Target, Traits
@@ -79,6 +85,8 @@ class ConditionRecord(msgspec.Struct, forbid_unknown_fields=True):
     """Requests that were sent again because nothing had been generated."""
     unseen_tokens: Count = 0
     """Tokens that the server counted and did not show, over all completions, at the least."""
+    logprob_precision: Precision | None = None
+    """How finely its log-probabilities are written; None if it has none."""
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.completion import Completion
+from detcheck.completion import Completion, precision_of
 from detcheck.evidence import FORWARD_PASSES, LoadEvidence
 from detcheck.rundir.files import dump_line
 from detcheck.rundir.records import CompletionLine, ConditionRecord, VariantLine, token_texts
@@ -112,6 +112,10 @@ class TrialLines:
         gaps = np.asarray(completion.top_two.gaps, dtype=np.float64)
         gaps[~np.isfinite(gaps)] = np.nan
         line.logprob_digest = completion.logprob_digest
+        known = self.record.logprob_precision
+        if known is None or known.rounding:  # fine numbers stay fine
+            found = precision_of(completion.top_two)
+            self.record.logprob_precision = found if known is None else known.joined(found)
         if self.reference is None:
             self.reference = ReferenceTrace(tokens, gaps)
             line.reference_gaps = tuple(gaps.tolist())

@@ -52,6 +52,10 @@ class Faults:
     """Seed of the draws of `flip_rate` and of every share below."""
     noise: float = 0.0
     """Log-probabilities change by up to this with the size of the batch; tokens do not."""
+    logprob_decimals: int | None = None
+    """Log-probabilities are rounded to so many decimals."""
+    logprob_bits: int | None = None
+    """Log-probabilities are rounded to so many significant bits."""
     replica_differs: bool = False
     """Of `system_fingerprints`, all but the first answer differently."""
 

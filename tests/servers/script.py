@@ -47,6 +47,16 @@ class Ranked:
             tuple(p + (shift if not i else -shift) for i, p in enumerate(self.logprobs)),
         )
 
+    def rounded(self, decimals: int | None, bits: int | None) -> Ranked:
+        """The same with rounded log-probabilities; None leaves them as they are."""
+        logprobs = self.logprobs
+        if decimals is not None:
+            logprobs = tuple(round(p, decimals) for p in logprobs)
+        if bits is not None:
+            parts = [math.frexp(p) for p in logprobs]
+            logprobs = tuple(math.ldexp(round(m * 2**bits), e - bits) for m, e in parts)
+        return Ranked(self.token_ids, logprobs)
+
     def sample(self, temperature: float, rng: random.Random) -> int:
         """One of the tokens, with probability ~ p^(1/temperature)."""
         top = self.logprobs[0]

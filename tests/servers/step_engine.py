@@ -102,6 +102,10 @@ class Generation:
         return token
 
     def _ranked(self, batch: int) -> Ranked:
+        faults, ranked = self._faults, self._scored(batch)
+        return ranked.rounded(faults.logprob_decimals, faults.logprob_bits)
+
+    def _scored(self, batch: int) -> Ranked:
         faults, ranked = self._faults, self._script.ranked()
         if faults.noise and batch > 1:
             ranked = ranked.moved(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
+from detcheck.completion import precision_of
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.probing import NUM_TOKENS, Probe
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.request import Dialect, Question
 from detcheck.engines.openai.tally import IMPOSSIBLE, MEASURABLE_S, ReplyTally
-from detcheck.evidence import EndpointCheck
+from detcheck.evidence import EndpointCheck, Precision
 from detcheck.text import quoted
 
 QUICKER = 0.5
@@ -99,10 +101,19 @@ def logprobs(replies: Sequence[Reply]) -> EndpointCheck:
     """Whether flips can be explained, and whether fingerprints are of token ids or of text."""
     identity = "token ids" if all(reply.has_token_ids for reply in replies) else "text"
     if all(reply.has_candidates for reply in replies):
-        sentence = f"each token came with a runner-up; fingerprints are of {identity}"
+        rounding = _rounding(replies)
+        rounded = f", rounded {rounding}" if rounding else ""
+        sentence = f"each token came with a runner-up{rounded}; fingerprints are of {identity}"
         return EndpointCheck("logprobs", True, sentence)
     sentence = f"no runners-up came, so flips stay unexplained; fingerprints are of {identity}"
     return EndpointCheck("logprobs", False, sentence)
+
+
+def _rounding(replies: Sequence[Reply]) -> str:
+    """How the log-probabilities are rounded, such as `to 4 decimals`; empty if they are not."""
+    ranked = [one for reply in replies if (one := reply.completion().top_two) is not None]
+    found = [precision_of(top_two) for top_two in ranked]
+    return reduce(Precision.joined, found).rounding if found else ""
 
 
 def no_cache(repeats: Sequence[Probe], fresh: Sequence[Probe]) -> EndpointCheck:
