@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,6 +55,16 @@ class Page:
         return server_words(data)
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The far end of a connection."""
+
+    ip: str
+    port: int
+    is_here: bool
+    """True if it is an address of this machine."""
+
+
 class Client:
     """Asks one endpoint. Made and used within one event loop; `close` it there."""
 
@@ -94,6 +104,21 @@ class Client:
             return None
         return page.text if page.status == 200 else None
 
+    async def address(self) -> Address | None:
+        """Where a connection to the server leads; None if none comes about."""
+        parts = urlsplit(self.base_url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            async with asyncio.timeout(self._connection.connect_s):
+                _, writer = await asyncio.open_connection(parts.hostname, port)
+        except (OSError, TimeoutError):
+            return None
+        peer, own = (writer.get_extra_info(name) for name in ("peername", "sockname"))
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+        return Address(str(peer[0]), int(peer[1]), is_here=peer[0] == own[0])
+
     async def open_connections(self, number: int) -> None:
         """Have so many connections ready, each proved by a small request; faults show later."""
         await asyncio.gather(*(self._touch() for _ in range(number)))
@@ -115,7 +140,7 @@ class Client:
                     allow_redirects=False,
                 ) as response:
                     await self._refuse(response)
-                    reply.instance, reply.peer = _origin(response, self.secrets)
+                    reply.instance = _instance(response, self.secrets)
                     await self._read(response, reply, patience, on_tokens)
         return reply
 
@@ -165,19 +190,15 @@ class Client:
             return
 
 
-def _origin(
+def _instance(
     response: aiohttp.ClientResponse, secrets: tuple[str, ...]
-) -> tuple[frozenset[tuple[str, str]], tuple[str, int] | None]:
-    """Headers that name a machine or process, and the address that answered."""
-    named = {
+) -> frozenset[tuple[str, str]]:
+    """(name, value) of the headers that name a machine or process."""
+    return frozenset(
         (name.lower(), one_line(redact(value, secrets))[:80])
         for name, value in response.headers.items()
         if _INSTANCE.search(name)
-    }
-    transport = response.connection.transport if response.connection is not None else None
-    peer = None if transport is None else transport.get_extra_info("peername")
-    address = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) and len(peer) > 1 else None
-    return frozenset(named), address
+    )
 
 
 @contextmanager

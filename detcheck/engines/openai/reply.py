@@ -41,8 +41,6 @@ class Reply:
         self.system_fingerprint: str | None = None
         self.instance: frozenset[tuple[str, str]] = frozenset()
         """(name, value) of the headers that name a machine or process."""
-        self.peer: tuple[str, int] | None = None
-        """Address that answered."""
         self.unread: set[str] = set()
         """Names of fields with content that detcheck does not know."""
         self._secrets = secrets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from urllib.parse import urlsplit
 
+from detcheck.engines.openai.client import Address
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.metrics import Counters
 from detcheck.engines.openai.probing import probe
@@ -21,6 +21,7 @@ ROUNDS = 2
 COUNTERS_S = 0.1
 """Time that a server gets to count a reply that has just ended; three times."""
 DAY_S = 86_400
+WEB_PORTS = (80, 443)
 _NUMBER = re.compile(r"(?:\d+|(?<=[-_])[0-9a-f]+)$")
 _VERSION = re.compile(r"(?<![\d.])\d+\.\d+(?:\.\d+)?(?![\d.])")
 
@@ -35,8 +36,8 @@ class Sighting:
     """By how much that number grew between two replies with no other endpoint asked between."""
     instance: set[tuple[str, str]] = field(default_factory=set)
     """Headers that name a machine or process."""
-    peer: tuple[str, int] | None = None
-    """Address that was connected to."""
+    address: Address | None = None
+    """Where its connections lead."""
     moved_with: set[str] = field(default_factory=set)
     """Placements whose counters were equal to its own while only one of the two was asked."""
 
@@ -74,7 +75,7 @@ async def _first_look(endpoint: Endpoint, temperature: float) -> Sighting:
     replies = [(await probe(endpoint, GREETING, temperature)).reply for _ in range(2)]
     first, second = (_number(reply.reply_id) for reply in replies)
     step = None if first is None or second is None else second - first
-    return Sighting(id_step=step)
+    return Sighting(id_step=step, address=await endpoint.client.address())
 
 
 async def _look(
@@ -90,7 +91,6 @@ async def _look(
     number = _number(reply.reply_id)
     own.id_numbers += [] if number is None else [number]
     own.instance |= reply.instance
-    own.peer = reply.peer
     for _ in range(3):
         after = {one.placement: await one.watch.read() for one in endpoints}
         if after[place] != before[place]:
@@ -123,9 +123,7 @@ def _sign(one: Endpoint, other: Endpoint, sightings: dict[str, Sighting]) -> str
     shared = sorted(pair for pair in ours.instance & theirs.instance if _is_specific(pair[1]))
     if shared:
         return f"both answer with the header {shared[0][0]}: {shared[0][1]}"
-    if _same_address(one.name, other.name, ours.peer, theirs.peer):
-        return "both URLs lead to one address and path"
-    return None
+    return _one_place(one.name, other.name, ours.address, theirs.address)
 
 
 def _counted_in_turn(ours: Sighting, theirs: Sighting) -> bool:
@@ -157,11 +155,17 @@ def _is_specific(value: str) -> bool:
     return len(value) >= 6 and any(character.isdigit() for character in without_versions)
 
 
-def _same_address(
-    one_url: str, other_url: str, one: tuple[str, int] | None, other: tuple[str, int] | None
-) -> bool:
-    """Whether both connections went to one port, and no name can tell two servers there apart."""
+def _one_place(
+    one_url: str, other_url: str, one: Address | None, other: Address | None
+) -> str | None:
+    """The sign that both connections lead to one port, if no name can tell two servers there apart.
+
+    A port of the web may serve several names, each with a server of its own behind it.
+    """
     ours, theirs = urlsplit(one_url), urlsplit(other_url)
-    if one is None or one != other or ours.path != theirs.path:
-        return False
-    return ipaddress.ip_address(one[0]).is_loopback or ours.hostname == theirs.hostname
+    if one is None or other is None or one.port != other.port or ours.path != theirs.path:
+        return None
+    if one.is_here and other.is_here:
+        return "both URLs lead to one port of this machine"
+    by_name = one.port in WEB_PORTS and ours.hostname != theirs.hostname
+    return None if one.ip != other.ip or by_name else "both URLs lead to one address and path"

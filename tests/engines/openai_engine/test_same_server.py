@@ -11,7 +11,14 @@ from servers.running import serve as misbehave
 
 from detcheck.analysis import analyse
 from detcheck.analysis.evidence import INCONCLUSIVE
-from detcheck.engines.openai.same_server import Sighting, _counted_in_turn, _is_specific, _number
+from detcheck.engines.openai.client import Address
+from detcheck.engines.openai.same_server import (
+    Sighting,
+    _counted_in_turn,
+    _is_specific,
+    _number,
+    _one_place,
+)
 from detcheck.gate import PASS, judge
 from detcheck.runner import run
 
@@ -45,7 +52,28 @@ def test_two_names_of_one_address_are_no_comparison(tmp_path):
     with misbehave(Faults(**NO_SIGN)) as served:
         verdict = judged(tmp_path, served.url, served.url.replace("127.0.0.1", "localhost"))
     assert verdict.value == INCONCLUSIVE
-    assert "both URLs lead to one address and path" in " ".join(verdict.reasons)
+    assert "both URLs lead to one port of this machine" in " ".join(verdict.reasons)
+
+
+HERE, OTHER = Address("127.0.0.1", 8000, is_here=True), Address("10.0.0.9", 8000, is_here=False)
+WEB = Address("10.0.0.9", 443, is_here=False)
+
+
+@pytest.mark.parametrize(
+    ("urls", "addresses", "words"),
+    [
+        (("http://127.0.0.1:8000/v1", "http://box:8000/v1"), (HERE, HERE), "this machine"),
+        (("http://gpu:8000/v1", "http://gpu.lan:8000/v1"), (OTHER, OTHER), "one address"),
+        (("https://a.org/v1", "https://a.org:443/v1"), (WEB, WEB), "one address"),
+        (("https://a.org/v1", "https://b.org/v1"), (WEB, WEB), None),  # names behind one proxy
+        (("http://gpu:8000/one/v1", "http://gpu:8000/two/v1"), (OTHER, OTHER), None),
+        (("http://127.0.0.1:8000/v1", "http://gpu:8000/v1"), (HERE, OTHER), None),
+        (("http://gpu:8000/v1", "http://gpu.lan:8000/v1"), (OTHER, None), None),
+    ],
+)
+def test_names_of_one_port(urls, addresses, words):
+    sign = _one_place(*urls, *addresses)
+    assert sign is None if words is None else words in (sign or "")
 
 
 @pytest.mark.parametrize("faults", [{}, {"metrics": False, **SLOW}, {"instance": "vllm"}], ids=str)
