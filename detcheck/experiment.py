@@ -8,6 +8,7 @@ Every combination of prompt, kernels setting, batch size, seed and placement is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,8 @@ import msgspec
 from detcheck.errors import UsageError
 from detcheck.kernels.settings import KernelSettings
 from detcheck.options import Option, check_types
+from detcheck.parsers import answer_parser
+from detcheck.prompts import ChatMessage, PromptItem
 
 DEFAULT_PROMPT = "Tell me about Richard Feynman"
 AUTO = "auto"
@@ -32,6 +35,18 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
     """The questions. On the command line: `--prompt` and `--prompts FILE`."""
+    items: tuple[PromptItem, ...] = ()
+    """What is known of each prompt beside its text; empty, or one for each. From a prompts file."""
+    answer: Annotated[
+        str | None,
+        Option(
+            "Parser of answers: number, letter, last-line, exact, regex:PATTERN or json:PATH. The "
+            "analysis then tells whether the load changes the answers, and the score if a prompts "
+            "file has the right ones.",
+            (),
+            "PARSER",
+        ),
+    ] = None
     completions: Annotated[
         int,
         Option(
@@ -113,6 +128,9 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         check_types(self)
         self._check_numbers()
         self._check_prompts()
+        self._check_items()
+        if self.answer is not None:
+            answer_parser(self.answer)
         self._check_kernels()
         self._check_seeds()
         self._check_filters()
@@ -152,6 +170,25 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             if first != index:
                 raise UsageError(f"Prompts {first + 1} and {index + 1} are the same: drop one.")
 
+    def _check_items(self) -> None:
+        if not self.items:
+            return
+        if len(self.items) != len(self.prompts):
+            raise UsageError(
+                f"`items` has {len(self.items)} entries for {len(self.prompts)} prompts: give one "
+                "for each, or none."
+            )
+        without = [item.answer is None for item in self.items]
+        if any(without) and not all(without):
+            raise UsageError(
+                f"Prompt {without.index(True) + 1} has no answer, and others have one: give every "
+                "prompt an answer, or none."
+            )
+        ids = Counter(item.id for item in self.items if item.id is not None)
+        for name, number in ids.items():
+            if number > 1:
+                raise UsageError(f"{number} prompts have the id {name!r}: give each its own.")
+
     def _check_kernels(self) -> None:
         if len(set(self.kernels)) != len(self.kernels) or not self.kernels:
             raise UsageError("Give each kernels setting once, such as stock,batch-invariant.")
@@ -187,6 +224,16 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """The options that shape sampling and are in use, by name."""
         given = {name: getattr(self, name) for name in NO_FILTERS}
         return {name: value for name, value in given.items() if value != NO_FILTERS[name]}
+
+    def item_of(self, prompt: str) -> PromptItem:
+        """What is known of one of the prompts; raises ValueError if it is none of them."""
+        index = self.prompts.index(prompt)
+        return self.items[index] if self.items else PromptItem()
+
+    def chat_of(self, prompt: str) -> tuple[ChatMessage, ...]:
+        """The messages that ask `prompt`: its own chat, else one message of the user."""
+        own = self.item_of(prompt).messages if prompt in self.prompts else ()
+        return own or (ChatMessage("user", prompt),)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `run.json`; `from_dict` reads it back."""

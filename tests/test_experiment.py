@@ -18,6 +18,7 @@ from detcheck.kernels.settings import (
     STOCK,
     KernelSettings,
 )
+from detcheck.prompts import PromptItem
 
 
 def test_the_default_is_the_experiment_of_the_readme() -> None:
@@ -31,6 +32,16 @@ def test_the_default_is_the_experiment_of_the_readme() -> None:
     ("fields", "said"),
     [
         ({"batch_sizes": (0,)}, "at least 1, not 0"),
+        ({"answer": "digits"}, "`answer` must be one of number"),
+        ({"items": (PromptItem(), PromptItem())}, "2 entries for 1 prompts"),
+        (
+            {"prompts": ("a", "b"), "items": (PromptItem(answer="1"), PromptItem())},
+            "Prompt 2 has no answer, and others have one",
+        ),
+        (
+            {"prompts": ("a", "b"), "items": (PromptItem(id="q"), PromptItem(id="q"))},
+            "2 prompts have the id 'q'",
+        ),
         ({"batch_sizes": (4, -1)}, "at least 1, not -1"),
         ({"batch_sizes": ()}, "at least one, such as"),
         ({"batch_sizes": (4, 4)}, "given twice"),

@@ -27,7 +27,7 @@ TIERS = (
     {"completion", "grid"},
     {"evidence", "targets"},
     {"config", "experiment"},
-    {"options", "kernels.settings", "prompts"},
+    {"options", "kernels.settings", "parsers", "prompts"},
     {"errors", "text"},
 )
 """Rooms from the top down; a room may import those of lower tiers, and itself."""
@@ -40,6 +40,7 @@ WITHOUT_TORCH = {
     *(
         "grid",
         "options",
+        "parsers",
         "prompts",
         "pytest_plugin",
         "report",

@@ -22,9 +22,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from detcheck.analysis.parsers import AnswerParser
 from detcheck.analysis.results import Analysis, Group
 from detcheck.analysis.variants import Tally, tally
+from detcheck.parsers import AnswerParser
 
 CONFIDENCE = 0.95
 MAX_EXAMPLES = 3

@@ -95,15 +95,17 @@ def ci_command(
 
 
 def _settle(settings: Config, endpoint: list[str] | None) -> tuple[Experiment, Target]:
-    from detcheck.cli.settings import experiment_of
+    from detcheck.cli.settings import fields_of_file
     from detcheck.experiment import Experiment
     from detcheck.targets import from_dict
 
-    options = dict(settings.section("target"))
+    fields, options = fields_of_file(settings)
     if endpoint:
-        options = {"endpoints": tuple(endpoint), "model": options.get("model")}
+        names = ("model", "chat_template")
+        options = {name: options[name] for name in names if name in options}
+        options["endpoints"] = tuple(endpoint)
     target = from_dict({name: value for name, value in options.items() if value is not None})
-    return target.settle(Experiment(**experiment_of(settings))), target
+    return target.settle(Experiment(**fields)), target
 
 
 def _measure(experiment: Experiment, target: Target, path: Path, api_key_env: str | None) -> Run:

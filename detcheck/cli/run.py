@@ -11,7 +11,13 @@ import msgspec
 import typer
 
 from detcheck.cli.options import all_fields, parameters, takes, target_fields, values
-from detcheck.cli.settings import experiment_of, find_settings, name_settings, to_toml
+from detcheck.cli.settings import (
+    fields_of_file,
+    fields_of_prompts,
+    find_settings,
+    name_settings,
+    to_toml,
+)
 from detcheck.cli.shared import AsJson
 from detcheck.config import Config
 from detcheck.errors import ExitCode, UsageError
@@ -53,7 +59,9 @@ def run_command(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Prompts from a file: .txt (one a line), .jsonl or .ndjson."
+            metavar="FILE",
+            help="Prompts from a file: .txt, .jsonl, .ndjson, .csv, .tsv, a samples file of "
+            "lm-evaluation-harness, or - for stdin. They may have answers, chats and ids.",
         ),
     ] = None,
     seed: Annotated[
@@ -130,10 +138,9 @@ def run_command(
     Exit codes: 0 measured, 2 usage, 3 not measured to its end (finished trials are kept).
     """
     asked = values(fields_of(Experiment), given) | _seed(seed, given)
-    texts = _prompts(prompt, prompts)
-    if texts is not None:
-        asked["prompts"] = texts
-    answered_by = values(target_fields(), given | {"model": model})
+    fields, options = _prompts(prompt, prompts)
+    asked |= fields
+    answered_by = options | values(target_fields(), given | {"model": model})
     connection = _connection(api_key_env, header, timeout, check_timeout)
     if resume is not None:
         if out is not None or config is not None:
@@ -202,8 +209,9 @@ def _settle(
     settings: Config, asked: dict[str, Any], answered_by: dict[str, Any]
 ) -> tuple[Experiment, Target]:
     """The experiment and target of the file and the options; options override the file."""
-    target = from_dict(dict(settings.section("target")) | answered_by)
-    return target.settle(Experiment(**experiment_of(settings) | asked)), target
+    fields, options = fields_of_file(settings)
+    target = from_dict(options | answered_by)
+    return target.settle(Experiment(**fields | asked)), target
 
 
 def _start(
@@ -268,8 +276,16 @@ def _show(run: Run, *, as_json: bool) -> None:
     print_line(f"kept in {run.path}; see it: detcheck report {path}", console=stderr)
 
 
-def _prompts(texts: list[str] | None, file: Path | None) -> tuple[str, ...] | None:
+def _prompts(texts: list[str] | None, file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The experiment's and the target's fields for the prompts of --prompt and --prompts."""
+    from detcheck.cli.console import print_line, stderr
     from detcheck.prompts import check_text, read_prompts
 
-    given = tuple(check_text(text, f"Prompt {n}") for n, text in enumerate(texts or (), start=1))
-    return (*given, *(read_prompts(file) if file is not None else ())) or None
+    if not texts and file is None:
+        return {}, {}
+    given = [check_text(text, f"Prompt {n}") for n, text in enumerate(texts or (), start=1)]
+    read = None if file is None else read_prompts(file)
+    if read is not None and read.as_sent:
+        line = f"prompts: {file} holds text as it was sent to a model: no chat template is applied"
+        print_line(line, "dim", console=stderr)
+    return fields_of_prompts(given, read)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import msgspec
 
 from detcheck.config import Config, SectionKind, load_config, read_config
 from detcheck.experiment import Experiment
-from detcheck.prompts import read_prompts
+from detcheck.prompts import PromptItem, PromptSet, read_prompts
 from detcheck.targets import TARGETS, Target
 
 
@@ -44,13 +44,32 @@ def name_settings(found: Config, *sections: str) -> None:
         print_line(f"settings: {taken} of {found.path}", "dim", console=stderr)
 
 
-def experiment_of(config: Config) -> dict[str, Any]:
-    """The experiment's fields that a file gives, its prompts read from their own file."""
-    fields = dict(config.section("experiment"))
-    file = fields.pop("prompts_file", None)
-    if file is not None:
-        fields["prompts"] = (*fields.get("prompts", ()), *read_prompts(file))
-    return fields
+def fields_of_file(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The experiment's and the target's fields that a file gives, prompts read from their own file.
+
+    Raises UsageError as `read_prompts` does.
+    """
+    asked = dict(config.section("experiment"))
+    target = dict(config.section("target"))
+    file = asked.pop("prompts_file", None)
+    if file is None:
+        return asked, target
+    fields, options = fields_of_prompts(asked.get("prompts", ()), read_prompts(file))
+    return asked | fields, options | target
+
+
+def fields_of_prompts(
+    texts: Sequence[str], read: PromptSet | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The experiment's and the target's fields for the prompts `texts` and those of a file.
+
+    Text that a model was sent has its chat template applied already, so it gets none.
+    """
+    if read is None:
+        return {"prompts": tuple(texts), "items": ()}, {}
+    items = (*(PromptItem() for _ in texts), *read.items) if read.items else ()
+    asked = {"prompts": (*texts, *read.prompts), "items": items}
+    return asked, {"chat_template": False} if read.as_sent else {}
 
 
 def to_toml(experiment: Experiment, target: Target, gate: Mapping[str, Any]) -> str:
@@ -71,8 +90,13 @@ def to_toml(experiment: Experiment, target: Target, gate: Mapping[str, Any]) -> 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that have a value: TOML has none for nothing."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in fields.items()
-        if value is not None
-    }
+    return {name: _plain(value) for name, value in fields.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A value as TOML takes it: lists for tuples, and tables and lists without nothing in them."""
+    if isinstance(value, Mapping):
+        return _present(value)
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value if each is not None]
+    return value

@@ -228,7 +228,12 @@ class InProcessEngine:
                 self._proofs.setdefault(kernels, []).append(mode.proof())
 
     def _encode(self, prompt: str) -> tuple[int, ...]:
-        return encode_prompt(self.loaded.tokenizer, prompt, chat_template=self.target.chat_template)
+        return encode_prompt(
+            self.loaded.tokenizer,
+            prompt,
+            chat_template=self.target.chat_template,
+            chat=self.experiment.chat_of(prompt),
+        )
 
     def _prompts(self) -> tuple[str, ...]:
         """Every prompt that may be asked, fillers included."""

@@ -5,20 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from detcheck.errors import UsageError
+from detcheck.prompts import ChatMessage
 
 
-def encode_prompt(tokenizer: Any, prompt: str, *, chat_template: bool) -> tuple[int, ...]:
-    """Token ids of one user message, ready for the model to answer.
+def encode_prompt(
+    tokenizer: Any,
+    prompt: str,
+    *,
+    chat_template: bool,
+    chat: Sequence[ChatMessage] = (),
+) -> tuple[int, ...]:
+    """Token ids of a prompt, ready for the model to answer.
 
-    The tokenizer's chat template is applied if `chat_template` is true and it has one.
+    The tokenizer's chat template is applied if `chat_template` is true and it has one: to `chat`,
+    or to `prompt` as one message of the user if `chat` is empty. Raises UsageError if several
+    messages are to be sent and there is no template.
     """
+    messages = chat or (ChatMessage("user", prompt),)
     if chat_template and tokenizer.chat_template:
         encoded = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
+            msgspec.to_builtins(list(messages)), add_generation_prompt=True, return_dict=True
+        )
+    elif len(messages) > 1:
+        raise UsageError(
+            "A prompt is a chat of several messages, and this model has no chat template: give the "
+            "text of each prompt instead."
         )
     else:
-        encoded = tokenizer(prompt)
+        encoded = tokenizer(messages[0].content if chat else prompt)
     return tuple(encoded["input_ids"])
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from detcheck.analysis.parsers import answer_parser
 from detcheck.analysis.results import Analysis, Group, SeedSplit
 from detcheck.analysis.variants import IntArray, rows_by_condition
 from detcheck.evidence import Precision
 from detcheck.gate.options import ANSWER, BITS, TEXT, GateOptions
+from detcheck.parsers import answer_parser
 from detcheck.rundir import Run, StoredVariant
 
 

@@ -114,7 +114,7 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
         self._check_level()
         check_types(self)
         if self.answer is not None:
-            from detcheck.analysis.parsers import answer_parser
+            from detcheck.parsers import answer_parser
 
             answer_parser(self.answer)
         self._check_numbers()

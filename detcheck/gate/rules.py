@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from detcheck.analysis.divergence import two_ways
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding, lacking
-from detcheck.analysis.parsers import answer_parser
 from detcheck.analysis.results import UNKNOWN, Group, SeedSplit
 from detcheck.errors import UsageError
 from detcheck.gate.changes import changed_answers
@@ -16,6 +15,7 @@ from detcheck.gate.judged import duration_in_words
 from detcheck.gate.levels import AtLevel
 from detcheck.gate.notes import NOTES, counted
 from detcheck.gate.options import BITS, TEXT, parse_duration
+from detcheck.parsers import answer_parser
 from detcheck.text import count, quoted
 
 MOST_EXAMPLES = 3

@@ -11,6 +11,9 @@ from detcheck.kernels.settings import AS_SERVED
 from detcheck.options import Field, fields_of
 from detcheck.targets import Target
 
+PROMPTS_FILE = "prompts.jsonl"
+"""Stands for the file of the prompts, if they have answers, chats or ids."""
+
 
 def command(experiment: Experiment, target: Target) -> str:
     """`detcheck run …` with every option spelt out, so that later defaults cannot change it."""
@@ -21,7 +24,9 @@ def _arguments(experiment: Experiment, target: Target) -> Iterator[str]:
     model = getattr(target, "model", None)
     if model is not None:
         yield model
-    for prompt in experiment.prompts:
+    if experiment.items:
+        yield from ("--prompts", PROMPTS_FILE)
+    for prompt in () if experiment.items else experiment.prompts:
         # Joined by "=", or a prompt that begins with a dash would be read as an option.
         yield from (f"--prompt={prompt}",) if prompt.startswith("-") else ("-p", prompt)
     yield from ("--engine", target.engine)

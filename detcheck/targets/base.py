@@ -108,8 +108,20 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         if experiment.kernels == (AUTO,):
             experiment = msgspec.structs.replace(experiment, kernels=self.usual_kernels)
+        self._check_chats(experiment)
         self.check(experiment)
         return experiment
+
+    def _check_chats(self, experiment: Experiment) -> None:
+        """Raise UsageError if a chat is to be sent without a chat template."""
+        if getattr(self, "chat_template", True):
+            return
+        for number, item in enumerate(experiment.items, start=1):
+            if item.messages:
+                raise UsageError(
+                    f"Prompt {number} is a chat, which needs the model's chat template: leave "
+                    "`chat_template=False` out."
+                )
 
     def check(self, experiment: Experiment) -> None:
         """Raise UsageError if the target cannot answer `experiment`."""

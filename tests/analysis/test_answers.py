@@ -10,9 +10,9 @@ from scipy import stats
 
 from detcheck.analysis import analyse
 from detcheck.analysis.answers import AnswerStability, answer_stability, exact_interval
-from detcheck.analysis.parsers import AnswerParser, answer_parser
 from detcheck.completion import Completion
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
+from detcheck.parsers import AnswerParser, answer_parser
 from detcheck.traffic import Trial
 
 from .answers import AnsweringEngine

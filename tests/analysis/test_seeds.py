@@ -13,12 +13,12 @@ from detcheck.analysis import Analysis, analyse
 from detcheck.analysis.answers import answer_stability
 from detcheck.analysis.compare import compare
 from detcheck.analysis.noise import SAFETY
-from detcheck.analysis.parsers import answer_parser
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, UNKNOWN
 from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.analysis.summary import summary_rows
 from detcheck.completion import Completion
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
+from detcheck.parsers import answer_parser
 from detcheck.targets import Served
 from detcheck.traffic import Trial
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -75,6 +76,31 @@ def test_prompts_may_be_in_a_file_beside_it(detcheck):
     write("detcheck.toml", FILE.replace('prompts = ["Why?"]', 'prompts-file = "questions.txt"'))
     assert detcheck("run", "-o", "run").code == 0
     assert load("run").experiment.prompts == ("One?", "Two?")
+
+
+def test_answers_and_chats_of_a_prompts_file_survive_the_printed_file(detcheck):
+    write("q.jsonl", '{"prompt": "One?", "answer": 1, "id": "a", "seen": {"in": null}}\n')
+    options = ("--engine", "scripted", "--prompts", "q.jsonl", "--answer", "number")
+    write("printed.toml", detcheck("run", *options, "--print-config").out)
+    again = detcheck("run", "--config", "printed.toml", "--print-config")
+    assert again.out == Path("printed.toml").read_text()
+    document = tomllib.loads(again.out)["experiment"]
+    assert (document["answer"], document["items"]) == (
+        "number",
+        [{"id": "a", "answer": "1", "fields": {"seen": {}}}],
+    )
+
+
+def test_text_that_a_model_was_sent_gets_no_chat_template(detcheck):
+    sample = {"doc_id": 1, "target": "3", "arguments": {"gen_args_0": {"arg_0": "1 + 2 ="}}}
+    write("samples.jsonl", json.dumps(sample))
+    write("detcheck.toml", "[experiment]\nprompts-file = 'samples.jsonl'\n")
+    for options in (("--prompts", "samples.jsonl"), ()):
+        printed = detcheck("run", *options, "--print-config")
+        document = tomllib.loads(printed.out)
+        assert document["experiment"]["prompts"] == ["1 + 2 ="]
+        assert document["target"]["chat_template"] is False
+    assert "no chat template is applied" in detcheck("run", "--prompts", "samples.jsonl", "-n0").err
 
 
 def test_the_printed_file_asks_the_same(detcheck):

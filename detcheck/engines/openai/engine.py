@@ -260,8 +260,9 @@ class OpenAIEngine:
 
     def _question(self, request: PlannedRequest, cache_salt: str | None) -> Question:
         temperature = self._experiment.temperature
+        chat = self._experiment.chat_of(request.prompt)
         return Question(
-            request.prompt, request.max_new_tokens, temperature, request.seed, cache_salt
+            request.prompt, request.max_new_tokens, temperature, request.seed, cache_salt, chat
         )
 
     def _delays(self, trial: Trial) -> list[float]:

@@ -8,7 +8,7 @@ server's own counter of cached prompt tokens proves it.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.failures import Failure
@@ -37,7 +37,7 @@ class ServedPlace:
         """Fill the cache with a prompt, if it must be warm: ask for one token and wait for it."""
         if self.cache != WARM:
             return
-        warming = Question(question.prompt, 1, question.temperature, question.seed)
+        warming = replace(question, max_new_tokens=1, cache_salt=None)
         try:
             await self.endpoint.ask(warming)
         except Failure:

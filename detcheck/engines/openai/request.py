@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import orjson
+
+from detcheck.prompts import ChatMessage
 
 TOP_LOGPROBS = 2
 OPTIONAL = (
@@ -30,6 +33,8 @@ class Question:
     seed: int = 0
     cache_salt: str | None = None
     """Name of a prefix cache of its own; None shares the server's."""
+    chat: tuple[ChatMessage, ...] = ()
+    """The messages that ask the prompt; if it is empty, one message of the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +69,10 @@ class Dialect:
 
     def body(self, question: Question) -> bytes:
         """The JSON body of one request."""
-        prompt = question.prompt
-        asked: dict[str, Any] = (
-            {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
-        )
+        asked: dict[str, Any] = {"prompt": question.prompt}
+        if self.chat:
+            messages = question.chat or (ChatMessage("user", question.prompt),)
+            asked = {"messages": msgspec.to_builtins(messages)}
         return orjson.dumps(asked | self.fields(question))
 
     def sent(self, question: Question) -> str:

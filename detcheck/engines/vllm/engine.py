@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from detcheck.completion import Completion, TopTwo
@@ -202,6 +203,7 @@ class VllmEngine:
     def _setup(self, key: WorkerKey) -> Setup:
         experiment, target = self.experiment, self.target
         fillers = FILLER_PROMPTS if experiment.traffic == "mixed" else ()
+        prompts = dict.fromkeys((*experiment.prompts, *fillers))
         return Setup(
             source=self._source,
             revision=target.revision,
@@ -209,7 +211,8 @@ class VllmEngine:
             tensor_parallel=key[1],
             batch_invariant=key[0] == BATCH_INVARIANT,
             executor=None if target.vllm_executor == AUTO else target.vllm_executor,
-            prompts=tuple(dict.fromkeys((*experiment.prompts, *fillers))),
+            prompts=tuple(prompts),
+            chats={prompt: msgspec.to_builtins(experiment.chat_of(prompt)) for prompt in prompts},
             max_new_tokens=experiment.max_new_tokens,
             batch_size=max(experiment.batch_sizes),
             temperature=experiment.temperature,

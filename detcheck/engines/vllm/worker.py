@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from time import perf_counter
 from typing import IO, Any
@@ -24,6 +24,7 @@ from detcheck.engines.prompts import check_lengths, encode_prompt
 from detcheck.engines.vllm.scheduler_steps import SchedulerSteps, stat_logger
 from detcheck.errors import DetcheckError, ModelError, UsageError
 from detcheck.models.identity import digest_of_template
+from detcheck.prompts import ChatMessage
 
 PROGRESS_S = 0.2
 WARM_UP_TOKENS = 2
@@ -45,6 +46,8 @@ class Setup:
     """vLLM's `distributed_executor_backend`; None leaves it to vLLM."""
     prompts: tuple[str, ...]
     """All prompts of the experiment, fillers included."""
+    chats: Mapping[str, Sequence[Mapping[str, str]]]
+    """The messages of each prompt, each with its role and content."""
     max_new_tokens: int
     batch_size: int
     """Most requests in flight."""
@@ -65,7 +68,12 @@ class Worker:
         self._steps = SchedulerSteps()
         tokenizer = self._tokenizer = _tokenizer(setup)
         self._prompts = {
-            prompt: encode_prompt(tokenizer, prompt, chat_template=setup.chat_template)
+            prompt: encode_prompt(
+                tokenizer,
+                prompt,
+                chat_template=setup.chat_template,
+                chat=msgspec.convert(setup.chats[prompt], tuple[ChatMessage, ...]),
+            )
             for prompt in setup.prompts
         }
         check_lengths(list(self._prompts.values()), setup.max_new_tokens, _context(setup))

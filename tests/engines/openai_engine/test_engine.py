@@ -11,6 +11,7 @@ from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
 from detcheck.engines.openai import endpoint as endpoints
 from detcheck.engines.openai.connection import Connection
 from detcheck.gate import PASS, Verdict, judge
+from detcheck.prompts import ChatMessage, PromptItem
 
 
 def verdict(analysis) -> Verdict:
@@ -211,3 +212,19 @@ def test_an_endpoint_is_measured_inside_a_running_event_loop(serve, measure):
     analysis = asyncio.run(notebook())
     assert analysis.groups[0].completions == 27
     assert server.behaviour.most_in_flight == 8
+
+
+def test_a_chat_reaches_the_server_as_its_messages(serve, measure):
+    chat = (ChatMessage("system", "Be short."), ChatMessage("user", "Why?"))
+    sent: list[Any] = []
+
+    def note(number: int, body: dict[str, Any]) -> None:
+        if len(body["messages"]) > 1:
+            sent.append(body["messages"])
+
+    server = serve()
+    server.behaviour.fault = note
+    item = PromptItem(messages=chat, answer="6")
+    measure(server, prompts=("known as this",), items=(item,), batch_sizes=(1, 2), completions=4)
+    assert len(sent) == 4
+    assert sent[0][0] == {"role": "system", "content": "Be short."}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detcheck.analysis.parsers import answer_parser
 from detcheck.errors import UsageError
+from detcheck.parsers import answer_parser
 
 
 @pytest.mark.parametrize(
