@@ -9,7 +9,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 GPU_PYTHON ?= python3
 
-.PHONY: gpu models demo test test-fast test-servers servers lint docs format bench install install-dev browser clean help
+.PHONY: gpu models demo test test-fast test-servers servers lint docs format dist bench install install-dev browser clean help
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,11 @@ docs: install-dev  ## Write the generated pages, and the site into site/.
 format: install-dev  ## Let ruff mend what it can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+dist: install-dev  ## Build the wheel and the sdist into dist/, and check them.
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 bench: install-dev  ## The kept benchmarks: harness, kernels, a million completions, the client.
 	$(BIN)/python experiments/bench_harness.py
