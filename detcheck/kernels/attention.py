@@ -97,7 +97,7 @@ def _padded_batch(
     window: int | None,
     query_by_query: bool,
 ) -> torch.Tensor:
-    """A batch padded on the left: each row attends without its padding."""
+    """A batch of padded rows, or of rows that hold several sequences, each without its padding."""
     if attention_mask is None:
         keys = without_mask(len(query), query.shape[2], key.shape[2], window, query.device)
     else:
@@ -105,15 +105,38 @@ def _padded_batch(
     if query.is_cuda:
         from detcheck.kernels.triton.differentiable import padded_attention
 
-        _refuse_on_gpu(scores, keys.narrow)
+        packed = keys.packed_bounds if keys.narrow else None
+        _refuse_on_gpu(scores, keys.narrow and packed is None)
+        if packed is not None:
+            return _packed_rows(query, key, value, packed, scores.scaling)
+        # Padding on the right is after all queries that are read, so causality hides it.
         padding = None if attention_mask is None and window is None else keys.starts
         return padded_attention(query, key, value, padding, scores.scaling, attention_mask)
-    if scores.plain and not keys.narrow:
+    if scores.plain and not keys.narrow and not keys.right_padded:
         starts = keys.starts.tolist()
         return cpu_attention.padded_attention(
             query, key, value, starts, scores.scaling, query_by_query=query_by_query
         )
     return _attend_blocks(query, key, value, keys.blocks, scores, query_by_query)
+
+
+def _packed_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: Sequence[Sequence[int]],
+    scaling: float | None,
+) -> torch.Tensor:
+    """Rows of several sequences each on a GPU: a packed call for each row, given its `bounds`."""
+    from detcheck.kernels.triton.differentiable import packed_attention
+
+    rows = []
+    for row, ends in enumerate(bounds):
+        one = slice(row, row + 1)
+        cu = torch.tensor(ends, dtype=torch.int32, device=query.device)
+        lengths = {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu, "max_length_k": query.shape[2]}
+        rows.append(packed_attention(query[one], key[one], value[one], scaling, lengths))
+    return torch.cat(rows)
 
 
 def _attend_blocks(

@@ -2,7 +2,8 @@
 
 A query of a causal model sees an interval of keys that ends at its own position. Where the
 interval starts depends on the layer: at the request's first key (full attention), a fixed number
-of keys back (a sliding window), or at the start of a chunk. Padding on the left is in no interval.
+of keys back (a sliding window), or at the start of a chunk. A row may hold several sequences one
+after another, as a trainer packs them. Padding, on the left or on the right, is in no interval.
 """
 
 from __future__ import annotations
@@ -27,21 +28,41 @@ class VisibleKeys:
 
     starts: torch.Tensor
     """(rows,) first key that any query of the row sees; queries before it are padding."""
+    ends: torch.Tensor
+    """(rows,) end of the keys that queries see; queries at or behind it are padding."""
     firsts: torch.Tensor
     """(rows, q) first key that each query sees; undefined for padding."""
     narrow: bool
     """True if some query does not see all keys from its row's start up to itself."""
+    right_padded: bool
+    """True if some row ends before its last key."""
     k_len: int
 
     @cached_property
     def blocks(self) -> tuple[tuple[int, Block], ...]:
         """All blocks, each with its row; asked for once for all layers that share a mask."""
-        rows = zip(self.starts.tolist(), self.firsts.tolist(), strict=True)
+        rows = zip(self.starts.tolist(), self.ends.tolist(), self.firsts.tolist(), strict=True)
         return tuple(
             (row, block)
-            for row, (start, firsts) in enumerate(rows)
-            for block in blocks_of_row(start, firsts, self.k_len)
+            for row, (start, end, firsts) in enumerate(rows)
+            for block in blocks_of_row(start, end, firsts, self.k_len)
         )
+
+    @cached_property
+    def packed_bounds(self) -> tuple[tuple[int, ...], ...] | None:
+        """For each row the bounds of its sequences, 0 and the row's length included.
+
+        Padding counts as sequences. None if some query does not see its whole sequence up to
+        itself, or if earlier keys are in a cache.
+        """
+        if self.firsts.shape[1] != self.k_len:
+            return None
+        bounds: list[set[int]] = [{0, self.k_len} for _ in range(len(self.starts))]
+        for row, block in self.blocks:
+            if any(block.firsts):
+                return None
+            bounds[row] |= {block.q, block.q + block.q_len}
+        return tuple(tuple(sorted(each)) for each in bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +80,9 @@ class Block:
 def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
     """The intervals of a mask (rows or 1, 1, q, at least k_len), boolean or added to the scores.
 
-    Queries that are padding may see nothing, themselves or all. Raises UsageError if another query
-    sees something else than an interval that ends at itself, or if the mask is a bias.
+    Queries that are padding may see nothing, themselves or all; on the right also any of the keys
+    that are not padding. A row may be padding as a whole. Raises UsageError if another query sees
+    something else than an interval that ends at itself, or if the mask is a bias.
     """
     mask = mask[..., :k_len]
     visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
@@ -70,23 +92,34 @@ def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
     firsts = position + 1 - num_seen
     seen = (key <= position[:, None]) & (key >= firsts[..., None])
     is_interval = (seen == visible).all(-1) & (num_seen > 0)
+    # Padding on the right is seen by nobody, not even by itself.
+    ends = torch.where(is_interval, position + 1, 0).amax(-1)
+    on_the_right = position >= ends[:, None]
     # The first query of a request sees only itself, as padding may; a later one sees more.
-    reaches_back = is_interval & (num_seen > 1)
-    reaches_back[:, -1] = is_interval[:, -1]
+    reaches_back = is_interval & ((num_seen > 1) | (position == ends[:, None] - 1))
     starts = torch.where(reaches_back, firsts, k_len).amin(-1)
-    is_padding = position < starts[:, None]
-    unread = is_padding & ((num_seen <= 1) | (num_seen == k_len))
+    on_the_left = position < starts[:, None]
+    is_padding = on_the_left | on_the_right
+    within = on_the_right & ~(visible & (key >= ends[:, None, None])).any(-1)
+    unread = is_padding & ((num_seen <= 1) | (num_seen == k_len) | within)
     # From one query to the next the first key never moves back.
-    in_order = torch.where(is_padding, starts[:, None], firsts).diff(dim=-1) >= 0
+    ordered = torch.where(on_the_left, starts[:, None], torch.where(on_the_right, k_len, firsts))
     biased = mask.dtype != torch.bool and bool(((mask != 0) & (mask > _HIDDEN)).any())
-    readable = (is_interval & ~is_padding | unread).all() & in_order.all()
+    readable = (is_interval & ~is_padding | unread).all() & (ordered.diff(dim=-1) >= 0).all()
+    readable &= ((ends > 0) | (num_seen <= 1).all(-1)).all()
     if mask.shape[1] != 1 or biased or not bool(readable):
         raise UsageError(
-            "Batch-invariant attention needs causal masks without a bias, with padding on the "
-            'left: use `kernels="stock"` for this model.'
+            "Batch-invariant attention needs causal masks without a bias, with padding only at the "
+            'ends of a row: use `kernels="stock"` for this model.'
         )
-    narrow = bool((~is_padding & (firsts > starts[:, None])).any())
-    return VisibleKeys(starts.expand(rows), firsts.expand(rows, -1), narrow, k_len)
+    return VisibleKeys(
+        starts.expand(rows),
+        ends.expand(rows),
+        firsts.expand(rows, -1),
+        bool((~is_padding & (firsts > starts[:, None])).any()),
+        bool((ends < k_len).any()),
+        k_len,
+    )
 
 
 def without_mask(
@@ -96,7 +129,8 @@ def without_mask(
     firsts = torch.tensor(window_firsts(window, q_len, k_len), device=device)
     narrow = window is not None and window < k_len and q_len > 1
     starts = firsts[:1] if q_len else firsts.new_zeros(1)
-    return VisibleKeys(starts.expand(rows), firsts.expand(rows, -1), narrow, k_len)
+    ends = torch.full((rows,), k_len, device=device)
+    return VisibleKeys(starts.expand(rows), ends, firsts.expand(rows, -1), narrow, False, k_len)
 
 
 def window_firsts(window: int | None, q_len: int, k_len: int) -> list[int]:
@@ -108,17 +142,17 @@ def window_firsts(window: int | None, q_len: int, k_len: int) -> list[int]:
     return [0 if window is None else max(0, position + 1 - window) for position in positions]
 
 
-def blocks_of_row(start: int, firsts: Sequence[int], k_len: int) -> Iterator[Block]:
+def blocks_of_row(start: int, end: int, firsts: Sequence[int], k_len: int) -> Iterator[Block]:
     """The blocks of one row of a padded batch: cut where a query sees only itself.
 
-    So each chunk of chunked attention is computed by itself. `firsts` are of the last queries, in
-    keys of the row; queries before `start` are padding and are in no block.
+    So each packed sequence, and each chunk of chunked attention, is computed by itself. `firsts`
+    are of the last queries, in keys of the row; queries before the key `start`, and from the key
+    `end` on, are padding and are in no block.
     """
     past = k_len - len(firsts)
-    begin = max(0, start - past)
-    for q in range(begin, len(firsts)):
-        ends = q + 1 == len(firsts) or firsts[q + 1] == past + q + 1
-        if ends:
+    begin, stop = max(0, start - past), end - past
+    for q in range(begin, stop):
+        if q + 1 == stop or firsts[q + 1] == past + q + 1:
             k = firsts[begin]
             own = tuple(first - k for first in firsts[begin : q + 1])
             yield Block(begin, q + 1 - begin, k, past + q + 1 - k, own)

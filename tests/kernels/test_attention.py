@@ -196,7 +196,8 @@ def moving_back() -> torch.Tensor:
 MASKS: dict[str, torch.Tensor] = {
     "hole": hole(),
     "moving back": moving_back(),
-    "padding on the right": blocks(6) & (torch.arange(6) < 4),
+    "padding in the middle": blocks(6) & (torch.arange(6) != 3),
+    "padding on the right, bidirectional": (torch.arange(6) < 4).expand(1, 1, 6, 6),
     "bidirectional": torch.ones(1, 1, 6, 6, dtype=torch.bool),
     "bias": -torch.arange(6.0).flip(0).expand(1, 1, 1, 6),
     "by head": blocks(6).repeat(1, HEADS, 1, 1),
@@ -204,9 +205,9 @@ MASKS: dict[str, torch.Tensor] = {
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_masks_that_are_not_left_padding_are_refused(name: str) -> None:
+def test_masks_that_are_no_padded_causal_masks_are_refused(name: str) -> None:
     mask = MASKS[name]
-    with pytest.raises(UsageError, match="padding on the left"):
+    with pytest.raises(UsageError, match="padding only at the ends"):
         attention(Layer(), *request(0, mask.shape[2], 6, 64, torch.float32), mask)
 
 

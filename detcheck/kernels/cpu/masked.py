@@ -50,6 +50,11 @@ def attend_block(
     """
     query = query.narrow(2, block.q, block.q_len)
     key, value = (x.narrow(2, block.k, block.k_len) for x in (key, value))
+    whole = Segment(0, block.q_len, 0, block.k_len)
+    if scores.plain and not any(block.firsts):
+        return packed_attention(
+            query, key, value, (whole,), scores.scaling, query_by_query=query_by_query
+        )
     if block.q_len > 1 and query_by_query:
         parts = [
             attend_block(query, key, value, _one_query(block, index), scores)
@@ -59,9 +64,6 @@ def attend_block(
     mask = _mask(block, query.device) if any(block.firsts) else None
     if not scores.plain:
         return _written_out(query, key, value, mask, scores)
-    if mask is None:
-        whole = Segment(0, block.q_len, 0, block.k_len)
-        return packed_attention(query, key, value, (whole,), scores.scaling)
     out = F.scaled_dot_product_attention(
         _own_memory(query),
         _own_memory(key),

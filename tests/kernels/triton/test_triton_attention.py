@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from under_test import DEVICE, DOT_DTYPES, attention, attention_layout, differentiable, random
 
 from detcheck.errors import UsageError
+from detcheck.kernels.attention import _packed_rows
 
 Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """query (1, heads, q, dim), key and value (1, kv_heads, k, dim)"""
@@ -273,3 +274,23 @@ def test_gradients_of_packed_requests_are_those_of_each() -> None:
 def test_what_it_does_not_take_is_named(sizes: dict, named: str) -> None:
     with pytest.raises(UsageError, match=named):
         packed([request(0, 1, 4, **sizes)])
+
+
+def test_sequences_packed_into_rows_have_the_bits_that_they_have_alone() -> None:
+    """As a trainer packs them: two rows of several sequences each, one of them padded."""
+    lengths = ((21, 40, 3), (50, 14))
+    sequences = [
+        [request(10 * row + at, n, n) for at, n in enumerate(each)]
+        for row, each in enumerate(lengths)
+    ]
+    rows = [[torch.cat(parts, 2) for parts in zip(*each, strict=True)] for each in sequences]
+    query, key, value = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    cuts = [(0, 21, 61, 64), (0, 50, 64)]
+    out = _packed_rows(query, key, value, cuts, None)
+    for row, each in enumerate(sequences):
+        for at, one in enumerate(each):
+            start, end = cuts[row][at : at + 2]
+            assert torch.equal(out[row, start:end], packed([one])[0])
+            torch.testing.assert_close(
+                out[row, start:end].double(), reference(one), rtol=1e-4, atol=1e-5
+            )
