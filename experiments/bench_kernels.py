@@ -2,7 +2,7 @@
 
     python experiments/bench_kernels.py [MODEL] [--batch-sizes 1,4,8,16,32,64]
         [--dtypes bfloat16,float32] [--kernels batch-invariant,fully-invariant]
-        [--tokens 40] [--rounds 5] [--clock wall] [--json]
+        [--tokens 40] [--rounds 5] [--clock wall] [--server URL] [--json]
 
 For each dtype and batch size one engine generates for the same trial under every setting in turn.
 The first setting changes from round to round, so that a drift of the machine's speed affects all
@@ -12,6 +12,9 @@ and, in brackets, its smallest and largest value. The total is of one trial at e
 On the CPU there is a further column, `stock packed`: PyTorch's kernels with packed weights, which
 are not invariant. It separates the gain of packing from the cost of invariance. `distinct` counts
 the different completions of the one prompt, by token ids and log-probabilities.
+
+`--server URL` adds a column for a server on this machine, such as vLLM with the same model and
+dtype: the same requests, with log-probabilities, in the same rounds.
 
 On a busy machine use `--clock cpu --threads 1`: the time that this process computed.
 """
@@ -24,25 +27,28 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
 import torch
 from torch.nn import functional as F
 
 from detcheck import environment, models
+from detcheck.engines import open_engine
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.experiment import Experiment
 from detcheck.grid import conditions
 from detcheck.kernels.in_force import kernels_in_force
-from detcheck.kernels.settings import BATCH_INVARIANT, FULLY_INVARIANT, STOCK
-from detcheck.targets import InProcess
+from detcheck.kernels.settings import AS_SERVED, BATCH_INVARIANT, FULLY_INVARIANT, STOCK
+from detcheck.targets import InProcess, Served
 from detcheck.traffic import Trial, plan_trials
 
 SETTINGS = (BATCH_INVARIANT, FULLY_INVARIANT)
 STOCK_PACKED = "stock packed"
+SERVER = "server"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WARM_UP_TOKENS = 2
 
@@ -62,6 +68,18 @@ class Timing:
     ratio_max: float
     distinct: int
     """Different completions of the probes, by token ids and log-probabilities."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One trial in one column."""
+
+    seconds_per_token: float
+    answers: set[object]
+    """Token ids and log-probabilities of the probes' completions."""
+
+
+Column = Callable[[Trial], Sample]
 
 
 def main() -> None:
@@ -92,50 +110,90 @@ def timings_of(options: argparse.Namespace, dtype: str) -> list[Timing]:
     named: Any = dtype  # InProcess checks that it is a known one
     target = InProcess(model=options.model, dtype=named, device=options.device)
     loaded = models.load(options.model, dtype=dtype, device=options.device)
-    engine = ContinuousEngine(loaded, experiment, target)
-    settings: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        name: partial(kernels_in_force, name) for name in experiment.kernels
-    }
-    if loaded.device.type == "cpu":
-        settings[STOCK_PACKED] = PackedStock().in_force
+    clock = CLOCKS[options.clock]
     trials = {
         condition.batch_size: plan_trials(experiment, condition)[0]
         for condition in conditions(experiment, target)
         if condition.kernels == STOCK
     }
-    clock = CLOCKS[options.clock]
-    found = [measure(engine, trials[size], settings, options.rounds, clock) for size in sizes]
-    engine.close()
+    with ExitStack() as stack:
+        engine = ContinuousEngine(loaded, experiment, target)
+        stack.callback(engine.close)
+        columns = columns_of(experiment, engine, clock)
+        if options.server:
+            columns[SERVER] = on_server(experiment, options.server, stack)
+        found = [measure(trials[size], columns, options.rounds) for size in sizes]
     return [replace(timing, dtype=dtype) for timings in found for timing in timings]
 
 
-def measure(
+def columns_of(
+    experiment: Experiment, engine: ContinuousEngine, clock: Callable[[], float]
+) -> dict[str, Column]:
+    """The columns of this process: each kernels setting and, on the CPU, packed stock."""
+    columns: dict[str, Column] = {
+        name: in_process(engine, partial(kernels_in_force, name), clock)
+        for name in experiment.kernels
+    }
+    if engine.loaded.device.type == "cpu":
+        columns[STOCK_PACKED] = in_process(engine, PackedStock().in_force, clock)
+    return columns
+
+
+def in_process(
     engine: ContinuousEngine,
-    trial: Trial,
-    settings: dict[str, Callable[[], AbstractContextManager[object]]],
-    rounds: int,
+    context: Callable[[], AbstractContextManager[object]],
     clock: Callable[[], float],
-) -> list[Timing]:
-    """Time one trial under every setting in turn, `rounds` times, after one warm-up."""
+) -> Column:
+    """A column of this process; `context` puts its kernels in force."""
+
+    def run(trial: Trial) -> Sample:
+        with context(), torch.inference_mode():
+            started = clock()
+            generated = engine.generate(trial, None)
+            elapsed = clock() - started
+        probes = [
+            (tuple(each.token_ids), tuple(each.logprobs))
+            for each, request in zip(generated, trial.requests, strict=True)
+            if request.is_probe
+        ]
+        return Sample(elapsed / sum(len(each.token_ids) for each in generated), {*probes})
+
+    return run
+
+
+def on_server(experiment: Experiment, url: str, stack: ExitStack) -> Column:
+    """A column of a server that speaks the OpenAI API; `stack` closes the connection."""
+    target = Served(endpoints=(url,))
+    asked = msgspec.structs.replace(experiment, kernels=(AS_SERVED,))
+    engine = open_engine(asked, target)
+    stack.callback(engine.close)
+    places = {each.batch_size: each for each in conditions(asked, target)}
+
+    def run(trial: Trial) -> Sample:
+        condition = places[trial.condition.batch_size]
+        result = engine.run_trial(replace(trial, condition=condition))
+        probes = [
+            (each.token_ids, each.top_two and each.top_two.logprobs)
+            for _, each in result.completions
+        ]
+        return Sample(result.elapsed_s / result.generated_tokens, {*probes})
+
+    return run
+
+
+def measure(trial: Trial, columns: dict[str, Column], rounds: int) -> list[Timing]:
+    """Time one trial in every column in turn, `rounds` times, after one round that warms up."""
     seconds: dict[str, list[float]] = defaultdict(list)
     answers: dict[str, set[object]] = defaultdict(set)
-    names = tuple(settings)
-    for number in range(-1, rounds):
+    names = tuple(columns)
+    for name in names:
+        columns[name](shortened(trial))
+    for number in range(rounds):
         first = number % len(names)
         for name in (*names[first:], *names[:first]):
-            with settings[name](), torch.inference_mode():
-                if number < 0:
-                    engine.generate(shortened(trial), None)
-                    continue
-                started = clock()
-                generated = engine.generate(trial, None)
-                elapsed = clock() - started
-            seconds[name].append(elapsed / sum(len(each.token_ids) for each in generated))
-            answers[name] |= {
-                (tuple(each.token_ids), tuple(each.logprobs))
-                for each, request in zip(generated, trial.requests, strict=True)
-                if request.is_probe
-            }
+            sample = columns[name](trial)
+            seconds[name].append(sample.seconds_per_token)
+            answers[name] |= sample.answers
     size = trial.condition.batch_size
     return [timing(size, name, seconds[name], seconds[STOCK], answers[name]) for name in names]
 
@@ -230,6 +288,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--traffic", default="alone")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--server", metavar="URL", help="also measure a server on this machine")
     parser.add_argument("--clock", choices=[*CLOCKS], default="wall")
     parser.add_argument("--threads", type=int, default=0, help="default: as PyTorch chooses")
     parser.add_argument("--json", action="store_true")

@@ -72,7 +72,7 @@ class OpRules:
         self._on_cpu = device == "cpu"
         self._row_by_row = ROW_BY_ROW.get(device, frozenset())
         self._weights = {_address(weight) for weight in weights} - {None}
-        self._served = {name: family for family in OP_FAMILIES for name in op_names(family)}
+        self._served = {name: family for family in OP_FAMILIES for name in op_names(family, device)}
         self._served[PACKED_OP] = "matmul"
 
     def reason(

@@ -64,9 +64,14 @@ def kernels_of(family: str) -> dict[str, dict[str, Kernel]]:
     return {**tables, "CUDA": KERNELS.get(family, {})}
 
 
-def op_names(family: str) -> tuple[str, ...]:
-    """The ops that a family overrides, on any device, such as `aten::mm`."""
-    names = dict.fromkeys(f"aten::{op}" for table in kernels_of(family).values() for op in table)
+def op_names(family: str, device: str | None = None) -> tuple[str, ...]:
+    """The ops that a family overrides on a device type such as `cuda`, or on any: `aten::mm`."""
+    of_device = (
+        table
+        for key, table in kernels_of(family).items()
+        if device is None or key == device.upper()
+    )
+    names = dict.fromkeys(f"aten::{op}" for table in of_device for op in table)
     if family in _ATTENTION_OPS:
         return (_ATTENTION_OPS[family], *names)
     return (LINEAR_OP, EXPERTS_OP, *names) if family == "matmul" else tuple(names)

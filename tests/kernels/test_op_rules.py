@@ -10,8 +10,9 @@ from rounding import rounds_alike
 from torch import nn
 from torch.nn import functional as F
 
+from detcheck.kernels import overrides
 from detcheck.kernels.mode import batch_invariant
-from detcheck.kernels.op_rules import EVEN, EVEN_POWERS
+from detcheck.kernels.op_rules import EVEN, EVEN_POWERS, OpRules
 
 ALIKE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "add": lambda x: x + 1.7,
@@ -80,3 +81,18 @@ def test_ops_with_kernels_of_our_own_are_even(name: str, dtype: torch.dtype) -> 
 def test_the_same_check_catches_the_stock_op(name: str) -> None:
     x = torch.randn(4099, generator=torch.Generator().manual_seed(8)) * 3
     assert not rounds_alike(COVERED[name], x)
+
+
+def reasons(device: str, op: object, *args: object) -> str | None:
+    return OpRules(device, ()).reason(op, args, {}, args[0])
+
+
+def test_a_kernel_counts_only_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overrides, "why_unavailable", lambda: None)
+    aten = torch.ops.aten
+    x = torch.ones(3, 4)
+    assert reasons("cpu", aten.nansum.default, x) == "the reduce kernels"
+    assert reasons("cuda", aten.nansum.default, x) is None
+    for device in ("cpu", "cuda"):
+        assert reasons(device, aten.mm.default, x, x) == "the matmul kernels"
+        assert reasons(device, aten.mean.dim, x, [1]) == "the reduce kernels"
