@@ -76,7 +76,11 @@ def rows_that_differ(function: Function, x: torch.Tensor) -> int:
     return differ
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+USUAL = ("mm, out=", "mm, a Parameter on the left", "mv")
+SWEPT = [pytest.param(name, marks=pytest.mark.sweep) for name in PRODUCTS if name not in USUAL]
+
+
+@pytest.mark.parametrize("name", [*USUAL, *SWEPT])
 def test_products_by_other_names_keep_the_promise(name: str) -> None:
     with torch.no_grad():
         assert rows_that_differ(PRODUCTS[name], LEFT) > 0
@@ -91,6 +95,7 @@ def test_complex_products_keep_the_promise() -> None:
         assert rows_that_differ(lambda rows: rows @ weight, x) == 0
 
 
+@pytest.mark.sweep
 def test_complex_products_of_other_shapes_keep_the_promise() -> None:
     for inner, columns in ((64, 8), (577, 33)):
         left, weight = cancelling(65, inner, columns, torch.float64)

@@ -22,7 +22,7 @@ from detcheck.kernels.mode import batch_invariant
 
 BOTH = [torch.bfloat16, torch.float32]
 ROWS = (1, 2, 3, 4, 7, 16, 17, 31, 33, 64, 65, 100, 129)
-SHAPES = [(512, 64), (1536, 576), (2048, 64), (4096, 40), (577, 33), (131, 7), (8, 1)]
+SHAPES = [(512, 64), (1536, 576), (4096, 40), (577, 33), (131, 7), (8, 1)]
 
 pytestmark = pytest.mark.skipif(
     torch.bfloat16 not in packed._dtypes(), reason="oneDNN packs no bfloat16 on this machine"
@@ -37,7 +37,10 @@ def operands(rows: int, inner: int, columns: int, dtype: torch.dtype) -> tuple[t
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
-@pytest.mark.parametrize(("inner", "columns"), SHAPES)
+@pytest.mark.parametrize(
+    ("inner", "columns"),
+    [(2048, 64), *(pytest.param(*shape, marks=pytest.mark.sweep) for shape in SHAPES)],
+)
 def test_rows_do_not_depend_on_the_batch(
     inner: int, columns: int, dtype: torch.dtype, grad: bool
 ) -> None:

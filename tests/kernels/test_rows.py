@@ -73,7 +73,13 @@ POINTWISE: dict[str, Function] = {
 ALL = NORM | SOFTMAX | REDUCE | POINTWISE
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+SWEPT_FLOATS = [
+    torch.bfloat16,
+    *(pytest.param(x, marks=pytest.mark.sweep) for x in FLOATS if x != torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("dtype", SWEPT_FLOATS, ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_rows_do_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> None:
     same_for_all = (
@@ -84,7 +90,7 @@ def test_rows_do_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> None:
             assert_batch_invariant(ALL[name], rows(33, width, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", SWEPT_FLOATS, ids=str)
 @pytest.mark.parametrize("name", [*SOFTMAX, *REDUCE, "rms_norm", "silu"])
 def test_long_rows_do_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> None:
     with batch_invariant():
