@@ -36,8 +36,11 @@ ROW_STEP = 16
 """Above DENSE_ROWS, rows are padded to a multiple of this, so that few numbers are probed."""
 BLOCK_ROWS = 1024
 """Larger calls are cut into blocks of this many rows."""
-PROBED_ELEMENTS = 32768
-"""Results that are compared per number of rows; in bfloat16 about one of 256 shows a change."""
+COMPARED_RESULTS = 1024
+"""Results that are compared per number of rows; a change of order shows in one of 1 to 4."""
+COMPARED_HALF_RESULTS = ((1024, 32768), (1 << 62, 8192))
+"""The same in half precision, by K up to the first number: rounding hides most changes. They show
+in one of 50 to 80 results for K above 1024, and in one of 250 to 800 for smaller K."""
 PATTERN_COLUMNS = 2048
 """Different columns of the probe's right-hand side; further columns repeat them."""
 PROBED_ROWS = 128
@@ -136,22 +139,28 @@ class RowClasses:
     def _position_matters(self, right: torch.Tensor) -> bool:
         """True if a row of an anchor call changes when all rows move by one place."""
         columns = min(self.shape.columns, PATTERN_COLUMNS)
-        left, anchor = self._anchor(-(-PROBED_ELEMENTS // columns), right)
+        left, anchor = self._anchor(-(-self._num_compared // columns), right)
         moved = torch.cat([self.multiply(x, right) for x in left.roll(1, 0).split(ANCHOR_ROWS)])
         return not torch.equal(moved, anchor.roll(1, 0))
 
     def _in_class(self, rows: int, right: torch.Tensor) -> bool:
         """True if each row of a call of `rows` rows has the bits that it has in an anchor call.
 
-        Calls are repeated on other rows until PROBED_ELEMENTS results were compared.
+        Calls are repeated on other rows until enough results were compared.
         """
         columns = min(self.shape.columns, PATTERN_COLUMNS)
-        calls = max(1, -(-PROBED_ELEMENTS // (rows * columns)))
+        calls = max(1, -(-self._num_compared // (rows * columns)))
         left, anchor = self._anchor(rows * calls, right)
         return all(
             torch.equal(self.multiply(left[at : at + rows].clone(), right), anchor[at : at + rows])
             for at in range(0, rows * calls, rows)
         )
+
+    @property
+    def _num_compared(self) -> int:
+        if self.shape.dtype not in (torch.bfloat16, torch.float16):
+            return COMPARED_RESULTS
+        return next(num for inner, num in COMPARED_HALF_RESULTS if self.shape.inner <= inner)
 
     def _anchor(self, rows: int, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """At least `rows` rows of the probe, and their results in anchor calls."""
