@@ -97,13 +97,8 @@ def observe(
 
     def run() -> int:
         result = engine.run_trial(trial, lambda _: None)
-        writer.append_trial(
-            index,
-            trial.index,
-            result.completions,
-            elapsed_s=result.elapsed_s,
-            generated_tokens=result.generated_tokens,
-        )
+        totals = {"elapsed_s": result.elapsed_s, "generated_tokens": result.generated_tokens}
+        writer.append_trial(index, trial.index, result.completions, **totals)
         return int(result.generated_tokens)
 
     return run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detcheck.cli.shared import AsJson
+from detcheck.cli.shared import AsJson, kept_in
 from detcheck.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,15 +64,7 @@ def ops_command(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")
     ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--out",
-            metavar="DIR",
-            help="Keep ops.json and a heat map there; in a run directory, its report shows it.",
-        ),
-    ] = None,
+    out: Annotated[Path | None, kept_in("ops.json and a heat map")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which op breaks which invariance here: stock beside batch-invariant, bit for bit.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detcheck.cli.shared import AsJson
+from detcheck.cli.shared import AsJson, kept_in
 from detcheck.errors import UsageError
 from detcheck.experiment import Experiment
 from detcheck.targets import from_dict
@@ -65,15 +65,7 @@ def trace_command(
             help="Replay under these. [default: the run's whose answers diverge; else stock]",
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--out",
-            metavar="DIR",
-            help="Keep trace.json and a figure there; in a run directory, its report shows it.",
-        ),
-    ] = None,
+    out: Annotated[Path | None, kept_in("trace.json and a figure")] = None,
     repro: Annotated[
         Path | None,
         typer.Option(

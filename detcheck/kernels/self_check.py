@@ -62,37 +62,43 @@ def _parameter(weight: torch.Tensor) -> torch.nn.Parameter:
         return torch.nn.Parameter(weight.clone(), requires_grad=False)
 
 
-def _attention() -> str | None:
+def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention as transformers' models call it, three query heads to a key head; no mask.
+
+    (B, heads, queries, dim) to (B, queries, heads, dim).
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    function = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
-    generator = torch.Generator().manual_seed(2)
     module = torch.nn.Module()
     setattr(module, "num_key_value_groups", 3)  # noqa: B010  (a plain attribute to its type)
+    function: Any = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
+    result: torch.Tensor = function(module, query, key, value, None)[0]
+    return result
+
+
+def depends_on_batch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """True if attention gives the third request of a batch another result than alone."""
+    alone = attended(query[2:3], key[2:3], value[2:3])
+    return not torch.equal(attended(query, key, value)[2:3], alone)
+
+
+def _attention() -> str | None:
+    generator = _seeded(2)
     query = torch.randn(4, 6, 1, 32, generator=generator)
     key, value = torch.randn(2, 4, 2, 40, 32, generator=generator)
-    batch, _ = function(module, query, key, value, None)
-    alone, _ = function(module, query[2:3], key[2:3], value[2:3], None)
-    if not torch.equal(batch[2:3], alone):
+    if depends_on_batch(query, key, value):
         return "attention gives a request alone a different result than in a batch of 4"
     return None
 
 
 def _prefill() -> str | None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    generator = torch.Generator().manual_seed(7)
+    generator = _seeded(7)
     query = torch.randn(1, 6, 40, 64, generator=generator)
     key, value = torch.randn(2, 1, 2, 40, 64, generator=generator)
-    module = torch.nn.Module()
-    setattr(module, "num_key_value_groups", 3)  # noqa: B010  (a plain attribute to its type)
-    function: Any = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
-    whole, _ = function(module, query, key, value, None)
+    whole = attended(query, key, value)
     for start in (0, 17, 39):
         stop = start + 1
-        last, _ = function(
-            module, query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], None
-        )
+        last = attended(query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop])
         if not torch.equal(last, whole[:, start:stop]):
             return "attention gives a query of a prefill a different result than when it is decoded"
     return None

@@ -7,15 +7,7 @@ from collections.abc import Sequence
 from detcheck.analysis.evidence import CONTROL_ALIVE, Finding
 from detcheck.analysis.results import Group
 from detcheck.kernels.settings import AS_SERVED, STOCK, KernelSettings
-from detcheck.report.card import (
-    BAD,
-    GOOD,
-    OPEN,
-    Card,
-    answers_of,
-    completions_of,
-    most_varied_of,
-)
+from detcheck.report.card import BAD, GOOD, OPEN, Card, answers_of, completions_of, most_varied_of
 from detcheck.report.roles import compared_over_prompts
 from detcheck.report.text import number
 from detcheck.text import count

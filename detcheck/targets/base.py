@@ -132,3 +132,13 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Plain data for `run.json`; `targets.from_dict` reads it back."""
         data: dict[str, Any] = msgspec.to_builtins(self)
         return data
+
+
+class LoadedTarget(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the targets that load a model on this machine."""
+
+    model: Model = None
+    revision: Revision = None
+    dtype: Dtype = "auto"
+    chat_template: ChatTemplate = True
+    trust_remote_code: TrustRemoteCode = False

@@ -5,16 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from detcheck.options import Option
-from detcheck.targets.base import (
-    ChatTemplate,
-    Device,
-    Dtype,
-    Model,
-    Revision,
-    Target,
-    Traits,
-    TrustRemoteCode,
-)
+from detcheck.targets.base import Device, LoadedTarget, Traits
 
 FACTORIES = {
     "continuous": "detcheck.engines.continuous:ContinuousEngine",
@@ -22,7 +13,7 @@ FACTORIES = {
 }
 
 
-class InProcess(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InProcess(LoadedTarget, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A transformers model in this process."""
 
     engine: Annotated[
@@ -31,12 +22,7 @@ class InProcess(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "Generator. continuous: transformers' continuous batching. static: lockstep batches."
         ),
     ] = "continuous"
-    model: Model = None
-    revision: Revision = None
-    dtype: Dtype = "auto"
     device: Device = "auto"
-    chat_template: ChatTemplate = True
-    trust_remote_code: TrustRemoteCode = False
 
     @property
     def factory(self) -> str:  # type: ignore[override]

@@ -6,26 +6,15 @@ from typing import Annotated, ClassVar, Literal
 
 from detcheck.errors import UsageError
 from detcheck.options import Option
-from detcheck.targets.base import (
-    ChatTemplate,
-    Dtype,
-    Model,
-    Revision,
-    Target,
-    Traits,
-    TrustRemoteCode,
-)
+from detcheck.targets.base import LoadedTarget, Traits
 
 
-class Vllm(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Vllm(LoadedTarget, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model in vLLM; tensor-parallel sizes are compared with each other."""
 
     factory: ClassVar[str] = "detcheck.engines.vllm.engine:VllmEngine"
 
     engine: Literal["vllm"] = "vllm"
-    model: Model = None
-    revision: Revision = None
-    dtype: Dtype = "auto"
     tensor_parallel: Annotated[
         tuple[int, ...], Option("Tensor-parallel sizes to compare, comma-separated.", (), "LIST")
     ] = (1,)
@@ -36,8 +25,6 @@ class Vllm(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "that this machine has joined."
         ),
     ] = "auto"
-    chat_template: ChatTemplate = True
-    trust_remote_code: TrustRemoteCode = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,18 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from detcheck.kernels.triton import (
-    attention_shapes,
-    configs,
-    grouped,
-    matmul,
-    norm,
-    reduce,
-    softmax,
-)
+from detcheck.kernels.triton import configs, grouped, matmul, norm, reduce, softmax
 from detcheck.kernels.triton.ahead import launches_of
 from detcheck.kernels.triton.attention_form import AttentionForm
 from detcheck.kernels.triton.attention_layout import Layout
+from detcheck.kernels.triton.attention_shapes import block_d, shapes
 from gpu_sections.layers import Model
 from gpu_sections.roofline_cost import Cost, Work
 
@@ -88,11 +81,11 @@ def _attention(
 ) -> Cost:
     """`pairs` are the (query, key) pairs of a head that count."""
     heads, dim = query.shape[1], query.shape[3]
-    block = attention_shapes.block_d(dim)
-    shapes = attention_shapes.shapes(heads // key.shape[1], block, torch.bfloat16, HOPPER)
+    block = block_d(dim)
+    phases = shapes(heads // key.shape[1], block, torch.bfloat16, HOPPER)
     bounds = empty(requests + 1, dtype=torch.int32)
     layout = Layout(requests, bounds, bounds, max_k=keys)
-    form = AttentionForm(query, key, key, layout, None, shapes[phase][0])
+    form = AttentionForm(query, key, key, layout, None, phases[phase][0])
     launches = [
         launch
         for launch in launches_of(lambda: form(query, key, key, layout))

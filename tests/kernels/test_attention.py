@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -84,15 +83,6 @@ def test_a_request_does_not_depend_on_its_batch(
     for position in range(len(others) + 1):
         batch = [*others[:position], probe, *others[position:]]
         assert torch.equal(packed(batch)[position], alone)
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """PyTorch with two threads: each has a scratch buffer, and the two are aligned differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -5,7 +5,7 @@ Every dim of a tensor may be the batch, and the tensor may be transposed, stride
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,12 +17,7 @@ SHAPES = ((33, 17, 100), (64, 3, 33), (5, 7, 1000))
 Function = Callable[[torch.Tensor, int], torch.Tensor]
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 REDUCTIONS: dict[str, Function] = {

@@ -5,7 +5,7 @@ Each check has its twin on stock ops, at a shape where they fail it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,12 +24,7 @@ BIAS = torch.linspace(-1, 1, 96)
 VECTOR = WEIGHT[0]
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def random(*shape: int) -> torch.Tensor:

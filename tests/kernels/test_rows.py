@@ -5,7 +5,7 @@ Each check has its twin on the stock op, at a shape where that op fails it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,13 +21,7 @@ LONG = (32768, 50257)
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    """With one thread PyTorch splits no reduction, and the twins would not fail."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def rows(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

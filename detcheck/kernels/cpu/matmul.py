@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES, ClassTable, ProductShape, RowClasses
 from detcheck.kernels.cpu.stock import stock_kernel
+from detcheck.kernels.scales import Scales, scaled, scaled_sum
 
 _DTYPES = (
     *(torch.float32, torch.bfloat16, torch.float16, torch.float64),
@@ -47,19 +48,13 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def addmm(
-    bias: torch.Tensor,
-    left: torch.Tensor,
-    right: torch.Tensor,
-    *,
-    beta: float = 1,
-    alpha: float = 1,
+    bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **scales: Unpack[Scales]
 ) -> torch.Tensor:
     """beta * bias + alpha * (M, K) x (K, N) to (M, N), row for row independent of M."""
     plain = left.dtype in _DTYPES and _fit(left, right) and not _empty(left, right)
-    usual = plain and bias.dim() == 1 and beta == 1 and alpha == 1
-    if usual and not is_weight(left):
+    if plain and bias.dim() == 1 and not scaled(scales) and not is_weight(left):
         return _by_rows(left, right, bias)
-    return _scaled_sum(bias, mm(left, right), beta, alpha)
+    return scaled_sum(bias, mm(left, right), **scales)
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -74,31 +69,21 @@ def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def baddbmm(
-    added: torch.Tensor,
-    left: torch.Tensor,
-    right: torch.Tensor,
-    *,
-    beta: float = 1,
-    alpha: float = 1,
+    added: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **scales: Unpack[Scales]
 ) -> torch.Tensor:
     """beta * added + alpha * (B, M, K) x (B, K, N) to (B, M, N), as `bmm`."""
-    return _scaled_sum(added, bmm(left, right), beta, alpha)
+    return scaled_sum(added, bmm(left, right), **scales)
 
 
 def addbmm(
-    added: torch.Tensor,
-    left: torch.Tensor,
-    right: torch.Tensor,
-    *,
-    beta: float = 1,
-    alpha: float = 1,
+    added: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **scales: Unpack[Scales]
 ) -> torch.Tensor:
     """beta * added + alpha * the sum over B of (B, M, K) x (B, K, N), to (M, N)."""
     products = bmm(left, right)
     total = products[0] if len(products) else added.new_zeros(products.shape[1:])
     for product in products[1:]:
         total = total + product
-    return _scaled_sum(added, total, beta, alpha)
+    return scaled_sum(added, total, **scales)
 
 
 def mv(left: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
@@ -110,25 +95,10 @@ def mv(left: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
 
 
 def addmv(
-    added: torch.Tensor,
-    left: torch.Tensor,
-    vector: torch.Tensor,
-    *,
-    beta: float = 1,
-    alpha: float = 1,
+    added: torch.Tensor, left: torch.Tensor, vector: torch.Tensor, **scales: Unpack[Scales]
 ) -> torch.Tensor:
     """beta * added + alpha * (M, K) x (K,) to (M,), row for row independent of M."""
-    return _scaled_sum(added, mv(left, vector), beta, alpha)
-
-
-def _scaled_sum(
-    added: torch.Tensor, product: torch.Tensor, beta: float, alpha: float
-) -> torch.Tensor:
-    """beta * added + alpha * product; `added` is not read if beta is 0."""
-    scaled = product if alpha == 1 else product * alpha
-    if beta == 0:
-        return scaled
-    return scaled + (added if beta == 1 else added * beta)
+    return scaled_sum(added, mv(left, vector), **scales)
 
 
 def into_out(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -105,11 +105,7 @@ def _is_aligned(stride: int, x: torch.Tensor) -> bool:
 
 
 def product(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    bias: torch.Tensor | None,
-    tile: Tile,
-    segment_k: int = 0,
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, tile: Tile, segment_k: int
 ) -> torch.Tensor:
     """(1, M, K) x (1, K, N) + bias (1, M, N) with a given tile; `fits` must hold.
 

@@ -10,11 +10,12 @@ computes all of them or each has a program of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import triton
 
+from detcheck.kernels.scales import Scales, scaled, scaled_sum
 from detcheck.kernels.triton import configs, cublas, descriptors
 from detcheck.kernels.triton.bit_class import milliseconds
 from detcheck.kernels.triton.classes import classes
@@ -44,17 +45,11 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def addmm(
-    bias: torch.Tensor,
-    left: torch.Tensor,
-    right: torch.Tensor,
-    *,
-    beta: float = 1,
-    alpha: float = 1,
+    bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **scales: Unpack[Scales]
 ) -> torch.Tensor:
     """beta * bias + alpha * (M, K) x (K, N) to (M, N); the bias is added before rounding."""
-    if left.dtype not in FLOATS or beta != 1 or alpha != 1:
-        scaled = mm(left, right) * alpha
-        return scaled if beta == 0 else scaled + bias * beta
+    if left.dtype not in FLOATS or scaled(scales):
+        return scaled_sum(bias, mm(left, right), **scales)
     return multiplied(left[None], right[None], bias)[0]
 
 
@@ -67,17 +62,11 @@ def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def baddbmm(
-    bias: torch.Tensor,
-    left: torch.Tensor,
-    right: torch.Tensor,
-    *,
-    beta: float = 1,
-    alpha: float = 1,
+    bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **scales: Unpack[Scales]
 ) -> torch.Tensor:
     """beta * bias + alpha * (B, M, K) x (B, K, N) to (B, M, N)."""
-    if left.dtype not in FLOATS or beta != 1 or alpha != 1:
-        scaled = bmm(left, right) * alpha
-        return scaled if beta == 0 else scaled + bias * beta
+    if left.dtype not in FLOATS or scaled(scales):
+        return scaled_sum(bias, bmm(left, right), **scales)
     return multiplied(left, right, bias)
 
 

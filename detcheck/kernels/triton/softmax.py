@@ -10,13 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from detcheck.kernels.triton.rows import (
-    FLOATS,
-    RowCall,
-    as_rows,
-    first_call,
-    kept_call,
-)
+from detcheck.kernels.triton.rows import FLOATS, RowCall, as_rows, first_call, kept_call
 
 
 @triton.jit

@@ -1,0 +1,20 @@
+"""Fixtures that several tests of the kernels use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """PyTorch with two threads, so that the twins on stock ops fail.
+
+    With one thread no reduction is split, and attention has one scratch buffer.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
