@@ -33,10 +33,14 @@ STEPS = 3
 """Tokens that are compared: one after a prefill, the others after decode steps."""
 SAFETY = 8
 """Multiple of the measured noise that is allowed."""
-LEAST_NOISE = {torch.bfloat16: 0.1, torch.float16: 0.03}
-"""Noise that is always allowed, as a fraction of the standard deviation of the scores."""
+LEAST_NOISE = {torch.bfloat16: 0.25, torch.float16: 0.03}
+"""Noise that is always allowed, as a fraction of the standard deviation of the scores.
+
+SmolLM2-135M on a CPU, 26 prompts, both engines: at most 0.128 in bfloat16 and 0.0125 in float16.
+Models whose attention does not read the cache: 0.85 and more.
+"""
 LEAST_NOISE_OTHERWISE = 0.003
-OTHER_KERNELS = 3.0
+OTHER_KERNELS = 2.0
 """Multiple of it between two kinds of kernels, which round in other places."""
 
 

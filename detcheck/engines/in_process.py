@@ -73,8 +73,12 @@ class InProcessEngine:
             loaded.context_length,
         )
         self._free_weights = weakref.finalize(self, keep_packed_weights())
-        self._check_kernels()
-        check_first_tokens(self, self.experiment.kernels)
+        try:
+            self._check_kernels()
+            check_first_tokens(self, self.experiment.kernels)
+        except BaseException:
+            self.close()  # the error's traceback keeps this engine, which must not keep the weights
+            raise
 
     @classmethod
     def open(cls, experiment: Experiment, target: InProcess, *_: object) -> InProcessEngine:

@@ -13,7 +13,8 @@ from asking import settled
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from detcheck.engines import first_tokens
+from detcheck import models
+from detcheck.engines import first_tokens, in_process
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.engines.first_tokens import STEPS, OwnTokens, difference, own_tokens
 from detcheck.engines.static import StaticEngine
@@ -84,6 +85,16 @@ def test_what_continuous_batching_cannot_run_is_refused_and_static_runs_it(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5, do_sample=False
         )
     assert completion.token_ids == tuple(alone[0, prompt.shape[1] :].tolist())
+
+
+def test_a_refused_engine_keeps_no_weights(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[str] = []
+    monkeypatch.setattr(in_process, "keep_packed_weights", lambda: lambda: freed.append("freed"))
+    with pytest.raises(ModelError):
+        start(tiny("stablelm", tiny_model), "continuous")
+    assert freed == ["freed"]
 
 
 @contextmanager
@@ -216,3 +227,12 @@ def test_scores_agree_within_the_noise_of_rounding(rows: Any, dtype: Any, words:
     assert (found is None) == (words is None)
     if found is not None:
         assert words in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_a_real_model_in_bfloat16_is_not_refused(engine: str) -> None:
+    """After "Hi!" the cache moves the scores of the third token further than most prompts do."""
+    experiment = settled(prompts=("Hi!",), kernels=("stock",), batch_sizes=(1,), completions=3)
+    loaded = models.load(None, dtype="bfloat16")
+    ENGINES[engine](loaded, experiment, InProcess(engine=engine)).close()

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from detcheck.kernels.cpu.packed import STORE
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_packed() -> None:
+    """Each module begins without packed weights: engines of earlier tests are collected."""
+    gc.collect()
+    assert STORE.num_bytes == 0, "an earlier test left an engine or a mode open"
 
 
 @pytest.fixture
