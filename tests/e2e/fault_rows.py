@@ -219,7 +219,7 @@ FAILURES = (
             some(stall=when),
             INCONCLUSIVE,
             r"failed: \d+ timeout",
-            options=IMPATIENT,
+            options=(*IMPATIENT, "--check-timeout", "30"),
         )
         for when in ("before", "first", "middle")
     ),

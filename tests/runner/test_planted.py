@@ -73,7 +73,7 @@ def test_conditions_are_measured_in_the_order_of_the_grid(tmp_path: Path) -> Non
 
 def test_a_run_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    measured = run(EXPERIMENT)
+    measured = run(EXPERIMENT, engine=Engine())
     assert measured.path == Path("results/runs") / measured.run_id
     assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{6}", measured.run_id)
 
