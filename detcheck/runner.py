@@ -17,7 +17,7 @@ from detcheck import __version__, environment, rundir
 from detcheck.analysis import analyse
 from detcheck.analysis.summary import summary_rows
 from detcheck.engines import Connection, Engine, TrialResult, open_engine
-from detcheck.engines.base import ChecksEndpoints, IdentifiesModel, InFlight, OnWait
+from detcheck.engines.base import AsksAgain, ChecksEndpoints, IdentifiesModel, InFlight, OnWait
 from detcheck.errors import MeasurementError, OutOfMemory, RunDirectoryError, StorageError
 from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity
 from detcheck.experiment import Experiment
@@ -189,6 +189,8 @@ class _Execution:
             self.listener.run_started(self.writer.path, self.writer.records)
             for index, condition in enumerate(conditions(self.experiment, self.target)):
                 self._measure(index, condition)
+            if isinstance(self.engine, AsksAgain):
+                self.engine.ask_again(at_the_end=True)
             finished = True
         except KeyboardInterrupt:
             self.writer.save()

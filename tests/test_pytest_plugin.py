@@ -17,6 +17,8 @@ INSTALLED = any(
 )
 PLUGIN = () if INSTALLED else ("-p", "detcheck.pytest_plugin")
 QUICK = {"quiet_s": 0.002, "answer_tokens": 6}
+PATIENT = {"quiet_s": 0.3}
+"""Its batches form on a busy machine too: it waits for requests that are late."""
 TEST = """
     import pytest
     from detcheck import Served
@@ -61,14 +63,14 @@ def test_a_planted_difference_fails_and_says_where(run: Run) -> None:
 
 
 def test_too_few_comparisons_are_inconclusive_and_never_passed(run: Run) -> None:
-    result = run({}, completions=9)
+    result = run(PATIENT, completions=9)
     outcomes = result.parseoutcomes()
     assert (outcomes["inconclusive"], outcomes.get("passed")) == (1, None)
     result.stdout.fnmatch_lines(["*inconclusive determinism tests*", "*comparisons*"])
 
 
 def test_strict_makes_inconclusive_fail(run: Run) -> None:
-    result = run({}, "--detcheck-strict", completions=9)
+    result = run(PATIENT, "--detcheck-strict", completions=9)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*detcheck: inconclusive*"])
 

@@ -81,6 +81,15 @@ class ChecksEndpoints(Protocol):
 
 
 @runtime_checkable
+class AsksAgain(Protocol):
+    """An engine that checks its servers after the last trial as well."""
+
+    def ask_again(self, *, at_the_end: bool = False) -> None:
+        """Ask the servers what the checks before the experiment asked."""
+        ...
+
+
+@runtime_checkable
 class IdentifiesModel(Protocol):
     """An engine that knows which model answers."""
 

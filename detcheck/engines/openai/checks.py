@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
 from detcheck.completion import precision_of
 from detcheck.engines.openai.endpoint import Endpoint
+from detcheck.engines.openai.later_answers import DIFFERENT_PROMPTS
 from detcheck.engines.openai.probing import NUM_TOKENS, Probe
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.request import Dialect, Question
 from detcheck.engines.openai.tally import IMPOSSIBLE, MEASURABLE_S, ReplyTally
+from detcheck.engines.openai.texts import without_numbers
 from detcheck.evidence import EndpointCheck, Precision
 from detcheck.text import quoted
 
@@ -79,14 +80,14 @@ def different_prompts(replies: Sequence[Reply]) -> list[EndpointCheck]:
     texts = [reply.text for reply in replies if reply.text.strip()]
     if len(texts) < len(replies):
         return []  # empty answers have a check of their own
-    if len({_without_numbers(text) for text in texts}) > 1:
+    if len({without_numbers(text) for text in texts}) > 1:
         sentence = f"{len(texts)} different prompts got different answers"
-        return [EndpointCheck("different prompts", True, sentence)]
+        return [EndpointCheck(DIFFERENT_PROMPTS, True, sentence)]
     sentence = (
         f"{len(texts)} different prompts got one answer ({quoted(texts[0], 60)}): the server does "
         "not answer what it is asked"
     )
-    return [EndpointCheck("different prompts", False, sentence, decisive=True)]
+    return [EndpointCheck(DIFFERENT_PROMPTS, False, sentence, decisive=True)]
 
 
 def max_tokens(replies: Sequence[Reply]) -> EndpointCheck:
@@ -222,11 +223,6 @@ def _whole_answers(tally: ReplyTally) -> list[EndpointCheck]:
 
 def _replies(number: int) -> str:
     return f"{number:,} {'reply' if number == 1 else 'replies'}"
-
-
-def _without_numbers(text: str) -> str:
-    """`text` without words that hold a digit: a request's number or time is no answer."""
-    return " ".join(re.sub(r"\S*\d\S*", " ", text).lower().split())
 
 
 def _one_id(repeats: Sequence[Probe], fresh: Sequence[Probe]) -> bool:

@@ -10,6 +10,7 @@ from detcheck.engines.openai.client import Client
 from detcheck.engines.openai.connection import Connection
 from detcheck.engines.openai.evidence import MetricsWatch
 from detcheck.engines.openai.failures import TIMEOUT, Failure
+from detcheck.engines.openai.later_answers import LaterAnswers
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.request import Dialect, Question
 from detcheck.engines.openai.tally import ReplyTally
@@ -44,6 +45,8 @@ class Endpoint:
         self.dialect = Dialect("", chat=True)
         self.checks: list[EndpointCheck] = []
         self.tally = ReplyTally()
+        self.later = LaterAnswers()
+        """The answers to the prompts of the checks since the experiment began."""
         self.retries = 0
         self.has_answered = False
         """Whether any request has been answered to its end."""

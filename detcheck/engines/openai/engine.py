@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from detcheck.completion import Completion
 from detcheck.engines.base import OnTokens, OnWait, TrialResult
-from detcheck.engines.openai import same_server, sanity
+from detcheck.engines.openai import asked_again, same_server, sanity
 from detcheck.engines.openai.checks import over_the_run
 from detcheck.engines.openai.connection import Connection
 from detcheck.engines.openai.endpoint import Endpoint
@@ -59,6 +59,8 @@ class OpenAIEngine:
         self._experiment = experiment
         self._target = target
         self._silent: Counter[str] = Counter()
+        self._last: tuple[Trial, TrialResult] | None = None
+        """The last trial, until the checks' prompts were asked after it."""
         self._warm: dict[str, tuple[int, float]] = {}
         self._ticks = Ticks()
         allow_open_files(max(experiment.batch_sizes) + SPARE_FILES)
@@ -87,7 +89,9 @@ class OpenAIEngine:
     def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
         """See `Engine.run_trial`."""
         condition = trial.condition
+        self.ask_again()  # the trial before is kept by now, whatever comes of this
         result = self._loop.run(self._trial(trial, on_tokens))
+        self._last = trial, result
         answered = any(not completion.failed for _, completion in result.completions)
         self._silent[condition.condition_id] = (
             0 if answered else self._silent[condition.condition_id] + 1
@@ -99,6 +103,24 @@ class OpenAIEngine:
                 f"{last.error}); the completions before are kept."
             )
         return result
+
+    def ask_again(self, *, at_the_end: bool = False) -> None:
+        """Ask the checks' prompts again after the last trial, if that is due.
+
+        At the end of the experiment they are asked in any case.
+        """
+        if self._last is not None:
+            last, self._last = self._last, None
+            self._loop.run(self._ask_again(*last, at_the_end=at_the_end))
+
+    async def _ask_again(self, trial: Trial, result: TrialResult, *, at_the_end: bool) -> None:
+        endpoint = self._places[trial.condition.placement].endpoint
+        together = len(trial.requests)
+        if at_the_end or endpoint.later.due(together, asyncio.get_running_loop().time()):
+            own = {completion.text for _, completion in result.completions if not completion.failed}
+            if self._experiment.prompts[trial.condition.prompt_index] in endpoint.later.before:
+                own = set()  # the checks ask the same
+            await asked_again.ask(endpoint, together, self._experiment.temperature, own)
 
     def proof(self, kernels: str) -> KernelsProof:
         """Empty: a server's kernels are not known, and none are claimed."""
@@ -122,7 +144,7 @@ class OpenAIEngine:
         of_endpoints = (
             replace(check, placement=endpoint.placement)
             for endpoint in self._endpoints.values()
-            for check in (*endpoint.checks, *over_the_run(endpoint.tally))
+            for check in (*endpoint.later.joined(endpoint.checks), *over_the_run(endpoint.tally))
         )
         of_places = (
             replace(check, placement=place.name)

@@ -12,6 +12,7 @@ import asyncio
 from detcheck.engines.openai import checks, reach, seeds
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.failures import Failure
+from detcheck.engines.openai.later_answers import LaterAnswers
 from detcheck.engines.openai.probing import (
     BAD_REQUEST,
     NUM_TOKENS,
@@ -21,6 +22,7 @@ from detcheck.engines.openai.probing import (
     try_probe,
 )
 from detcheck.engines.openai.request import Dialect, Question
+from detcheck.engines.openai.texts import without_numbers
 from detcheck.errors import UsageError
 from detcheck.evidence import EndpointCheck
 from detcheck.experiment import Experiment
@@ -59,6 +61,9 @@ async def check(endpoint: Endpoint, experiment: Experiment, target: Served) -> N
     probes = (first, *repeats, *fresh, *sampled)
     _count(endpoint, probes)
     replies = [one.reply for one in probes]
+    asked_before = zip((GREETING, REPEATED, *FRESH), (first, repeats[0], *fresh), strict=True)
+    before = {prompt: without_numbers(one.reply.text) for prompt, one in asked_before}
+    endpoint.later = LaterAnswers(before, fewest=3 if temperature > 0 else 2)
     asked = Question("", experiment.max_new_tokens, temperature, experiment.seeds[0])
     endpoint.checks = [
         checks.served_model(endpoint),

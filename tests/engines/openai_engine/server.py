@@ -15,6 +15,7 @@ from aiohttp import web
 
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
 Fault = Callable[[int, dict[str, Any]], str | None]
+Canned = Callable[[int, dict[str, Any], int], str | None]
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Behaviour:
     one_piece: bool = False
     token_s: float = 0.001
     fault: Fault = lambda number, body: None
+    canned: Canned = lambda number, body, in_flight: None
+    """A text is sent instead of the answer; it depends on the request's number and the load."""
     differ_above: int | None = None
     """With more requests in flight than this, token 3 is another one."""
     fingerprints: tuple[str, ...] = ("fp_1",)
@@ -151,17 +154,28 @@ class ToyServer:
         await response.prepare(request)
         if fault == "stall":
             await asyncio.sleep(30)
+        if (canned := b.canned(number, body, b.in_flight)) is not None:
+            return await self._send_canned(response, body, canned)
         if fault == "flood":
             for _ in range(4096):
                 await response.write(b"x" * 65536)
-            return response
-        if fault == "malformed":
+        elif fault == "malformed":
             await response.write(b"data: {not json}\n\n")
-            return response
-        if fault == "latin1":
+        elif fault == "latin1":
             await response.write('data: {"choices": [{"text": "é"}]}\n\n'.encode("latin-1"))
-            return response
-        await self._tokens(request, response, body, number, truncate=fault == "truncate")
+        else:
+            await self._tokens(request, response, body, number, truncate=fault == "truncate")
+        return response
+
+    async def _send_canned(
+        self, response: web.StreamResponse, body: dict[str, Any], text: str
+    ) -> web.StreamResponse:
+        await asyncio.sleep(10 * self.behaviour.token_s)
+        choice = {"index": 0, "finish_reason": "stop", "text": text}
+        choice |= {"delta": {"content": text}} if "messages" in body else {}
+        self._number += 1
+        await response.write(event({"id": f"cmpl-{self._number}", "choices": [choice]}))
+        await response.write(b"data: [DONE]\n\n")
         return response
 
     async def _tokens(
