@@ -101,6 +101,11 @@ class KernelsProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`passed`, or the fault that the mode's own check found; None if there is no check (stock)."""
     outside: dict[str, int] = {}
     """Calls of floating-point ops that no override covers, by op name; a proof has none."""
+    pack_weights: str = "off"
+    """`on` if products used packed copies of the weights, `off`, or the reason why they did not.
+    Results with and without packed copies may differ in their last bits."""
+    packed_bytes: int = 0
+    """Memory of the packed copies."""
 
     @property
     def fault(self) -> str | None:

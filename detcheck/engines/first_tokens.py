@@ -66,7 +66,8 @@ def check_first_tokens(engine: InProcessEngine, kernels: Sequence[str]) -> None:
         with torch.inference_mode():
             stock = _own_tokens(engine, prompt)
             for setting in dict.fromkeys((STOCK, *kernels)):
-                with kernels_in_force(setting, must_pass=False):
+                packing = engine.target.pack_weights
+                with kernels_in_force(setting, must_pass=False, pack_weights=packing):
                     _check(engine, prompt, stock, setting)
     except Exception as error:
         if is_out_of_memory(error):

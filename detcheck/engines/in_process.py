@@ -135,7 +135,11 @@ class InProcessEngine:
         missing = tuple(family for family in required if family in idle or not proofs)
         problems = [proof.self_check for proof in proofs if proof.self_check != "passed"]
         self_check = problems[0] if problems else "passed"
-        return KernelsProof(kernels, dict(calls), missing, self_check, outside)
+        packing = proofs[-1].pack_weights if proofs else "off"
+        packed_bytes = max((proof.packed_bytes for proof in proofs), default=0)
+        return KernelsProof(
+            kernels, dict(calls), missing, self_check, outside, packing, packed_bytes
+        )
 
     def model_identity(self) -> ModelIdentity:
         """See `IdentifiesModel`: by the model's files, and by what is really sent to it."""
@@ -226,7 +230,8 @@ class InProcessEngine:
     @contextmanager
     def _kernels(self, kernels: str) -> Iterator[None]:
         """The kernels of a trial; their proof is kept, whether or not their self-check passed."""
-        with kernels_in_force(kernels, must_pass=False) as mode:
+        pack_weights = self.target.pack_weights
+        with kernels_in_force(kernels, must_pass=False, pack_weights=pack_weights) as mode:
             yield
             if mode is not None:
                 self._proofs.setdefault(kernels, []).append(mode.proof())

@@ -63,7 +63,8 @@ def replay(
     """
     follower = _Follower(request, num_steps, observer, expected)
     with ExitStack() as stack:
-        stack.enter_context(kernels_in_force(kernels))
+        packing = engine.target.pack_weights
+        stack.enter_context(kernels_in_force(kernels, pack_weights=packing))
         stack.enter_context(torch.inference_mode())
         stack.callback(engine.reset)
         stack.enter_context(engine.observed_by(follower))

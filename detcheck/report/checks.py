@@ -172,7 +172,9 @@ def _calls(analysis: Analysis) -> Iterator[str]:
     for kernels, proof in analysis.run.proofs.items():
         if KernelSettings.parse(kernels).claims_invariance:
             ran = ", ".join(f"{op} {calls:,}" for op, calls in proof.overrides.items() if calls)
-            yield f"{kernels}: every op family ran (calls: {ran})"
+            packed = f"; packed weights take {proof.packed_bytes / 1e6:,.0f} MB"
+            memory = packed if proof.packed_bytes else ""
+            yield f"{kernels}: every op family ran (calls: {ran}){memory}"
 
 
 def _endpoint(analysis: Analysis) -> Iterator[TrustCheck]:

@@ -23,6 +23,13 @@ class InProcess(LoadedTarget, frozen=True, kw_only=True, forbid_unknown_fields=T
         ),
     ] = "continuous"
     device: Device = "auto"
+    pack_weights: Annotated[
+        Literal["auto", "off"],
+        Option(
+            "Packed copies of linear layers' weights for invariant kernels on the CPU: faster, and "
+            "as much memory again. auto: if memory suffices."
+        ),
+    ] = "auto"
 
     @property
     def factory(self) -> str:  # type: ignore[override]

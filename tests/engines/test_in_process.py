@@ -286,6 +286,20 @@ def test_an_engine_refuses_before_it_measures_and_takes_a_named_subset(
     StaticEngine(loaded, subset).close()
 
 
+@pytest.mark.parametrize(("pack_weights", "state"), [("auto", "on"), ("off", "off")])
+def test_the_proof_says_whether_weights_were_packed(
+    tiny_model: LoadedModel, pack_weights: str, state: str
+) -> None:
+    target = InProcess(engine="static", pack_weights=pack_weights)
+    engine = StaticEngine(tiny_model, experiment(), target)
+    for condition in conditions_of(engine.experiment):
+        engine.run_trial(plan_trials(engine.experiment, condition)[0])
+    proof = engine.proof("batch-invariant")
+    engine.close()
+    assert proof.pack_weights == state
+    assert (proof.packed_bytes > 0) == (state == "on")
+
+
 def prefilled_and_decoded(model: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of one sequence, (length, vocabulary): in one pass, and token by token."""
     ids = torch.arange(length)[None] * 7 % 300 + 2
