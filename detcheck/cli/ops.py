@@ -19,6 +19,7 @@ COLUMNS = {
     "batch-size": "size",
     "position": "pos.",
     "neighbours": "nbrs",
+    "layout": "lay.",
     "padding": "pad",
     "chunking": "chnk",
     "prefill-decode": "dec.",

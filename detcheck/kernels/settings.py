@@ -13,7 +13,7 @@ from detcheck.errors import UsageError
 STOCK = "stock"
 """PyTorch's own kernels, unchanged."""
 BATCH_INVARIANT = "batch-invariant"
-"""Holds `repeat`, `batch-size`, `position`, `neighbours` and `padding`."""
+"""Holds `repeat`, `batch-size`, `position`, `neighbours`, `layout` and `padding`."""
 FULLY_INVARIANT = "fully-invariant"
 """Holds `chunking` and `prefill-decode` as well, at a price."""
 AS_SERVED = "as-served"

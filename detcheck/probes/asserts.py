@@ -10,6 +10,7 @@ from detcheck.errors import UsageError
 from detcheck.probes.relations import (
     REQUEST_RELATIONS,
     ROW_RELATIONS,
+    USUAL_RELATIONS,
     Function,
     Outcome,
     Tensors,
@@ -29,7 +30,7 @@ class NotBatchInvariant(AssertionError):  # noqa: N818  (a finding, not a fault 
 def assert_batch_invariant(
     function: Function,
     *inputs: torch.Tensor,
-    relations: Iterable[str] = ROW_RELATIONS,
+    relations: Iterable[str] = USUAL_RELATIONS,
     batch_sizes: Sequence[int] | None = None,
     seed: int = 0,
 ) -> dict[str, int]:
@@ -38,8 +39,9 @@ def assert_batch_invariant(
     Every input and every output is a tensor whose first dimension is the batch. The function
     closes over the tensors that all rows share, such as weights. Relations: `repeat` (the same
     call again), `batch-size` (the first rows in batches of `batch_sizes`), `position` (the rows
-    rotated), `neighbours` (a row among copies of itself, zeros, large noise). By default
-    `batch_sizes` are the sizes at which kernels change: 1, 2, 3, 4, 7, … below the batch.
+    rotated), `neighbours` (a row among copies of itself, zeros, large noise); if asked for,
+    `layout` (the rows lie otherwise in memory: the batch innermost, with gaps, unaligned). By
+    default `batch_sizes` are those at which kernels change: 1, 2, 3, 4, 7, … below the batch.
 
         def test_my_kernel():
             detcheck.assert_batch_invariant(lambda x: my_matmul(x, weight), torch.randn(129, 4096))

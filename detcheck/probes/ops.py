@@ -18,7 +18,7 @@ from detcheck.probes.relations import RELATIONS, ROW_RELATIONS, Outcome, run, tr
 from detcheck.probes.shapes import LayerShapes
 
 DTYPES = ("bfloat16", "float16", "float32")
-PROMISED = ("repeat", "batch-size", "position", "neighbours", "padding")
+PROMISED = ("repeat", "batch-size", "position", "neighbours", "layout", "padding")
 """Relations that batch-invariant kernels promise at their default level."""
 _TIMED_SIZES = (1, 16)
 _TIMED_S = 0.003

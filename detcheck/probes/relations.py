@@ -17,8 +17,10 @@ import torch
 from detcheck.errors import UsageError
 from detcheck.probes.bits import row_ulps, ulps
 
-ROW_RELATIONS = ("repeat", "batch-size", "position", "neighbours")
-"""Relations that apply to any op on a batch of rows."""
+USUAL_RELATIONS = ("repeat", "batch-size", "position", "neighbours")
+"""Relations that any function of a batch of rows can be held to."""
+ROW_RELATIONS = (*USUAL_RELATIONS, "layout")
+"""The same and `layout`, for functions that take tensors of any strides."""
 REQUEST_RELATIONS = ("padding", "chunking", "prefill-decode")
 """Relations about whole requests, for attention only."""
 RELATIONS = (*ROW_RELATIONS, *REQUEST_RELATIONS)
@@ -29,12 +31,16 @@ BOUNDARY_ROWS = (
 """Batch sizes at which libraries are known to change kernels."""
 SIGNATURE_ROWS = 8
 """Leading rows whose bits decide whether batch sizes are of one class."""
+LAYOUT_ROWS = (1, 5)
+"""Batch sizes, besides the whole batch, that are tried in each memory layout."""
 _REPEATS = 3
 _PROBED_ROWS = 4
 """Rows whose neighbours are exchanged."""
 
 Function = Callable[..., Any]
 Tensors = tuple[torch.Tensor, ...]
+Layout = Callable[[torch.Tensor], torch.Tensor]
+"""Takes a contiguous tensor; returns equal values that lie otherwise in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,8 @@ class Variant:
     inputs: Tensors
     rows: range | list[int]
     reference_rows: range | list[int]
+    layout: Layout | None = None
+    """Gives the inputs another layout in memory; contiguous if None."""
 
     @property
     def batch_size(self) -> int:
@@ -106,7 +114,7 @@ def try_relation(
     outcome = Outcome(relation)
     signatures: dict[int, list[bytes]] = {}
     for variant in variants(relation, inputs, batch_sizes, seed):
-        outputs = run(function, variant.inputs)
+        outputs = run(function, variant.inputs, variant.layout)
         _check_alike(outputs, whole, variant.batch_size)
         outcome = compare(outcome, variant, outputs, whole)
         if relation == "batch-size":
@@ -132,6 +140,8 @@ def variants(
         yield from _rotations(inputs)
     elif relation == "neighbours":
         yield from _other_neighbours(inputs, seed)
+    elif relation == "layout":
+        yield from _other_layouts(inputs)
     else:
         raise UsageError(
             f"Unknown relation {relation!r} for rows: known are {', '.join(ROW_RELATIONS)}."
@@ -171,6 +181,40 @@ def _other_neighbours(inputs: Tensors, seed: int) -> Iterator[Variant]:
             yield Variant(others, [probe], [probe])
 
 
+def _other_layouts(inputs: Tensors) -> Iterator[Variant]:
+    """All rows and few of them, in each layout; the reference is contiguous."""
+    rows = inputs[0].shape[0]
+    for layout in LAYOUTS.values():
+        for size in sorted({*LAYOUT_ROWS, rows}):
+            if size <= rows:
+                part = tuple(x[:size] for x in inputs)
+                yield Variant(part, range(size), range(size), layout)
+
+
+def _batch_innermost(x: torch.Tensor) -> torch.Tensor:
+    return x.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+def _rows_apart(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack((x, torch.zeros_like(x)), 1)[:, 0]
+
+
+def _elements_apart(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack((x, torch.zeros_like(x)), -1)[..., 0]
+
+
+def _unaligned(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat((x.new_zeros(3), x.flatten()))[3:].view(x.shape)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "batch innermost": _batch_innermost,
+    "rows apart": _rows_apart,
+    "elements apart": _elements_apart,
+    "unaligned": _unaligned,
+}
+
+
 def _copies(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -182,13 +226,14 @@ def _noise(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (torch.randn(x.shape, generator=generator).to(x.device) * 64).to(x.dtype)
 
 
-def run(function: Function, inputs: Tensors) -> Tensors:
+def run(function: Function, inputs: Tensors, layout: Layout | None = None) -> Tensors:
     """Outputs of one call on copies of `inputs`, so that a function may write on its inputs.
 
+    The copies are contiguous, or have the given layout.
     Raises UsageError if an output is no tensor or does not have the batch first.
     """
     copies = tuple(x.detach().clone(memory_format=torch.contiguous_format) for x in inputs)
-    result = function(*copies)
+    result = function(*(copies if layout is None else map(layout, copies)))
     if isinstance(result, dict):
         result = tuple(result.values())
     outputs = (result,) if isinstance(result, torch.Tensor) else result

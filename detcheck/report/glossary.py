@@ -67,10 +67,10 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "invariances",
-        "What must not change the bits of a request: repeat (nothing changes), batch size (how "
-        "many rows share the call), position (which row it is), neighbours (what the other rows "
-        "hold), padding, chunking (how its prefill is split) and prefill-decode (one prefill, or "
-        "token by token with the cache).",
+        "The bits of a request must not change with: repeat (nothing else changes), batch size "
+        "(rows in the call), position (its row), neighbours (the content of other rows), layout "
+        "(the place of the rows in memory), padding, chunking (the split of its prefill) and "
+        "prefill-decode (one prefill, or token by token with the cache).",
     ),
     (
         "coverage and bounds",

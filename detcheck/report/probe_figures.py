@@ -25,7 +25,8 @@ TRACE_FILE = "trace.json"
 MATRIX = "invariance_matrix"
 GROWTH = "growth"
 RELATIONS = (
-    *("repeat", "batch-size", "position", "neighbours", "padding", "chunking", "prefill-decode"),
+    *("repeat", "batch-size", "position", "neighbours", "layout"),
+    *("padding", "chunking", "prefill-decode"),
 )
 """The columns that the matrix always has; other relations that were probed follow."""
 MATRIX_CAPTION = (

@@ -12,7 +12,7 @@ import torch
 import detcheck
 from detcheck.errors import UsageError
 from detcheck.probes.asserts import NotBatchInvariant, assert_batch_invariant
-from detcheck.probes.relations import ROW_RELATIONS
+from detcheck.probes.relations import USUAL_RELATIONS
 
 ROWS = torch.randn(65, 96, generator=torch.Generator().manual_seed(0))
 WEIGHT = torch.randn(96, 24, generator=torch.Generator().manual_seed(1))
@@ -96,8 +96,24 @@ def test_the_message_names_the_row_and_the_ulps() -> None:
 
 def test_an_invariant_function_passes_and_returns_the_rows_compared() -> None:
     compared = assert_batch_invariant(row_by_row, ROWS)
-    assert set(compared) == set(ROW_RELATIONS)
+    assert set(compared) == set(USUAL_RELATIONS)
     assert all(rows > 8 for rows in compared.values())
+
+
+def by_layout(x: torch.Tensor) -> torch.Tensor:
+    return row_by_row(x) if x.is_contiguous() else nudged(x.contiguous(), 0)
+
+
+def by_alignment(x: torch.Tensor) -> torch.Tensor:
+    return row_by_row(x) if x.data_ptr() % 16 == 0 else nudged(x, 0)
+
+
+@pytest.mark.parametrize("function", [by_layout, by_alignment])
+def test_a_function_is_held_to_the_layout_if_that_is_asked(function: Any) -> None:
+    assert_batch_invariant(function, ROWS)
+    with pytest.raises(NotBatchInvariant, match="layout: at batch size"):
+        assert_batch_invariant(function, ROWS, relations=("layout",))
+    assert assert_batch_invariant(row_by_row, ROWS, relations="layout")["layout"] > 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int32])

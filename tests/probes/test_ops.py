@@ -193,5 +193,5 @@ def test_products_cancel() -> None:
     assert (totals / sizes).mean() < 0.01
 
 
-def test_the_relations_are_the_seven() -> None:
-    assert len(RELATIONS) == 7
+def test_the_relations_are_the_eight() -> None:
+    assert len(RELATIONS) == 8
