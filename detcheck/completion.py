@@ -128,7 +128,7 @@ class Completion:
         return hashlib.sha256(data).hexdigest()[:16]
 
 
-def first_divergence(a: Sequence[int] | str, b: Sequence[int] | str) -> int | None:
+def first_divergence(a: Sequence[int | str], b: Sequence[int | str]) -> int | None:
     """0-based index of the first difference; a strict prefix diverges at its own length.
 
     Returns None if they are equal.

@@ -7,8 +7,9 @@ For each kernels setting, over its prompts (the items of an evaluation):
 - Answer flips: the items with more than one parsed answer, and their share with an exact
   (Clopper-Pearson) interval.
 - Accuracy at each load, its best, worst and standard deviation (Std@Acc), beside the binomial
-  standard error of the set. After Yuan et al., "Give Me FP32 or Give Me Death?" (2025).
-- Div_Index: the first position at which two responses differ, averaged over the items that diverge.
+  standard error of the set; Div_Index, the first position at which two responses differ, averaged
+  over the items that diverge; and Avg_Std@top1_prob, how far the best token's probability moves up
+  to there. After Yuan et al., "Give Me FP32 or Give Me Death?" (2025).
 
 A completion whose answer could not be parsed counts as an answer of its own: an item of which some
 completions parse and others do not has flipped. With several seeds, answers are compared within a
@@ -18,230 +19,148 @@ seed: another seed is another wanted sample.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from detcheck.analysis.answer_records import (
+    AnswerCount,
+    AnsweredItem,
+    AnswerStability,
+    LoadAccuracy,
+)
 from detcheck.analysis.results import Analysis, Group
+from detcheck.analysis.top1 import top1_stds
 from detcheck.analysis.variants import Tally, tally
-from detcheck.parsers import AnswerParser
+from detcheck.errors import UsageError
+from detcheck.parsers import AnswerParser, answer_parser
+from detcheck.prompts import PromptItem
+
+__all__ = [
+    "AnswerCount",
+    "AnswerStability",
+    "AnsweredItem",
+    "LoadAccuracy",
+    "Response",
+    "answer_stability",
+    "answered_item",
+    "exact_interval",
+    "stability_if_parsed",
+    "stability_of",
+]
 
 CONFIDENCE = 0.95
 MAX_EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerCount:
-    """One parsed answer to an item."""
-
-    answer: str | None
-    """None: the parser found none."""
-    completions: int
-    batch_sizes: tuple[int, ...]
-    """Batch sizes under which it came back, smallest first."""
-    example: str
-    """The text of the first completion that gave it."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnsweredItem:
-    """One prompt under one kernels setting, its completions parsed."""
-
-    prompt_index: int
-    prompt: str
-    expected: str | None
-    """The right answer, parsed as well; None if it is not known."""
-    answers: tuple[AnswerCount, ...]
-    """Most common first; empty if no completion came back."""
-    distinct_within_seed: int
-    """Most parsed answers to one seed; 0 if no completion came back."""
-    raw_distinct_within_seed: int
-    """Most distinct completions of one seed, unparsed."""
-    div_index: int | None
-    """First position at which two completions of a seed differ; None if all are equal."""
-    correct_share: Mapping[int, float]
-    """Share of right answers by batch size, of those that answered; empty without `expected`."""
-
-    @property
-    def flips(self) -> bool:
-        """Whether the parsed answer to one seed changed."""
-        return self.distinct_within_seed > 1
-
-
-@dataclass(frozen=True, slots=True)
-class LoadAccuracy:
-    """The accuracy at one batch size: mean over items of the share of right answers."""
+class Response:
+    """Completions of one item that are equal, of one seed at one batch size."""
 
     batch_size: int
-    accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerStability:
-    """How far the load changes the answers under one kernels setting. Shares are of 1."""
-
-    kernels: str
-    items: tuple[AnsweredItem, ...]
-    """Items with completions, in the order of the prompts."""
-    completions: int
-    unparsed: int
-    """Completions that the parser found no answer in."""
-    unparsed_examples: tuple[str, ...]
-    """Up to MAX_EXAMPLES texts of these."""
-    raw_agreement: float | None
-    """TARr@N; None if no completion came back."""
-    parsed_agreement: float | None
-    """TARa@N; None if no completion came back."""
-    flip_interval: tuple[float, float] | None
-    """Exact 95 % interval of the share of items whose answer changes; None without items."""
-    by_load: tuple[LoadAccuracy, ...]
-    """Smallest batch first, over the items that answered at every load; empty if no right answers
-    are known."""
-    standard_error: float | None
-    """Binomial standard error of the mean accuracy, from the number of items alone."""
-    div_index: float | None
-    """Mean Div_Index of the items that diverge; None if none does."""
-
-    @property
-    def flipped(self) -> tuple[AnsweredItem, ...]:
-        """The items whose answer changed."""
-        return tuple(item for item in self.items if item.flips)
-
-    @property
-    def flip_share(self) -> float | None:
-        """Share of items whose answer changed; None without items."""
-        return len(self.flipped) / len(self.items) if self.items else None
-
-    @property
-    def best(self) -> float | None:
-        """Highest accuracy of a load; None if no right answers are known."""
-        return max((load.accuracy for load in self.by_load), default=None)
-
-    @property
-    def worst(self) -> float | None:
-        """Lowest accuracy of a load; None if no right answers are known."""
-        return min((load.accuracy for load in self.by_load), default=None)
-
-    @property
-    def spread(self) -> float | None:
-        """Best minus worst accuracy: what the load alone moves; None without right answers."""
-        if self.best is None or self.worst is None:
-            return None
-        return self.best - self.worst
-
-    @property
-    def accuracy_std(self) -> float | None:
-        """Std@Acc: standard deviation of the accuracy over loads; None with fewer than two."""
-        if len(self.by_load) < 2:
-            return None
-        mean = sum(load.accuracy for load in self.by_load) / len(self.by_load)
-        squares = sum((load.accuracy - mean) ** 2 for load in self.by_load)
-        return math.sqrt(squares / (len(self.by_load) - 1))
-
-    @property
-    def sentence(self) -> str:
-        """The finding in words: `the load alone moves this score by ±1.3 points; …`."""
-        if self.spread is None:
-            flipped, total = len(self.flipped), len(self.items)
-            return f"the answer to {flipped:,} of {total:,} items changes with the load"
-        half = 100 * self.spread / 2
-        if half == 0:
-            return "the load does not move this score"
-        return (
-            f"the load alone moves this score by ±{half:.3g} points; "
-            "a difference below that is noise"
-        )
+    text: str
+    answer: str | None
+    """What a parser takes from `text`."""
+    identity: str = ""
+    """Equal for equal completions, such as a fingerprint; the text if it is empty."""
+    seed: int = 0
+    completions: int = 1
 
 
 def answer_stability(
-    analysis: Analysis, parse: AnswerParser, expected: Mapping[int, str] | None = None
+    analysis: Analysis,
+    parse: AnswerParser | str | None = None,
+    expected: Mapping[int, str] | None = None,
 ) -> tuple[AnswerStability, ...]:
     """How far the load changes the parsed answers of a run, for each kernels setting.
 
-    `expected` holds the right answer by prompt index, for the prompts for which it is known; it is
-    parsed like a completion, and taken as it is if the parser finds nothing in it.
+    `parse` is a function, or the name of a parser; by default the one that the experiment names.
+    `expected` holds the right answer by prompt index, for the prompts for which it is known; by
+    default those of the experiment. It is parsed like a completion, and taken as it is if the
+    parser finds nothing in it. Raises UsageError if there is no such parser, or none is named.
     """
-    pairs = tally(analysis.run)
-    right = {index: parse(answer) or answer.strip() for index, answer in (expected or {}).items()}
-    by_kernels: dict[str, list[Group]] = {}
-    for group in analysis.groups:
-        by_kernels.setdefault(group.kernels, []).append(group)
-    return tuple(
-        _stability(
-            kernels,
-            [
-                _item(analysis, group, pairs, parse, right.get(group.prompt_index))
-                for group in groups
-                if group.completions
-            ],
+    run = analysis.run
+    name = run.experiment.answer if parse is None else parse
+    if name is None:
+        raise UsageError(
+            "The run names no parser of answers: give one by `answer`, such as number."
         )
-        for kernels, groups in by_kernels.items()
-    )
+    parse = answer_parser(name) if isinstance(name, str) else name
+    items = run.experiment.items or (PromptItem(),) * len(run.experiment.prompts)
+    if expected is None:
+        known = {index: item.answer for index, item in enumerate(items)}
+        expected = {index: answer for index, answer in known.items() if answer is not None}
+    right = {index: parse(answer) or answer.strip() for index, answer in expected.items()}
+    pairs, deviations = tally(run), top1_stds(run)
+    by_kernels: dict[str, list[AnsweredItem]] = {}
+    for group in analysis.groups:
+        found = by_kernels.setdefault(group.kernels, [])
+        if group.completions:
+            item = items[group.prompt_index]
+            responses = list(_responses(analysis, group, pairs, before(parse, item.until)))
+            found.append(
+                answered_item(
+                    (group.prompt_index, group.prompt, item.id),
+                    responses,
+                    right.get(group.prompt_index),
+                    div_index=group.first_divergence,
+                    top1_std=deviations.get((group.prompt_index, group.kernels)),
+                )
+            )
+    return tuple(stability_of(kernels, found) for kernels, found in by_kernels.items())
 
 
-def _item(
-    analysis: Analysis, group: Group, pairs: Tally, parse: AnswerParser, expected: str | None
+def stability_if_parsed(
+    analysis: Analysis, parse: AnswerParser | str | None = None
+) -> tuple[AnswerStability, ...]:
+    """As `answer_stability`, but empty if neither the caller nor the experiment names a parser."""
+    if parse is None and analysis.run.experiment.answer is None:
+        return ()
+    return answer_stability(analysis, parse)
+
+
+def before(parse: AnswerParser, until: Sequence[str]) -> AnswerParser:
+    """A parser of the text before the first of `until`; `parse` itself if there are none."""
+    if not until:
+        return parse
+    return lambda text: parse(text[: min((text + end).index(end) for end in until)])
+
+
+def answered_item(
+    named: tuple[int, str, str | None],
+    responses: Sequence[Response],
+    expected: str | None,
+    *,
+    div_index: int | None,
+    top1_std: float | None = None,
 ) -> AnsweredItem:
-    """Parse the completions of one group."""
-    parsed = {
-        counted.variant.fingerprint: parse(counted.variant.text) for counted in group.variants
-    }
-    by_size: dict[int, Counter[str | None]] = {}
-    for batch_size, fingerprint, count in _counts(analysis, group, pairs):
-        by_size.setdefault(batch_size, Counter())[parsed[fingerprint]] += count
-    of_seeds = [{parsed[v.variant.fingerprint] for v in split.variants} for split in group.by_seed]
+    """An item from its responses; `named` are its number (from 0), its prompt and its id."""
+    index, prompt, identifier = named
+    by_size: defaultdict[int, Counter[str | None]] = defaultdict(Counter)
+    answers: defaultdict[int, set[str | None]] = defaultdict(set)
+    raw: defaultdict[int, set[str]] = defaultdict(set)
+    for response in responses:
+        by_size[response.batch_size][response.answer] += response.completions
+        answers[response.seed].add(response.answer)
+        raw[response.seed].add(response.identity or response.text)
     return AnsweredItem(
-        prompt_index=group.prompt_index,
-        prompt=group.prompt,
+        prompt_index=index,
+        prompt=prompt,
         expected=expected,
-        answers=_answer_counts(group, parsed, by_size),
-        distinct_within_seed=max(map(len, of_seeds), default=0),
-        raw_distinct_within_seed=group.distinct_within_seed,
-        div_index=group.first_divergence,
+        answers=_answer_counts(responses, by_size),
+        distinct_within_seed=max(map(len, answers.values()), default=0),
+        raw_distinct_within_seed=max(map(len, raw.values()), default=0),
+        div_index=div_index,
         correct_share={}
         if expected is None
         else {size: by_size[size][expected] / by_size[size].total() for size in sorted(by_size)},
+        top1_std=top1_std,
+        id=identifier,
     )
 
 
-def _counts(analysis: Analysis, group: Group, pairs: Tally) -> Iterator[tuple[int, str, int]]:
-    """(batch size, fingerprint, completions) of a group."""
-    run = analysis.run
-    conditions = [
-        index
-        for index, record in enumerate(run.conditions)
-        if (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
-    ]
-    here = pairs.of(conditions)
-    for condition, variant, count in zip(
-        here.condition.tolist(), here.variant.tolist(), here.count.tolist(), strict=True
-    ):
-        yield run.conditions[condition].batch_size, run.variants[variant].fingerprint, count
-
-
-def _answer_counts(
-    group: Group,
-    parsed: Mapping[str, str | None],
-    by_size: Mapping[int, Counter[str | None]],
-) -> tuple[AnswerCount, ...]:
-    total: Counter[str | None] = Counter()
-    for counts in by_size.values():
-        total.update(counts)
-    examples: dict[str | None, str] = {}
-    for counted in group.variants:
-        examples.setdefault(parsed[counted.variant.fingerprint], counted.variant.text)
-    return tuple(
-        AnswerCount(
-            answer,
-            completions,
-            tuple(sorted(size for size, counts in by_size.items() if counts[answer])),
-            examples[answer],
-        )
-        for answer, completions in total.most_common()
-    )
-
-
-def _stability(kernels: str, items: Sequence[AnsweredItem]) -> AnswerStability:
+def stability_of(kernels: str, items: Sequence[AnsweredItem]) -> AnswerStability:
+    """The statistics of the items of one kernels setting."""
     flipped = sum(item.flips for item in items)
     missing = [count for item in items for count in item.answers if count.answer is None]
     diverging = [item.div_index for item in items if item.div_index is not None]
@@ -258,6 +177,52 @@ def _stability(kernels: str, items: Sequence[AnsweredItem]) -> AnswerStability:
         by_load=by_load,
         standard_error=_standard_error(by_load, scored),
         div_index=sum(diverging) / len(diverging) if diverging else None,
+    )
+
+
+def _responses(
+    analysis: Analysis, group: Group, pairs: Tally, parse: AnswerParser
+) -> Iterator[Response]:
+    """The completions of a group, most common variant first."""
+    run = analysis.run
+    rank = {counted.variant.fingerprint: counted.rank for counted in group.variants}
+    parsed = {
+        counted.variant.fingerprint: parse(counted.variant.text) for counted in group.variants
+    }
+    conditions = [
+        index
+        for index, record in enumerate(run.conditions)
+        if (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
+    ]
+    here = pairs.of(conditions)
+    found = []
+    for condition, variant, count in zip(
+        here.condition.tolist(), here.variant.tolist(), here.count.tolist(), strict=True
+    ):
+        record, stored = run.conditions[condition], run.variants[variant]
+        answer = parsed[stored.fingerprint]
+        found.append(
+            Response(record.batch_size, stored.text, answer, stored.fingerprint, record.seed, count)
+        )
+    yield from sorted(found, key=lambda response: rank[response.identity])
+
+
+def _answer_counts(
+    responses: Sequence[Response], by_size: Mapping[int, Counter[str | None]]
+) -> tuple[AnswerCount, ...]:
+    total: Counter[str | None] = Counter()
+    examples: dict[str | None, str] = {}
+    for response in responses:
+        total[response.answer] += response.completions
+        examples.setdefault(response.answer, response.text)
+    return tuple(
+        AnswerCount(
+            answer,
+            completions,
+            tuple(sorted(size for size, counts in by_size.items() if counts[answer])),
+            examples[answer],
+        )
+        for answer, completions in total.most_common()
     )
 
 

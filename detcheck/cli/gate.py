@@ -158,6 +158,7 @@ def _lines(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 
 def _print_json(verdict: Verdict, options: GateOptions) -> None:
+    from detcheck.analysis.answer_rows import answer_rows
     from detcheck.cli.console import print_json
 
     prompts = [
@@ -186,4 +187,5 @@ def _print_json(verdict: Verdict, options: GateOptions) -> None:
         "judged": judged,
     }
     document = {"verdict": verdict.value, "summary": verdict.summary, "reasons": verdict.reasons}
-    print_json({**document, **about, "prompts": prompts, "findings": findings})
+    answers = answer_rows(verdict.answers)
+    print_json({**document, **about, "prompts": prompts, "findings": findings, "answers": answers})

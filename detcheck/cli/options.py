@@ -33,6 +33,8 @@ OTHER_FLAGS = {
     "junit": "--junit",
     "level": "--level",
     "max_age": "--max-age",
+    "max_accuracy_spread": "--max-accuracy-spread",
+    "max_answer_flips": "--max-answer-flips",
     "max_distinct": "--max-distinct",
     "model": "MODEL",
     "min_comparisons": "--min-comparisons",

@@ -13,6 +13,14 @@ def report_command(
     format: Annotated[
         str, typer.Option("--format", metavar="LIST", help="Any of html,md,csv.")
     ] = "html,md,csv",
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARSER",
+            help="Parser of answers, instead of the run's own: number, letter, last-line, exact, "
+            "regex:PATTERN or json:PATH.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -28,14 +36,17 @@ def report_command(
     Prints the path of every file written. A report can always be made again from its run.
     """  # fmt: skip
     from detcheck.analysis import analyse
+    from detcheck.parsers import answer_parser
     from detcheck.report.write import parse_formats, write_report
     from detcheck.rundir import load
 
     formats = parse_formats(format)
+    if answer is not None:
+        answer_parser(answer)
     analyses = [analyse(load(path)) for path in runs]
     for path, analysis in zip(runs, analyses, strict=True):
         folder = path if out is None else _folder(out, analysis.run.run_id, len(runs))
-        for written in write_report(analysis, folder, formats):
+        for written in write_report(analysis, folder, formats, answer):
             typer.echo(written)
 
 

@@ -261,12 +261,17 @@ def _show(run: Run, *, as_json: bool) -> None:
     from detcheck.cli.console import print_json, print_line, stderr, stdout
 
     if as_json:
-        print_json({"run": str(run.path), "summary": run.summary})
+        print_json({"run": str(run.path), "summary": run.summary, "answers": _answers(run)})
     else:
         from detcheck.analysis import analyse
+        from detcheck.report.answers import answers_of
+        from detcheck.report.answers_table import answers_table
         from detcheck.report.tables import summary_table
 
-        stdout.print(summary_table(analyse(run)))
+        analysis = analyse(run)
+        stdout.print(summary_table(analysis))
+        if (view := answers_of(analysis)) is not None:
+            stdout.print(answers_table(view))
     for record in run.conditions:
         if record.error is not None:
             print_line(f"{record.condition_id}: {record.error}", "red", console=stderr)
@@ -274,6 +279,15 @@ def _show(run: Run, *, as_json: bool) -> None:
     if not run.complete:
         print_line(f"not complete; go on with: detcheck run --resume {path}", console=stderr)
     print_line(f"kept in {run.path}; see it: detcheck report {path}", console=stderr)
+
+
+def _answers(run: Run) -> list[dict[str, Any]]:
+    """The statistics of parsed answers; empty if the experiment names no parser."""
+    from detcheck.analysis import analyse
+    from detcheck.analysis.answer_rows import answer_rows
+    from detcheck.analysis.answers import stability_if_parsed
+
+    return answer_rows(stability_if_parsed(analyse(run))) if run.experiment.answer else []
 
 
 def _prompts(texts: list[str] | None, file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:

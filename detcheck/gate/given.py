@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from detcheck.analysis.answers import AnswerStability, answer_stability
 from detcheck.analysis.evidence import Finding, control_of
 from detcheck.analysis.results import Analysis, Group
 from detcheck.gate.baseline import Baseline
@@ -30,6 +31,8 @@ class GateInput:
     """The answers of each group, counted at its level; by (prompt index, kernels)."""
     unseen: Mapping[tuple[int, str], int]
     """Tokens that a server counted and never showed; by (prompt index, kernels)."""
+    stabilities: tuple[AnswerStability, ...] = ()
+    """The parsed answers of each judged kernels setting; empty without a limit on them."""
 
     def counts(self, group: Group) -> AtLevel:
         """The answers of a group, counted at the level it is judged by."""
@@ -80,4 +83,6 @@ def gate_input(
     unseen: Counter[tuple[int, str]] = Counter()
     for record in analysis.run.conditions:
         unseen[record.prompt_index, record.kernels] += record.unseen_tokens
-    return GateInput(analysis, groups, options, control, baseline, now, counts, unseen)
+    found = answer_stability(analysis, options.answer) if options.limits_answers else ()
+    judged = tuple(stability for stability in found if stability.kernels in kernels)
+    return GateInput(analysis, groups, options, control, baseline, now, counts, unseen, judged)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from detcheck.analysis.answers import before
 from detcheck.analysis.results import Analysis, Group, SeedSplit
 from detcheck.analysis.variants import IntArray, rows_by_condition
 from detcheck.evidence import Precision
 from detcheck.gate.options import ANSWER, BITS, TEXT, GateOptions
-from detcheck.parsers import answer_parser
-from detcheck.rundir import Run, StoredVariant
+from detcheck.parsers import AnswerParser, answer_parser
+from detcheck.rundir import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def count_at_level(
     conditions: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     for index, record in enumerate(run.conditions):
         conditions[record.prompt_index, record.kernels].append(index)
-    compared = _compared(run.variants, options)
+    compared = _compared(run, options)
     counts = {}
     for group in groups:
         key = group.prompt_index, group.kernels
@@ -73,9 +74,14 @@ def count_at_level(
     return counts
 
 
-def _compared(variants: Sequence[StoredVariant], options: GateOptions) -> _Variants:
-    parse = answer_parser(options.answer) if options.answer is not None else str
-    labels = tuple(parse(variant.text) for variant in variants)
+def _compared(run: Run, options: GateOptions) -> _Variants:
+    variants = run.variants
+    parse: AnswerParser = answer_parser(options.answer) if options.answer is not None else str
+    items = run.experiment.items
+    parsers = [before(parse, item.until) for item in items] if options.answer and items else []
+    labels = tuple(
+        (parsers[variant.prompt_index] if parsers else parse)(variant.text) for variant in variants
+    )
     number: dict[str | None, int] = {}
     numbers = [number.setdefault(label, len(number)) for label in labels]
     partial = [

@@ -60,7 +60,22 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
             "Most distinct answers of a prompt.",
             (),
             "N",
-            default="1, or no limit with a baseline alone",
+            default="1; no limit if a baseline or limits on answers are given alone",
+        ),
+    ] = None
+    max_answer_flips: Annotated[
+        int | None,
+        Option(
+            "Most prompts whose parsed answer may change with the load. Needs a parser.", (), "N"
+        ),
+    ] = None
+    max_accuracy_spread: Annotated[
+        float | None,
+        Option(
+            "Most points of 100 by which the load may move the score, best minus worst. Needs a "
+            "parser, and right answers in the prompts file.",
+            (),
+            "POINTS",
         ),
     ] = None
     min_comparisons: Annotated[
@@ -136,6 +151,13 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
     def _check_numbers(self) -> None:
         if self.max_distinct is not None and self.max_distinct < 1:
             raise UsageError(f"`max_distinct` must be at least 1, not {self.max_distinct}.")
+        if self.max_answer_flips is not None and self.max_answer_flips < 0:
+            raise UsageError(f"`max_answer_flips` must be at least 0, not {self.max_answer_flips}.")
+        if self.max_accuracy_spread is not None and not 0 <= self.max_accuracy_spread <= 100:
+            raise UsageError(
+                f"`max_accuracy_spread` must be from 0 to 100 points, not "
+                f"{self.max_accuracy_spread:g}."
+            )
         if self.min_comparisons < MIN_COMPARISONS:
             raise UsageError(
                 f"`min_comparisons` must be at least {MIN_COMPARISONS}, not "
@@ -155,10 +177,16 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limit(self) -> int | None:
-        """Most distinct answers a prompt may have; None if a baseline alone decides."""
-        if self.max_distinct is None and self.baseline is None:
+        """Most distinct answers a prompt may have; None if other limits alone decide."""
+        others = self.baseline is not None or self.limits_answers
+        if self.max_distinct is None and not others:
             return DEFAULT_MAX_DISTINCT
         return self.max_distinct
+
+    @property
+    def limits_answers(self) -> bool:
+        """Whether there is a limit on the parsed answers of the whole set."""
+        return self.max_answer_flips is not None or self.max_accuracy_spread is not None
 
     def level_of(self, kernels: str) -> str:
         """The level that a kernels setting is judged by."""
@@ -172,11 +200,11 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises UsageError if answers are to be judged and nobody names a parser.
         """
-        if self.level != ANSWER or self.answer is not None:
+        if self.answer is not None or not (self.level == ANSWER or self.limits_answers):
             return self
         parser = run.setting("answer")
         if parser is None:
-            raise UsageError("At the level answer, give a parser by `answer`, such as number.")
+            raise UsageError("To judge answers, give a parser by `answer`, such as number.")
         return msgspec.structs.replace(self, answer=parser)
 
     def kernels_of(self, available: Sequence[str]) -> tuple[str, ...]:

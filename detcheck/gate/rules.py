@@ -8,6 +8,7 @@ from detcheck.analysis.divergence import two_ways
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding, lacking
 from detcheck.analysis.results import UNKNOWN, Group, SeedSplit
 from detcheck.errors import UsageError
+from detcheck.gate.answer_rules import ANSWER_RULES
 from detcheck.gate.changes import changed_answers
 from detcheck.gate.given import GateInput, Rule
 from detcheck.gate.identity import models_of
@@ -94,7 +95,7 @@ def comparable_at_level(given: GateInput) -> Iterator[Finding]:
                 "difference cannot be seen: judge by tokens, or have it send all digits."
             )
             yield Finding("level", INCONCLUSIVE, sentence, group)
-        elif found.unknown:
+        elif found.unknown and not given.options.limits_answers:
             examples = ", ".join(quoted(text, 60) for text in _unparsed(given, group))
             sentence = f"The parser found no answer in {completions}, such as {examples}."
             yield Finding("level", INCONCLUSIVE, sentence, group)
@@ -211,6 +212,7 @@ def _reference_text(split: SeedSplit) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     too_many_answers,
+    *ANSWER_RULES,
     changed_answers,
     limit_has_power,
     comparable_at_level,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from detcheck.analysis.answers import AnswerStability
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding
 from detcheck.analysis.results import Analysis, Group
 from detcheck.errors import ExitCode
@@ -58,6 +59,8 @@ class Verdict:
     """Worst first."""
     groups: tuple[GroupVerdict, ...]
     judged: Judged
+    answers: tuple[AnswerStability, ...] = ()
+    """The parsed answers of each judged kernels setting; empty without a limit on them."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -123,6 +126,7 @@ def judge(
         findings=tuple(found),
         groups=tuple(_group_verdict(group, found) for group in given.groups),
         judged=judged_of(given),
+        answers=given.stabilities,
     )
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from detcheck.analysis.answer_rows import answers_frame
+from detcheck.analysis.answers import stability_if_parsed
 from detcheck.analysis.results import Analysis
 from detcheck.text import HIDDEN, cap, stand_in
 
@@ -22,19 +24,23 @@ CELL_LIMIT = 32_000
 FLOAT_FORMAT = "%.6g"
 
 
-def csv_files(analysis: Analysis) -> Mapping[str, str]:
+def csv_files(analysis: Analysis, answer: str | None = None) -> Mapping[str, str]:
     """The text of every CSV file by its name.
 
+    `answers.csv` is among them if `answer` or the experiment names a parser of answers.
     Rows and columns are those of `analysis.frame()`, `.variants_frame()` and
     `.branchings_frame()`. A column `placement` that says nothing is left out.
     """
     conditions = analysis.frame()
     if not conditions["placement"].any():
         conditions = conditions.drop(columns="placement")
+    stabilities = stability_if_parsed(analysis, answer)
+    answers = {"answers.csv": to_csv(answers_frame(stabilities))} if stabilities else {}
     return {
         "conditions.csv": to_csv(conditions),
         "variants.csv": to_csv(analysis.variants_frame()),
         "branchings.csv": to_csv(analysis.branchings_frame()),
+        **answers,
     }
 
 

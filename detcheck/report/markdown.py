@@ -6,14 +6,15 @@ any in it: so nothing in it is markup, a table cell, a link, a mention or mathem
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
+from detcheck.report.answers_markdown import answers_blocks
 from detcheck.report.card import BAD, GOOD, OPEN, Card
 from detcheck.report.checks import Bound, TrustCheck
 from detcheck.report.costs import cost_range
 from detcheck.report.glossary import GLOSSARY
+from detcheck.report.markdown_parts import code, fenced, folded, table
 from detcheck.report.overview import PromptRow
 from detcheck.report.prefix_tree import BRANCH, Branch, TreeLimits, prune
 from detcheck.report.prompt_view import (
@@ -58,6 +59,8 @@ def render(
     blocks = [f"# {view.headline}", escape_markdown(view.about), _cards(view.cards), LEGEND]
     if several:
         blocks += ["## Prompts, most varied first", *_prompt_table(view)]
+    if view.answers is not None:
+        blocks += answers_blocks(view.answers)
     for prompt in view.prompts[:MAX_SECTIONS]:
         if not (several and prompt.row.quiet):
             blocks += _prompt(prompt, figures.get(prompt.prompt_index, ()))
@@ -68,21 +71,8 @@ def render(
     blocks += ["## Run it again", fenced(view.command, "sh")]
     blocks.append(_environment(view.environment))
     words = "\n\n".join(f"**{word}**: {meaning}" for word, meaning in GLOSSARY)
-    blocks.append(_folded("The words", words))
+    blocks.append(folded("The words", words))
     return "\n\n".join(blocks) + "\n"
-
-
-def code(text: str, limit: int = 200) -> str:
-    """Untrusted text on one line as inline code, in which nothing is markup."""
-    return f"<code>{escape_markdown(one_line(text, limit))}</code>"
-
-
-def fenced(text: str, language: str = "") -> str:
-    """`text` in a fence longer than any run of backticks in it, hidden characters shown."""
-    lines = "\n".join(one_line(line) for line in text.split("\n"))
-    longest = max((len(run) for run in re.findall("`+", lines)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{lines}\n{fence}"
 
 
 def _cards(cards: Sequence[Card]) -> str:
@@ -95,7 +85,7 @@ def _cards(cards: Sequence[Card]) -> str:
         )
         for card in cards
     ]
-    return _table(("", "question", "answer", ""), rows)
+    return table(("", "question", "answer", ""), rows)
 
 
 def _prompt_table(view: ReportView) -> Iterator[str]:
@@ -103,7 +93,7 @@ def _prompt_table(view: ReportView) -> Iterator[str]:
         "no.", "prompt", *(f"distinct, {name}" for name in view.kernels),
         "first divergence", "flips", "two agree", "time per token",
     )  # fmt: skip
-    yield _table(headings, [_prompt_row(row) for row in view.rows[:MAX_TABLE_ROWS]])
+    yield table(headings, [_prompt_row(row) for row in view.rows[:MAX_TABLE_ROWS]])
     if hidden := view.rows[MAX_TABLE_ROWS:]:
         yield f"… {count(len(hidden), 'more prompt')}, with fewer answers each."
 
@@ -141,8 +131,8 @@ def _prompt(view: PromptView, figures: Sequence[str]) -> Iterator[str]:
     yield _batch_table(view.by_batch_size)
     for group in view.groups:
         if group.distinct > 1:
-            yield _folded(f"Variants, {group.kernels}", _variants(group))
-            yield _folded(f"Branchings, {group.kernels}", _branchings(group))
+            yield folded(f"Variants, {group.kernels}", _variants(group))
+            yield folded(f"Branchings, {group.kernels}", _branchings(group))
 
 
 def tree_lines(root: Branch) -> Iterator[str]:
@@ -210,7 +200,7 @@ def _seeds_table(seeds: SeedsView) -> str:
         )
         for row in seeds.rows
     ]
-    return _table(headings, rows, numeric=True)
+    return table(headings, rows, numeric=True)
 
 
 def _batch_table(lines: Sequence[BatchLine]) -> str:
@@ -218,7 +208,7 @@ def _batch_table(lines: Sequence[BatchLine]) -> str:
     headings = ("batch size", *(("where",) if placed else ()), "kernels", "came back", "distinct",
                 "most common", "observed batch", "tokens per second", "time per token")  # fmt: skip
     rows = [_batch_row(line, placed=placed) for line in lines]
-    return _table(headings, rows, numeric=True)
+    return table(headings, rows, numeric=True)
 
 
 def _batch_row(line: BatchLine, *, placed: bool) -> tuple[str, ...]:
@@ -244,10 +234,10 @@ def _variants(group: GroupView) -> str:
         words = code(line.before + (line.rest or f" {ENDS}"), 140)
         share = percent(counted.share)
         rows.append((str(counted.rank), f"{counted.count:,}", share, position, words))
-    table = _table(("rank", "count", "share", f"diverges at {group.unit}", "answer"), rows)
+    listed = table(("rank", "count", "share", f"diverges at {group.unit}", "answer"), rows)
     if hidden := group.variants[MAX_VARIANTS:]:
-        table += f"\n\n… {count(len(hidden), 'more variant')}: variants.csv lists them all."
-    return table
+        listed += f"\n\n… {count(len(hidden), 'more variant')}: variants.csv lists them all."
+    return listed
 
 
 def _branchings(group: GroupView) -> str:
@@ -278,17 +268,7 @@ def _checks(checks: Sequence[TrustCheck], bounds: Sequence[Bound]) -> str:
 
 def _environment(environment: Sequence[tuple[str, str]]) -> str:
     rows = [(escape_markdown(one_line(name, 80)), code(value, 200)) for name, value in environment]
-    return _folded("Environment", _table(("", ""), rows))
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: bool = False) -> str:
-    rule = "---:" if numeric else "---"
-    lines = [headings, [rule] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _folded(title: str, body: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
+    return folded("Environment", table(("", ""), rows))
 
 
 def _title(name: str) -> str:

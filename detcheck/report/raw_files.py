@@ -17,6 +17,7 @@ DESCRIPTIONS = {
     "conditions.csv": "one row for each prompt, kernels setting and batch size",
     "variants.csv": "one row for each variant",
     "branchings.csv": "one row for each branching of the prefix trees",
+    "answers.csv": "one row for each item, kernels setting and parsed answer",
     "report.md": "this report as Markdown",
     "ops.json": "the results of detcheck ops",
     "trace.json": "the results of detcheck trace",

@@ -8,6 +8,7 @@ from typing import Any
 
 from detcheck.analysis.results import Analysis, Group
 from detcheck.environment import settings
+from detcheck.report.answers import AnswersView, answers_of
 from detcheck.report.card import Card, most_varied_of
 from detcheck.report.cards import six_cards
 from detcheck.report.checks import TrustCheck, doubt_about, trust_checks
@@ -34,6 +35,8 @@ class ReportView:
     """The shell command that runs the experiment again."""
     environment: tuple[tuple[str, str], ...]
     """(name, value) of every setting that was recorded."""
+    answers: AnswersView | None
+    """The parsed answers; None if no parser is named."""
     run_id: str
     created: str
     detcheck_version: str
@@ -49,8 +52,11 @@ class ReportView:
         return tuple(one.kernels for one in self.prompts[0].row.groups)
 
 
-def build_view(analysis: Analysis) -> ReportView:
-    """The view of an analysed run, finished or not."""
+def build_view(analysis: Analysis, answer: str | None = None) -> ReportView:
+    """The view of an analysed run, finished or not.
+
+    `answer` names the parser of answers; by default the one that the experiment names, if any.
+    """
     run = analysis.run
     return ReportView(
         headline=headline(analysis),
@@ -60,6 +66,7 @@ def build_view(analysis: Analysis) -> ReportView:
         checks=trust_checks(analysis),
         command=command(run.experiment, run.target),
         environment=tuple(environment_rows(run.environment)),
+        answers=answers_of(analysis, answer),
         run_id=run.run_id,
         created=run.created,
         detcheck_version=run.detcheck_version,

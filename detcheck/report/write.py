@@ -12,6 +12,7 @@ from detcheck.report.files import write_files
 
 if TYPE_CHECKING:
     from detcheck.report.figure_style import Drawing
+    from detcheck.report.view import ReportView
 
 FORMATS = ("html", "md", "csv")
 FIGURES_FOLDER = "figures"
@@ -28,16 +29,22 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return formats
 
 
-def write_report(analysis: Analysis, folder: Path, formats: Sequence[str]) -> list[Path]:
+def write_report(
+    analysis: Analysis, folder: Path, formats: Sequence[str], answer: str | None = None
+) -> list[Path]:
     """Write the report into `folder`; returns the files written, the one to open first.
 
+    `answer` names the parser of answers; by default the one that the experiment names, if any.
     Raises StorageError if the folder cannot be written.
     """
-    return write_files(folder, render_files(analysis, formats, folder), "The report")
+    return write_files(folder, render_files(analysis, formats, folder, answer), "The report")
 
 
 def render_files(
-    analysis: Analysis, formats: Sequence[str], folder: Path | None = None
+    analysis: Analysis,
+    formats: Sequence[str],
+    folder: Path | None = None,
+    answer: str | None = None,
 ) -> dict[str, str]:
     """The text of every file by its name relative to the report's folder.
 
@@ -48,20 +55,25 @@ def render_files(
     if "csv" in formats:
         from detcheck.report.csv_export import csv_files
 
-        tables |= csv_files(analysis)
+        tables |= csv_files(analysis, answer)
     if "html" in formats or "md" in formats:
-        contents = _documents(analysis, formats, folder or analysis.run.path, tuple(tables))
+        from detcheck.report.view import build_view
+
+        view = build_view(analysis, answer)
+        contents = _documents(analysis, view, formats, folder or analysis.run.path, tuple(tables))
     return contents | tables
 
 
 def _documents(
-    analysis: Analysis, formats: Sequence[str], folder: Path, tables: Sequence[str]
+    analysis: Analysis,
+    view: ReportView,
+    formats: Sequence[str],
+    folder: Path,
+    tables: Sequence[str],
 ) -> dict[str, str]:
     from detcheck.report.figures import draw_all
     from detcheck.report.probe_figures import probe_drawings
-    from detcheck.report.view import build_view
 
-    view = build_view(analysis)
     drawings = draw_all(analysis, [row.prompt_index for row in view.rows])
     probes = probe_drawings(analysis.run.path)
     contents: dict[str, str] = {}

@@ -22,6 +22,7 @@ from detcheck.rundir.records import (
     CompletionLine,
     CompletionTable,
     ConditionRecord,
+    Float32Array,
     Int32Array,
     StoredVariant,
     VariantLine,
@@ -103,9 +104,13 @@ class _Columns:
         self.variant, self.rows_max, self.query_tokens_max = array("i"), array("i"), array("i")
         self.rows_mean, self.noise = array("f"), array("f")
         self.digest, self.has_digest = array("Q"), array("b")
+        self.top_logprobs: dict[int, Float32Array] = {}
 
     def extend(self, lines: Sequence[CompletionLine]) -> None:
         """Append completions; raises one of _MALFORMED, with columns of unequal length then."""
+        for row, line in enumerate(lines, start=len(self.condition)):
+            if line.top_logprobs is not None:
+                self.top_logprobs[row] = np.array(line.top_logprobs, dtype=np.float32)
         self.condition.extend([line.condition for line in lines])
         self.trial.extend([line.trial for line in lines])
         self.request.extend([line.request for line in lines])
@@ -142,6 +147,7 @@ class _Columns:
                 np.frombuffer(self.digest, dtype=np.uint64),
                 np.frombuffer(self.has_digest, dtype=np.int8) > 0,
             ),
+            top_logprobs=self.top_logprobs,
         )
 
 

@@ -152,6 +152,9 @@ class CompletionLine(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     """See `CompletionTable.noise`."""
     reference_gaps: tuple[float | None, ...] | None = None
     """Gaps of the first completion of each (prompt, kernels, seed), to measure noise against."""
+    top_logprobs: tuple[float | None, ...] | None = None
+    """Log-probability of the best token at each position, to seven digits. Only at temperature 0,
+    of the first completion of each condition."""
     error: str | None = None
     """Why the request failed; null if it did not."""
     failure: str | None = None
@@ -241,6 +244,9 @@ class CompletionTable:
     positions before the first divergence; NaN if it was not measured."""
     digest: Int32Array
     """Code of the log-probability digest: equal codes are bitwise equal; -1 if there is none."""
+    top_logprobs: Mapping[int, Float32Array] = field(default_factory=dict)
+    """By row: log-probability of the best token at each position, NaN if it is not known. Only at
+    temperature 0, of the first completion of each condition."""
 
     def __len__(self) -> int:
         return len(self.condition)

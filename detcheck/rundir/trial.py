@@ -44,6 +44,8 @@ class TrialLines:
     """Fingerprints of the prompt that are stored already; read only."""
     reference: ReferenceTrace | None
     """Trace of the (prompt, kernels, seed); None until its first completion is added."""
+    greedy: bool = False
+    """Whether each chosen token was the best one, as it is at temperature 0."""
     completions: list[bytes] = field(default_factory=list)
     variants: list[bytes] = field(default_factory=list)
     fingerprints: set[str] = field(default_factory=set)
@@ -112,6 +114,8 @@ class TrialLines:
         gaps = np.asarray(completion.top_two.gaps, dtype=np.float64)
         gaps[~np.isfinite(gaps)] = np.nan
         line.logprob_digest = completion.logprob_digest
+        if self.greedy and self.record.completed == 0:
+            line.top_logprobs = tuple(map(_short, completion.top_two.logprobs))
         known = self.record.logprob_precision
         if known is None or known.rounding:  # fine numbers stay fine
             found = precision_of(completion.top_two)
@@ -120,6 +124,11 @@ class TrialLines:
             self.reference = ReferenceTrace(tokens, gaps)
             line.reference_gaps = tuple(gaps.tolist())
         line.noise = self.reference.noise(tokens, gaps)
+
+
+def _short(logprob: float) -> float | None:
+    """A log-probability to seven digits, of which float32 holds no more; None if not finite."""
+    return float(f"{logprob:.7g}") if np.isfinite(logprob) else None
 
 
 def _tokens(completion: Completion) -> tuple[int | str, ...]:

@@ -141,6 +141,7 @@ class RunWriter:
             record,
             known=self._known.setdefault(record.prompt_index, set()),
             reference=self._references.get(_reference_key(record)),
+            greedy=self._document.experiment.temperature == 0,
         )
         for request, completion in completions:
             lines.add(request, completion)

@@ -34,7 +34,7 @@ def test_json_is_the_contract(program, tmp_path):
     result = program(*SCRIPTED, "-p", "Why?", "-p", "How?", "-o", "run", "--json")
     assert result.code == 0
     document = json.loads(result.out)
-    assert list(document) == ["run", "summary"]
+    assert list(document) == ["run", "summary", "answers"]
     assert document["run"] == "run"
     assert [(row["prompt"], row["kernels"]) for row in document["summary"]] == [
         (prompt, kernels) for prompt in ("Why?", "How?") for kernels in ("stock", "batch-invariant")
@@ -205,3 +205,45 @@ def test_a_full_disk_through_the_real_program(tmp_path, program):
     again = program("run", "--resume", "run", "--json")
     assert again.code == 0, again.err
     assert [row["completions"] for row in json.loads(again.out)["summary"]] == [64, 64]
+
+
+def test_a_parser_adds_the_answers_to_the_table_and_to_json(detcheck, scripted):
+    """The planted token is the sixth word of the larger batches."""
+    scripted(Planted(5, 3, min_batch_size=4))
+    Path("q.jsonl").write_text('{"prompt": "Why?", "answer": "lit", "id": "q1"}')
+    options = (*SCRIPTED, "--prompts", "q.jsonl", "--answer", r"regex:^(?:\w+ ){5}(\w+)")
+    shown = detcheck(*options, "-o", "shown")
+    assert "answers, parsed by regex:" in shown.out
+    assert "1 of 1" in shown.out
+    document = json.loads(detcheck(*options, "-o", "json", "--json").out)
+    stock, invariant = document["answers"]
+    assert (stock["flips"], invariant["flips"]) == (1, 0)
+    assert [one["answer"] for one in stock["flipped"][0]["answers"]].count("lit") == 1
+    bare = json.loads(detcheck(*SCRIPTED, "-p", "Why?", "-o", "bare", "--json").out)
+    assert bare["answers"] == []
+
+
+def test_the_gate_takes_the_parser_of_the_run(detcheck, scripted):
+    scripted(Planted(5, 3, min_batch_size=4))
+    options = (*SCRIPTED, "-p", "Why?", "--answer", r"regex:^(?:\w+ ){5}(\w+)")
+    assert detcheck(*options, "-o", "run").code == 0
+    failed = detcheck("gate", "run", "-k", "stock", "--max-answer-flips", "0")
+    assert failed.code == 1
+    assert "The answer to prompt 1 changes with the load" in failed.out
+    document = json.loads(
+        detcheck("gate", "run", "-k", "stock", "--max-answer-flips", "1", "--json").out
+    )
+    assert document["answers"][0]["flips"] == 1
+    unnamed = detcheck(*SCRIPTED, "-p", "How?", "-o", "unnamed")
+    assert unnamed.code == 0
+    refused = detcheck("gate", "unnamed", "-k", "stock", "--max-answer-flips", "0")
+    assert (refused.code, refused.err) == (
+        2,
+        "error: To judge answers, give a parser by --answer, such as number.\n",
+    )
+
+
+def test_a_report_may_be_parsed_by_another_parser(detcheck, good):
+    assert detcheck("report", good, "--format", "md", "--answer", "last-line").code == 0
+    assert "Does the answer change?" in (good / "report.md").read_text()
+    assert detcheck("report", good, "--format", "md", "--answer", "digits").code == 2

@@ -38,7 +38,12 @@ def snapshot(run: Run) -> Any:
             )
             for v in run.variants
         ],
-        {name: getattr(table, name).tobytes() for name in table.__slots__},
+        {
+            name: getattr(table, name).tobytes()
+            for name in table.__slots__
+            if name != "top_logprobs"
+        },
+        {row: logprobs.tobytes() for row, logprobs in table.top_logprobs.items()},
     )
 
 
