@@ -1,6 +1,6 @@
 """Every usual cure of nondeterminism beside every other: what varies after it, and its price.
 
-    python experiments/mitigations.py              # embedded model; about 25 minutes on 2 cores
+    python experiments/mitigations.py              # embedded model; about 15 minutes on 2 cores
     python experiments/mitigations.py MODEL --batch-sizes 1,16 --completions 40
 
 Each cure answers the same question under the same loads. Three figures tell what still varies: the
@@ -57,16 +57,19 @@ class OneAtATime(ContinuousEngine):
 
 
 class FixedBatch(StaticEngine):
-    """Every forward pass has the same shape: free rows are filled with copies of the request."""
+    """Every forward pass has the same shape: free rows are filled with copies of a request."""
 
-    rows = 64
+    rows = 16
 
     def generate(self, trial: Trial, on_tokens: OnTokens | None) -> list[PartialCompletion]:
-        """Answer the trial's requests in the first rows of a full batch."""
-        copy = replace(trial.requests[0], is_probe=False)
-        copies = (copy,) * (self.rows - len(trial.requests))
-        full = replace(trial, requests=(*trial.requests, *copies))
-        return super().generate(full, on_tokens)[: len(trial.requests)]
+        """Answer the trial's requests in full batches, in the first rows of each."""
+        answers: list[PartialCompletion] = []
+        for start in range(0, len(trial.requests), self.rows):
+            part = trial.requests[start : start + self.rows]
+            copies = (replace(part[0], is_probe=False),) * (self.rows - len(part))
+            full = replace(trial, requests=(*part, *copies))
+            answers += super().generate(full, on_tokens)[: len(part)]
+        return answers
 
 
 class FixedPlace(FixedBatch):
@@ -139,7 +142,7 @@ CURES = (
     Cure("stock"),
     Cure("deterministic algorithms", around=deterministic_algorithms),
     Cure("one request at a time", engine=OneAtATime),
-    Cure("a fixed batch of 64", engine=FixedBatch),
+    Cure("a fixed batch of 16", engine=FixedBatch),
     Cure("the same, always in row 0", engine=FixedPlace, slow=True),
     Cure("16-bit weights, float32 compute", prepare=computing_in_float32),
     Cure("float32 throughout", dtype="float32"),
@@ -180,7 +183,7 @@ class Bench:
         self.experiment = detcheck.Experiment(
             prompts=(options.prompt,),
             kernels=(cure.kernels,),
-            batch_sizes=tuple(size for size in sizes_of(options) if size < completions),
+            batch_sizes=tuple(size for size in sizes_of(options.batch_sizes) if size < completions),
             completions=completions,
             max_new_tokens=options.max_new_tokens,
         )
@@ -243,7 +246,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         benches.append(Bench(cure, load(cure, options), options))
         rows.append(benches[-1].row())
         print(f"{cure.name}: {rows[-1].distinct} distinct", flush=True)
-    for size in sizes_of(options):
+    for size in sizes_of(options.rate_sizes):
         rounds = [
             {bench.cure.name: bench.rate(size, options.rate_tokens) for bench in rotated}
             for rotated in rotations(benches, size, options)
@@ -275,14 +278,16 @@ def rotations(
     benches: list[Bench], size: int, options: argparse.Namespace
 ) -> Iterator[Iterable[Bench]]:
     """For each round, the cures that are timed under this load, another one first each time."""
-    timed = [bench for bench in benches if not bench.cure.slow or size == sizes_of(options)[0]]
+    timed = [
+        bench for bench in benches if not bench.cure.slow or size == sizes_of(options.rate_sizes)[0]
+    ]
     for shift in range(options.rounds):
         yield timed[shift:] + timed[:shift]
 
 
 def table(rows: list[Row], options: argparse.Namespace) -> str:
     """The rows as a Markdown table, with a paragraph that explains its columns."""
-    sizes = sizes_of(options)
+    sizes = sizes_of(options.rate_sizes)
     head = (
         *("cure", "distinct", "other bits", "largest change", "memory"),
         *(f"rate at {size}" for size in sizes),
@@ -290,7 +295,7 @@ def table(rows: list[Row], options: argparse.Namespace) -> str:
     lines = [
         f"“{options.prompt}”, {options.completions} completions "
         f"({options.slow_completions} if each needs a batch of its own) of "
-        f"{options.max_new_tokens} tokens under batch sizes {', '.join(map(str, sizes))}. "
+        f"{options.max_new_tokens} tokens under batch sizes {options.batch_sizes}. "
         "*Other bits*: completions whose tokens or log-probabilities are not those of the first. "
         "*Largest change*: of a log-probability before the answers diverge, in nats. *Memory*: "
         "weights with packed copies, in MB. *Rate*: tokens a second relative to stock under the "
@@ -350,8 +355,9 @@ def write(rows: list[Row], options: argparse.Namespace) -> None:
     (options.out / "figure.svg").write_text(figure(rows), encoding="utf-8")
 
 
-def sizes_of(options: argparse.Namespace) -> tuple[int, ...]:
-    return tuple(int(size) for size in options.batch_sizes.split(","))
+def sizes_of(listed: str) -> tuple[int, ...]:
+    """Batch sizes from text such as `1,4,16`."""
+    return tuple(int(size) for size in listed.split(","))
 
 
 def arguments() -> argparse.Namespace:
@@ -359,8 +365,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="hub id or folder (default: embedded)")
     parser.add_argument("--prompt", default=DEFAULT_PROMPT)
-    parser.add_argument("--batch-sizes", default="1,4,16,64")
-    parser.add_argument("--completions", type=int, default=129)
+    parser.add_argument("--batch-sizes", default="1,4,16")
+    parser.add_argument("--rate-sizes", default="1,4,16,64")
+    parser.add_argument("--completions", type=int, default=85)
     parser.add_argument("--slow-completions", type=int, default=13)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--rate-tokens", type=int, default=24, help="tokens of a timed answer")

@@ -55,7 +55,7 @@ def test_16_bit_weights_give_the_bits_of_a_float32_model(script: ModuleType) -> 
     [
         ("stock", 3),
         ("one request at a time", 1),
-        ("a fixed batch of 64", 8),
+        ("a fixed batch of 16", 8),
         ("the same, always in row 0", 8),
     ],
 )
@@ -96,7 +96,12 @@ def test_the_deterministic_switch_is_put_back(script: ModuleType) -> None:
 
 def test_a_table_has_a_row_for_each_cure(script: ModuleType) -> None:
     options = argparse.Namespace(
-        prompt="Why?", completions=9, slow_completions=3, max_new_tokens=8, batch_sizes="1,4"
+        prompt="Why?",
+        completions=9,
+        slow_completions=3,
+        max_new_tokens=8,
+        batch_sizes="1,4",
+        rate_sizes="1,4",
     )
     row = script.Row("stock", 9, 2, 0.5, 0.25, 10_000_000, {1: 20.0}, {1: 1.0})
     line = "| stock | 2 of 9 | 50% | 0.25 | 10 | 1.00 | – |"
