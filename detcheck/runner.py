@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import secrets
-import signal
-import threading
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from detcheck import __version__, environment, rundir
-from detcheck.analysis import analyse
-from detcheck.analysis.summary import summary_rows
-from detcheck.engines import Connection, Engine, TrialResult, open_engine
-from detcheck.engines.base import AsksAgain, ChecksEndpoints, IdentifiesModel, InFlight, OnWait
-from detcheck.errors import MeasurementError, OutOfMemory, RunDirectoryError, StorageError
-from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity
+from detcheck.budget import Budget
+from detcheck.engines import Connection, Engine, open_engine
+from detcheck.engines.base import IdentifiesModel, OnWait
+from detcheck.errors import RunDirectoryError
+from detcheck.evidence import ModelIdentity
+from detcheck.execution import Execution, utc_now
 from detcheck.experiment import Experiment
-from detcheck.grid import Condition, conditions
 from detcheck.listener import Listener
 from detcheck.rundir import Run, RunWriter
 from detcheck.rundir.folder import check_vacant
 from detcheck.targets import InProcess, Target
 from detcheck.text import one_line
-from detcheck.traffic import Trial, iterate_trials
 
 RUNS_FOLDER = Path("results/runs")
 
@@ -45,15 +38,18 @@ def run(
     engine: Engine | None = None,
     connection: Connection | None = None,
     listener: Listener | None = None,
+    budget: Budget | None = None,
 ) -> Run:
     """Run an experiment against a target into a new directory, and return the loaded run.
 
     `target` is the embedded model in this process by default. `out` must be empty or not exist; by
     default it is `results/runs/<run_id>`. `engine` replaces the target's own; `connection` holds
-    keys and timeouts for servers. Ctrl-C and failures of single conditions end early and keep the
-    trials that were measured: see `Run.complete`. Raises DetcheckError if nothing can be measured
-    or written.
+    keys and timeouts for servers. If `budget` ends, conditions that have the least that a verdict
+    needs count as measured, and the others are left for `resume`. Ctrl-C and failures of single
+    conditions end early and keep the trials that were measured: see `Run.complete`. Raises
+    DetcheckError if nothing can be measured or written.
     """
+    time = None if budget is None else (budget, budget.begin())
     target = target or getattr(engine, "target", None) or InProcess()
     experiment = target.settle(experiment)
     run_id = new_run_id()
@@ -70,11 +66,12 @@ def run(
             environment.collect(_device(target)),
             run_id=run_id,
             version=__version__,
-            created=_now(),
+            created=utc_now(),
             model=identity,
         )
         held.callback(writer.close)
-        return _Execution(experiment, target, engine, writer, listener or Listener()).go()
+        writer.set_budget(None if budget is None else budget.seconds)
+        return Execution(experiment, target, engine, writer, listener or Listener(), time).go()
 
 
 def resume(
@@ -85,13 +82,16 @@ def resume(
     engine: Engine | None = None,
     connection: Connection | None = None,
     listener: Listener | None = None,
+    budget: Budget | None = None,
 ) -> Run:
     """Go on with an interrupted run after its last committed trial.
 
-    `connection` is given anew: no run keeps it. Raises RunDirectoryError if `experiment` or
-    `target` is given and differs from the run's, if the environment has changed in something that
-    can change an answer, or if the model is another one now.
+    `connection` and `budget` are given anew: no run is bound to those of before. Raises
+    RunDirectoryError if `experiment` or `target` is given and differs from the run's, if the
+    environment has changed in something that can change an answer, or if the model is another one
+    now.
     """
+    time = None if budget is None else (budget, budget.begin())
     folder = Path(path)
     stored = rundir.load(folder)
     for ours, theirs in ((experiment, stored.experiment), (target, stored.target)):
@@ -109,9 +109,10 @@ def resume(
         _check_model(stored, _identity(engine, listener))
         writer, loaded = RunWriter.resume(folder)
         held.callback(writer.close)
-        execution = _Execution(
-            stored.experiment, stored.target, engine, writer, listener or Listener()
+        execution = Execution(
+            stored.experiment, stored.target, engine, writer, listener or Listener(), time
         )
+        writer.set_budget(None if budget is None else budget.seconds)
         execution.remember(loaded)
         return execution.go()
 
@@ -149,176 +150,6 @@ def _check_model(run: Run, now: ModelIdentity) -> None:
             raise RunDirectoryError(f"{run.path} cannot be resumed, the {change}: start a new run.")
 
 
-class _Execution:
-    """One pass over the conditions that are not done yet."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        target: Target,
-        engine: Engine,
-        writer: RunWriter,
-        listener: Listener,
-    ):
-        self.experiment = experiment
-        self.target = target
-        self.engine = engine
-        self.writer = writer
-        self.listener = listener
-        self._seen: defaultdict[tuple[int, str, int], set[str]] = defaultdict(set)
-        self._out_of_memory_at: dict[str, int] = {}
-        self._proofs_before: dict[str, KernelsProof] = {}
-        self._checks_before: tuple[EndpointCheck, ...] = ()
-
-    def remember(self, run: Run) -> None:
-        """Take over the variants, proofs and checks of a run that is resumed."""
-        self._proofs_before = dict(run.proofs)
-        self._checks_before = run.endpoint_checks
-        table = run.completions
-        for condition, variant in set(zip(table.condition, table.variant, strict=True)):
-            if variant >= 0:
-                record = run.conditions[condition]
-                fingerprint = run.variants[variant].fingerprint
-                self._seen[record.prompt_index, record.kernels, record.seed].add(fingerprint)
-
-    def go(self) -> Run:
-        """Measure, summarise and load the result back from disk, verified."""
-        finished = False
-        try:
-            self.listener.endpoints_checked(self._keep_checks())
-            self.listener.run_started(self.writer.path, self.writer.records)
-            for index, condition in enumerate(conditions(self.experiment, self.target)):
-                self._measure(index, condition)
-            if isinstance(self.engine, AsksAgain):
-                self.engine.ask_again(at_the_end=True)
-            finished = True
-        except KeyboardInterrupt:
-            self.writer.save()
-            self.listener.interrupted()
-        self._keep_checks()
-        self.writer.save()
-        run = rundir.load(self.writer.path)
-        summary = summary_rows(analyse(run))
-        ended = _now() if finished else None
-        self.writer.finish(summary, ended)
-        return replace(run, summary=tuple(summary), finished=ended)
-
-    def _keep_checks(self) -> tuple[EndpointCheck, ...]:
-        """Keep the checks of the engine's servers, beside those that failed before a resume."""
-        if not isinstance(self.engine, ChecksEndpoints):
-            return ()
-        now = self.engine.endpoint_checks()
-        named = {(check.name, check.placement) for check in now}
-        failed_before = [
-            check
-            for check in self._checks_before
-            if check.holds is False or (check.name, check.placement) not in named
-        ]
-        checks = tuple(dict.fromkeys((*failed_before, *now)))
-        self.writer.set_endpoint_checks(checks)
-        return checks
-
-    def _measure(self, index: int, condition: Condition) -> None:
-        """Run the trials of one condition that are not committed yet."""
-        record = self.writer.records[index]
-        if record.status == "done":
-            return
-        limit = self._out_of_memory_at.get(condition.kernels)
-        if limit is not None and condition.batch_size >= limit:
-            self._fail(index, f"Not tried: memory ran out at batch size {limit} before.")
-            return
-        self.writer.set_status(index, "running")
-        self.listener.condition_started(index, record)
-        try:
-            for trial in iterate_trials(self.experiment, condition, record.trials):
-                self._commit(index, trial)
-        except StorageError:
-            raise
-        except MeasurementError as error:
-            if isinstance(error, OutOfMemory):
-                self._out_of_memory_at[condition.kernels] = condition.batch_size
-            self._fail(index, str(error))
-            return
-        self.writer.set_status(index, "done")
-        self.writer.save()
-        self.listener.condition_finished(index, self.writer.records[index])
-
-    def _commit(self, index: int, trial: Trial) -> None:
-        def on_tokens(tokens: int, requests: InFlight | None = None, /) -> None:
-            self.listener.tokens_generated(index, tokens)
-            if requests is not None:
-                self.listener.requests_in_flight(index, requests)
-
-        result = self.engine.run_trial(trial, on_tokens)
-        condition = trial.condition
-        with _uninterrupted():
-            self.writer.set_proof(self._proof(condition.kernels))
-            self.writer.append_trial(
-                index,
-                trial.index,
-                result.completions,
-                elapsed_s=result.elapsed_s,
-                generated_tokens=result.generated_tokens,
-                load=result.load,
-                filler_failures=result.filler_failures,
-                retries=result.retries,
-            )
-        self.listener.trial_finished(
-            index, self.writer.records[index], self._distinct(condition, result)
-        )
-
-    def _proof(self, kernels: str) -> KernelsProof:
-        """The proof of `kernels` of this pass, joined with the proof before a resume."""
-        now, before = self.engine.proof(kernels), self._proofs_before.get(kernels)
-        return now if before is None else _joined(before, now)
-
-    def _distinct(self, condition: Condition, result: TrialResult) -> int:
-        """Variants of the condition's prompt, kernels and seed, this trial included."""
-        seen = self._seen[condition.prompt_index, condition.kernels, condition.seed]
-        seen.update(
-            completion.fingerprint for _, completion in result.completions if not completion.failed
-        )
-        return len(seen)
-
-    def _fail(self, index: int, error: str) -> None:
-        self.writer.set_status(index, "failed", error)
-        self.writer.save()
-        self.listener.condition_finished(index, self.writer.records[index])
-
-
-def _joined(before: KernelsProof, now: KernelsProof) -> KernelsProof:
-    """The proof of a resumed run: a fault of either part is a fault of the whole."""
-    calls = {
-        name: before.overrides.get(name, 0) + now.overrides.get(name, 0)
-        for name in {**before.overrides, **now.overrides}
-    }
-    checks = (before.self_check, now.self_check)
-    problems = [check for check in checks if check not in (None, "passed")]
-    return KernelsProof(
-        now.kernels,
-        calls,
-        tuple(sorted({*before.missing, *now.missing})),
-        problems[0] if problems else now.self_check,
-    )
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let a Ctrl-C wait for the end of the block, so that it cannot halve a commit."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    pending: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if pending:
-        handler(*pending[0])
-
-
 def _difference(stored: Experiment | Target, asked: Experiment | Target) -> str:
     """The first field that differs, such as `completions 48, not 64`."""
     left, right = stored.to_dict(), asked.to_dict()
@@ -334,7 +165,3 @@ def _shown(value: Any) -> str:
 
 def _on_wait(listener: Listener | None) -> OnWait | None:
     return None if listener is None else listener.waiting_for
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -6,6 +6,7 @@ options=(--out "$out" --junit "$out/junit.xml" --sarif "$out/detcheck.sarif" --s
 [ -z "${DETCHECK_CONFIG:-}" ] || options+=(--config "$DETCHECK_CONFIG")
 [ -z "${DETCHECK_ENDPOINT:-}" ] || options+=(--endpoint "$DETCHECK_ENDPOINT")
 [ -z "${DETCHECK_BASELINE:-}" ] || options+=(--baseline "$DETCHECK_BASELINE")
+[ -z "${DETCHECK_BUDGET:-}" ] || options+=(--budget "$DETCHECK_BUDGET")
 mkdir -p "$out"
 detcheck ci "${options[@]}"
 code=$?

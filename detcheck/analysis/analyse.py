@@ -110,7 +110,7 @@ def _group(run: Run, cell: _Cell, counted: Counted, noise: Noise) -> Group:
         prompt_index=cell.prompt_index,
         prompt=run.experiment.prompts[cell.prompt_index],
         kernels=cell.kernels,
-        asked=sum(record.asked for record in records),
+        asked=sum(record.due for record in records),
         completions=int(pairs.count.sum()),
         failed=sum(record.failed for record in records),
         variants=variants,

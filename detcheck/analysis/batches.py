@@ -74,7 +74,7 @@ def batch_size_row(
     return BatchSizeRow(
         placement=records[0].placement,
         batch_size=records[0].batch_size,
-        asked=sum(record.asked for record in records),
+        asked=sum(record.due for record in records),
         completions=completions,
         failed=sum(record.failed for record in records),
         distinct=len(per_variant),

@@ -15,6 +15,7 @@ from detcheck.analysis.results import Analysis, Group
 from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.evidence import MIN_COMPARISONS, EndpointCheck
 from detcheck.kernels.settings import AS_SERVED, STOCK, KernelSettings
+from detcheck.rundir import ENOUGH, Run
 from detcheck.text import count, one_line, quoted
 
 FAIL = "fail"
@@ -32,6 +33,8 @@ ENOUGH_COMPARISONS = "enough-comparisons"
 CONTROL_ALIVE = "control-alive"
 ENDPOINT_SOUND = "endpoint-sound"
 
+MOST_NAMED = 5
+"""Prompts that a sentence names."""
 BUSY = 2.0
 """On a server that others use too, the largest batches must be so many times the smallest."""
 CONTROL_DID_NOT_DIVERGE = (
@@ -103,7 +106,10 @@ def _run_complete(analysis: Analysis) -> Iterator[Finding]:
     run = analysis.run
     if run.complete and run.finished is not None:
         return
-    left = sum(record.status != "done" for record in run.conditions)
+    if run.budget_s is not None and run.can_go_on and not run.complete:
+        yield _lack(RUN_COMPLETE, _out_of_time(run))
+        return
+    left = sum(record.status not in ("done", ENOUGH) for record in run.conditions)
     error = next((record.error for record in run.conditions if record.error), None)
     cause = f" ({quoted(error, 100)})" if error else ""
     sentence = (
@@ -115,9 +121,25 @@ def _run_complete(analysis: Analysis) -> Iterator[Finding]:
     yield _lack(RUN_COMPLETE, sentence)
 
 
+def _out_of_time(run: Run) -> str:
+    """The sentence about a budget that ended before every prompt had what a verdict needs."""
+    short = {r.prompt_index for r in run.conditions if r.status not in ("done", ENOUGH)}
+    named = ", ".join(
+        quoted(run.experiment.prompts[index], 60) for index in sorted(short)[:MOST_NAMED]
+    )
+    more = f" and {len(short) - MOST_NAMED} more" if len(short) > MOST_NAMED else ""
+    of = f"{len(short)} of {count(len(run.experiment.prompts), 'prompt')}"
+    return (
+        f"The time of {run.budget_s:g} seconds ended before {of} had what a verdict needs: "
+        f"{named}{more}. Resume it, or give it more time."
+    )
+
+
 def _every_completion(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
     for group in groups:
-        asked = max(group.asked, analysis.run.experiment.completions)
+        asked = group.asked
+        if analysis.run.budget_s is None:  # a record cannot ask for less than the experiment
+            asked = max(asked, analysis.run.experiment.completions)
         if group.completions < asked:
             failed = f" ({failures(group)})" if group.failed else ""
             sentence = f"{group.completions:,} of {count(asked, 'completion')} came back{failed}."

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detcheck.cli.shared import AsJson
+from detcheck.cli.shared import AsJson, BudgetOption, budget_of
 from detcheck.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from detcheck.analysis.results import Analysis
+    from detcheck.budget import Budget
     from detcheck.config import Config
     from detcheck.experiment import Experiment
     from detcheck.gate.verdict import Verdict
@@ -61,12 +62,13 @@ def ci_command(
         str | None,
         typer.Option(metavar="NAME", help="Environment variable with the endpoint's API key."),
     ] = None,
+    budget: BudgetOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the experiment file, judge it, and write everything that a CI job shows.
 
-    Goes on with a run that a cancelled job left in --out. Writes the report there, and the verdict
-    to GitHub's job summary if there is one.
+    Goes on with a run that a cancelled job, or an earlier --budget, left in --out. Writes the
+    report there, and the verdict to GitHub's job summary if there is one.
 
     Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive or not measured.
     """
@@ -85,7 +87,8 @@ def ci_command(
     experiment, target = _settle(settings, endpoint)
     given = {} if baseline is None else {"baseline": baseline}
     options = GateOptions(**{**settings.section("gate"), **given})
-    analysis = analyse(_measure(experiment, target, out / RUN, api_key_env))
+    time = budget_of(budget, options.min_comparisons)
+    analysis = analyse(_measure(experiment, target, out / RUN, api_key_env, time))
     verdict = judge_run(analysis, options)
     _write(verdict, analysis, settings, {"junit": junit, "sarif": sarif, "summary": summary})
     show_verdict(verdict, options, as_json=as_json)
@@ -108,7 +111,13 @@ def _settle(settings: Config, endpoint: list[str] | None) -> tuple[Experiment, T
     return target.settle(Experiment(**fields)), target
 
 
-def _measure(experiment: Experiment, target: Target, path: Path, api_key_env: str | None) -> Run:
+def _measure(
+    experiment: Experiment,
+    target: Target,
+    path: Path,
+    api_key_env: str | None,
+    budget: Budget | None,
+) -> Run:
     """A new run, or the rest of one that was cut off."""
     from detcheck import runner
     from detcheck.cli.progress import ProgressListener
@@ -117,9 +126,14 @@ def _measure(experiment: Experiment, target: Target, path: Path, api_key_env: st
 
     connection = Connection(api_key_env=api_key_env) if api_key_env else None
     with ProgressListener(target.waiting) as listener:
-        options: dict[str, Any] = {"connection": connection, "listener": listener}
+        options: dict[str, Any] = {
+            "connection": connection,
+            "listener": listener,
+            "budget": budget,
+        }
         if (path / RUN_FILE).exists():
-            if load(path).finished is not None:
+            there = load(path)
+            if there.finished is not None and not there.can_go_on:
                 raise UsageError(
                     f"{path} holds a finished run already: remove it, or choose another --out."
                 )

@@ -32,6 +32,7 @@ OTHER_FLAGS = {
     "headers": "--header",
     "junit": "--junit",
     "level": "--level",
+    "budget": "--budget",
     "max_age": "--max-age",
     "max_accuracy_spread": "--max-accuracy-spread",
     "max_answer_flips": "--max-answer-flips",

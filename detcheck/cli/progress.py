@@ -23,7 +23,7 @@ from detcheck.cli.console import print_line, stderr, untrusted
 from detcheck.engines.base import InFlight
 from detcheck.evidence import EndpointCheck, ModelIdentity
 from detcheck.listener import Listener
-from detcheck.rundir import ConditionRecord
+from detcheck.rundir import ENOUGH, ConditionRecord
 
 LONG_WAIT_S = 5.0
 """A wait that is longer is reported without a terminal too."""
@@ -42,8 +42,8 @@ class ProgressListener(Listener):
         self._status: Any = None
         self._timer: Timer | None = None
         self._whole: TaskID | None = None
-        self._finished = 0
-        """Requests of the conditions that have ended."""
+        self._answered: dict[int, int] = {}
+        """Requests that were answered or have failed, by condition."""
         self._current: TaskID | None = None
         self._distinct: dict[int, int] = {}
         self._requests = ""
@@ -94,12 +94,11 @@ class ProgressListener(Listener):
         self._stop_status()
         self._several_prompts = any(record.prompt_index for record in conditions)
         print_line(f"run directory: {path}", "dim", console=stderr)
-        done = [record for record in conditions if record.status == "done"]
-        self._finished = sum(map(_answered, done))
+        self._answered = {index: _answered(record) for index, record in enumerate(conditions)}
         self._whole = self._progress.add_task(
             "",
             total=sum(record.asked for record in conditions),
-            completed=self._finished,
+            completed=sum(self._answered.values()),
             name="all conditions",
             known="",
         )
@@ -107,6 +106,7 @@ class ProgressListener(Listener):
 
     def condition_started(self, index: int, record: ConditionRecord) -> None:
         """A new bar, which begins with the completions that a resumed run has already."""
+        self._remove_current()
         self._current = self._progress.add_task(
             "", total=record.asked, completed=record.completed, name=self._name(record), known=""
         )
@@ -142,18 +142,24 @@ class ProgressListener(Listener):
         self._distinct[index] = distinct
         self._requests = ""
         self._update(completed=_answered(record), known=self._known(index))
-        if self._whole is not None:
-            self._progress.update(self._whole, completed=self._finished + _answered(record))
+        self._answered[index] = _answered(record)
+        self._update_whole()
 
     def condition_finished(self, index: int, record: ConditionRecord) -> None:
         """The condition's bar goes, and one line that stays says how it ended."""
-        self._finished += record.asked
+        self._answered[index] = _answered(record) if record.status == ENOUGH else record.asked
+        self._remove_current()
+        self._update_whole()
+        self._print_end(index, record)
+
+    def _remove_current(self) -> None:
         if self._current is not None:
             self._progress.remove_task(self._current)
             self._current = None
+
+    def _update_whole(self) -> None:
         if self._whole is not None:
-            self._progress.update(self._whole, completed=self._finished)
-        self._print_end(index, record)
+            self._progress.update(self._whole, completed=sum(self._answered.values()))
 
     def _print_end(self, index: int, record: ConditionRecord) -> None:
         rate = record.tokens_per_second

@@ -18,7 +18,7 @@ from detcheck.cli.settings import (
     name_settings,
     to_toml,
 )
-from detcheck.cli.shared import AsJson
+from detcheck.cli.shared import AsJson, BudgetOption, budget_of
 from detcheck.config import Config
 from detcheck.errors import ExitCode, UsageError
 from detcheck.experiment import Experiment
@@ -26,6 +26,7 @@ from detcheck.options import fields_of
 from detcheck.targets import Target, from_dict
 
 if TYPE_CHECKING:
+    from detcheck.budget import Budget
     from detcheck.engines import Connection
     from detcheck.rundir import Run
 
@@ -126,6 +127,7 @@ def run_command(
             "--print-config", help="Print the experiment file for these options; measure nothing."
         ),
     ] = False,
+    budget: BudgetOption = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
@@ -142,12 +144,13 @@ def run_command(
     asked |= fields
     answered_by = options | values(target_fields(), given | {"model": model})
     connection = _connection(api_key_env, header, timeout, check_timeout)
+    time = budget_of(budget)
     if resume is not None:
         if out is not None or config is not None:
             raise UsageError(
                 "--resume takes everything from its own folder: leave --out and --config out."
             )
-        measured = _resume(resume, asked, answered_by, connection)
+        measured = _resume(resume, asked, answered_by, connection, time)
     else:
         settings = find_settings(config)
         name_settings(settings, "experiment", "target")
@@ -156,9 +159,11 @@ def run_command(
             print(to_toml(experiment, target, settings.section("gate")), end="")
             raise typer.Exit(ExitCode.OK)
         control = _control(target, control_endpoint)
-        measured = _start(experiment, target, out, connection)
+        if time is not None and control is not None:
+            time = replace(time, seconds=time.seconds / 2)  # the control gets the other half
+        measured = _start(experiment, target, out, connection, time)
         if control is not None and measured.complete:
-            _start(experiment, control, measured.path / CONTROL, connection)
+            _start(experiment, control, measured.path / CONTROL, connection, time)
     _show(measured, as_json=as_json)
     raise typer.Exit(ExitCode.OK if measured.complete else ExitCode.INCONCLUSIVE)
 
@@ -215,7 +220,11 @@ def _settle(
 
 
 def _start(
-    experiment: Experiment, target: Target, out: Path | None, connection: Connection | None
+    experiment: Experiment,
+    target: Target,
+    out: Path | None,
+    connection: Connection | None,
+    budget: Budget | None,
 ) -> Run:
     from detcheck.cli.progress import ProgressListener
 
@@ -223,7 +232,7 @@ def _start(
     with ProgressListener(target.waiting) as listener:
         from detcheck.runner import run
 
-        return run(experiment, target, out, connection=connection, listener=listener)
+        return run(experiment, target, out, connection=connection, listener=listener, budget=budget)
 
 
 def _check_connection(target: Target, connection: Connection | None) -> None:
@@ -239,6 +248,7 @@ def _resume(
     asked: dict[str, Any],
     answered_by: dict[str, Any],
     connection: Connection | None,
+    budget: Budget | None,
 ) -> Run:
     """Options that are given beside --resume must be those of the run."""
     from detcheck import rundir
@@ -252,7 +262,12 @@ def _resume(
         from detcheck.runner import resume
 
         return resume(
-            path, experiment=experiment, target=target, connection=connection, listener=listener
+            path,
+            experiment=experiment,
+            target=target,
+            connection=connection,
+            listener=listener,
+            budget=budget,
         )
 
 
@@ -276,6 +291,14 @@ def _show(run: Run, *, as_json: bool) -> None:
         if record.error is not None:
             print_line(f"{record.condition_id}: {record.error}", "red", console=stderr)
     path = shlex.quote(str(run.path))
+    if run.complete and run.can_go_on:
+        made = sum(record.due for record in run.conditions)
+        asked = sum(record.asked for record in run.conditions)
+        print_line(
+            f"the budget ended after {made:,} of {asked:,} completions, and every prompt has the "
+            f"least that a verdict needs; go on with: detcheck run --resume {path}",
+            console=stderr,
+        )
     if not run.complete:
         print_line(f"not complete; go on with: detcheck run --resume {path}", console=stderr)
     print_line(f"kept in {run.path}; see it: detcheck report {path}", console=stderr)

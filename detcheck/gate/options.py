@@ -229,20 +229,20 @@ def split_kernels(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
 
-def parse_duration(text: str) -> timedelta:
+def parse_duration(text: str, name: str = "max_age") -> timedelta:
     """A duration such as `90s`, `30m`, `2h`, `7d`, `1w` or `1d12h`.
 
-    Raises UsageError if `text` is none, or is zero.
+    Raises UsageError, which names the argument `name`, if `text` is none, or is zero.
     """
     parts = DURATION.findall(text)
     if "".join(number + unit for number, unit in parts) != text or not parts:
-        raise UsageError(f"`max_age` must be a duration such as 30m, 2h or 7d, not {text!r}.")
+        raise UsageError(f"`{name}` must be a duration such as 30m, 2h or 7d, not {text!r}.")
     try:
         duration = sum((timedelta(**{UNITS[u]: float(n)}) for n, u in parts), timedelta())
     except OverflowError as error:
-        raise UsageError(f"`max_age` is too long: {text!r}.") from error
+        raise UsageError(f"`{name}` is too long: {text!r}.") from error
     if not duration:
-        raise UsageError(f"`max_age` must be longer than zero, not {text!r}.")
+        raise UsageError(f"`{name}` must be longer than zero, not {text!r}.")
     return duration
 
 

@@ -15,6 +15,7 @@ refused.
 from detcheck.rundir.reader import load
 from detcheck.rundir.records import (
     COMPLETIONS_FILE,
+    ENOUGH,
     RUN_FILE,
     SCHEMA_VERSION,
     VARIANTS_FILE,
@@ -23,12 +24,14 @@ from detcheck.rundir.records import (
     Float32Array,
     Int32Array,
     Run,
+    Status,
     StoredVariant,
 )
 from detcheck.rundir.writer import RunWriter
 
 __all__ = [
     "COMPLETIONS_FILE",
+    "ENOUGH",
     "RUN_FILE",
     "SCHEMA_VERSION",
     "VARIANTS_FILE",
@@ -38,6 +41,7 @@ __all__ = [
     "Int32Array",
     "Run",
     "RunWriter",
+    "Status",
     "StoredVariant",
     "load",
 ]

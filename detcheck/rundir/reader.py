@@ -72,6 +72,7 @@ def _load(folder: Path, document: RunDocument) -> Run:
         finished=document.finished,
         summary=document.summary,
         endpoint_checks=document.endpoint_checks,
+        budget_s=document.budget_s,
     )
 
 

@@ -33,7 +33,9 @@ VARIANTS_FILE = "variants.jsonl"
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
-Status = Literal["pending", "running", "done", "failed"]
+ENOUGH: Literal["enough"] = "enough"
+"""Status of a condition that a budget cut short, with the trials that a verdict needs at least."""
+Status = Literal["pending", "running", "done", "failed", "enough"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
@@ -89,6 +91,11 @@ class ConditionRecord(msgspec.Struct, forbid_unknown_fields=True):
     """How finely its log-probabilities are written; None if it has none."""
 
     @property
+    def due(self) -> int:
+        """Completions that are missed if they are not there: fewer than asked after a budget."""
+        return self.completed + self.failed if self.status == ENOUGH else self.asked
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Generated tokens a second, fillers included; None before anything was timed."""
         return self.generated_tokens / self.elapsed_s if self.elapsed_s > 0 else None
@@ -107,6 +114,8 @@ class RunDocument(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """UTC, ISO 8601."""
     finished: str | None = None
     """UTC, ISO 8601; None if the run was interrupted or is still going on."""
+    budget_s: float | None = None
+    """Seconds that the run was given when it was last started; None if there was no limit."""
     experiment: Experiment
     """The experiment, with every field."""
     target: dict[str, Any]
@@ -275,11 +284,18 @@ class Run:
     model: ModelIdentity = field(default_factory=ModelIdentity)
     summary: tuple[Mapping[str, Any], ...] = ()
     endpoint_checks: tuple[EndpointCheck, ...] = ()
+    budget_s: float | None = None
+    """Seconds that the run was given when it was last started; None if there was no limit."""
 
     @property
     def complete(self) -> bool:
-        """True if every condition was measured to its end."""
-        return all(record.status == "done" for record in self.conditions)
+        """True if every condition was measured to its end, or as far as its budget gave enough."""
+        return all(record.status in ("done", ENOUGH) for record in self.conditions)
+
+    @property
+    def can_go_on(self) -> bool:
+        """True if a resume would measure more: conditions were cut short, not failed."""
+        return any(record.status not in ("done", "failed") for record in self.conditions)
 
     def setting(self, name: str) -> Any:
         """A field of the experiment or of the target; None if neither has it."""

@@ -167,6 +167,10 @@ class RunWriter:
         """Record the checks of the servers; on disk with the next `save` or trial."""
         self._document.endpoint_checks = tuple(checks)
 
+    def set_budget(self, seconds: float | None) -> None:
+        """Record how long the run may take; on disk with the next `save` or trial."""
+        self._document.budget_s = seconds
+
     def save(self) -> None:
         """Replace `run.json` with the state now."""
         try:

@@ -172,6 +172,7 @@ def check(tmp_path: Path):
         ({"flip_at": 3}, 40, {}, 1, "fail"),
         ({}, 9, {}, 3, "inconclusive"),
         ({}, 9, {"DETCHECK_FAIL_ON_INCONCLUSIVE": "false"}, 0, "inconclusive"),
+        ({}, 40, {"DETCHECK_BUDGET": "0.001s"}, 3, "inconclusive"),
     ],
 )
 def test_the_verdict_is_the_steps_output(

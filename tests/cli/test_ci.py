@@ -93,6 +93,25 @@ def test_a_cancelled_job_goes_on(detcheck, monkeypatch):
     assert (again.code, "holds a finished run already" in again.err) == (2, True)
 
 
+def test_a_budget_that_ends_too_early_is_inconclusive_and_goes_on(detcheck):
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url)
+        short = detcheck("ci", "-o", "out", "--budget", "0.001s", "--json")
+        verdict = json.loads(short.out)
+        assert (short.code, verdict["verdict"]) == (3, "inconclusive")
+        (reason,) = [f["reason"] for f in verdict["findings"] if f["rule"] == "run-complete"]
+        assert 'ended before 2 of 2 prompts had what a verdict needs: "Why?", "How?"' in reason
+        assert detcheck("ci", "-o", "out", "--budget", "10m").code == 0
+    assert not load("out/run").can_go_on
+
+
+@pytest.mark.parametrize("text", ["soon", "10", "0m"])
+def test_a_budget_is_a_duration(detcheck, text):
+    write_file("http://localhost:9/v1")
+    assert "--budget must be" in detcheck("ci", "--budget", text).err.splitlines()[-1]
+    assert "--budget must be" in detcheck("run", "--budget", text).err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

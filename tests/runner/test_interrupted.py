@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from detcheck import Run, load, resume, run, runner
+from detcheck import Run, execution, load, resume, run
 from detcheck.errors import RunDirectoryError
 from detcheck.rundir import RunWriter
 
@@ -96,6 +96,6 @@ def test_ctrl_c_waits_for_the_commit(tmp_path: Path, whole: Run, ctrl_c_in_a_com
 def test_ctrl_c_that_did_not_wait_would_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c_in_a_commit: None
 ) -> None:
-    monkeypatch.setattr(runner, "_uninterrupted", nullcontext)
+    monkeypatch.setattr(execution, "_uninterrupted", nullcontext)
     with pytest.raises(RunDirectoryError, match="edited"):
         run(EXPERIMENT, out=tmp_path / "run", engine=Engine())
