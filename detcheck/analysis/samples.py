@@ -117,7 +117,7 @@ class SamplesComparison:
         points = 100 * (self.right_score - self.left_score)
         if not changed:
             return "no item changed its score"
-        verdict = "within noise" if self.within_noise else "more than noise"
+        verdict = "within load noise" if self.within_noise else "more than load noise"
         return (
             f"{changed:,} of {self.items:,} items changed their score ({self.better:,} up, "
             f"{self.worse:,} down): {points:+.3g} points, {verdict} (p = {self.p_value:.2g})"

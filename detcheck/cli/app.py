@@ -56,7 +56,7 @@ COMMANDS = {
         "Accept the answers of a run, in a small file to commit.",
     ),
     "compare": LazyCommand(
-        "detcheck.cli.compare", "compare_command", "Compare two runs: do they agree?"
+        "detcheck.cli.compare", "compare_command", "Compare two runs or evaluations: do they agree?"
     ),
     "report": LazyCommand(
         "detcheck.cli.report",

@@ -1,4 +1,4 @@
-"""`detcheck compare`: two runs side by side."""
+"""`detcheck compare`: two runs, or two samples files of an evaluation, side by side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detcheck.cli.shared import AsJson
+from detcheck.errors import UsageError
 from detcheck.text import count
 
 if TYPE_CHECKING:
@@ -16,22 +17,59 @@ if TYPE_CHECKING:
 
 
 def compare_command(
-    left: Annotated[Path, typer.Argument(metavar="A", help="Run directory.")],
-    right: Annotated[Path, typer.Argument(metavar="B", help="Run directory to compare it with.")],
+    left: Annotated[
+        Path,
+        typer.Argument(metavar="A", help="Run directory, or samples file."),
+    ],
+    right: Annotated[
+        Path, typer.Argument(metavar="B", help="Run directory, or samples file, to compare with.")
+    ],
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Filter of the samples files. [default: the first of both]"
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Metric of the samples files. [default: the first of both]"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs: do they agree?
+    """Compare two runs, or two samples files of lm-evaluation-harness: do they agree?
 
     For each prompt that both asked: how many answers each gave, how many they share, the chance
     that one completion of each are equal, and where their references diverge. It judges nothing
     (exit code 0); `detcheck gate --baseline` does.
+
+    Of two samples files, written with `lm_eval --log_samples`: which items differ, where their
+    responses part, and whether the difference of the scores is within load noise.
     """
+    if left.is_file() or right.is_file():
+        _show_samples(left, right, filter, metric, as_json=as_json)
+        return
+    if filter is not None or metric is not None:
+        raise UsageError("--filter and --metric are for samples files: leave them out.")
     from detcheck import rundir
     from detcheck.analysis.analyse import analyse
     from detcheck.analysis.compare import compare
 
     comparison = compare(analyse(rundir.load(left)), analyse(rundir.load(right)))
     _print_json(comparison) if as_json else _print(comparison)
+
+
+def _show_samples(
+    left: Path, right: Path, filter: str | None, metric: str | None, *, as_json: bool
+) -> None:
+    from detcheck.cli.compare_samples import show_samples
+
+    for path in (left, right):
+        if not path.is_file():
+            kind = "a run directory" if path.is_dir() else "not there"
+            raise UsageError(f"{path} is {kind}, and the other is a file: give two of one kind.")
+    show_samples(left, right, filter=filter, metric=metric, as_json=as_json)
 
 
 def _print(comparison: RunComparison) -> None:

@@ -71,7 +71,7 @@ def test_items_that_differ_are_named_with_where_they_diverge(tmp_path: Path) -> 
     assert (answer.left.answer, answer.right.answer, answer.right_score) == ("4", "5", 0.0)
     assert found.right_score == pytest.approx(2 / 3)
     assert found.sentence == (
-        "1 of 3 items changed their score (0 up, 1 down): -33.3 points, within noise (p = 1)"
+        "1 of 3 items changed their score (0 up, 1 down): -33.3 points, within load noise (p = 1)"
     )
 
 
@@ -83,7 +83,7 @@ def test_a_difference_is_noise_while_chance_gives_it(
     right = [item(number, score=float(number >= down)) for number in range(20)]
     found = compared(tmp_path, left, right)
     assert found.within_noise is within
-    assert ("more than noise" in found.sentence) is not within
+    assert ("more than load noise" in found.sentence) is not within
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (3, 3), (9, 2), (200, 150)])

@@ -1,0 +1,122 @@
+"""`detcheck compare` of two samples files of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detcheck.text import count, quoted
+
+if TYPE_CHECKING:
+    from detcheck.analysis.samples import SampleDifference, SamplesComparison
+
+MAX_ROWS = 20
+"""Differing items that are printed; --json has them all."""
+
+
+def show_samples(
+    left: Path, right: Path, *, filter: str | None, metric: str | None, as_json: bool
+) -> None:
+    """Hold two samples files side by side, and print which items differ and whether it matters.
+
+    Raises UsageError if a file is no samples file, or if they have nothing in common.
+    """
+    from detcheck.analysis.samples import compare_samples, read_samples
+
+    comparison = compare_samples(
+        read_samples(left), read_samples(right), filter=filter, metric=metric
+    )
+    if as_json:
+        _print_json(left, right, comparison)
+    else:
+        _print(left, right, comparison)
+
+
+def _print(left: Path, right: Path, comparison: SamplesComparison) -> None:
+    from detcheck.cli.console import print_line, stdout
+
+    for name, path in (("A", left), ("B", right)):
+        print_line(f"{name}  {path}")
+    for line in _lines(comparison):
+        print_line(line)
+    if comparison.differences:
+        stdout.print(_table(comparison))
+    if hidden := comparison.differences[MAX_ROWS:]:
+        print_line(f"… {count(len(hidden), 'more item')} (--json has all)")
+
+
+def _lines(comparison: SamplesComparison) -> Iterator[str]:
+    """The finding, then what was compared, and what could not be."""
+    yield f"{comparison.metric}: {comparison.left_score:.4f} / {comparison.right_score:.4f}"
+    yield f"{comparison.sentence[:1].upper()}{comparison.sentence[1:]}."
+    items = count(comparison.items, "item")
+    yield (
+        f"{items} compared under the filter {comparison.filter}: "
+        f"{comparison.responses_differ:,} with another response, "
+        f"{comparison.answers_differ:,} with another answer"
+    )
+    if comparison.other_prompt:
+        others = count(comparison.other_prompt, "item")
+        yield f"not compared: {others} that both have with another prompt"
+    for name, number in (("A", comparison.only_left), ("B", comparison.only_right)):
+        if number:
+            yield f"only in {name}: {count(number, 'item')}"
+
+
+def _table(comparison: SamplesComparison) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from detcheck.cli.console import untrusted
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("item", "score", "answer", "where the responses part"):
+        table.add_column(heading, overflow="fold")
+    for difference in comparison.differences[:MAX_ROWS]:
+        table.add_row(*map(untrusted, _cells(difference)))
+    return table
+
+
+def _cells(difference: SampleDifference) -> tuple[str, ...]:
+    left, right = difference.left, difference.right
+    scores = f"{difference.left_score:g} / {difference.right_score:g}"
+    answers = f"{quoted(left.answer, 24)} / {quoted(right.answer, 24)}"
+    if left.answer == right.answer:
+        answers = f"{quoted(left.answer, 24)}, the same"
+    parting = difference.divergence
+    where = "the responses are equal" if parting is None else parting.sentence
+    return left.item, scores, answers, where.removeprefix("they part ")
+
+
+def _print_json(left: Path, right: Path, comparison: SamplesComparison) -> None:
+    from detcheck.cli.console import print_json
+
+    names = (
+        *("filter", "metric", "items", "other_prompt", "only_left", "only_right", "left_score"),
+        *("right_score", "responses_differ", "answers_differ", "better", "worse", "p_value"),
+        *("within_noise", "sentence"),
+    )
+    print_json(
+        {
+            "left": {"samples": left},
+            "right": {"samples": right},
+            **{name: getattr(comparison, name) for name in names},
+            "differences": [_row(difference) for difference in comparison.differences],
+        }
+    )
+
+
+def _row(difference: SampleDifference) -> dict[str, Any]:
+    left, right = difference.left, difference.right
+    return {
+        "item": left.item,
+        "target": left.target,
+        "left": {
+            "response": left.response, "answer": left.answer, "score": difference.left_score,
+        },
+        "right": {
+            "response": right.response, "answer": right.answer, "score": difference.right_score,
+        },
+        "parting": difference.divergence,
+    }  # fmt: skip

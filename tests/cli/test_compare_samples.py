@@ -1,0 +1,97 @@
+"""`detcheck compare` of two samples files: which items differ, and whether that is load noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def sample(number: int, answer: int, score: float, **members: Any) -> dict[str, Any]:
+    return {
+        "doc_id": number,
+        "target": "4",
+        "arguments": {"gen_args_0": {"arg_0": f"Q: {number}", "arg_1": {}}},
+        "resps": [[f"The answer is {answer}"]],
+        "filtered_resps": [str(answer)],
+        "filter": "strict",
+        "metrics": ["exact_match"],
+        "exact_match": score,
+    } | members
+
+
+def write(name: str, *lines: Any) -> Path:
+    path = Path(name)
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(detcheck) -> tuple[Path, Path]:
+    """Item 3 turns wrong, item 4 is only in the second, item 5 was asked something else."""
+    other = {"arguments": {"gen_args_0": {"arg_0": "another", "arg_1": {}}}}
+    same = [sample(number, 4, 1.0) for number in range(3)]
+    left = write("a.jsonl", *same, sample(3, 4, 1.0), sample(5, 4, 1.0))
+    moved = sample(5, 4, 1.0, **other)
+    right = write("b.jsonl", *same, sample(3, 7, 0.0), sample(4, 4, 1.0), moved)
+        "b.jsonl", *same, sample(3, 7, 0.0), sample(4, 4, 1.0), sample(5, 4, 1.0, **other)
+    )
+    return left, right
+
+
+def test_the_finding_and_the_differing_item_are_shown(detcheck, files) -> None:
+    result = detcheck("compare", *files)
+    assert (result.code, result.err) == (0, "")
+    assert "exact_match: 1.0000 / 0.7500" in result.out
+    assert "1 of 4 items changed their score (0 up, 1 down): -25 points, within load noise" in (
+        result.out
+    )
+    assert "4 items compared under the filter strict: 1 with another response" in result.out
+    assert "not compared: 1 item that both have with another prompt" in result.out
+    assert "only in B: 1 item" in result.out
+    row = next(line for line in result.out.splitlines() if line.strip().startswith("3 "))
+    assert '"4" / "7"' in row
+    assert "at character 14" in row
+
+
+def test_equal_files_have_no_table(detcheck, files) -> None:
+    result = detcheck("compare", files[0], files[0])
+    assert "No item changed its score." in result.out
+    assert "responses part" not in result.out
+
+
+def test_json_has_the_item_with_both_answers(detcheck, files) -> None:
+    document = json.loads(detcheck("compare", *files, "--json").out)
+    [difference] = document["differences"]
+    assert (difference["item"], difference["left"]["answer"], difference["right"]["answer"]) == (
+        "3",
+        "4",
+        "7",
+    )
+    assert difference["parting"]["position"] == 14
+    assert (document["items"], document["worse"], document["within_noise"]) == (4, 1, True)
+
+
+def test_a_difference_in_one_direction_is_more_than_noise(detcheck) -> None:
+    """Six of six down: two-sided sign test 2 / 2**6 = 0.03125."""
+    left = write("a.jsonl", *(sample(number, 4, 1.0) for number in range(6)))
+    right = write("b.jsonl", *(sample(number, 7, 0.0) for number in range(6)))
+    document = json.loads(detcheck("compare", left, right, "--json").out)
+    assert (document["p_value"], document["within_noise"]) == (0.03125, False)
+
+
+def test_files_that_do_not_go_together_are_refused(detcheck, files, good) -> None:
+    left, right = files
+    old = write("old.jsonl", {"doc_id": 0, "logit_0": -3.0})
+    for arguments, words in (
+        ((left, good), "is a run directory, and the other is a file: give two of one kind."),
+        ((left, "gone.jsonl"), "gone.jsonl is not there, and the other is a file"),
+        ((left, old), "old.jsonl line 1 is not an item of a samples file of lm-evaluation-harness"),
+        ((left, right, "--metric", "f1"), "The samples files have no metric f1"),
+        ((good, good, "--filter", "strict"), "--filter and --metric are for samples files"),
+    ):
+        result = detcheck("compare", *arguments)
+        assert result.code == 2
+        assert words in result.err
