@@ -36,8 +36,6 @@ def files(detcheck) -> tuple[Path, Path]:
     left = write("a.jsonl", *same, sample(3, 4, 1.0), sample(5, 4, 1.0))
     moved = sample(5, 4, 1.0, **other)
     right = write("b.jsonl", *same, sample(3, 7, 0.0), sample(4, 4, 1.0), moved)
-        "b.jsonl", *same, sample(3, 7, 0.0), sample(4, 4, 1.0), sample(5, 4, 1.0, **other)
-    )
     return left, right
 
 
