@@ -19,7 +19,7 @@ TIERS = (
     {"__main__"},
     {"cli", "pytest_plugin"},
     {"repro"},
-    {"gate", "report", "probes", "runner"},
+    {"gate", "report", "probes", "mismatch", "runner"},
     {"execution"},
     {"listener"},
     {"engines", "analysis", "budget"},

@@ -73,6 +73,11 @@ COMMANDS = {
         "trace_command",
         "Name the first op that gave a request other bits in a batch.",
     ),
+    "mismatch": LazyCommand(
+        "detcheck.cli.mismatch",
+        "mismatch_command",
+        "Compare a sampler's log-probabilities with a trainer's.",
+    ),
     "coverage": LazyCommand(
         "detcheck.cli.coverage",
         "coverage_command",

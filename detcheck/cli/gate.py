@@ -11,7 +11,9 @@ import typer
 
 from detcheck.cli.options import parameters, takes, values
 from detcheck.cli.shared import AsJson
+from detcheck.errors import UsageError
 from detcheck.gate.options import GateOptions
+from detcheck.mismatch.options import MismatchLimits
 from detcheck.options import fields_of
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ MOST_NOTES = 3
 """The same for notes."""
 
 
-@takes(*parameters(fields_of(GateOptions)))
+@takes(*parameters(fields_of(GateOptions)), *parameters(fields_of(MismatchLimits)))
 def gate_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to judge.")],
     *,
@@ -59,6 +61,14 @@ def gate_command(
     from detcheck.gate.github import append_summary, summary_path
     from detcheck.gate.junit import write_junit
 
+    limits = MismatchLimits(**values(fields_of(MismatchLimits), given))
+    if _is_mismatch(run):
+        raise typer.Exit(_judge_mismatch(run, limits, as_json=as_json))
+    if limits != MismatchLimits():
+        raise UsageError(
+            "--max-k3, --bitwise and --min-tokens judge a folder of `detcheck mismatch`, and "
+            f"{run} is none: leave them out."
+        )
     options = _options(values(fields_of(GateOptions), given), config)
     summary = summary_path() if github_summary else None
     verdict = judge_run(load_analysis(run), options)
@@ -68,6 +78,23 @@ def gate_command(
     if summary is not None:
         append_summary(verdict, summary)
     raise typer.Exit(verdict.exit_code)
+
+
+def _is_mismatch(folder: Path) -> bool:
+    """True if the folder holds sampler against trainer; reads no library that is slow to load."""
+    return (folder / "mismatch.json").is_file()
+
+
+def _judge_mismatch(folder: Path, limits: MismatchLimits, *, as_json: bool) -> int:
+    """Judge and print a measurement of sampler against trainer; returns the exit code."""
+    from detcheck.analysis.mismatch.results import load_mismatch
+    from detcheck.cli.mismatch import show_mismatch
+    from detcheck.mismatch.verdict import judge_mismatch
+
+    report = load_mismatch(folder)
+    verdict = judge_mismatch(report, limits)
+    show_mismatch(report, verdict, folder, as_json=as_json)
+    return verdict.exit_code
 
 
 def _options(given: dict[str, Any], file: Path | None) -> GateOptions:

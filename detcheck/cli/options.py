@@ -26,6 +26,7 @@ OTHER_FLAGS = {
     "answer": "--answer",
     "api_key_env": "--api-key-env",
     "baseline": "--baseline",
+    "bitwise": "--bitwise",
     "check_timeout_s": "--check-timeout",
     "control": "--control",
     "github_summary": "--github-summary",
@@ -37,18 +38,22 @@ OTHER_FLAGS = {
     "max_accuracy_spread": "--max-accuracy-spread",
     "max_answer_flips": "--max-answer-flips",
     "max_distinct": "--max-distinct",
+    "max_k3": "--max-k3",
     "model": "MODEL",
     "min_comparisons": "--min-comparisons",
+    "min_tokens": "--min-tokens",
     "out": "--out",
     "prompts": "--prompts",
     "repro": "--repro",
     "require_control": "--require-control",
     "resume": "--resume",
+    "rollouts": "--rollouts",
     "shapes_from": "--shapes-from",
     "total_s": "--timeout",
+    "trainer_kernels": "--trainer-kernels",
 }
 """Arguments that messages name and that are fields of no structure here."""
-_ARGUMENT = re.compile(r"`([a-z_]+)(?:=\"?([^`\"]*)\"?)?`")
+_ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)(?:=\"?([^`\"]*)\"?)?`")
 
 
 @cache

@@ -140,10 +140,10 @@ def run_command(
     Exit codes: 0 measured, 2 usage, 3 not measured to its end (finished trials are kept).
     """
     asked = values(fields_of(Experiment), given) | _seed(seed, given)
-    fields, options = _prompts(prompt, prompts)
+    fields, options = prompts_of(prompt, prompts)
     asked |= fields
     answered_by = options | values(target_fields(), given | {"model": model})
-    connection = _connection(api_key_env, header, timeout, check_timeout)
+    connection = connection_of(api_key_env, header, timeout, check_timeout)
     time = budget_of(budget)
     if resume is not None:
         if out is not None or config is not None:
@@ -191,7 +191,7 @@ def _seed(seed: int | None, given: dict[str, Any]) -> dict[str, Any]:
     return {"seeds": (seed,)}
 
 
-def _connection(
+def connection_of(
     api_key_env: str | None,
     headers: list[str] | None,
     timeout: float | None,
@@ -313,7 +313,7 @@ def _answers(run: Run) -> list[dict[str, Any]]:
     return answer_rows(stability_if_parsed(analyse(run))) if run.experiment.answer else []
 
 
-def _prompts(texts: list[str] | None, file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def prompts_of(texts: list[str] | None, file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The experiment's and the target's fields for the prompts of --prompt and --prompts."""
     from detcheck.cli.console import print_line, stderr
     from detcheck.prompts import check_text, read_prompts

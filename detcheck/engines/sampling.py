@@ -100,9 +100,9 @@ class Sampler:
         noisy = scores.float() / self.temperature + noise.to(scores.device)
         if not self.filters.keep_all:
             noisy -= self._handicaps(scores).to(scores.device)
-        chosen, own = rank(noisy), rank(scores)
-        behind = _at(scores, own.best) - _at(scores, chosen.best)
-        return replace(chosen, gap=chosen.gap.clamp_max(FURTHEST), logprob=own.logprob - behind)
+        chosen = rank(noisy)
+        logprob = logprobs_of(scores, chosen.best)
+        return replace(chosen, gap=chosen.gap.clamp_max(FURTHEST), logprob=logprob)
 
     def _handicaps(self, scores: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 on the CPU: 0 for candidates, large for other tokens."""
@@ -110,6 +110,16 @@ class Sampler:
         for row, handicap in zip(scores.float().cpu(), handicaps, strict=True):
             handicap[self.filters.candidates(row, self.temperature)] = 0
         return handicaps
+
+
+def logprobs_of(scores: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Log-probability of one token of each row, (rows,) float32 on the CPU, in nats.
+
+    `scores` are (rows, vocabulary) logits. Each row is computed on its own, so that equal logits
+    give equal bits whatever the number of rows.
+    """
+    own = rank(scores)
+    return own.logprob - (_at(scores, own.best) - _at(scores, token_ids))
 
 
 def _at(scores: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

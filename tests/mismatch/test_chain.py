@@ -1,0 +1,144 @@
+"""Every link on tiny models: fully-invariant closes all of them, stock does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from detcheck.analysis.mismatch.results import (
+    DECODE_PREFILL,
+    LAYOUT_DTYPE,
+    PREFILL_KERNELS,
+    PREFILL_LAYOUT,
+    RECORDED_DECODE,
+    WHOLE,
+    MismatchReport,
+    MismatchRow,
+)
+from detcheck.mismatch.measure import score
+from detcheck.mismatch.options import LAYOUTS, TrainerOptions
+from detcheck.models import LoadedModel
+from mismatch.tiny import sampled
+
+Load = Callable[..., LoadedModel]
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def report_of(
+    model: LoadedModel, *, engine: str = "continuous", processed: bool = False, **options: object
+) -> MismatchReport:
+    rollouts = sampled(model, engine=engine)
+    trainer = TrainerOptions(**options)
+    return score(model, rollouts, trainer, source=engine, processed=processed).report
+
+
+def rows(report: MismatchReport, kernels: str, link: str) -> list[MismatchRow]:
+    return [row for row in report.rows if (row.kernels, row.link) == (kernels, link)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("engine", ["continuous", "static"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "mistral"])
+def test_fully_invariant_on_both_sides_is_exactly_equal(
+    loaded: Load, kind: str, engine: str, dtype: torch.dtype
+) -> None:
+    """Dense, experts and windows shorter than the sequences; stock is the twin."""
+    report = report_of(loaded(kind, dtype), engine=engine)
+    assert report.missing == ()
+    assert report.unproven == {}
+    wholes = rows(report, "fully-invariant", WHOLE)
+    assert [row.trainer_layout for row in wholes] == [*LAYOUTS]
+    for row in report.rows:
+        if row.kernels == "fully-invariant":
+            assert (row.bitwise_tokens, row.bitwise_sequences) == (1, 1)
+            assert (row.k1, row.k2, row.k3, row.max_abs) == (0, 0, 0, 0)
+            assert (row.mult_prob_error, row.ess) == (1, 1)
+    assert min(row.bitwise_tokens for row in rows(report, "stock", WHOLE)) < 1
+    assert "fully-invariant: no gap" in report.headline
+
+
+def test_batch_invariant_closes_the_batch_and_not_the_prefill(loaded: Load) -> None:
+    model = loaded("llama", torch.bfloat16)
+    kernels = ("stock", "batch-invariant")
+    rollouts = sampled(model, kernels, max_new_tokens=24)
+    report = score(model, rollouts, TrainerOptions(), source="", processed=False).report
+    (recorded,) = rows(report, "batch-invariant", RECORDED_DECODE)
+    (prefill,) = rows(report, "batch-invariant", DECODE_PREFILL)
+    assert recorded.max_abs == 0
+    assert prefill.max_abs > 0
+    assert "batch-invariant: decode steps ↔ one prefill carries the gap" in report.headline
+
+
+def test_another_dtype_is_a_link_of_its_own(loaded: Load) -> None:
+    model = loaded("llama", torch.bfloat16)
+    report = report_of(model, trainer_dtype=("float32",), trainer_layout=("padded",))
+    (layout,) = rows(report, "fully-invariant", PREFILL_LAYOUT)
+    (dtype,) = rows(report, "fully-invariant", LAYOUT_DTYPE)
+    (whole,) = rows(report, "fully-invariant", WHOLE)
+    assert (layout.trainer_dtype, layout.max_abs) == ("bfloat16", 0)
+    assert (dtype.trainer_dtype, whole.trainer_dtype) == ("float32", "float32")
+    assert dtype.max_abs == whole.max_abs > 0
+    assert "fully-invariant: layout ↔ the trainer's dtype carries the gap" in report.headline
+
+
+def test_other_kernels_of_the_trainer_are_a_link_of_their_own(loaded: Load) -> None:
+    model = loaded("llama", torch.float32)
+    report = report_of(model, trainer_kernels="stock", trainer_layout=("single",))
+    (link,) = rows(report, "fully-invariant", PREFILL_KERNELS)
+    (layout,) = rows(report, "fully-invariant", PREFILL_LAYOUT)
+    (whole,) = rows(report, "fully-invariant", WHOLE)
+    assert link.max_abs > 0
+    assert layout.max_abs == 0
+    assert whole.max_abs == link.max_abs
+    assert not rows(report, "stock", PREFILL_KERNELS)
+
+
+def test_a_pass_that_fails_is_a_missing_link(loaded: Load) -> None:
+    """A model that takes no positions cannot be packed; the other layouts are measured."""
+    model = loaded("llama")
+    stock = model.model.forward
+
+    def without_positions(position_ids: object = None, **inputs: object) -> object:
+        if position_ids is not None:
+            raise TypeError("forward() got an unexpected argument 'position_ids'")
+        return stock(**inputs)
+
+    rollouts = sampled(model, ("stock",))
+    model.model.forward = without_positions
+    report = score(model, rollouts, TrainerOptions(), source="", processed=False).report
+    (missing,) = report.missing
+    assert (missing.link, missing.trainer_layout) == (PREFILL_LAYOUT, "packed")
+    assert "position_ids" in missing.reason
+    assert [row.trainer_layout for row in rows(report, "stock", WHOLE)] == ["single", "padded"]
+
+
+def test_slices_cover_every_token_once(loaded: Load) -> None:
+    report = report_of(loaded("llama"), trainer_layout=("single",))
+    (whole,) = rows(report, "stock", WHOLE)
+    for by in ("position", "entropy"):
+        own = [each for each in report.slices if (each.kernels, each.by) == ("stock", by)]
+        assert sum(each.tokens for each in own) == whole.tokens
+        assert max(each.max_abs for each in own) == whole.max_abs
+
+
+def test_an_offset_of_the_record_is_carried_by_its_own_link(loaded: Load) -> None:
+    """The planted fault: a constant added to the recorded log-probabilities, and nothing else."""
+    import msgspec
+
+    model = loaded("llama")
+    own = sampled(model, ("fully-invariant",))["fully-invariant"]
+    moved = tuple(
+        msgspec.structs.replace(each, logprobs=tuple(value - 0.25 for value in each.logprobs))
+        for each in own
+    )
+    report = score(
+        model, {"fully-invariant": moved}, TrainerOptions(), source="", processed=False
+    ).report
+    (record,) = rows(report, "fully-invariant", RECORDED_DECODE)
+    (prefill,) = rows(report, "fully-invariant", DECODE_PREFILL)
+    assert record.k1 == pytest.approx(-0.25, abs=1e-6)
+    assert prefill.max_abs == 0
+    assert "recorded ↔ decode steps carries the gap" in report.headline
+    assert report.faults == ()
