@@ -175,7 +175,7 @@ class Execution:
 
     def _end(self, index: int, status: Status) -> None:
         self.writer.set_status(index, status)
-        self.writer.save()
+        self.writer.save(if_due=True)
         self.listener.condition_finished(index, self.writer.records[index])
 
     def _commit(self, index: int, trial: Trial) -> None:
@@ -217,7 +217,7 @@ class Execution:
 
     def _fail(self, index: int, error: str) -> None:
         self.writer.set_status(index, "failed", error)
-        self.writer.save()
+        self.writer.save(if_due=True)
         self.listener.condition_finished(index, self.writer.records[index])
 
 

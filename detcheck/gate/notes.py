@@ -85,15 +85,15 @@ def budget_beside(given: GateInput) -> Iterator[Finding]:
     """What a budget left out of a run whose prompts all have what a verdict needs."""
     run = given.analysis.run
     cut = [record for record in run.conditions if record.status == ENOUGH]
-    if run.budget_s is None or not cut:
+    if run.budget_s is None or not cut or not run.complete:
         return
     left = sum(record.asked - record.due for record in cut)
     prompts = len({record.prompt_index for record in cut})
     asked = sum(record.asked for record in run.conditions)
     sentence = (
         f"The time of {run.budget_s:g} seconds ended before {left:,} of "
-        f"{count(asked, 'completion')} were asked for, of {count(prompts, 'prompt')}. Each of "
-        "these has the least that a verdict needs, and all bounds are those of the completions "
+        f"{count(asked, 'completion')} were measured, of {count(prompts, 'prompt')}. Each of these "
+        "has the least that a verdict needs, and all bounds are those of the completions "
         "that were made."
     )
     yield Finding("budget", NOTE, sentence)

@@ -1,12 +1,18 @@
-"""Write a run directory, a trial at a time, so that `kill -9` loses at most the trial in flight."""
+"""Write a run directory, a trial at a time, so that `kill -9` loses at most the trial in flight.
+
+`run.json` grows with the grid. If it is large, it is not replaced after each trial but at most
+every few seconds, and `kill -9` loses the trials since. Nothing else does: Ctrl-C, an error and a
+full disk save them.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -39,6 +45,10 @@ from detcheck.rundir.records import (
 from detcheck.rundir.trial import ReferenceTrace, TrialLines
 from detcheck.targets.base import Target
 
+SMALL_BYTES = 1 << 18
+"""A `run.json` of at most this size (some 400 conditions) is replaced after every trial."""
+BYTES_A_SECOND = 2e6
+"""A larger one is replaced so often that no more than this is written."""
 REFERENCE_MEMBER = b'"reference_gaps"'
 ReferenceKey = tuple[int, str, int]
 """(prompt index, kernels, seed)."""
@@ -58,6 +68,12 @@ class RunWriter:
         self._seals = {VARIANTS_FILE: Seal(), COMPLETIONS_FILE: Seal()}
         self._references: dict[ReferenceKey, ReferenceTrace] = {}
         self._files: dict[str, FileIO] = {}
+        self._unsynced: set[str] = set()
+        """Files that the disk may not have in full yet."""
+        self._saved_bytes = 0
+        self._saved_at = 0.0
+        self._is_saved = True
+        """False if trials are committed that `run.json` does not seal yet."""
 
     @classmethod
     def create(
@@ -171,8 +187,11 @@ class RunWriter:
         """Record how long the run may take; on disk with the next `save` or trial."""
         self._document.budget_s = seconds
 
-    def save(self) -> None:
-        """Replace `run.json` with the state now."""
+    def save(self, *, if_due: bool = False) -> None:
+        """Replace `run.json` with the state now; with `if_due`, only if it is small or old."""
+        if if_due and not self._is_due():
+            self._is_saved = False
+            return
         try:
             self._replace_run_file(self.records, self._seals)
         except OSError as error:
@@ -185,7 +204,10 @@ class RunWriter:
         self.save()
 
     def close(self) -> None:
-        """Close the files; safe to call twice."""
+        """Save what is not saved yet, and close the files; safe to call twice."""
+        if not self._is_saved and not any(file.closed for file in self._files.values()):
+            with suppress(OSError):  # the disk is full: that was raised before
+                self._replace_run_file(self.records, self._seals)
         for file in self._files.values():
             file.close()
 
@@ -203,7 +225,10 @@ class RunWriter:
                 seals[name] = seals[name].extended(data)
         records = list(self.records)
         records[trial.condition] = trial.record
-        self._replace_run_file(records, seals)
+        if self._is_due():
+            self._replace_run_file(records, seals)
+        else:
+            self._is_saved = False
         self._seals = seals
         self.records[trial.condition] = trial.record
         self._known[trial.record.prompt_index].update(trial.fingerprints)
@@ -213,10 +238,10 @@ class RunWriter:
     def _append(self, name: str, data: bytes) -> None:
         """Write after the seal; bytes that a failed trial has left there are cut off first."""
         self._cut(name)
+        self._unsynced.add(name)
         left = memoryview(data)
         while left:
             left = left[self._files[name].write(left) :]
-        os.fsync(self._files[name].fileno())
 
     def _cut(self, name: str) -> None:
         self._files[name].truncate(self._seals[name].size)
@@ -251,7 +276,18 @@ class RunWriter:
             files={name: seal.record() for name, seal in seals.items()},
             seal=msgspec.UNSET,
         )
-        replace_file(self.path / RUN_FILE, dump_sealed(document))
+        for name in sorted(self._unsynced):  # what is sealed must be there first
+            os.fsync(self._files[name].fileno())
+        self._unsynced.clear()
+        data = dump_sealed(document)
+        replace_file(self.path / RUN_FILE, data)
+        self._saved_bytes, self._saved_at, self._is_saved = len(data), monotonic(), True
+
+    def _is_due(self) -> bool:
+        """Whether `run.json` may be replaced now."""
+        if self._saved_bytes <= SMALL_BYTES:
+            return True
+        return monotonic() - self._saved_at >= self._saved_bytes / BYTES_A_SECOND
 
     def _restore(self, run: Run) -> None:
         """Restore the seals, and the traces that noise is measured against."""

@@ -116,7 +116,7 @@ def test_what_has_the_least_is_judged_and_what_was_left_out_is_said(measure: Mea
     assert judged.value == "pass"
     (note,) = [finding for finding in judged.findings if finding.rule == "budget"]
     assert note.effect == "note"
-    assert "of 1,152 completions were asked for, of 6 prompts" in note.sentence
+    assert "of 1,152 completions were measured, of 6 prompts" in note.sentence
 
 
 def test_a_fault_is_found_within_the_budget(measure: Measure) -> None:
