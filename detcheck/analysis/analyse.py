@@ -15,7 +15,7 @@ from detcheck.analysis.batches import (
     tokens_per_second,
 )
 from detcheck.analysis.load_records import sum_known
-from detcheck.analysis.noise import Noise, noise_sample, pooled
+from detcheck.analysis.noise import Noise, NoiseSample, noise_sample, pooled
 from detcheck.analysis.results import (
     FLIP_KINDS,
     Analysis,
@@ -36,7 +36,9 @@ def analyse(run: Run) -> Analysis:
     counted = Counted.of(run)
     cells = _cells(run, counted)
     noise = _noise(run, cells, counted)
-    groups = tuple(_group(run, cell, counted, noise[cell.kernels]) for cell in cells)
+    groups = tuple(
+        _group(run, cell, counted, its_noise) for cell, its_noise in zip(cells, noise, strict=True)
+    )
     return Analysis(
         run=run,
         groups=groups,
@@ -86,17 +88,24 @@ def _cells(run: Run, counted: Counted) -> list[_Cell]:
     ]
 
 
-def _noise(run: Run, cells: Sequence[_Cell], counted: Counted) -> Mapping[str, Noise]:
-    """The noise of each kernels setting, over all its prompts, seeds and conditions."""
-    return {
-        kernels: pooled(
-            noise_sample(run, counted.rows.of(seed.conditions))
-            for cell in cells
-            if cell.kernels == kernels
-            for seed in cell.seeds
-        )
-        for kernels in run.experiment.kernels
-    }
+def _noise(run: Run, cells: Sequence[_Cell], counted: Counted) -> list[Noise]:
+    """The noise of each cell: of its kernels setting, over all prompts, seeds and conditions.
+
+    No change at all counts only for the prompts at which it was seen: that other answers did not
+    move is no sign that the gaps of this prompt cannot.
+    """
+    samples = [
+        [noise_sample(run, counted.rows.of(seed.conditions)) for seed in cell.seeds]
+        for cell in cells
+    ]
+    by_kernels: defaultdict[str, list[NoiseSample]] = defaultdict(list)
+    for cell, own in zip(cells, samples, strict=True):
+        by_kernels[cell.kernels] += own
+    of_kernels = {kernels: pooled(listed) for kernels, listed in by_kernels.items()}
+    return [
+        pooled(own) if of_kernels[cell.kernels].gap == 0.0 else of_kernels[cell.kernels]
+        for cell, own in zip(cells, samples, strict=True)
+    ]
 
 
 def _group(run: Run, cell: _Cell, counted: Counted, noise: Noise) -> Group:

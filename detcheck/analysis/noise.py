@@ -21,7 +21,8 @@ Why SAFETY: completions that diverge early are maxima over few positions, a flip
 position whose change was large, and bfloat16 logits move in steps that grow with their size.
 
 If completions could be compared at fewer than MIN_POSITIONS token positions, the noise was not
-measured. It is then unknown, not 0: for example, if every answer under load diverges at token 0.
+measured. It is then unknown, not 0: for example, if every answer under load diverges at token 0. A
+noise of 0 holds only for prompts that were compared at so many positions themselves.
 
 The limits: if the *only* completions with a change are faulty, or if the first completion is itself
 faulty, the fault sets the limit and a flip may read `near tie`. Such a group has more than one

@@ -102,6 +102,37 @@ def test_another_prompt_of_the_same_kernels_supplies_the_noise(tmp_path: Path) -
     assert analysis.group(0, STOCK).flips[NEAR_TIE] == 1
 
 
+def test_another_prompt_that_did_not_move_says_nothing_about_this_one(tmp_path: Path) -> None:
+    """The first prompt diverges at token 0 under load; no gap of the second ever moves."""
+
+    def respond(trial: Trial, position: int) -> Completion:
+        if trial.requests[position].prompt == "One?":
+            return parts_at(0, gap=0.6)(trial, position)
+        return parts_at(9, gap=0.6)(trial, position)
+
+    analysis = analysed(tmp_path / "run", respond, prompts=("One?", "Two?"))
+    assert [group.noise for group in analysis.groups] == [None, 0.0]
+    assert analysis.group(0, STOCK).flips[UNKNOWN] == 1
+    assert analysis.group(1, STOCK).flips[CONFIDENT] == 1
+
+
+@pytest.mark.parametrize("sampled", [{}, {"temperature": 0.7, "seeds": (0, 1)}])
+def test_if_only_some_loads_diverge_at_token_0_the_others_measure_the_noise(
+    tmp_path: Path, sampled: dict[str, object]
+) -> None:
+    def respond(trial: Trial, position: int) -> Completion:
+        moved = 0.0 if trial.condition.batch_size == 1 else 0.4
+        if trial.condition.batch_size == 8:
+            return answer([99, *range(1, 24)], gaps=[0.6] * 24)
+        return answer(range(24), gaps=[0.6 + moved] * 24)
+
+    [group] = analysed(
+        tmp_path / "run", respond, batch_sizes=(1, 4, 8), completions=24, **sampled
+    ).groups
+    assert group.noise == pytest.approx(SAFETY * 0.4)
+    assert group.flips[NEAR_TIE] == len(group.by_seed)
+
+
 def test_other_kernels_do_not_supply_it(tmp_path: Path) -> None:
     def respond(trial: Trial, position: int) -> Completion:
         if trial.condition.kernels == STOCK:
