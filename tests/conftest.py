@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from recorded import record, small_experiment
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.rundir import Run
+
+settings.register_profile("detcheck", deadline=None)  # a busy machine is no fault
+settings.load_profile("detcheck")
 
 
 @pytest.fixture(scope="session", autouse=True)
