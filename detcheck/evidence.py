@@ -129,6 +129,10 @@ class KernelsProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.fault is None
 
 
+UNKNOWN_FIELDS = "unknown fields"
+"""Name of the check that fails if replies hold fields that are not compared."""
+
+
 class EndpointCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One property of a server that was checked before the experiment."""
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from detcheck.analysis.divergence import two_ways
-from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding, lacking
+from detcheck.analysis.evidence import (
+    FAIL,
+    INCONCLUSIVE,
+    NOTE,
+    Finding,
+    endpoint_sentence,
+    lacking,
+)
 from detcheck.analysis.results import UNKNOWN, Group, SeedSplit
 from detcheck.errors import UsageError
+from detcheck.evidence import UNKNOWN_FIELDS
 from detcheck.gate.answer_rules import ANSWER_RULES
 from detcheck.gate.changes import changed_answers
 from detcheck.gate.given import GateInput, Rule
@@ -132,7 +140,7 @@ def control_required(given: GateInput) -> Iterator[Finding]:
 
 
 def whole_answers(given: GateInput) -> Iterator[Finding]:
-    """Tokens that a server counted and never showed cannot be judged."""
+    """Tokens that a server never showed, or in fields that are not read, cannot be judged."""
     effect = INCONCLUSIVE if given.options.require_whole_answer else NOTE
     for group in given.groups:
         if unseen := given.unseen_tokens(group):
@@ -141,6 +149,9 @@ def whole_answers(given: GateInput) -> Iterator[Finding]:
                 "reasoning: only the text that was shown is judged."
             )
             yield Finding("whole-answer", effect, sentence, group)
+    for check in given.analysis.run.endpoint_checks if effect == INCONCLUSIVE else ():
+        if check.name == UNKNOWN_FIELDS and check.holds is False:
+            yield Finding("whole-answer", effect, endpoint_sentence(check))
 
 
 def model_held(given: GateInput) -> Iterator[Finding]:

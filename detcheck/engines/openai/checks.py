@@ -13,7 +13,7 @@ from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.request import Dialect, Question
 from detcheck.engines.openai.tally import IMPOSSIBLE, MEASURABLE_S, ReplyTally
 from detcheck.engines.openai.texts import without_numbers
-from detcheck.evidence import EndpointCheck, Precision
+from detcheck.evidence import UNKNOWN_FIELDS, EndpointCheck, Precision
 from detcheck.text import quoted
 
 QUICKER = 0.5
@@ -217,7 +217,7 @@ def _whole_answers(tally: ReplyTally) -> list[EndpointCheck]:
     if tally.unread:
         names = ", ".join(sorted(tally.unread))
         sentence = f"replies hold fields that detcheck does not know and does not compare: {names}"
-        checks.append(EndpointCheck("unknown fields", False, sentence))
+        checks.append(EndpointCheck(UNKNOWN_FIELDS, False, sentence))
     return checks
 
 

@@ -49,9 +49,20 @@ def parse_json(data: bytes, secrets: Sequence[str] = ()) -> dict[str, Any]:
             raise Failure(MALFORMED, "the reply is not JSON in UTF-8") from None
         except (ValueError, RecursionError):
             raise Failure(MALFORMED, f"the reply is not JSON{_quoted(data, secrets)}") from None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if not isinstance(value, dict):
         raise Failure(MALFORMED, f"the reply is not a JSON object{_quoted(data, secrets)}")
     return value
+
+
+def as_words(data: dict[str, Any]) -> str:
+    """What an object without an answer holds, short and on one line; empty if it holds nothing."""
+    told = {name: value for name, value in data.items() if value not in (None, [], {}, "")}
+    try:
+        return one_line(json.dumps(told))[:160] if told else ""
+    except RecursionError:
+        return ""
 
 
 def server_words(data: dict[str, Any]) -> str:

@@ -13,12 +13,14 @@ _NO_REASON = frozenset(
     (
         *("", "null", "none", "nil", "undefined", "unspecified", "finish_reason_unspecified"),
         *("false", "true", "0", "n_a", "not_finished", "unfinished", "in_progress", "running"),
+        *("finish_reason_none", "no_reason", "not_stopped", "unset", "ongoing", "processing"),
         *("pending", "generating", "streaming", "continue", "not_end", "notend"),
     )
 )
 """Words that stand on chunks in the middle of a reply and end nothing."""
 _GAVE_UP = re.compile(
     r"abort|cancel|error|fail|timed?_?out|deadline|interrupt|disconnect|kill|overload|preempt|evict"
+    r"|max_?time|rate_?limit|throttl|quota|reject|dropped|stalled|terminated|(?:^|_)internal(?:_|$)"
     r"|unavailable|exception|crash|shut_?down|insufficient|out_of_memory|(?:^|_)oom(?:_|$)"
 )
 

@@ -37,6 +37,15 @@ _LABELS = frozenset(
 )
 """Fields of a part or message that are no part of the answer."""
 _KNOWN = frozenset((*REASONING, *CALLS, *ANSWER, *_LABELS))
+_BESIDE = frozenset(
+    (
+        *("index", "delta", "message", "text", "finish_reason", "stop_reason", "logprobs"),
+        *("token_ids", "prompt_token_ids", "prompt_logprobs", "meta_info", "matched_stop", "error"),
+        *("native_finish_reason", "finish_details", "content_filter_results", "hidden_states"),
+        *("content_filter_offsets", "routed_experts", "seed"),
+    )
+)
+"""Fields of a choice that are read elsewhere, or are no part of the answer."""
 _PLAIN = {"role", "content"}
 _DEEPEST = 16
 
@@ -72,6 +81,17 @@ def spoken(message: Any, legacy: Any = None) -> Spoken:
     calls = _once(_calls(fields.get(name)) for name in CALLS)
     unread = tuple(name for name, value in fields.items() if name not in _KNOWN and _holds(value))
     return Spoken(reasoning + answer + calls, bool(reasoning), unread)
+
+
+def beside(choice: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """(reasoning, unread) of a choice, beside its delta or message.
+
+    `reasoning` are the fields of reasoning by name; `unread` the names of fields with content that
+    are not known.
+    """
+    others = [name for name in choice if name not in _BESIDE and _holds(choice[name])]
+    reasoning = {name: choice[name] for name in others if name in REASONING}
+    return reasoning, tuple(name for name in others if name not in reasoning)
 
 
 def _once(texts: Iterable[str]) -> str:

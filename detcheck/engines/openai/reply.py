@@ -13,11 +13,11 @@ from typing import Any
 from detcheck.completion import Completion, TopTwo
 from detcheck.engines.openai import pieces as folding
 from detcheck.engines.openai.candidates import Ranked, chat_token, legacy_tokens
-from detcheck.engines.openai.complaints import complaint
+from detcheck.engines.openai.complaints import as_words, complaint
 from detcheck.engines.openai.connection import redact
 from detcheck.engines.openai.endings import NOT_EMPTY, UNTOLD, finish_reason, gave_up
 from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
-from detcheck.engines.openai.parts import NOTHING, spoken
+from detcheck.engines.openai.parts import NOTHING, beside, spoken
 from detcheck.engines.openai.pieces import Piece
 from detcheck.engines.openai.usage import Usage
 from detcheck.text import one_line
@@ -47,9 +47,11 @@ class Reply:
         self._pieces: list[Piece] = []
         self._num_tokens = 0
         self._reason: str | None = None
-        self._reason_was_early = False
-        """Whether text followed a finish reason: then no reason of this reply is its end."""
+        self._early_reasons: set[str] = set()
+        """Finish reasons that text followed: these words are not the end of this reply."""
         self._has_choices = False
+        self._instead: dict[str, Any] = {}
+        """The first object without choices: what a server sends instead of an answer."""
         self._indices: set[int] = set()
         """The numbers of its choices."""
         self._has_reasoning = False
@@ -68,6 +70,7 @@ class Reply:
             self.system_fingerprint = self._word(chunk.get("system_fingerprint"))
         choices = chunk.get("choices")
         if not choices:
+            self._instead = self._instead or {**chunk, "choices": None, "usage": None}
             return False
         if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
             raise Failure(MALFORMED, "the reply's choices are not a list of objects")
@@ -89,7 +92,7 @@ class Reply:
             raise Failure(ABORTED, f"the server gave up on the request ({one_line(reason)})")
         if not self._has_choices:
             kind = MALFORMED if self.done else TRUNCATED
-            raise Failure(kind, "the reply holds no answer: there are no choices in it")
+            raise Failure(kind, f"the reply holds no answer{self._no_answer()}")
         if reason is None:
             raise Failure(TRUNCATED, "the reply ended without a finish reason")
         pieces = self._once()
@@ -104,10 +107,15 @@ class Reply:
             unseen_tokens=self.unseen_tokens,
         )
 
+    def _no_answer(self) -> str:
+        """What came instead of choices, in the server's own words."""
+        words = redact(as_words(self._instead), self._secrets)
+        return f", but {words}" if words else ": there are no choices in it"
+
     @property
     def finish_reason(self) -> str | None:
         """Why it ended; `unknown` if the stream ended in order without a reason, None if cut."""
-        if self._reason is not None and (self.done or not self._reason_was_early):
+        if self._reason is not None and (self.done or self._reason not in self._early_reasons):
             return self._reason
         return UNTOLD if self.done else None
 
@@ -165,18 +173,20 @@ class Reply:
 
     def _take_choice(self, choice: dict[str, Any]) -> bool:
         delta, message = choice.get("delta"), choice.get("message")
-        said = spoken(delta, choice.get("text"))
+        reasoning, unread = beside(choice)
+        said = spoken({**reasoning, **(delta or {})} if reasoning else delta, choice.get("text"))
         whole = spoken(message) if message else NOTHING
         self._has_reasoning |= said.has_reasoning or whole.has_reasoning
-        self._note_unread((*said.unread, *whole.unread))
+        self._note_unread((*unread, *said.unread, *whole.unread))
         reason = finish_reason(choice.get("finish_reason"))
         repeats = bool(message) and bool(said.text or self._pieces)
+        text = said.text or whole.text
         if repeats:
-            self._check_whole(said.text, whole.text)
-        text = said.text if repeats else said.text or whole.text
+            text = said.text + self._unsaid(said.text, whole.text)
         is_new = False if repeats and not text else self._append(text, choice)
         if is_new and self._reason is not None:
-            self._reason, self._reason_was_early = None, True
+            self._early_reasons.add(self._reason)
+            self._reason = None
         self._reason = self._word(reason) or self._reason
         return is_new
 
@@ -193,12 +203,19 @@ class Reply:
         self._pieces.append(Piece(text, tuple(ids), tuple(ranked)))
         return True
 
-    def _check_whole(self, coming: str, whole: str) -> None:
-        """Raise Failure if a whole message beside a stream says anything else than the stream."""
+    def _unsaid(self, coming: str, whole: str) -> str:
+        """What a whole message beside a stream says more than the stream, such as its reasoning.
+
+        Raises Failure if it says anything else.
+        """
         streamed = "".join(piece.text for piece in self._pieces) + coming
         once = "".join(piece.text for piece in self._once()) + coming
-        if whole.strip() not in streamed and whole.strip() != once.strip():
+        if whole.strip() in streamed or whole.strip() == once.strip():
+            return ""
+        before, found, after = whole.partition(once.strip())
+        if not (found and once.strip()):
             raise Failure(MALFORMED, "the stream and the whole message beside it differ")
+        return before + after
 
     def _note_unread(self, names: Sequence[str]) -> None:
         for name in names[: MOST_UNREAD - len(self.unread)]:

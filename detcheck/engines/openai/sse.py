@@ -26,18 +26,24 @@ class EventParser:
         self._left -= len(piece)
         if self._left < 0:
             raise Failure(MALFORMED, "the reply is longer than the answer to the request can be")
-        *lines, self._rest = (self._rest + piece).split(b"\n") if self._rest else piece.split(b"\n")
+        data = self._rest + piece if self._rest else piece
+        held = b""
+        if b"\r" in data:  # lines end with CR LF, LF or CR
+            data, held = (data[:-1], b"\r") if data.endswith(b"\r") else (data, b"")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = data.split(b"\n")
+        self._rest = rest + held
         if len(self._rest) > self._longest_line:
             raise Failure(MALFORMED, "a line of the reply has no end")
         events: list[bytes] = []
         for line in lines:
-            self._take(line[:-1] if line.endswith(b"\r") else line, events)
+            self._take(line, events)
         return events
 
     def close(self) -> list[bytes]:
         """The event that the end of the stream completes, if any."""
         events: list[bytes] = []
-        self._take(self._rest, events)
+        self._take(self._rest.removesuffix(b"\r"), events)
         self._take(b"", events)
         self._rest = b""
         return events
@@ -46,8 +52,17 @@ class EventParser:
         if not self._begun:
             self._begun, line = True, line.removeprefix(BYTE_ORDER_MARK)
         if line.startswith(b"data:"):
-            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+            data = line[6:] if line[5:6] == b" " else line[5:]
+            if self._is_whole(before=data):
+                self._take(b"", events)
+            self._data.append(data)
         elif not line and self._data:
             if any(self._data):  # an empty one keeps the connection alive
                 events.append(b"\n".join(self._data).strip())
             self._data.clear()
+
+    def _is_whole(self, *, before: bytes) -> bool:
+        """Whether the data so far is a whole object: some servers leave out the blank line."""
+        if not self._data or not before.startswith((b"{", DONE)):
+            return False
+        return self._data[0].startswith(b"{") and self._data[-1].endswith(b"}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 MOST_TOKENS = 2**31 - 1
 """A larger count is not believed."""
+_COUNTED = ("completion_tokens", "output_tokens", "generated_tokens")
+_REASONING = ("reasoning_tokens", "thinking_tokens", "thoughts_tokens", "thoughts_token_count")
 _DETAILS = ("completion_tokens_details", "output_tokens_details")
 
 
@@ -24,11 +26,12 @@ class Usage:
         """The same with what a chunk's `usage` says; unusable numbers say nothing."""
         if not isinstance(usage, dict):
             return self
-        counted = _count(usage, "completion_tokens")
-        if counted is None:
-            counted = _count(usage, "output_tokens")
+        counted = _first(usage, _COUNTED)
+        total, prompt = _count(usage, "total_tokens"), _count(usage, "prompt_tokens")
+        if counted is None and total is not None and prompt is not None and total > prompt:
+            counted = total - prompt
         details = [usage, *(usage[name] for name in _DETAILS if isinstance(usage.get(name), dict))]
-        reasoning = max(_count(one, "reasoning_tokens") or 0 for one in details)
+        reasoning = max(_first(one, _REASONING) or 0 for one in details)
         return Usage(
             self.completion_tokens if counted is None else counted,
             reasoning or self.reasoning_tokens,
@@ -42,6 +45,12 @@ class Usage:
         """
         missing = (self.completion_tokens or 0) - shown - 1
         return max(0, missing, 0 if has_reasoning else self.reasoning_tokens)
+
+
+def _first(usage: Mapping[str, Any], names: Sequence[str]) -> int | None:
+    """The first of these numbers that the server gave; None if it gave none."""
+    counts = (_count(usage, name) for name in names)
+    return next((number for number in counts if number is not None), None)
 
 
 def _count(usage: Mapping[str, Any], name: str) -> int | None:

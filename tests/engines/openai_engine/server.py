@@ -39,6 +39,8 @@ class Behaviour:
     usage: bool = True
     hides: bool = False
     """Tokens are sent in a field that detcheck does not know."""
+    musings: bool = False
+    """A field that detcheck does not know stands beside each token."""
     ignores_seed: bool = False
     ignores_temperature: bool = False
     ignores_max_tokens: bool = False
@@ -271,6 +273,8 @@ class ToyServer:
             return chunk | {"choices": [{"delta": {"pondering": text}, "finish_reason": None}]}
         choice: dict[str, Any] = {"index": 0, "finish_reason": None}
         choice |= {"delta": {"content": text}} if chat else {"text": text}
+        if b.musings:
+            choice["musings"] = f"token {token}"
         if b.token_ids and number % b.ids_every == 0 and body.get("return_token_ids"):
             choice["token_ids"] = [token]
         if b.logprobs and body.get("logprobs"):

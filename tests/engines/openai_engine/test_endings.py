@@ -10,7 +10,10 @@ from detcheck.engines.openai.endings import UNTOLD, finish_reason, gave_up
 from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
 from detcheck.engines.openai.reply import Reply
 
-NO_REASONS = [None, "", " ", "null", "None", "FINISH_REASON_UNSPECIFIED", False, 0, {}, [], "N/A"]
+NO_REASONS = [
+    *(None, "", " ", "null", "None", "FINISH_REASON_UNSPECIFIED", False, True, 0, 1, 0.0),
+    *({}, [], "N/A", "-", {"type": None}, "FinishReasonNone", "not_stopped", "UNSET", "ongoing"),
+]
 
 
 def folded(*reasons: Any, done: bool = False) -> Reply:
@@ -50,6 +53,12 @@ def test_reason_of_sglangs_own_api_is_an_object() -> None:
     assert folded(None, {"type": "length", "length": 2}).completion().finish_reason == "length"
 
 
+def test_another_reason_after_the_last_text_is_the_end() -> None:
+    assert folded("busy", "busy", "length").completion().finish_reason == "length"
+    assert failure_of(folded("busy", "length", "busy")).kind == TRUNCATED
+    assert failure_of(folded("length", "busy", "length")).kind == TRUNCATED
+
+
 def test_reason_before_the_last_text_is_no_end() -> None:
     """A server that says `stop` in every chunk does not show when it is cut."""
     assert failure_of(folded("stop", "stop", "stop")).kind == TRUNCATED
@@ -72,6 +81,7 @@ def test_reason_before_the_last_text_is_no_end() -> None:
             "timed_out",
         ),
         *("server_error", "InternalError", "insufficient_system_resource", "engine_failure"),
+        *("max_time", "rateLimit", "throttled", "quota_exceeded", "rejected", "INTERNAL"),
         *("network-error", "preempted", "deadline_exceeded", "interrupted", "OOM", "overloaded"),
     ],
 )

@@ -11,7 +11,7 @@ from detcheck.analysis import Analysis
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
 from detcheck.engines.openai.later_answers import DIFFERENT_PROMPTS, LaterAnswers
 from detcheck.evidence import SERVER_COUNTERS, EndpointCheck, LoadEvidence
-from detcheck.gate import PASS, judge
+from detcheck.gate import PASS, GateOptions, judge
 
 from .server import Canned, ToyServer, prompt_of
 
@@ -130,3 +130,11 @@ def test_an_answer_to_two_prompts(
     (check,) = later.joined([first])
     assert check.holds is not bool(found)
     assert (check == first) is not bool(answers)
+
+
+def test_fields_that_are_not_compared_are_no_whole_answer(serve: Serve, measure: Measure) -> None:
+    analysis = measure(serve(musings=True), completions=48, max_new_tokens=20)
+    assert judge(analysis).value == PASS
+    verdict = judge(analysis, GateOptions(require_whole_answer=True))
+    assert verdict.value == INCONCLUSIVE
+    assert "does not know and does not compare: musings" in " ".join(verdict.reasons)

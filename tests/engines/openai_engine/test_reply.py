@@ -189,3 +189,68 @@ def test_several_pieces_of_one_answer_in_one_chunk_are_all_read() -> None:
     pieces = {"choices": [choice(0, "A "), choice(0, "b", finish_reason="stop")]}
     assert reply(pieces).completion().text == "A b"
     assert reply({"choices": [choice(1, "A", finish_reason="stop")]}).completion().text == "A"
+
+
+@pytest.mark.parametrize(
+    ("instead", "words"),
+    [
+        ({"success": False, "reason": "engine dead"}, ', but {"success": false, "reason": "engine'),
+        ({"base_resp": {"status_msg": "rate limit"}, "choices": None}, "rate limit"),
+        ({"id": "x", "key": "sk-secret"}, "[redacted]"),
+        ({"usage": {"completion_tokens": 2}, "choices": []}, "there are no choices in it"),
+        ({}, "there are no choices in it"),
+    ],
+)
+def test_an_object_that_is_no_answer_is_quoted(instead: dict[str, Any], words: str) -> None:
+    folded = Reply(8, secrets=("sk-secret",))
+    folded.add_whole(instead)
+    with pytest.raises(Failure) as failed:
+        folded.completion()
+    assert failed.value.kind == MALFORMED
+    assert words in failed.value.phrase
+    assert "sk-secret" not in failed.value.phrase
+
+
+def test_an_error_in_a_list_of_one_is_an_error() -> None:
+    with pytest.raises(Failure, match="engine dead"):
+        reply(parse_json(b'[{"error": {"message": "engine dead"}}]'))
+
+
+def whole(**message: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+
+def test_a_whole_message_after_the_stream_adds_what_the_stream_left_out() -> None:
+    texts = {
+        reply(chunk("A "), chunk("b"), whole(content="A b", reasoning=why)).completion().text
+        for why in ("so", "thus")
+    }
+    assert texts == {"A bso", "A bthus"}
+    assert reply(chunk("A "), chunk("b"), whole(content="A b")).completion().text == "A b"
+    with pytest.raises(Failure, match="differ"):
+        reply(chunk("A "), chunk("b"), whole(content="A c", reasoning="so"))
+
+
+def test_reasoning_beside_the_delta_counts_and_unknown_fields_are_named() -> None:
+    one, other = (reply(chunk("A", reason="stop", reasoning=why)) for why in ("so", "thus"))
+    assert one.completion().fingerprint != other.completion().fingerprint
+    assert one.completion().text == "soA"
+    odd = reply(chunk("A", reason="stop", musings="so", stop_reason="</s>", score=0.5))
+    assert (odd.text, odd.unread) == ("A", {"musings"})
+    assert not reply(chunk("A", reason="stop", stop_reason="</s>")).unread
+
+
+@pytest.mark.parametrize(
+    ("usage", "unseen"),
+    [
+        ({"completion_tokens": 1, "thoughts_token_count": 42}, 42),
+        ({"completion_tokens": 1, "completion_tokens_details": {"thinking_tokens": 42}}, 42),
+        ({"prompt_tokens": 8, "total_tokens": 50}, 40),
+        ({"prompt_tokens": 8, "total_tokens": 9}, 0),
+        ({"total_tokens": 50}, 0),
+        ({"prompt_tokens": 8, "total_tokens": "many"}, 0),
+    ],
+)
+def test_other_names_of_what_was_counted(usage: dict[str, Any], unseen: int) -> None:
+    answer = reply(chunk("A", reason="stop"), {"choices": [], "usage": usage}).completion()
+    assert answer.unseen_tokens == unseen

@@ -30,9 +30,21 @@ def test_events_do_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
     ("stream", "events"),
     [
         (b"\xef\xbb\xbfdata: first\n\ndata: second\n\n", [b"first", b"second"]),
+        (b"data: one\r\rdata: two\ndata: three\r\n\r\n", [b"one", b"two\nthree"]),
+        (
+            b'data: {"a": 1}\ndata: {"b": {}}\ndata: [DONE]\n',
+            [b'{"a": 1}', b'{"b": {}}', b"[DONE]"],
+        ),
+        (b'data: {\ndata: "a": {}\ndata: }\n\n', [b'{\n"a": {}\n}']),
         (b"data: a\n\ndata:\n\ndata: \n\ndata: [DONE] \n\n", [b"a", b"[DONE]"]),
     ],
-    ids=["byte order mark", "empty events and a trailing space"],
+    ids=[
+        "byte order mark",
+        "CR",
+        "no blank lines",
+        "an object on several lines",
+        "empty events and a trailing space",
+    ],
 )
 def test_marks_and_empty_events_are_removed(stream, events) -> None:
     assert parse([stream]) == events
