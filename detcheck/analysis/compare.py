@@ -14,7 +14,7 @@ from detcheck.completion import first_divergence
 from detcheck.environment import differences
 from detcheck.errors import UsageError
 from detcheck.rundir import Run, StoredVariant
-from detcheck.text import quoted
+from detcheck.text import count, quoted
 
 TOKENS_BEFORE = 6
 TOKENS_AFTER = 5
@@ -42,6 +42,11 @@ DECISIVE = (
     "chat_template",
 )
 """Fields of an experiment that can change its answers or its load."""
+MODEL = (
+    *("name", "revision", "weights_digest", "config_digest", "tokenizer_digest"),
+    *("chat_template_digest", "dtype"),
+)
+"""Fields of a model's identity that can change its answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,8 @@ class RunComparison:
     only_right: tuple[str, ...]
     experiment_differences: tuple[str, ...]
     environment_differences: tuple[str, ...]
+    model_differences: tuple[str, ...] = ()
+    """What is known of both models and differs, and prompts that became other token ids."""
     compared_tokens: int | None = None
     """The smaller token limit, if the limits differ: no answer is compared beyond it."""
 
@@ -159,6 +166,7 @@ def compare(left: Analysis, right: Analysis) -> RunComparison:
         only_right=tuple(prompt for prompt in theirs.prompts if prompt not in common),
         experiment_differences=tuple(experiment_differences(left.run, right.run)),
         environment_differences=tuple(differences(left.run.environment, right.run.environment)),
+        model_differences=tuple(model_differences(left.run, right.run)),
         compared_tokens=common_limit(left.run, right.run),
     )
 
@@ -171,6 +179,30 @@ def experiment_differences(left: Run, right: Run) -> list[str]:
         for name, ours, theirs in pairs
         if ours != theirs
     ]
+
+
+def model_differences(left: Run, right: Run) -> list[str]:
+    """What both runs record of their models and differs, a phrase each."""
+    ours, theirs = left.model, right.model
+    found = [
+        f"{name.replace('_', ' ')} {one} → {other}"
+        for name in MODEL
+        if (one := getattr(ours, name)) and (other := getattr(theirs, name)) and one != other
+    ]
+    if changed := other_token_ids(left, right):
+        found.append(f"token ids of {count(changed, 'common prompt')}")
+    return found
+
+
+def other_token_ids(left: Run, right: Run) -> int:
+    """How many common prompts became other token ids in one run than in the other."""
+    ours, theirs = _digests(left), _digests(right)
+    return sum(ours[prompt] != theirs[prompt] for prompt in ours.keys() & theirs.keys())
+
+
+def _digests(run: Run) -> dict[str, str]:
+    """The digest of each prompt's token ids; empty if they are not known."""
+    return dict(zip(run.experiment.prompts, run.model.prompt_digests, strict=False))
 
 
 def in_words(setting: object) -> str:
@@ -290,9 +322,9 @@ def _by_condition(
         key = (prompt, record.kernels, record.batch_size, record.placement)
         counts = found.setdefault(key, Counter())
         here = pairs.of([index])
-        for variant, count in zip(here.variant.tolist(), here.count.tolist(), strict=True):
+        for variant, number in zip(here.variant.tolist(), here.count.tolist(), strict=True):
             name = answers[prompt][run.variants[variant].fingerprint].fingerprint
-            counts[record.seed if seeds else None, name] += count
+            counts[record.seed if seeds else None, name] += number
     return found
 
 
@@ -301,8 +333,8 @@ def _agreement(left: SeedCounts, right: SeedCounts) -> float | None:
     totals = []
     for counts in (left, right):
         total: Counter[int | None] = Counter()
-        for (seed, _), count in counts.items():
-            total[seed] += count
+        for (seed, _), number in counts.items():
+            total[seed] += number
         totals.append(total)
     pairs = sum(count * totals[1][seed] for seed, count in totals[0].items())
     return sum(count * right[key] for key, count in left.items()) / pairs if pairs else None

@@ -98,6 +98,8 @@ def _differences(comparison: RunComparison) -> Iterator[str]:
         yield f"answers are compared up to token {comparison.compared_tokens}, the smaller limit"
     for phrase in comparison.experiment_differences:
         yield f"experiment: {phrase}"
+    for phrase in comparison.model_differences:
+        yield f"model: {phrase}"
     for phrase in comparison.environment_differences:
         yield f"environment: {phrase}"
     for name, prompts in (("A", comparison.only_left), ("B", comparison.only_right)):
@@ -191,6 +193,7 @@ def _print_json(comparison: RunComparison) -> None:
             "only_right": comparison.only_right,
             "experiment_differences": comparison.experiment_differences,
             "environment_differences": comparison.environment_differences,
+            "model_differences": comparison.model_differences,
         }
     )
 

@@ -101,7 +101,10 @@ def _options(given: dict[str, Any], file: Path | None) -> GateOptions:
     """The options that are `given`, and those of the settings file for the rest."""
     from detcheck.cli.settings import find_settings, name_settings
 
-    GateOptions(**given)  # a mistake on the command line is not the file's
+    try:
+        GateOptions(**given)  # a mistake on the command line is not the file's
+    except UsageError as error:  # of other commands the model is an argument
+        raise UsageError(str(error).replace("`model`", "--model")) from error
     found = find_settings(file)
     found.build("gate", GateOptions)
     name_settings(found, "gate")

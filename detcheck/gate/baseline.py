@@ -95,6 +95,10 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Commit of a model on the hub; None if it is not known."""
     weights_digest: str | None = None
     """Tagged hash of all weight files; None if it is not known."""
+    tokenizer_digest: str | None = None
+    """Tagged hash of the tokenizer's files; None if it is not known."""
+    chat_template_digest: str | None = None
+    """Tagged hash of the chat template's text; None if it is not known."""
     dtype: str | None
     """Number type of the weights, as loaded, else as asked for; None if it is not known."""
     max_new_tokens: int
@@ -131,6 +135,8 @@ def baseline_of(analysis: Analysis, kernels: Sequence[str], preview: int | None 
         model=models[0] if models else None,
         revision=run.model.revision,
         weights_digest=run.model.weights_digest,
+        tokenizer_digest=run.model.tokenizer_digest,
+        chat_template_digest=run.model.chat_template_digest,
         dtype=dtype_of(run),
         max_new_tokens=experiment.max_new_tokens,
         temperature=experiment.temperature,

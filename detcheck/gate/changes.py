@@ -95,7 +95,11 @@ def changed_answers(given: GateInput) -> Iterator[Finding]:
     accepted = baseline.by_key()
     for group in given.groups:
         for entry, split in held_parts(accepted, run, group):
-            yield _held(entry, group, split, prompt_digest(run, group.prompt_index))
+            digest = prompt_digest(run, group.prompt_index)
+            changed = digest != entry.token_ids_digest
+            if not (digest and entry.token_ids_digest):
+                changed = bool(_text_tools_changed(baseline, run))
+            yield _asked_something_else(group) if changed else _held(entry, group, split)
     yield from _prompts_of_one(baseline, given)
 
 
@@ -125,14 +129,25 @@ def change_in_words(entry: AcceptedPrompt, variant: StoredVariant) -> str:
     return f"they diverge at {_token_or_character(variant, position)}{ways}"
 
 
-def _held(entry: AcceptedPrompt, group: Group, split: SeedSplit, digest: str | None) -> Finding:
-    """The finding on one seed's answers; `digest` is of the prompt's token ids, if it is known."""
-    if digest and entry.token_ids_digest and digest != entry.token_ids_digest:
-        sentence = (
-            "The model was asked something else than for the baseline: the same prompt became "
-            "other token ids, as if its chat template had changed or held a date."
-        )
-        return Finding(BASELINE, INCONCLUSIVE, sentence, group)
+def _asked_something_else(group: Group) -> Finding:
+    sentence = (
+        "The model was asked something else than for the baseline: the same prompt became other "
+        "token ids, as if its chat template had changed or held a date."
+    )
+    return Finding(BASELINE, INCONCLUSIVE, sentence, group)
+
+
+def _text_tools_changed(baseline: Baseline, run: Run) -> list[str]:
+    """The tokenizer and the chat template, as far as both are known and differ."""
+    pairs = {
+        "tokenizer": (baseline.tokenizer_digest, run.model.tokenizer_digest),
+        "chat template": (baseline.chat_template_digest, run.model.chat_template_digest),
+    }
+    return [name for name, (theirs, ours) in pairs.items() if theirs and ours and theirs != ours]
+
+
+def _held(entry: AcceptedPrompt, group: Group, split: SeedSplit) -> Finding:
+    """The finding on one seed's answers."""
     seed = "" if entry.seed is None else f" to seed {entry.seed}"
     new = [counted for counted in split.variants if not entry.accepts(counted.variant)]
     if new:
@@ -184,6 +199,8 @@ def _settings_changed(baseline: Baseline, run: Run) -> Iterator[str]:
     engines = (baseline.engine, str(run.setting("engine")))
     if len(set(engines)) > 1:
         yield f"engine {' → '.join(engines)}"
+    for name in _text_tools_changed(baseline, run):
+        yield f"{name} is another one"
     yield from differences(baseline.machine, machine_of(run))
 
 

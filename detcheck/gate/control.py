@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from detcheck.analysis.compare import in_words
+from detcheck.analysis.compare import in_words, other_token_ids
 from detcheck.analysis.evidence import CONTROL_ALIVE, ENOUGH_COMPARISONS, lacking
 from detcheck.analysis.results import Analysis
 from detcheck.errors import UsageError
 from detcheck.kernels.settings import AS_SERVED, STOCK
+from detcheck.rundir import Run
+from detcheck.text import count
 
 SAME_LOAD = (
     *("model", "dtype", "max_new_tokens", "temperature", "chat_template", "traffic"),
@@ -42,8 +44,29 @@ def check_control(control: Analysis, analysis: Analysis) -> None:
                 f"`control` has another {name.replace('_', ' ')} ({in_words(their_value)}) than "
                 f"the run ({in_words(our_value)}): give one under the same load."
             )
+    _check_model(control.run, analysis.run)
     if max(theirs.batch_sizes) > max(ours.batch_sizes):
         raise UsageError(
             f"`control` has larger batches ({max(theirs.batch_sizes)}) than the run "
             f"({max(ours.batch_sizes)}): give one under the same load."
+        )
+
+
+def _check_model(control: Run, run: Run) -> None:
+    """Raise UsageError if the control's model is known to be another one.
+
+    A server's revision is that of the server too, which may differ by its settings.
+    """
+    here = control.traits.computes_here and run.traits.computes_here
+    for name in (*(("revision",) if here else ()), "weights_digest", "dtype"):
+        theirs, ours = getattr(control.model, name), getattr(run.model, name)
+        if theirs and ours and theirs != ours:
+            raise UsageError(
+                f"`control` is of another model than the run: its {name.replace('_', ' ')} is "
+                f"{theirs}, the run's is {ours}. Give one of the same model."
+            )
+    if changed := other_token_ids(run, control):
+        raise UsageError(
+            f"`control` was asked something else: {count(changed, 'prompt')} became other token "
+            "ids than in the run. Give one of the same chat template."
         )

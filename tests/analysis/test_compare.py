@@ -17,6 +17,7 @@ from detcheck.analysis.results import Analysis
 from detcheck.completion import Completion, fingerprint_text, fingerprint_token_ids
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
+from detcheck.evidence import ModelIdentity
 from detcheck.kernels.settings import STOCK
 from detcheck.rundir import StoredVariant
 from detcheck.targets import InProcess
@@ -194,3 +195,21 @@ def test_token_ids_on_one_side_only_are_compared_as_text(tmp_path, text, agreeme
     found = compare(left, right)
     assert (found.pairs[0].agreement, found.pairs[0].shared) == (agreement, agreement)
     assert {pair.agreement for pair in found.conditions} == {agreement}
+
+
+def test_models_that_differ_are_named(tmp_path):
+    from gate.runs import analysed
+
+    one, other = (
+        analysed(tmp_path / name, identity=ModelIdentity(**identity))
+        for name, identity in (
+            ("one", {"dtype": "bfloat16", "weights_digest": "sha256:a", "prompt_digests": "p"}),
+            (
+                "other",
+                {"dtype": "bfloat16", "weights_digest": "sha256:b", "prompt_digests": ("q",)},
+            ),
+        )
+    )
+    found = compare(one, other).model_differences
+    assert found == ("weights digest sha256:a → sha256:b", "token ids of 1 common prompt")
+    assert compare(one, one).model_differences == ()

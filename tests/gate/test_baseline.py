@@ -285,3 +285,28 @@ def test_a_baseline_of_another_model_is_not_brought_up_to_date(tmp_path, good):
     first = accept(analysed(tmp_path / "other", model="other"), KERNELS).baseline
     with pytest.raises(UsageError, match="something else: its model"):
         accept(good, KERNELS, first)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "value"),
+    [
+        ({"chat_template_digest": "a"}, {"chat_template_digest": "b"}, INCONCLUSIVE),
+        ({"tokenizer_digest": "a"}, {"tokenizer_digest": "b"}, INCONCLUSIVE),
+        ({"tokenizer_digest": "a"}, {"tokenizer_digest": "a"}, PASS),
+        ({"tokenizer_digest": "a"}, {}, PASS),
+        ({"prompt_digests": ("p",)}, {"prompt_digests": ("q",)}, INCONCLUSIVE),
+        # The prompt became the same token ids all the same: said, and held.
+        (
+            {"tokenizer_digest": "a", "prompt_digests": ("p",)},
+            {"tokenizer_digest": "b", "prompt_digests": ("p",)},
+            PASS,
+        ),
+    ],
+)
+def test_a_baseline_holds_the_tokenizer_and_the_chat_template(tmp_path, before, after, value):
+    old = analysed(tmp_path / "old", identity=ModelIdentity(**before))
+    new = analysed(tmp_path / "new", identity=ModelIdentity(**after))
+    verdict = judge(new, baseline=baseline_of(old, (BATCH_INVARIANT,)))
+    assert verdict.value == value, verdict.reasons
+    said = any("tokenizer is another one" in reason for reason in verdict.reasons)
+    assert said == ({"a", "b"} == {before.get("tokenizer_digest"), after.get("tokenizer_digest")})

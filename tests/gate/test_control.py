@@ -7,6 +7,7 @@ import pytest
 from detcheck.analysis.evidence import INCONCLUSIVE
 from detcheck.engines.scripted import ScriptedEngine
 from detcheck.errors import UsageError
+from detcheck.evidence import ModelIdentity
 from detcheck.gate import PASS, GateOptions, judge
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
@@ -76,3 +77,32 @@ def test_a_control_of_another_load_is_refused(tmp_path, run, change, words):
 def test_the_run_itself_is_no_other_run(run):
     with pytest.raises(UsageError, match="is the run itself"):
         judged(run, run)
+
+
+def of_model(path, **identity):
+    return analysed(path, identity=ModelIdentity(**identity))
+
+
+KNOWN = {"dtype": "bfloat16", "weights_digest": "sha256:a", "revision": "r1"}
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"dtype": "float32"}, "its dtype is float32, the run's is bfloat16"),
+        ({"weights_digest": "sha256:b"}, "its weights digest is sha256:b"),
+        ({"revision": "r2"}, "its revision is r2"),
+        ({"prompt_digests": ("sha256:q",)}, "1 prompt became other token ids"),
+    ],
+)
+def test_a_control_of_another_model_is_refused(tmp_path, other, words):
+    run = of_model(tmp_path / "run", prompt_digests=("sha256:p",), **KNOWN)
+    with pytest.raises(UsageError, match=words):
+        judged(run, of_model(tmp_path / "control", **KNOWN | other))
+
+
+def test_a_control_of_which_less_is_known_is_a_control(tmp_path):
+    run = of_model(tmp_path / "run", prompt_digests=("sha256:p",), **KNOWN)
+    assert judged(run, of_model(tmp_path / "one", dtype="bfloat16")).value == PASS
+    same = of_model(tmp_path / "two", prompt_digests=("sha256:p",), **KNOWN)
+    assert judged(run, same).value == PASS
