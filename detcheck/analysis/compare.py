@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from detcheck.analysis.common_answers import Answers, common_answers, common_limit
 from detcheck.analysis.divergence import two_ways
+from detcheck.analysis.model_differences import model_differences
 from detcheck.analysis.results import Analysis, Group
 from detcheck.analysis.variants import tally
 from detcheck.completion import first_divergence
 from detcheck.environment import differences
 from detcheck.errors import UsageError
 from detcheck.rundir import Run, StoredVariant
-from detcheck.text import count, quoted
+from detcheck.text import quoted
 
 TOKENS_BEFORE = 6
 TOKENS_AFTER = 5
@@ -42,11 +43,6 @@ DECISIVE = (
     "chat_template",
 )
 """Fields of an experiment that can change its answers or its load."""
-MODEL = (
-    *("name", "revision", "weights_digest", "config_digest", "tokenizer_digest"),
-    *("chat_template_digest", "dtype"),
-)
-"""Fields of a model's identity that can change its answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,30 +175,6 @@ def experiment_differences(left: Run, right: Run) -> list[str]:
         for name, ours, theirs in pairs
         if ours != theirs
     ]
-
-
-def model_differences(left: Run, right: Run) -> list[str]:
-    """What both runs record of their models and differs, a phrase each."""
-    ours, theirs = left.model, right.model
-    found = [
-        f"{name.replace('_', ' ')} {one} → {other}"
-        for name in MODEL
-        if (one := getattr(ours, name)) and (other := getattr(theirs, name)) and one != other
-    ]
-    if changed := other_token_ids(left, right):
-        found.append(f"token ids of {count(changed, 'common prompt')}")
-    return found
-
-
-def other_token_ids(left: Run, right: Run) -> int:
-    """How many common prompts became other token ids in one run than in the other."""
-    ours, theirs = _digests(left), _digests(right)
-    return sum(ours[prompt] != theirs[prompt] for prompt in ours.keys() & theirs.keys())
-
-
-def _digests(run: Run) -> dict[str, str]:
-    """The digest of each prompt's token ids; empty if they are not known."""
-    return dict(zip(run.experiment.prompts, run.model.prompt_digests, strict=False))
 
 
 def in_words(setting: object) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from detcheck.analysis.compare import in_words, other_token_ids
+from detcheck.analysis.compare import in_words
 from detcheck.analysis.evidence import CONTROL_ALIVE, ENOUGH_COMPARISONS, lacking
+from detcheck.analysis.model_differences import other_token_ids
 from detcheck.analysis.results import Analysis
 from detcheck.errors import UsageError
 from detcheck.kernels.settings import AS_SERVED, STOCK
