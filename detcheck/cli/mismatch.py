@@ -206,12 +206,14 @@ def _keep(measured: Measured, folder: Path) -> None:
     from detcheck.cli.console import json_text
     from detcheck.mismatch.rollouts import rollout_line
     from detcheck.report.files import write_files
+    from detcheck.report.mismatch_page import mismatch_files
 
     files = {
         f"rollouts-{kernels.replace(':', '-')}.jsonl": _lines(own, rollout_line)
         for kernels, own in measured.rollouts.items()
     }
     files[MISMATCH_FILE] = json_text(measured.report)
+    files |= mismatch_files(measured.report)
     write_files(folder, files, "The measurement")
 
 

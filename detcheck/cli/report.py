@@ -9,7 +9,12 @@ import typer
 
 
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Run directories, or folders of `detcheck mismatch`."
+        ),
+    ],
     format: Annotated[
         str, typer.Option("--format", metavar="LIST", help="Any of html,md,csv.")
     ] = "html,md,csv",
@@ -41,6 +46,11 @@ def report_command(
     from detcheck.rundir import load
 
     formats = parse_formats(format)
+    kept = [path for path in runs if (path / "mismatch.json").is_file()]
+    for path in kept:
+        for written in _write_mismatch(path, path if out is None else _folder(out, path.name, 2)):
+            typer.echo(written)
+    runs = [path for path in runs if path not in kept]
     if answer is not None:
         answer_parser(answer)
     analyses = [analyse(load(path)) for path in runs]
@@ -48,6 +58,15 @@ def report_command(
         folder = path if out is None else _folder(out, analysis.run.run_id, len(runs))
         for written in write_report(analysis, folder, formats, answer):
             typer.echo(written)
+
+
+def _write_mismatch(path: Path, folder: Path) -> list[Path]:
+    """Write the page of a measurement of `detcheck mismatch`, and its figures."""
+    from detcheck.analysis.mismatch.results import load_mismatch
+    from detcheck.report.files import write_files
+    from detcheck.report.mismatch_page import mismatch_files
+
+    return write_files(folder, mismatch_files(load_mismatch(path)), "The report")
 
 
 def _folder(out: Path, run_id: str, num_runs: int) -> Path:

@@ -113,7 +113,7 @@ def render(
     )
     script = _template("compare.js")
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             view=view,
@@ -127,7 +127,7 @@ def render(
             raw_files=raw_files,
             glossary=GLOSSARY,
             open_depth=OPEN_DEPTH,
-            css=Markup(_template("report.css") + adaptive_css("figure svg")),
+            css=Markup(stylesheet()),
             script=Markup(script),
             script_hash=script_hash(script),
         )
@@ -159,16 +159,22 @@ def _group_section(group: GroupView, detail: Detail) -> GroupSection:
     return GroupSection(group, prune(group.tree, detail.tree) if grown and group.tree else None)
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of the pages, with their filters; every value is escaped."""
+    made = Environment(
         loader=PackageLoader("detcheck.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(markup.FILTERS)
-    return environment
+    made.filters.update(markup.FILTERS)
+    return made
+
+
+def stylesheet() -> str:
+    """The styles of every page, figures included."""
+    return _template("report.css") + adaptive_css("figure svg")
 
 
 def _template(name: str) -> str:
