@@ -87,6 +87,7 @@ def ci_command(
     experiment, target = _settle(settings, endpoint)
     given = {} if baseline is None else {"baseline": baseline}
     options = GateOptions(**{**settings.section("gate"), **given})
+    options.check_answers(experiment)
     time = budget_of(budget, options.min_comparisons)
     analysis = analyse(_measure(experiment, target, out / RUN, api_key_env, time))
     verdict = judge_run(analysis, options)

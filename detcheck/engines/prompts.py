@@ -35,7 +35,10 @@ def encode_prompt(
             "text of each prompt instead."
         )
     else:
-        encoded = tokenizer(messages[0].content if chat else prompt)
+        text = messages[0].content
+        # Text that a model was sent may begin with the token that the tokenizer would add again.
+        begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        encoded = tokenizer(text, add_special_tokens=not begun)
     return tuple(encoded["input_ids"])
 
 

@@ -16,6 +16,7 @@ from detcheck.kernels.settings import BATCH_INVARIANT, STOCK, KernelSettings
 from detcheck.options import Option, check_types
 
 if TYPE_CHECKING:
+    from detcheck.experiment import Experiment
     from detcheck.rundir import Run
 
 DEFAULT_MAX_DISTINCT = 1
@@ -206,6 +207,19 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
         if parser is None:
             raise UsageError("To judge answers, give a parser by `answer`, such as number.")
         return msgspec.structs.replace(self, answer=parser)
+
+    def check_answers(self, experiment: Experiment) -> None:
+        """Raise UsageError if a run of `experiment` could not be held to the limits on answers."""
+        if not self.limits_answers:
+            return
+        if self.answer is None and experiment.answer is None:
+            raise UsageError("To judge answers, give a parser by `answer`, such as number.")
+        known = bool(experiment.items) and experiment.items[0].answer is not None
+        if self.max_accuracy_spread is not None and not known:
+            raise UsageError(
+                "`max_accuracy_spread` needs right answers: give every prompt an answer in the "
+                "prompts file."
+            )
 
     def kernels_of(self, available: Sequence[str]) -> tuple[str, ...]:
         """The kernels settings to judge, among those that a run has.

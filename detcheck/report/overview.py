@@ -51,6 +51,8 @@ class PromptRow:
     """Chance that two completions are equal, under stock kernels (else the first setting)."""
     cost: Cost | None
     """Of the first setting that was timed against stock."""
+    id: str | None = None
+    """Its name in the prompts file, if it has one."""
 
     @property
     def most_distinct(self) -> int:
@@ -72,7 +74,11 @@ class PromptRow:
 
 def overview(analysis: Analysis) -> tuple[PromptRow, ...]:
     """A row for each prompt of a run, most varied first."""
-    rows = [prompt_row(groups) for groups in groups_by_prompt(analysis).values()]
+    items = analysis.run.experiment.items
+    rows = [
+        prompt_row(groups, items[index].id if items else None)
+        for index, groups in groups_by_prompt(analysis).items()
+    ]
     return tuple(sorted(rows, key=_variety))
 
 
@@ -84,8 +90,8 @@ def groups_by_prompt(analysis: Analysis) -> dict[int, list[Group]]:
     return by_prompt
 
 
-def prompt_row(groups: Sequence[Group]) -> PromptRow:
-    """The row of one prompt from its groups, one for each kernels setting."""
+def prompt_row(groups: Sequence[Group], identifier: str | None = None) -> PromptRow:
+    """The row of one prompt from its groups, one for each kernels setting, and its id."""
     rows = tuple(_group_row(group) for group in groups)
     diverged = [row for row in rows if row.first_divergence is not None]
     first = min(diverged, key=lambda row: row.first_divergence or 0, default=rows[0])
@@ -102,6 +108,7 @@ def prompt_row(groups: Sequence[Group]) -> PromptRow:
         flips=flips,
         agreement=chance_equal(control),
         cost=next((row.cost for row in rows if row.cost is not None), None),
+        id=identifier,
     )
 
 

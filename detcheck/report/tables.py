@@ -15,6 +15,7 @@ from detcheck.text import count
 
 KERNELS_CELLS = 16
 PROMPT_CELLS = 72
+ID_CELLS = 24
 MAX_PROMPTS = 30
 """Prompts in the table; the report has them all."""
 FLIP_STYLES = {CONFIDENT: "bold red"}
@@ -51,7 +52,8 @@ def summary_table(analysis: Analysis) -> Group:
 
 def _prompt(row: PromptRow, *, numbered: bool) -> Text:
     name = f"{row.prompt_index + 1}  " if numbered else ""
-    return Text(f"{name}“{clip(row.prompt, PROMPT_CELLS)}”", style="bold")
+    identifier = f"{clip(row.id, ID_CELLS)}  " if row.id is not None else ""
+    return Text(f"{name}{identifier}“{clip(row.prompt, PROMPT_CELLS)}”", style="bold")
 
 
 def _caption(analysis: Analysis, num_prompts: int) -> str:

@@ -130,3 +130,18 @@ def test_a_bad_file_is_one_sentence(detcheck, text, words):
     assert result.code == 2
     assert words in result.err.splitlines()[-1]
     assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ("max-answer-flips = 0", "To judge answers, give a parser by --answer"),
+        ("answer = 'number'\nmax-accuracy-spread = 1", "--max-accuracy-spread needs right answers"),
+    ],
+)
+def test_answers_that_cannot_be_judged_are_refused_before_anything_is_asked(detcheck, gate, words):
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url, FILE.replace("[gate]", f"[gate]\n{gate}"))
+        refused = detcheck("ci", "-o", "out")
+    assert (refused.code, words in refused.err) == (2, True)
+    assert not Path("out").exists()

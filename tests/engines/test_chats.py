@@ -26,12 +26,14 @@ class Templated:
     """A tokenizer whose template writes the roles, and whose token ids are characters."""
 
     chat_template: str | None = "planted"
+    bos_token = "^"
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> dict[str, Any]:
         return self("|".join(f"{each['role']}={each['content']}" for each in messages))
 
-    def __call__(self, text: str) -> dict[str, Any]:
-        return {"input_ids": [ord(character) for character in text]}
+    def __call__(self, text: str, *, add_special_tokens: bool = False) -> dict[str, Any]:
+        marked = self.bos_token + text if add_special_tokens else text
+        return {"input_ids": [ord(character) for character in marked]}
 
 
 def encoded(*args: Any, **options: Any) -> str:
@@ -42,7 +44,12 @@ def test_the_template_is_applied_to_the_messages() -> None:
     text = encoded(Templated(), "known as this", chat_template=True, chat=CHAT)
     assert text == "system=Be short.|user=Why?"
     assert encoded(Templated(), "Why?", chat_template=True) == "user=Why?"
-    assert encoded(Templated(), "Why?", chat_template=False, chat=CHAT[1:]) == "Why?"
+    assert encoded(Templated(), "Why?", chat_template=False, chat=CHAT[1:]) == "^Why?"
+
+
+def test_the_first_token_is_not_added_to_text_that_begins_with_it() -> None:
+    assert encoded(Templated(), "Why?", chat_template=False) == "^Why?"
+    assert encoded(Templated(), "^Why?", chat_template=False) == "^Why?"
 
 
 def test_a_chat_without_a_template_is_refused() -> None:

@@ -16,6 +16,7 @@ from detcheck.kernels.settings import STOCK
 from detcheck.prompts import PromptItem
 from detcheck.report.answers import answers_of
 from detcheck.report.answers_table import answers_table
+from detcheck.report.tables import summary_table
 from detcheck.report.write import render_files
 from detcheck.traffic import Trial
 
@@ -99,6 +100,16 @@ def test_markdown_and_html_show_the_flip_and_no_markup_of_the_model(files) -> No
         section = re.split(r"\n## |</section>", text[text.index("Does the answer change?") :])[0]
         assert "<b>a" not in section
         assert "<i>7" not in section
+
+
+def test_prompts_are_shown_with_their_ids(analysis: Analysis, files) -> None:
+    """Few-shot prompts begin alike: their ids tell them apart."""
+    console = Console(width=80, no_color=True)
+    with console.capture() as captured:
+        console.print(summary_table(analysis))
+    assert "1  <b>a  “One?”" in captured.get()
+    assert ">&lt;b&gt;a</bdi></small>" in files["report.html"]
+    assert 'href="#answers"' in files["report.html"]
 
 
 def test_the_csv_has_each_answer(files) -> None:
