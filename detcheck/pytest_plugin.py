@@ -92,8 +92,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
-def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+def pytest_report_teststatus(
+    report: pytest.TestReport | pytest.CollectReport,
+) -> tuple[str, str, str] | None:
     """Inconclusive tests have a category of their own in pytest's summary."""
+    if not isinstance(report, pytest.TestReport):  # a file that could not be collected
+        return None
     if INCONCLUSIVE in dict(report.user_properties) and report.skipped:
         return INCONCLUSIVE, "i", "INCONCLUSIVE"
     return None

@@ -124,6 +124,26 @@ def test_kernels_have_their_assertion(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1, failed=1)
 
 
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ("raise ValueError('broken')", "errors"),
+        ("pytest.skip('no', allow_module_level=True)", None),
+    ],
+)
+def test_files_that_are_not_collected_are_reported_as_ever(
+    body: str, outcome: str | None, pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile(test_first=f"import pytest\n{body}", test_second="def test_it(): pass")
+    result = pytester.runpytest_inprocess(
+        *PLUGIN, "-p", "no:cacheprovider", "--continue-on-collection-errors"
+    )
+    assert "INTERNALERROR" not in str(result.stdout) + str(result.stderr)
+    outcomes = result.parseoutcomes()
+    assert outcomes["passed"] == 1
+    assert outcomes[outcome or "skipped"] == 1
+
+
 def test_the_plugin_costs_nothing_until_it_is_used() -> None:
     code = (
         "import sys, detcheck.pytest_plugin\n"

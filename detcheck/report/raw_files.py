@@ -14,6 +14,7 @@ DESCRIPTIONS = {
     RUN_FILE: "experiment, environment, conditions and proofs of the run",
     COMPLETIONS_FILE: "one line for each completion",
     VARIANTS_FILE: "one line for each distinct answer, with its tokens",
+    "prompts_asked.jsonl": "the prompts, for the command that runs it again",
     "conditions.csv": "one row for each prompt, kernels setting and batch size",
     "variants.csv": "one row for each variant",
     "branchings.csv": "one row for each branching of the prefix trees",

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from detcheck.experiment import Experiment
 from detcheck.kernels.settings import AS_SERVED
 from detcheck.options import Field, fields_of
+from detcheck.prompts import PromptItem
 from detcheck.targets import Target
 
-PROMPTS_FILE = "prompts.jsonl"
-"""Stands for the file of the prompts, if they have answers, chats or ids."""
+PROMPTS_FILE = "prompts_asked.jsonl"
+"""The file of the prompts beside a report, if they do not fit into the command."""
+MOST_PROMPTS = 20
+LONGEST_PROMPTS = 4000
+"""Prompts, and characters of all prompts, that a command holds."""
+
+
+def prompts_file(experiment: Experiment) -> str | None:
+    """The text of `PROMPTS_FILE`, one JSON object a line; None if the command holds the prompts."""
+    if not _needs_file(experiment):
+        return None
+    items = experiment.items or (PromptItem(),) * len(experiment.prompts)
+    rows = map(_row, experiment.prompts, items)
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _needs_file(experiment: Experiment) -> bool:
+    prompts = experiment.prompts
+    long = len(prompts) > MOST_PROMPTS or sum(map(len, prompts)) > LONGEST_PROMPTS
+    return bool(experiment.items) or long
+
+
+def _row(prompt: str, item: PromptItem) -> dict[str, Any]:
+    """A line of a prompts file: the prompt or its chat, and what is known of it."""
+    known: dict[str, Any] = msgspec.to_builtins(item)
+    fields = known.pop("fields", {})
+    asked = {} if item.messages else {"prompt": prompt}
+    return {**asked, **known, **fields}
 
 
 def command(experiment: Experiment, target: Target) -> str:
@@ -24,9 +54,10 @@ def _arguments(experiment: Experiment, target: Target) -> Iterator[str]:
     model = getattr(target, "model", None)
     if model is not None:
         yield model
-    if experiment.items:
+    by_file = _needs_file(experiment)
+    if by_file:
         yield from ("--prompts", PROMPTS_FILE)
-    for prompt in () if experiment.items else experiment.prompts:
+    for prompt in () if by_file else experiment.prompts:
         # Joined by "=", or a prompt that begins with a dash would be read as an option.
         yield from (f"--prompt={prompt}",) if prompt.startswith("-") else ("-p", prompt)
     yield from ("--engine", target.engine)

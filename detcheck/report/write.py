@@ -73,15 +73,18 @@ def _documents(
 ) -> dict[str, str]:
     from detcheck.report.figures import draw_all
     from detcheck.report.probe_figures import probe_drawings
+    from detcheck.report.reproduce import PROMPTS_FILE, prompts_file
 
     drawings = draw_all(analysis, [row.prompt_index for row in view.rows])
     probes = probe_drawings(analysis.run.path)
     contents: dict[str, str] = {}
+    prompts = prompts_file(analysis.run.experiment)
     if "html" in formats:
         from detcheck.report import html
         from detcheck.report.raw_files import raw_files
 
         written = [*tables, *(["report.md"] if "md" in formats else [])]
+        written += [PROMPTS_FILE] if prompts is not None else []
         linked = raw_files(analysis.run.path, folder, written)
         contents["report.html"] = html.render(view, drawings, probes, linked)
     if "md" in formats:
@@ -93,6 +96,8 @@ def _documents(
         }
         probed = [_figure_name(drawing) for drawing in probes]
         contents["report.md"] = markdown.render(view, names, probed)
+    if prompts is not None:
+        contents[PROMPTS_FILE] = prompts
     for drawn in (*drawings.values(), probes):
         for drawing in drawn:
             contents[_figure_name(drawing)] = drawing.standalone()

@@ -13,9 +13,12 @@ from detcheck.analysis.results import Analysis
 from detcheck.cli.app import run_program
 from detcheck.errors import StorageError, UsageError
 from detcheck.experiment import Experiment
-from detcheck.report.reproduce import command
+from detcheck.prompts import ChatMessage, PromptItem, read_prompts
+from detcheck.report.reproduce import PROMPTS_FILE, command, prompts_file
 from detcheck.report.write import parse_formats, write_report
 from detcheck.targets import InProcess
+
+from .suite import suite_of
 
 PROGRAM = "import sys; from detcheck.cli.app import main; main()"
 
@@ -109,3 +112,46 @@ def test_the_command_is_read_back_by_a_shell() -> None:
     assert arguments[:4] == ["my models/one", "-p", prompts[0], "--prompt=-dash"]
     for flag, value in (("-n", "9"), ("-b", "1,2"), ("--temperature", "0.5")):
         assert arguments[arguments.index(flag) + 1] == value
+
+
+ITEMS = (
+    PromptItem(id="sea", answer="blue", until=("\n",), fields={"level": 3}),
+    PromptItem(
+        answer="so", messages=(ChatMessage("system", "Be short."), ChatMessage("user", "Why?"))
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        Experiment(prompts=tuple(f'Question "{n}" é\n{n}?' for n in range(1000))),
+        Experiment(prompts=("Why? " * 2000,)),
+        Experiment(prompts=("What is the sea?", "system: Be short.\nuser: Why?"), items=ITEMS),
+    ],
+)
+def test_prompts_that_are_too_long_for_the_command_are_in_a_file(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    shown = command(experiment, InProcess())
+    assert len(shown) < 1000
+    assert f"--prompts {PROMPTS_FILE}" in shown
+    text = prompts_file(experiment)
+    assert text is not None
+    (tmp_path / PROMPTS_FILE).write_text(text, encoding="utf-8")
+    again = read_prompts(tmp_path / PROMPTS_FILE)
+    assert again.prompts == experiment.prompts
+    assert again.items == experiment.items
+
+
+def test_few_prompts_need_no_file(story: Analysis, tmp_path: Path) -> None:
+    assert prompts_file(story.run.experiment) is None
+    write_report(story, tmp_path, ["html", "md"])
+    assert not (tmp_path / PROMPTS_FILE).exists()
+
+
+def test_the_file_of_many_prompts_is_written_and_linked(story: Analysis, tmp_path: Path) -> None:
+    write_report(suite_of(story, 30), tmp_path, ["html", "md"])
+    assert len((tmp_path / PROMPTS_FILE).read_text("utf-8").splitlines()) == 30
+    assert f'href="{PROMPTS_FILE}"' in (tmp_path / "report.html").read_text("utf-8")
+    assert f"--prompts {PROMPTS_FILE}" in (tmp_path / "report.md").read_text("utf-8")
