@@ -277,27 +277,30 @@ def _document(
 
 
 def _table(report: MismatchReport) -> Any:
+    """Every row with the measures that fit a terminal; JSON and the page have all."""
     from rich.table import Table
 
-    from detcheck.analysis.mismatch.results import LINK_NAMES, WHOLE
+    from detcheck.analysis.mismatch.results import WHOLE
     from detcheck.cli.console import untrusted
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for heading in ("kernels", "link", "trainer"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("K1", "K3", "mean |r|", "max |r|", "equal bits"):
+    for heading in ("K3", "mean |r|", "max |r|", "equal"):
         table.add_column(heading, justify="right", no_wrap=True)
+    several = len({row.trainer_dtype for row in report.wholes()}) > 1
     for row in report.rows:
         style = "bold" if row.link == WHOLE else ""
-        cells = (row.kernels, LINK_NAMES[row.link], _trainer(row), *_numbers(row))
+        cells = (row.kernels, row.link, _trainer(row, several), *_numbers(row))
         table.add_row(*(untrusted(cell, style) for cell in cells))
     return table
 
 
-def _trainer(row: MismatchRow) -> str:
-    return " ".join(part for part in (row.trainer_layout, row.trainer_dtype) if part)
+def _trainer(row: MismatchRow, with_dtype: bool) -> str:
+    parts = (row.trainer_layout, row.trainer_dtype if with_dtype else None)
+    return " ".join(part for part in parts if part)
 
 
 def _numbers(row: MismatchRow) -> tuple[str, ...]:
-    measures = (row.k1, row.k3, row.mean_abs, row.max_abs)
+    measures = (row.k3, row.mean_abs, row.max_abs)
     return (*(f"{value:.2g}" for value in measures), f"{row.bitwise_tokens:.1%}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding
 from detcheck.analysis.mismatch.results import WHOLE, MismatchReport, MismatchRow
 from detcheck.errors import ExitCode, UsageError
-from detcheck.kernels.settings import STOCK, KernelSettings
+from detcheck.kernels.settings import PREFILL, STOCK, KernelSettings
 from detcheck.mismatch.options import MismatchLimits
 
 PASS = "pass"
@@ -42,7 +42,7 @@ class MismatchVerdict:
 
 
 def judge_mismatch(report: MismatchReport, limits: MismatchLimits) -> MismatchVerdict:
-    """Judge every row of the whole gap under the kernels that claim invariance, else under all.
+    """Judge every row of the whole gap under the kernels of `judged_kernels`.
 
     Raises UsageError if `limits` holds no limit.
     """
@@ -57,14 +57,16 @@ def judge_mismatch(report: MismatchReport, limits: MismatchLimits) -> MismatchVe
 
 
 def judged_kernels(report: MismatchReport) -> tuple[str, ...]:
-    """The settings that claim invariance; all of them if none does."""
+    """The settings that hold `prefill-decode`, else those that claim invariance, else all."""
     names = tuple(
         dict.fromkeys(
             [*(row.kernels for row in report.rows), *(each.kernels for each in report.missing)]
         )
     )
-    claiming = tuple(name for name in names if KernelSettings.parse(name).claims_invariance)
-    return claiming or names
+    settings = [KernelSettings.parse(name) for name in names]
+    closing = tuple(each.name for each in settings if PREFILL in each.families)
+    claiming = tuple(each.name for each in settings if each.claims_invariance)
+    return closing or claiming or names
 
 
 def _broken(

@@ -59,7 +59,7 @@ def _probabilities(report: MismatchReport) -> Drawing:
 
 def _by_position(report: MismatchReport) -> Drawing:
     figure = look.new_figure()
-    axes = look.new_axes(figure, "Log-ratio by position", top=60)
+    axes = look.new_axes(figure, "Log-ratio by position", top=60, left=58)
     for one in report.tokens:
         positions, gaps = np.array(one.positions), np.array(one.trainer) - np.array(one.sampler)
         groups = np.array_split(np.unique(positions), min(_BY_POSITION, len({*one.positions})))

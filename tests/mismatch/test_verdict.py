@@ -93,6 +93,19 @@ def test_other_kernels_are_not_judged() -> None:
     assert judge_mismatch(found, BITWISE).value == "pass"
 
 
+@pytest.mark.parametrize(
+    ("names", "judged"),
+    [
+        (("stock", "batch-invariant", "fully-invariant"), ("fully-invariant",)),
+        (("stock", "batch-invariant"), ("batch-invariant",)),
+        (("stock",), ("stock",)),
+    ],
+)
+def test_the_strongest_claim_is_judged(names: tuple[str, ...], judged: tuple[str, ...]) -> None:
+    found = report(*(row(name, 0.1) for name in names))
+    assert judge_mismatch(found, BITWISE).kernels == judged
+
+
 def test_a_judgement_needs_a_limit() -> None:
     with pytest.raises(UsageError, match="`max_k3`, `bitwise` or both"):
         judge_mismatch(GOOD, MismatchLimits())

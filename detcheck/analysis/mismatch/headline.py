@@ -59,8 +59,8 @@ def _sentence(kernels: str, rows: Sequence[MismatchRow], faults: Sequence[NamedF
     own = found if found is not None else worst
     arm = ", ".join(part for part in (worst.trainer_layout, worst.trainer_dtype) if part)
     sentence = (
-        f"{kernels}: {where} carries the gap, mean |r| {own.mean_abs:.2g} of {worst.mean_abs:.2g}, "
-        f"K3 {worst.k3:.2g} ({arm})"
+        f"{kernels}: {where} carries the gap, mean |r| {own.mean_abs:.2g}; the whole gap is "
+        f"{worst.mean_abs:.2g}, K3 {worst.k3:.2g} ({arm})"
     )
     named = next((each for each in faults if each.kernels == kernels), None)
     if named is None:
