@@ -38,7 +38,7 @@ lint: install-dev  ## ruff (lint, format), mypy in strict mode, and the site.
 	$(BIN)/mypy
 	$(BIN)/mypy $(filter-out experiments/gpu.py,$(wildcard experiments/*.py)) docs/tools/generate.py
 	$(BIN)/python docs/tools/generate.py --check
-	$(BIN)/zizmor --offline -q --config .github/zizmor.yml action.yml .github/workflows
+	$(BIN)/zizmor --offline -q --config .github/zizmor.yml action.yml .github/action/comment/action.yml .github/workflows
 	$(MKDOCS) --site-dir $$(mktemp -d) --quiet
 
 docs: install-dev  ## Write the generated pages, and the site into site/.

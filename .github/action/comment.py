@@ -5,6 +5,10 @@ Usage: comment.py SUMMARY.md
 The comment is found by a hidden mark. A passing verdict makes no new comment; it only updates one
 that is there. Nothing is sent if the comment would not change. Without a pull request, or without
 the permission to write (a fork), it says so and ends with 0: a comment is never why a job fails.
+
+In a workflow on `workflow_run` the pull request is found by the commit that was measured, as GitHub
+names it. The summary comes from the measuring job, which may have run a fork's code: it is only
+text, and its mentions notify nobody.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import json
 import os
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -25,15 +30,18 @@ LONGEST = 60_000
 
 def main(file: str) -> str:
     """Do what the module says; returns the sentence to print."""
-    number = pull_request()
-    summary = Path(file)
-    if number is None:
-        return "This job is of no pull request: no comment."
+    summary, told = Path(file), event()
     if not summary.exists():
         return "There is no verdict to comment on."
-    body = f"{MARK}\n{summary.read_text(encoding='utf-8')[:LONGEST]}"
+    text = summary.read_text(encoding="utf-8", errors="replace")[:LONGEST]
     try:
-        return keep(number, body)
+        if "workflow_run" in told:
+            number, text = pull_request_of(told["workflow_run"]), text.replace("@", "@\u200b")
+        else:
+            number = told.get("pull_request", {}).get("number")
+        if not isinstance(number, int):
+            return "This job is of no pull request: no comment."
+        return keep(number, f"{MARK}\n{text}")
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):
             return f"The comment may not be written here (HTTP {error.code}), as in forks."
@@ -42,14 +50,25 @@ def main(file: str) -> str:
         return f"The comment could not be written ({error})."
 
 
-def pull_request() -> int | None:
-    """The number of the pull request that the job runs for; None if it runs for none."""
+def event() -> dict[str, Any]:
+    """The event that started the workflow; empty if there is none."""
     path = os.environ.get("GITHUB_EVENT_PATH")
     if not path or not Path(path).exists():
-        return None
-    event = json.loads(Path(path).read_text(encoding="utf-8"))
-    number = event.get("pull_request", {}).get("number")
-    return number if isinstance(number, int) else None
+        return {}
+    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def pull_request_of(run: dict[str, Any]) -> int | None:
+    """The open pull request whose newest commit is the one that a workflow run measured.
+
+    Nothing but GitHub's own event and API is asked: a number in the artifact could be any.
+    """
+    owner = run["head_repository"]["owner"]["login"]
+    head = urllib.parse.quote(f"{owner}:{run['head_branch']}")
+    for found in ask("GET", f"pulls?state=open&per_page=100&head={head}"):
+        if found["head"]["sha"] == run["head_sha"]:
+            return int(found["number"])
+    return None
 
 
 def keep(number: int, body: str) -> str:

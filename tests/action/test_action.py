@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -36,6 +38,9 @@ class GitHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.comments: list[dict] = []
         self.calls: list[str] = []
+        self.pulls: list[dict] = []
+        self.asked: list[str] = []
+        """The heads by which pull requests were looked for."""
         self.refuse: int | None = None
 
 
@@ -43,6 +48,10 @@ class Handler(BaseHTTPRequestHandler):
     server: GitHub
 
     def do_GET(self) -> None:
+        if "/pulls?" in self.path:
+            self.server.asked += parse_qs(urlsplit(self.path).query)["head"]
+            self.reply(self.server.pulls)
+            return
         page = int(self.path.rpartition("page=")[2])
         self.reply(self.server.comments[100 * (page - 1) : 100 * page])
 
@@ -61,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, data: object) -> None:
         self.server.calls.append(self.command)
-        assert self.path.startswith("/repos/me/mine/issues/")
+        assert self.path.startswith(("/repos/me/mine/issues/", "/repos/me/mine/pulls?"))
         assert self.headers["Authorization"] == "Bearer token"
         self.send_response(self.server.refuse or 200)
         self.end_headers()
@@ -202,3 +211,118 @@ def test_the_actions_inputs_reach_its_scripts() -> None:
         run = step.get("run", "")
         assert "${{" not in run, "an input in a shell command could be read as code"
         assert "uses" in step or step["shell"] == "bash"
+
+
+def workflows() -> dict[str, str]:
+    """The workflows of the documentation, by name."""
+    page = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
+    texts = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    found = {yaml.safe_load(text).get("name"): text for text in texts}
+    return {name: text for name, text in found.items() if name}
+
+
+def zizmor(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Lint one workflow, as `make lint` lints those of this repository."""
+    (folder / ".github/workflows").mkdir(parents=True, exist_ok=True)
+    file = folder / ".github/workflows/workflow.yml"
+    file.write_text(text, encoding="utf-8")
+    options = ["--offline", "-q", "--no-progress", "--config", ROOT / ".github/zizmor.yml"]
+    return subprocess.run(
+        [Path(sys.executable).with_name("zizmor"), *options, file],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["determinism", "determinism-comment"])
+def test_a_documented_workflow_is_clean(name: str, tmp_path: Path) -> None:
+    done = zizmor(tmp_path, workflows()[name])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+JOB_PERMISSIONS = """\
+    permissions:
+      actions: read          # to download the artifact
+      pull-requests: write   # to write the comment
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("determinism", "on: [pull_request]", "on: [pull_request_target]"),
+        ("determinism", "        with:\n          persist-credentials: false\n", ""),
+        ("determinism-comment", " # zizmor: ignore[dangerous-triggers]", " #"),
+        ("determinism-comment", JOB_PERMISSIONS, "    permissions: write-all\n"),
+    ],
+)
+def test_a_planted_weakness_is_found(name: str, before: str, after: str, tmp_path: Path) -> None:
+    text = workflows()[name]
+    assert before in text
+    assert zizmor(tmp_path, text.replace(before, after)).returncode != 0
+
+
+def test_the_documented_split_keeps_a_forks_code_away_from_the_token() -> None:
+    measuring = yaml.safe_load(workflows()["determinism"])
+    commenting = yaml.safe_load(workflows()["determinism-comment"])
+    (trigger,) = commenting[True].items()  # YAML reads the key `on` as true
+    assert trigger == ("workflow_run", {"workflows": [measuring["name"]], "types": ["completed"]})
+    job = commenting["jobs"]["comment"]
+    assert job["permissions"] == {"actions": "read", "pull-requests": "write"}
+    assert not any("checkout" in step.get("uses", "") or "run" in step for step in job["steps"])
+    download, comment = job["steps"]
+    artifact = next(
+        step["with"]
+        for step in yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+        if "upload-artifact" in step.get("uses", "")
+    )
+    assert download["with"]["name"] == artifact["name"]
+    assert comment["with"]["summary"] == f"{download['with']['path']}/summary.md"
+    folder = comment["uses"].removeprefix("detcheck/detcheck/").partition("@")[0]
+    action = yaml.safe_load((ROOT / folder / "action.yml").read_text(encoding="utf-8"))
+    assert set(comment["with"]) <= set(action["inputs"])
+    (step,) = action["runs"]["steps"]
+    assert "${{" not in step["run"]
+    assert (ROOT / folder / "../comment.py").exists()
+    assert "/../comment.py" in step["run"]
+
+
+def test_the_page_names_every_input_of_the_action() -> None:
+    page = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    table = page[page.index("| input | meaning |") : page.index("The output `verdict`")]
+    assert set(re.findall(r"`([a-z-]+)`", table)) >= set(action["inputs"])
+    used = yaml.safe_load(workflows()["determinism"])["jobs"]["detcheck"]["steps"][-1]["with"]
+    assert set(used) <= set(action["inputs"])
+    commands = (ROOT / ".github/action/check.sh").read_text(encoding="utf-8")
+    for name in ("config", "endpoint", "baseline", "budget"):
+        assert f'--{name} "$DETCHECK_{name.upper()}"' in commands
+
+
+FORK = {"head": {"sha": "abc"}, "number": 7}
+
+
+@pytest.mark.parametrize(
+    ("pulls", "words"),
+    [
+        ([{"head": {"sha": "old"}, "number": 3}, FORK], "was written as a comment"),
+        ([{"head": {"sha": "old"}, "number": 3}], "no pull request"),
+        ([], "no pull request"),
+    ],
+)
+def test_a_forks_pull_request_is_found_by_its_commit(
+    comment, github, tmp_path, pulls, words
+) -> None:
+    github.pulls = pulls
+    run = {
+        "head_sha": "abc",
+        "head_branch": "my fix",
+        "head_repository": {"owner": {"login": "someone"}},
+    }
+    event = tmp_path / "run.json"
+    event.write_text(json.dumps({"workflow_run": run}))
+    assert words in comment(f"{FAILED}@everyone", GITHUB_EVENT_PATH=str(event))
+    assert github.asked == ["someone:my fix"]
+    assert [c["body"] for c in github.comments if "@everyone" in c["body"]] == []
+    assert len(github.comments) == (FORK in pulls)
