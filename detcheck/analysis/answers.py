@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from detcheck.analysis.answer_records import (
@@ -35,6 +35,7 @@ from detcheck.analysis.variants import Tally, tally
 from detcheck.errors import UsageError
 from detcheck.parsers import AnswerParser, answer_parser
 from detcheck.prompts import PromptItem
+from detcheck.rundir import Run
 
 __all__ = [
     "AnswerCount",
@@ -87,17 +88,16 @@ def answer_stability(
         )
     parse = answer_parser(name) if isinstance(name, str) else name
     items = run.experiment.items or (PromptItem(),) * len(run.experiment.prompts)
-    if expected is None:
-        known = {index: item.answer for index, item in enumerate(items)}
-        expected = {index: answer for index, answer in known.items() if answer is not None}
-    right = {index: parse(answer) or answer.strip() for index, answer in expected.items()}
-    pairs, deviations = tally(run), top1_stds(run)
+    known = _known_answers(items) if expected is None else expected
+    right = {index: parse(answer) or answer.strip() for index, answer in known.items()}
+    pairs, deviations, conditions = tally(run), top1_stds(run), _conditions(run)
     by_kernels: dict[str, list[AnsweredItem]] = {}
     for group in analysis.groups:
         found = by_kernels.setdefault(group.kernels, [])
         if group.completions:
             item = items[group.prompt_index]
-            responses = list(_responses(analysis, group, pairs, before(parse, item.until)))
+            here = pairs.of(conditions[group.prompt_index, group.kernels])
+            responses = _responses(run, group, here, before(parse, item.until))
             found.append(
                 answered_item(
                     (group.prompt_index, group.prompt, item.id),
@@ -180,21 +180,26 @@ def stability_of(kernels: str, items: Sequence[AnsweredItem]) -> AnswerStability
     )
 
 
-def _responses(
-    analysis: Analysis, group: Group, pairs: Tally, parse: AnswerParser
-) -> Iterator[Response]:
-    """The completions of a group, most common variant first."""
-    run = analysis.run
+def _known_answers(items: Sequence[PromptItem]) -> Mapping[int, str]:
+    """The right answers of an experiment, by prompt index."""
+    answers = ((index, item.answer) for index, item in enumerate(items))
+    return {index: answer for index, answer in answers if answer is not None}
+
+
+def _conditions(run: Run) -> Mapping[tuple[int, str], list[int]]:
+    """Indices of the conditions of each (prompt index, kernels), ascending."""
+    found: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
+    for index, record in enumerate(run.conditions):
+        found[record.prompt_index, record.kernels].append(index)
+    return found
+
+
+def _responses(run: Run, group: Group, here: Tally, parse: AnswerParser) -> list[Response]:
+    """The completions of a group, counted in `here`; the most common variant first."""
     rank = {counted.variant.fingerprint: counted.rank for counted in group.variants}
     parsed = {
         counted.variant.fingerprint: parse(counted.variant.text) for counted in group.variants
     }
-    conditions = [
-        index
-        for index, record in enumerate(run.conditions)
-        if (record.prompt_index, record.kernels) == (group.prompt_index, group.kernels)
-    ]
-    here = pairs.of(conditions)
     found = []
     for condition, variant, count in zip(
         here.condition.tolist(), here.variant.tolist(), here.count.tolist(), strict=True
@@ -204,7 +209,7 @@ def _responses(
         found.append(
             Response(record.batch_size, stored.text, answer, stored.fingerprint, record.seed, count)
         )
-    yield from sorted(found, key=lambda response: rank[response.identity])
+    return sorted(found, key=lambda response: rank[response.identity])
 
 
 def _answer_counts(

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from detcheck import __version__
 from detcheck.errors import UsageError
 from detcheck.probes.subject import Subject, subject_of
@@ -86,9 +88,19 @@ def _limit_field(fields: dict[str, Any]) -> str:
 
 
 def _requests(subject: Subject, limit_field: str) -> str:
-    """The trial's requests as code: prompt, token limit, seed and whether it is compared."""
+    """The trial's requests as code: prompt, token limit, seed and whether it is compared.
+
+    A prompt that is a chat is the list of its messages.
+    """
+    experiment = subject.experiment
+    chats = {
+        prompt: msgspec.to_builtins(list(item.messages))
+        for prompt, item in zip(experiment.prompts, experiment.items, strict=False)
+        if item.messages
+    }
     lines = (
-        f"    ({planned.prompt!r}, {planned.max_new_tokens}, {planned.seed}, {planned.is_probe}),"
+        f"    ({chats.get(planned.prompt, planned.prompt)!r}, {planned.max_new_tokens}, "
+        f"{planned.seed}, {planned.is_probe}),"
         for planned in subject.trial.requests
     )
     return f"LIMIT_FIELD = {limit_field!r}\nREQUESTS = [\n" + "\n".join(lines) + "\n]"

@@ -12,6 +12,7 @@ import pytest
 
 from detcheck.engines.openai.connection import Connection
 from detcheck.errors import UsageError
+from detcheck.prompts import ChatMessage, PromptItem, chat_text
 from detcheck.repro.endpoint import write_burst
 from detcheck.rundir import Run
 
@@ -45,11 +46,27 @@ def test_the_script_sends_what_the_run_sent(
 ) -> None:
     server = serve(differ_above=4, token_s=0.005, refuses=("return_token_ids",))
     run = measure(server).run
-    sent = server.behaviour.seen[-1]
+    # The checks after the run ask other prompts.
+    sent = [body for body in server.behaviour.seen if run.experiment.prompts[0] in str(body)][-1]
     server.behaviour.seen.clear()
     alone(script_of(run, tmp_path / "repro"))
     assert server.behaviour.seen[0] == sent
     assert server.behaviour.most_in_flight == 8
+
+
+def test_a_chat_is_sent_as_its_messages(
+    serve: Make, measure: Make, alone: Make, tmp_path: Path
+) -> None:
+    chat = (ChatMessage("system", "Be short."), ChatMessage("user", "Why?"))
+    asked = {"prompts": (chat_text(chat),), "items": (PromptItem(messages=chat),)}
+    server = serve(differ_above=4, token_s=0.005)
+    run = measure(server, **asked).run
+    server.behaviour.seen.clear()
+    alone(script_of(run, tmp_path / "repro"))
+    assert server.behaviour.seen[0]["messages"] == [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "Why?"},
+    ]
 
 
 def test_no_secret_is_written_and_a_key_comes_from_the_environment(
