@@ -36,6 +36,14 @@ def compare_command(
             metavar="NAME", help="Metric of the samples files. [default: the first of both]"
         ),
     ] = None,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run of such items whose measured load noise the difference of the scores of two "
+            "samples files is compared with.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs, or two samples files of lm-evaluation-harness: do they agree?
@@ -48,10 +56,13 @@ def compare_command(
     responses part, and whether the difference of the scores is within load noise.
     """
     if left.is_file() or right.is_file():
-        _show_samples(left, right, filter, metric, as_json=as_json)
+        _check_both_files(left, right)
+        from detcheck.cli.compare_samples import show_samples
+
+        show_samples(left, right, filter=filter, metric=metric, noise=noise, as_json=as_json)
         return
-    if filter is not None or metric is not None:
-        raise UsageError("--filter and --metric are for samples files: leave them out.")
+    if filter is not None or metric is not None or noise is not None:
+        raise UsageError("--filter, --metric and --noise are for samples files: leave them out.")
     from detcheck import rundir
     from detcheck.analysis.analyse import analyse
     from detcheck.analysis.compare import compare
@@ -60,16 +71,11 @@ def compare_command(
     _print_json(comparison) if as_json else _print(comparison)
 
 
-def _show_samples(
-    left: Path, right: Path, filter: str | None, metric: str | None, *, as_json: bool
-) -> None:
-    from detcheck.cli.compare_samples import show_samples
-
+def _check_both_files(left: Path, right: Path) -> None:
     for path in (left, right):
         if not path.is_file():
             kind = "a run directory" if path.is_dir() else "not there"
             raise UsageError(f"{path} is {kind}, and the other is a file: give two of one kind.")
-    show_samples(left, right, filter=filter, metric=metric, as_json=as_json)
 
 
 def _print(comparison: RunComparison) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detcheck.errors import UsageError
 from detcheck.text import count, quoted
 
 if TYPE_CHECKING:
@@ -15,31 +17,88 @@ MAX_ROWS = 20
 """Differing items that are printed; --json has them all."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadNoise:
+    """How far the load alone moved the score of a run."""
+
+    run: Path
+    kernels: str
+    """The kernels setting whose score moved most."""
+    items: int
+    points: float
+    """Best minus worst score over batch sizes, in points of 100."""
+
+    def sentence(self, comparison: SamplesComparison) -> str:
+        """Whether the difference of two scores is larger than that."""
+        difference = abs(_points(comparison))
+        larger = "larger" if difference > self.points else "not larger"
+        return (
+            f"The load alone moved the score of {self.run} by {self.points:.3g} points "
+            f"({count(self.items, 'item')}, {self.kernels} kernels): the difference of "
+            f"{difference:.3g} points is {larger}."
+        )
+
+
 def show_samples(
-    left: Path, right: Path, *, filter: str | None, metric: str | None, as_json: bool
+    left: Path,
+    right: Path,
+    *,
+    filter: str | None,
+    metric: str | None,
+    noise: Path | None,
+    as_json: bool,
 ) -> None:
     """Hold two samples files side by side, and print which items differ and whether it matters.
 
-    Raises UsageError if a file is no samples file, or if they have nothing in common.
+    `noise` is a run whose load noise was measured. Raises UsageError if a file is no samples file,
+    if they have nothing in common, or if `noise` has no score.
     """
     from detcheck.analysis.samples import compare_samples, read_samples
 
     comparison = compare_samples(
         read_samples(left), read_samples(right), filter=filter, metric=metric
     )
+    measured = None if noise is None else load_noise(noise)
     if as_json:
-        _print_json(left, right, comparison)
+        _print_json(left, right, comparison, measured)
     else:
-        _print(left, right, comparison)
+        _print(left, right, comparison, measured)
 
 
-def _print(left: Path, right: Path, comparison: SamplesComparison) -> None:
+def load_noise(path: Path) -> LoadNoise:
+    """The load noise of the run at `path`, of the kernels setting whose score moved most.
+
+    Raises UsageError if the run names no parser, or has no right answers or only one batch size.
+    """
+    from detcheck.analysis.answers import stability_if_parsed
+    from detcheck.cli.gate import load_analysis
+
+    scored = [one for one in stability_if_parsed(load_analysis(path)) if len(one.by_load) > 1]
+    if not scored:
+        raise UsageError(
+            f"{path} has no score at two batch sizes: run it with a parser (`answer`), at several "
+            "batch sizes, and with a prompts file that has the right answers."
+        )
+    widest = max(scored, key=lambda one: one.spread or 0.0)
+    return LoadNoise(path, widest.kernels, len(widest.items), 100 * (widest.spread or 0.0))
+
+
+def _points(comparison: SamplesComparison) -> float:
+    """The second score minus the first, in points of 100."""
+    return 100 * (comparison.right_score - comparison.left_score)
+
+
+def _print(
+    left: Path, right: Path, comparison: SamplesComparison, measured: LoadNoise | None
+) -> None:
     from detcheck.cli.console import print_line, stdout
 
     for name, path in (("A", left), ("B", right)):
         print_line(f"{name}  {path}")
     for line in _lines(comparison):
         print_line(line)
+    if measured is not None:
+        print_line(measured.sentence(comparison))
     if comparison.differences:
         stdout.print(_table(comparison))
     if hidden := comparison.differences[MAX_ROWS:]:
@@ -89,7 +148,9 @@ def _cells(difference: SampleDifference) -> tuple[str, ...]:
     return left.item, scores, answers, where.removeprefix("they part ")
 
 
-def _print_json(left: Path, right: Path, comparison: SamplesComparison) -> None:
+def _print_json(
+    left: Path, right: Path, comparison: SamplesComparison, measured: LoadNoise | None
+) -> None:
     from detcheck.cli.console import print_json
 
     names = (
@@ -102,9 +163,22 @@ def _print_json(left: Path, right: Path, comparison: SamplesComparison) -> None:
             "left": {"samples": left},
             "right": {"samples": right},
             **{name: getattr(comparison, name) for name in names},
+            "load_noise": _noise_row(comparison, measured),
             "differences": [_row(difference) for difference in comparison.differences],
         }
     )
+
+
+def _noise_row(comparison: SamplesComparison, measured: LoadNoise | None) -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    return {
+        "run": measured.run,
+        "kernels": measured.kernels,
+        "items": measured.items,
+        "points": measured.points,
+        "exceeded": abs(_points(comparison)) > measured.points,
+    }
 
 
 def _row(difference: SampleDifference) -> dict[str, Any]:

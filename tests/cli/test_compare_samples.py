@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from analysis.answers import AnsweringEngine
+from recorded import record, small_experiment
+
+from detcheck.completion import Completion
+from detcheck.prompts import PromptItem
+from detcheck.traffic import Trial
 
 
 def sample(number: int, answer: int, score: float, **members: Any) -> dict[str, Any]:
@@ -80,6 +86,44 @@ def test_a_difference_in_one_direction_is_more_than_noise(detcheck) -> None:
     assert (document["p_value"], document["within_noise"]) == (0.03125, False)
 
 
+def test_the_difference_is_held_against_the_measured_noise_of_a_run(detcheck, files) -> None:
+    """One of two items is wrong at batch size 8 with stock kernels: its score moves by 50 points.
+    The files differ by 25 points; a second pair by 100."""
+
+    def respond(trial: Trial, position: int) -> Completion:
+        wrong = trial.condition.batch_size == 8 and trial.condition.kernels == "stock"
+        first = trial.requests[position].prompt == "One?"
+        return Completion("7" if wrong and first else "6", "stop")
+
+    items = (PromptItem(answer="6"), PromptItem(answer="6"))
+    asked = {"prompts": ("One?", "Two?"), "items": items, "answer": "number"}
+    experiment = small_experiment(batch_sizes=(1, 8), completions=16, **asked)
+    record(Path("noise"), AnsweringEngine(respond), experiment)
+    result = detcheck("compare", *files, "--noise", "noise")
+    assert (
+        "The load alone moved the score of noise by 50 points (2 items, stock kernels): the "
+        "difference of 25 points is not larger." in result.out
+    )
+    low = write("low.jsonl", *(sample(number, 7, 0.0) for number in range(3)))
+    document = json.loads(detcheck("compare", files[0], low, "--noise", "noise", "--json").out)
+    assert document["load_noise"] == {
+        "run": "noise",
+        "kernels": "stock",
+        "items": 2,
+        "points": 50.0,
+        "exceeded": True,
+    }
+    assert json.loads(detcheck("compare", *files, "--json").out)["load_noise"] is None
+
+
+def test_noise_needs_a_score(detcheck, files, good) -> None:
+    refused = detcheck("compare", *files, "--noise", good)
+    assert (
+        refused.code,
+        "has no score at two batch sizes: run it with a parser (--answer)" in refused.err,
+    ) == (2, True)
+
+
 def test_files_that_do_not_go_together_are_refused(detcheck, files, good) -> None:
     left, right = files
     old = write("old.jsonl", {"doc_id": 0, "logit_0": -3.0})
@@ -88,7 +132,10 @@ def test_files_that_do_not_go_together_are_refused(detcheck, files, good) -> Non
         ((left, "gone.jsonl"), "gone.jsonl is not there, and the other is a file"),
         ((left, old), "old.jsonl line 1 is not an item of a samples file of lm-evaluation-harness"),
         ((left, right, "--metric", "f1"), "The samples files have no metric f1"),
-        ((good, good, "--filter", "strict"), "--filter and --metric are for samples files"),
+        (
+            (good, good, "--filter", "strict"),
+            "--filter, --metric and --noise are for samples files",
+        ),
     ):
         result = detcheck("compare", *arguments)
         assert result.code == 2
