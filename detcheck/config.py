@@ -57,10 +57,13 @@ class Config:
             raise UsageError(f"{_shown(self.path)}: {error}") from error
 
 
-def load_config(start: Path, sections: Mapping[str, SectionKind]) -> Config:
+def load_config(
+    start: Path, sections: Mapping[str, SectionKind], holding: str | None = None
+) -> Config:
     """The nearest settings file at or above the folder `start`; an empty Config if there is none.
 
-    The search ends at the root of the repository, which is the folder with `.git`. `sections` maps
+    If `holding` names a section, it is the nearest file that has this section, and the files below
+    it are checked only. The search ends at the root of the repository, which is the folder with `.git`. `sections` maps
     each known section to the Struct that declares its keys. Raises UsageError as `read_config`, and
     if a folder has two files with settings.
     """
@@ -71,8 +74,9 @@ def load_config(start: Path, sections: Mapping[str, SectionKind]) -> Config:
             raise UsageError(
                 f"{_shown(held[0])} and {PYPROJECT} beside it both hold settings: keep one of them."
             )
-        if held:
-            return read_config(held[0], sections)
+        found_here = read_config(held[0], sections) if held else None
+        if found_here is not None and (holding is None or holding in found_here.values):
+            return found_here
     return Config(None, {})
 
 
@@ -193,6 +197,8 @@ def _document(path: Path) -> dict[str, Any] | None:
         raise UsageError(f"{_shown(path)} cannot be read ({error.strerror}).") from error
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"{_shown(path)} is not valid TOML: {error}.") from error
+    if _prefix(path) and isinstance(document.get(TABLE[0]), dict):
+        _check_spelling(path, document[TABLE[0]])
     for depth, key in enumerate(_prefix(path), start=1):
         document = document.get(key)
         if document is None:
@@ -200,6 +206,17 @@ def _document(path: Path) -> dict[str, Any] | None:
         if not isinstance(document, dict):
             raise UsageError(f"{_shown(path)}: [{'.'.join(TABLE[:depth])}] must be a table.")
     return dict(document)
+
+
+def _check_spelling(path: Path, tools: Mapping[str, Any]) -> None:
+    """Raise UsageError if a table of another name is meant for detcheck, as [tool.detchek] is."""
+    for name in tools:
+        plain = name.lower().replace("-", "").replace("_", "")
+        if name != TABLE[1] and difflib.get_close_matches(plain, TABLE[1:], 1, cutoff=0.9):
+            raise UsageError(
+                f"{_shown(path)}: unknown section [{TABLE[0]}.{name}]: did you mean "
+                f"[{'.'.join(TABLE)}]?"
+            )
 
 
 def _prefix(path: Path) -> tuple[str, ...]:

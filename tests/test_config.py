@@ -73,6 +73,24 @@ def test_the_nearest_file_is_taken(repository):
     assert load_config(repository / "a/b", SECTIONS).section("gate") == {"max_distinct": 4}
 
 
+def test_a_file_without_the_section_that_is_looked_for_does_not_end_the_search(repository):
+    (repository / "detcheck.toml").write_text("[gate]\nmax-distinct = 3\n", encoding="utf-8")
+    below = repository / "a/detcheck.toml"
+    below.write_text("[run]\n", encoding="utf-8")
+    sections = {**SECTIONS, "run": SECTIONS["gate"]}
+    found = load_config(repository / "a/b", sections, "gate")
+    assert found.path == repository / "detcheck.toml"
+    assert load_config(repository / "a/b", sections).path == below
+    below.write_text("[run]\nmax-distnct = 3\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="unknown key 'max-distnct'"):
+        load_config(repository / "a/b", sections, "gate")
+
+
+def test_tables_of_other_tools_are_theirs(read):
+    text = "[tool.detecting]\nx = 1\n[tool.check]\n[tool.ruff]\n[tool.detcheck.gate]\n"
+    assert read(text, "pyproject.toml").section("gate") == {}
+
+
 def test_a_pyproject_without_our_table_does_not_end_the_search(repository):
     (repository / "detcheck.toml").write_text("[gate]\nmax-distinct = 3\n", encoding="utf-8")
     (repository / "a/pyproject.toml").write_text("[project]\nname = 'x'\n", encoding="utf-8")
@@ -193,6 +211,8 @@ def test_what_a_file_must_not_hold(read, text, words):
         ("[tool.detcheck]\ngate = [1]\n", "[tool.detcheck.gate] must be a table."),
         ("[tool]\ndetcheck = 1\n", "[tool.detcheck] must be a table."),
         ("tool = 3\n", "[tool] must be a table."),
+        ("[tool.detchek.gate]\n", "unknown section [tool.detchek]: did you mean [tool.detcheck]?"),
+        ("[tool.Det-Check.gate]\n", "unknown section [tool.Det-Check]: did you mean"),
     ],
 )
 def test_what_a_pyproject_must_not_hold(read, text, words):

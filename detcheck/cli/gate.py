@@ -105,7 +105,7 @@ def _options(given: dict[str, Any], file: Path | None) -> GateOptions:
         GateOptions(**given)  # a mistake on the command line is not the file's
     except UsageError as error:  # of other commands the model is an argument
         raise UsageError(str(error).replace("`model`", "--model")) from error
-    found = find_settings(file)
+    found = find_settings(file, holding="gate")
     found.build("gate", GateOptions)
     name_settings(found, "gate")
     return GateOptions(**{**found.section("gate"), **given})

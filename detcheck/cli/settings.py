@@ -24,15 +24,17 @@ SECTIONS: dict[str, SectionKind] = {"experiment": (Experiment, PromptsFile), "ta
 """The sections of an experiment file beside [gate], and the structures that declare their keys."""
 
 
-def find_settings(given: Path | None = None) -> Config:
+def find_settings(given: Path | None = None, *, holding: str | None = None) -> Config:
     """The experiment file `given`, or the nearest one at or above the current folder.
 
-    Raises UsageError if the file holds anything unknown.
+    If `holding` names a section, the nearest file that has it. Raises UsageError if the file holds anything unknown.
     """
     from detcheck.gate.options import GateOptions
 
     sections = {**SECTIONS, "gate": GateOptions}
-    return load_config(Path.cwd(), sections) if given is None else read_config(given, sections)
+    if given is not None:
+        return read_config(given, sections)
+    return load_config(Path.cwd(), sections, holding)
 
 
 def name_settings(found: Config, *sections: str) -> None:

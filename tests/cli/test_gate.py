@@ -142,6 +142,19 @@ def test_the_settings_of_the_root_are_found_from_a_folder_below(detcheck, good, 
     assert result.err == f"settings: [gate] of {root / 'pyproject.toml'}\n"
 
 
+def test_an_experiment_file_below_does_not_hide_the_baseline_of_the_root(
+    detcheck, good, bad, monkeypatch
+):
+    Path(".git").mkdir()
+    Path("pyproject.toml").write_text(
+        "[tool.detcheck.gate]\nbaseline = '../good'\n", encoding="utf-8"
+    )
+    Path("a").mkdir()
+    Path("a/detcheck.toml").write_text("[experiment]\ncompletions = 40\n", encoding="utf-8")
+    monkeypatch.chdir("a")
+    assert "the baseline does not accept" in detcheck("gate", bad).out
+
+
 def test_the_sections_of_other_commands_are_known_and_checked(detcheck, good):
     text = "[experiment]\ncompletions = 40\n[target]\nengine = 'static'\n"
     Path("detcheck.toml").write_text(text, encoding="utf-8")
