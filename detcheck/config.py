@@ -63,9 +63,9 @@ def load_config(
     """The nearest settings file at or above the folder `start`; an empty Config if there is none.
 
     If `holding` names a section, it is the nearest file that has this section, and the files below
-    it are checked only. The search ends at the root of the repository, which is the folder with `.git`. `sections` maps
-    each known section to the Struct that declares its keys. Raises UsageError as `read_config`, and
-    if a folder has two files with settings.
+    it are checked only. The search ends at the root of the repository, which is the folder with
+    `.git`. `sections` maps each known section to the Struct that declares its keys. Raises
+    UsageError as `read_config`, and if a folder has two files with settings.
     """
     for folder in _folders(start):
         found = [file for name in (FILE, PYPROJECT) if (file := folder / name).exists()]

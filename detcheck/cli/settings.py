@@ -27,7 +27,8 @@ SECTIONS: dict[str, SectionKind] = {"experiment": (Experiment, PromptsFile), "ta
 def find_settings(given: Path | None = None, *, holding: str | None = None) -> Config:
     """The experiment file `given`, or the nearest one at or above the current folder.
 
-    If `holding` names a section, the nearest file that has it. Raises UsageError if the file holds anything unknown.
+    If `holding` names a section, it is the nearest file that has it. Raises UsageError if the file
+    holds anything unknown.
     """
     from detcheck.gate.options import GateOptions
 
