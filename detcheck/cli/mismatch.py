@@ -40,7 +40,7 @@ _HELP = {
     "batch_sizes": "Requests that the sampler has in flight together.",
 }
 _SAMPLING = (*DEFAULTS, "top_k", "top_p", "min_p", "load_seed")
-FOLDER = Path("results/mismatch")
+FOLDER = Path("results/runs")
 
 
 def _asked_fields() -> tuple[Field, ...]:
@@ -108,7 +108,7 @@ def mismatch_command(
             "-o",
             "--out",
             metavar="DIR",
-            help="Folder to keep it in. [default: a new one in results/mismatch]",
+            help="Folder to keep it in. [default: a new one in results/runs]",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -149,7 +149,7 @@ def mismatch_command(
 def _folder(out: Path | None) -> Path:
     from detcheck.analysis.mismatch.results import is_mismatch
 
-    folder = out or FOLDER / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    folder = out or FOLDER / datetime.now(UTC).strftime("mismatch-%Y%m%d-%H%M%S-%f")
     if is_mismatch(folder):
         raise UsageError(f"{folder} holds a measurement already: give another `out`.")
     return folder
