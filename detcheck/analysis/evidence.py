@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcheck.analysis.batches import SHARED
+from detcheck.analysis.one_text import SharedText, shared_texts
 from detcheck.analysis.results import Analysis, Group
 from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.evidence import MIN_COMPARISONS, EndpointCheck
@@ -76,7 +77,7 @@ def lacking(
         *_load_varied(analysis, groups),
         *_enough_comparisons(analysis, groups, min_comparisons),
         *_control_alive(analysis, groups, control),
-        *_endpoint_sound(analysis),
+        *_endpoint_sound(analysis, groups),
     )
 
 
@@ -224,10 +225,21 @@ def _control_alive(
         yield _lack(CONTROL_ALIVE, sentence, group)
 
 
-def _endpoint_sound(analysis: Analysis) -> Iterator[Finding]:
+def _endpoint_sound(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
     for check in analysis.run.endpoint_checks:
         if check.decisive and check.holds is False:
             yield _lack(ENDPOINT_SOUND, endpoint_sentence(check))
+    for shared in shared_texts(analysis, groups):
+        if shared.decisive:
+            yield _lack(ENDPOINT_SOUND, shared_sentence(shared))
+
+
+def shared_sentence(shared: SharedText) -> str:
+    """One answer of a server to several prompts, as a sentence."""
+    return (
+        f"{shared.prompts} different prompts got one answer ({quoted(shared.text, 60)}): the "
+        "server may not have answered what it was asked."
+    )
 
 
 def endpoint_sentence(check: EndpointCheck) -> str:

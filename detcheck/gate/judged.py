@@ -57,6 +57,9 @@ class Judged:
     """Seeds of the wanted samples; without effect at temperature 0."""
     batch_sizes: tuple[int, ...]
     """Batch sizes that were asked for."""
+    observed_batches: tuple[int, ...]
+    """Most requests that were observed together at each of these sizes; of several groups, those
+    of the group that has fewest."""
     observed: str
     """The batches that were observed, and how."""
     max_new_tokens: int
@@ -91,7 +94,8 @@ class Judged:
         if self.decoding:
             options = ", ".join(f"{name} {value}" for name, value in self.decoding.items())
             yield "decoding", options
-        yield "observed", self.observed
+        seen = ", ".join(map(str, self.observed_batches))
+        yield "observed", f"{self.observed} (sizes {seen})"
         yield "compared", self._compared()
         if self.unseen_tokens:
             yield "not judged", f"{count(self.unseen_tokens, 'token')} that were never shown"
@@ -159,6 +163,7 @@ def judged_of(given: GateInput) -> Judged:
         temperature=experiment.temperature,
         seeds=experiment.seeds,
         batch_sizes=experiment.batch_sizes,
+        observed_batches=tuple(_observed(given, size) for size in experiment.batch_sizes),
         observed="; ".join(dict.fromkeys(group.evidence.sentence for group in given.groups)),
         max_new_tokens=experiment.max_new_tokens,
         comparisons=sum(comparisons),
@@ -170,6 +175,13 @@ def judged_of(given: GateInput) -> Judged:
         baseline=None if baseline is None else baseline.run_id,
         held=given.num_held(),
     )
+
+
+def _observed(given: GateInput, batch_size: int) -> int:
+    """Most requests observed together in the group that has fewest at a batch size that was asked
+    for; 0 if batches were not observed."""
+    rows = [row for group in given.groups for row in group.by_batch_size]
+    return min((row.observed_rows_max for row in rows if row.batch_size == batch_size), default=0)
 
 
 def duration_in_words(duration: timedelta) -> str:

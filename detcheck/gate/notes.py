@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from detcheck.analysis.evidence import NOTE, Finding, endpoint_sentence, percent_of
+from detcheck.analysis.evidence import (
+    NOTE,
+    Finding,
+    endpoint_sentence,
+    percent_of,
+    shared_sentence,
+)
+from detcheck.analysis.one_text import shared_texts
 from detcheck.analysis.results import Group
 from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.gate.given import GateInput, Rule
@@ -79,6 +86,9 @@ def endpoint_beside(given: GateInput) -> Iterator[Finding]:
     for check in given.analysis.run.endpoint_checks:
         if check.holds is False and not check.decisive:
             yield Finding("endpoint-sound", NOTE, endpoint_sentence(check))
+    for shared in shared_texts(given.analysis, given.groups):
+        if not shared.decisive:
+            yield Finding("endpoint-sound", NOTE, shared_sentence(shared))
 
 
 def budget_beside(given: GateInput) -> Iterator[Finding]:

@@ -72,6 +72,7 @@ def test_json_says_what_was_judged(detcheck, good):
     assert (judged["engine"], judged["target"]) == ("continuous", "cpu")
     assert (judged["kernels"], judged["levels"]) == ([BATCH_INVARIANT], ["bits"])
     assert (judged["prompts"], judged["completions"], judged["batch_sizes"]) == (1, 48, [1, 4, 8])
+    assert judged["observed_batches"] == [1, 4, 8]
     assert (judged["comparisons"], judged["max_new_tokens"]) == (32, 12)
     assert judged["bound"] == pytest.approx(0.0894, abs=1e-4)
     assert judged["run_id"] == "good"

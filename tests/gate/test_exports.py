@@ -75,6 +75,7 @@ def test_the_properties_say_what_was_judged(verdict_on):
     assert found["kernels"] == "batch-invariant, judged by bits"
     assert found["asked"].startswith("1 prompt, 48 completions each of at most 12 tokens")
     assert found["observed"].startswith("batches of up to 8 of 8 asked")
+    assert found["observed"].endswith("(sizes 1, 4, 8)")
     assert found["compared"].startswith("32 comparisons under a batch larger than one")
     assert "8.9 %" in found["compared"]
     assert found["run"].startswith("run, finished 2026-01-01T00:01:00Z")
