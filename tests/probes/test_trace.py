@@ -47,7 +47,11 @@ def experiment(**changes: Any) -> Asked:
 @pytest.fixture(autouse=True)
 def on_the_tiny_model(tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes traces replay with the tiny model, whichever model the experiment names."""
-    monkeypatch.setattr(
+    replay_with(tiny_model, monkeypatch)
+
+
+def replay_with(tiny_model: LoadedModel, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
         trace_module,
         "open_engine",
         lambda asked, target: ENGINES[target.engine](tiny_model, asked, target),

@@ -24,7 +24,14 @@ def script_of(run: Run, folder: Path) -> Path:
     return write_burst(run, folder)[0]
 
 
-@pytest.mark.parametrize("fields", [{}, {"chat_template": False}, {"traffic": "mixed"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        pytest.param({"chat_template": False}, marks=pytest.mark.slow),
+        pytest.param({"traffic": "mixed"}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_script_shows_both_answers_of_a_server_that_depends_on_its_load(
     fields: dict[str, Any], serve: Make, measure: Make, alone: Make, tmp_path: Path
 ) -> None:
@@ -110,7 +117,6 @@ def test_the_script_needs_the_standard_library_only(
         for alias in node.names
     }
     assert names <= sys.stdlib_module_names
-    assert "other answer" not in names
     assert "in the burst: …" in paths[2].read_text()
 
 

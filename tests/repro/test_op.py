@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from asking import ask
-from probes.test_trace import ENGINES, on_the_tiny_model, planted_silu
+from probes.test_trace import on_the_tiny_model, planted_silu, replay_with
 
 import detcheck
 from detcheck.errors import MeasurementError
+from detcheck.models import LoadedModel
 from detcheck.probes.calls import CallPair, OpCall
 from detcheck.probes.trace import subject_of_prompt, trace
 from detcheck.probes.trace_results import Trace
@@ -22,6 +23,8 @@ from detcheck.repro.inputs import pair_inputs
 from detcheck.repro.op import write_op
 
 __all__ = ["on_the_tiny_model"]
+
+SLOW = pytest.mark.slow
 
 PROMPT = "What is the sea?"
 
@@ -40,12 +43,22 @@ def traced(kernels: str = "stock", engine: str = "static") -> tuple[Trace, CallP
     return found, next(iter(calls), None)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.fixture(scope="module", params=["static", pytest.param("continuous", marks=SLOW)])
+def written(
+    request: pytest.FixtureRequest, tiny_model: LoadedModel, tmp_path_factory: Any
+) -> tuple[Trace, list[Path]]:
+    """A trace of stock kernels, and the files that were written for its first op."""
+    folder = tmp_path_factory.mktemp("op") / "repro"
+    with pytest.MonkeyPatch.context() as patch:
+        replay_with(tiny_model, patch)
+        found, calls = traced(engine=request.param)
+        return found, write_op(found, calls, folder, "/home/someone/tiny")
+
+
 def test_the_script_fails_for_stock_and_passes_for_the_invariant_kernel(
-    engine: str, tmp_path: Path, alone: Callable[..., Any]
+    written: tuple[Trace, list[Path]], alone: Callable[..., Any]
 ) -> None:
-    found, calls = traced(engine=engine)
-    paths = write_op(found, calls, tmp_path / "repro", "tiny")
+    paths = written[1]
     assert [path.name for path in paths][:3] == ["repro.py", "environment.txt", "issue.md"]
     done = alone(paths[0])
     assert done.returncode == 1, done.stderr
@@ -57,9 +70,11 @@ def test_the_script_fails_for_stock_and_passes_for_the_invariant_kernel(
         assert main() == 0
 
 
-def test_the_script_needs_torch_and_the_standard_library_only(tmp_path: Path) -> None:
-    script = write_op(*traced(), tmp_path / "repro", "tiny")[0]
-    tree = ast.parse(script.read_text())
+def test_the_script_needs_torch_and_the_standard_library_only(
+    written: tuple[Trace, list[Path]],
+) -> None:
+    script = written[1][0].read_text()
+    tree = ast.parse(script)
     names = {
         alias.name
         for node in ast.walk(tree)
@@ -68,12 +83,12 @@ def test_the_script_needs_torch_and_the_standard_library_only(tmp_path: Path) ->
     }
     assert "torch" in names
     assert names <= {"base64", "lzma", "os", "sys", "torch"}
-    assert len(script.read_text()) < 8000
+    assert len(script) < 8000
 
 
-def test_the_issue_names_the_op_and_holds_the_output(tmp_path: Path) -> None:
-    found, calls = traced()
-    issue = write_op(found, calls, tmp_path / "repro", "/home/someone/tiny")[2].read_text()
+def test_the_issue_names_the_op_and_holds_the_output(written: tuple[Trace, list[Path]]) -> None:
+    found, paths = written
+    issue = paths[2].read_text()
     assert found.first is not None
     assert f"# `{found.first.op}` gives a row other bits in a batch than alone" in issue
     assert "entries differ" in issue
