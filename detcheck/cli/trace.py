@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from detcheck.targets import from_dict
 if TYPE_CHECKING:
     from detcheck.probes.calls import CallPair
     from detcheck.probes.subject import Subject
-    from detcheck.probes.trace_results import FlipSide, Trace
+    from detcheck.probes.trace_results import FirstOp, FlipSide, LayerGrowth, Trace
     from detcheck.rundir import Run
 
 _LAYERS_SHOWN = 12
@@ -66,6 +67,14 @@ def trace_command(
         ),
     ] = None,
     out: Annotated[Path | None, kept_in("trace.json and a figure")] = None,
+    mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--mismatch",
+            help="With -p: compare decode steps with a prefill of the same tokens, as a sampler "
+            "and a trainer compute them, instead of two loads.",
+        ),
+    ] = False,
     repro: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +101,16 @@ def trace_command(
     options = {name: value for name, value in given.items() if value is not None}
     if kernels is not None:
         _check_kernels(kernels)
+    if mismatch:
+        if run is not None or batch_sizes is not None or engine is not None or repro is not None:
+            raise UsageError(
+                "--mismatch traces a prompt without load: give -p, and leave RUN, --batch-sizes, "
+                "--engine and --repro out."
+            )
+        from detcheck.cli.trace_mismatch import trace_mismatch
+
+        trace_mismatch(prompt, options, kernels or "stock", max_new_tokens, out, as_json=as_json)
+        return
     subject: Subject
     if run is not None:
         if options or any(value is not None for value in (prompt, batch_sizes, max_new_tokens)):
@@ -207,35 +226,45 @@ def _print(found: Trace) -> None:
         )
     else:
         step = "the prefill" if first.step == 0 else f"decode step {first.step}"
-        print_line(f"First op that differs: {first.op} in {first.module}", "bold")
-        print_line(
-            f"  in {step}: {_shape(first.reference_shape)} alone, {_shape(first.shape)} among "
-            f"{found.batch_size}"
+        print_first(
+            first,
+            f"in {step}: {shape_text(first.reference_shape)} alone, "
+            f"{shape_text(first.shape)} among {found.batch_size}",
+            compared,
         )
-        if first.rows:
-            print_line(
-                f"  {first.rows_differ} of the request's {first.rows} rows differ, by up to "
-                f"{first.max_ulp} ULPs"
-            )
-        print_line(
-            "  not all of its tensors could be compared; a later op shows that its result differs"
-            if first.indirect
-            else f"  its {first.inputs_compared} compared inputs agree bit for bit"
-        )
-        print_line(f"  compared up to there: {compared}", "dim")
     if found.layers:
         stdout.print()
         print_line(f"Layers at token {found.flip.position}:")
-        stdout.print(_layers(found))
+        stdout.print(layers_table(found.layers))
     stdout.print()
     _print_flip(found)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def print_first(first: FirstOp, place: str, compared: str) -> None:
+    """Print the op that differs, where, and the count of the tensors compared up to there."""
+    from detcheck.cli.console import print_line
+
+    print_line(f"First op that differs: {first.op} in {first.module}", "bold")
+    print_line(f"  {place}")
+    if first.rows:
+        print_line(
+            f"  {first.rows_differ} of the request's {first.rows} rows differ, by up to "
+            f"{first.max_ulp} ULPs"
+        )
+    print_line(
+        "  not all of its tensors could be compared; a later op shows that its result differs"
+        if first.indirect
+        else f"  its {first.inputs_compared} compared inputs agree bit for bit"
+    )
+    print_line(f"  compared up to there: {compared}", "dim")
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape such as `1×8×64`."""
     return "×".join(map(str, shape))
 
 
-def _layers(found: Trace) -> Any:
+def layers_table(layers: Sequence[LayerGrowth]) -> Any:
     """A table of about a dozen layers, with the first that differs and the last."""
     from rich.table import Table
 
@@ -243,10 +272,10 @@ def _layers(found: Trace) -> Any:
     table.add_column("layer", no_wrap=True, max_width=32)
     for heading in ("elements differ", "up to ULPs", "change / norm"):
         table.add_column(heading, justify="right")
-    every = max(1, -(-len(found.layers) // _LAYERS_SHOWN))
-    last = len(found.layers) - 1
-    start = next((i for i, layer in enumerate(found.layers) if layer.elements_differ), 0)
-    for index, layer in enumerate(found.layers):
+    every = max(1, -(-len(layers) // _LAYERS_SHOWN))
+    last = len(layers) - 1
+    start = next((i for i, layer in enumerate(layers) if layer.elements_differ), 0)
+    for index, layer in enumerate(layers):
         if index in (start, last) or index % every == 0:
             table.add_row(
                 layer.layer,

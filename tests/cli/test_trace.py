@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,3 +94,41 @@ def test_a_scripted_run_is_refused(detcheck, planted_run):
     result = detcheck("trace", planted_run().path)
     assert result.code == 2
     assert "has no ops to trace" in result.only_sentence
+
+
+def test_decoding_is_compared_with_prefilling(detcheck, monkeypatch):
+    from detcheck import models
+    from detcheck.engines import prompts
+    from detcheck.probes import decode_trace
+
+    asked = []
+    first = FirstOp("aten::mm", "layers.0", 2, (1, 1, 8), (1, 9, 8), 1, 1, 3, 2, indirect=False)
+    traced = decode_trace.DecodeTrace("stock", first, LAYERS, 0.125, 1234, 2345, 3)
+    loaded = SimpleNamespace(tokenizer=object())
+    monkeypatch.setattr(prompts, "encode_prompt", lambda *args, **options: (1, 2, 3))
+    monkeypatch.setattr(models, "load", lambda _, **options: asked.append(options) or loaded)
+    monkeypatch.setattr(
+        decode_trace, "trace_decoding", lambda *args: asked.append(args[1:]) or traced
+    )
+    result = detcheck("trace", "--mismatch", "-p", "Hi", "--dtype", "float32")
+    assert result.code == 0
+    assert "First op that differs: aten::mm in layers.0" in result.out
+    assert "at decode step 3: 1×1×8 decoded, 1×9×8 prefilled" in result.out
+    assert asked == [{"dtype": "float32"}, ((1, 2, 3), "stock", 100)]
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--mismatch",), "Give a prompt with -p"),
+        (("--mismatch", "-p", "Hi", "-b", "1,4"), "--mismatch traces a prompt without load"),
+        (
+            ("--mismatch", "-p", "Hi", "--max-new-tokens", "0"),
+            "--max-new-tokens must be at least 1",
+        ),
+    ],
+)
+def test_a_trace_of_decoding_that_makes_no_sense_is_refused(detcheck, args, sentence):
+    result = detcheck("trace", *args)
+    assert result.code == 2
+    assert sentence in result.only_sentence
