@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,7 +180,21 @@ def _control(target: Target, endpoint: str | None) -> Target | None:
         raise UsageError("--control-endpoint is for servers: give --endpoint URL.")
     if endpoint.rstrip("/") in {url.rstrip("/") for url in target.endpoints}:  # type: ignore[attr-defined]
         raise UsageError("--control-endpoint names a server that is judged: give another one.")
+    _check_places(target.endpoints, endpoint)  # type: ignore[attr-defined]
     return msgspec.structs.replace(target, endpoints=(endpoint,))
+
+
+def _check_places(endpoints: Sequence[str], control: str) -> None:
+    """Raise UsageError if the control leads to a server that is judged, under another name."""
+    import asyncio
+
+    from detcheck.engines.openai.same_server import one_place
+
+    for url in endpoints:
+        if sign := asyncio.run(one_place(url, control)):
+            raise UsageError(
+                f"--control-endpoint is the server at {url} ({sign}): give another one."
+            )
 
 
 def _seed(seed: int | None, given: dict[str, Any]) -> dict[str, Any]:

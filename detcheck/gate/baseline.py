@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -61,7 +61,7 @@ class AcceptedPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Seed of the wanted sample; None at temperature 0, where a seed changes nothing."""
     token_ids_digest: str | None = None
     """Tagged hash of the prompt's token ids, as they were sent; None if it is not known."""
-    answers: tuple[AcceptedAnswer, ...]
+    answers: Annotated[tuple[AcceptedAnswer, ...], msgspec.Meta(min_length=1)]
     """The reference of the run first, then the most common first."""
 
     @property
@@ -107,7 +107,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine: str
     machine: dict[str, Any]
     """Settings of the machine that can change an answer."""
-    prompts: tuple[AcceptedPrompt, ...]
+    prompts: Annotated[tuple[AcceptedPrompt, ...], msgspec.Meta(min_length=1)]
 
     def by_key(self) -> dict[Key, AcceptedPrompt]:
         """Its entries by (prompt, kernels, seed)."""
@@ -221,7 +221,7 @@ def read_baseline(path: Path) -> Baseline:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON ({error}), so it is no baseline.") from error
     version = document.get("detcheck_baseline") if isinstance(document, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int or version < 1:
         raise UsageError(
             f"{path} is no baseline: give a file that `detcheck baseline update` wrote, or a run."
         )
@@ -231,9 +231,12 @@ def read_baseline(path: Path) -> Baseline:
             "detcheck."
         )
     try:
-        return msgspec.convert(document, Baseline, strict=True)
+        baseline = msgspec.convert(document, Baseline, strict=True)
     except msgspec.ValidationError as error:
         raise UsageError(f"{path} is damaged: {error}. Write it again.") from error
+    if len(baseline.by_key()) < len(baseline.prompts):
+        raise UsageError(f"{path} is damaged: it has a prompt twice. Write it again.")
+    return baseline
 
 
 def baseline_text(baseline: Baseline) -> str:

@@ -48,3 +48,12 @@ def test_a_control_that_makes_no_sense(detcheck, options, words):
     result = detcheck("run", *options, *ASKED)
     assert result.code == 2
     assert words in result.only_sentence
+
+
+def test_a_control_that_is_the_judged_server_by_another_name_is_refused(detcheck):
+    with serve(Faults(**QUICK)) as sound:
+        other = sound.url.replace("127.0.0.1", "localhost")
+        options = ("--endpoint", sound.url, "--control-endpoint", other)
+        result = detcheck("run", *options, *ASKED)
+    assert result.code == 2
+    assert "--control-endpoint is the server at http://127.0.0.1" in result.only_sentence

@@ -77,3 +77,41 @@ def test_an_unknown_field_is_refused(tmp_path, good):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UsageError, match="There is no baseline"):
         read_baseline(tmp_path / "nowhere.json")
+
+
+def without_answers(document):
+    document["prompts"][0]["answers"] = []
+
+
+def without_prompts(document):
+    document["prompts"] = []
+
+
+def with_a_prompt_twice(document):
+    document["prompts"] *= 2
+
+
+def of_no_format(document):
+    document["detcheck_baseline"] = 0
+
+
+def of_a_format_that_is_true(document):
+    document["detcheck_baseline"] = True
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without_answers, "is damaged"),
+        (without_prompts, "is damaged"),
+        (with_a_prompt_twice, "it has a prompt twice"),
+        (of_no_format, "is no baseline"),
+        (of_a_format_that_is_true, "is no baseline"),
+    ],
+)
+def test_a_file_that_holds_nothing_is_refused(tmp_path, good, damage, words):
+    document = msgspec.to_builtins(accept(good, KERNELS).baseline)
+    damage(document)
+    (tmp_path / "baseline.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(UsageError, match=words):
+        read_baseline(tmp_path / "baseline.json")

@@ -65,6 +65,22 @@ class Address:
     """True if it is an address of this machine."""
 
 
+async def address_of(url: str, limit_s: float) -> Address | None:
+    """Where a connection to `url` leads; None if none comes about within `limit_s`."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(limit_s):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+    except (OSError, TimeoutError):
+        return None
+    peer, own = (writer.get_extra_info(name) for name in ("peername", "sockname"))
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return Address(str(peer[0]), int(peer[1]), is_here=peer[0] == own[0])
+
+
 class Client:
     """Asks one endpoint. Made and used within one event loop; `close` it there."""
 
@@ -106,18 +122,7 @@ class Client:
 
     async def address(self) -> Address | None:
         """Where a connection to the server leads; None if none comes about."""
-        parts = urlsplit(self.base_url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            async with asyncio.timeout(self._connection.connect_s):
-                _, writer = await asyncio.open_connection(parts.hostname, port)
-        except (OSError, TimeoutError):
-            return None
-        peer, own = (writer.get_extra_info(name) for name in ("peername", "sockname"))
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
-        return Address(str(peer[0]), int(peer[1]), is_here=peer[0] == own[0])
+        return await address_of(self.base_url, self._connection.connect_s)
 
     async def open_connections(self, number: int) -> None:
         """Have so many connections ready, each proved by a small request; faults show later."""

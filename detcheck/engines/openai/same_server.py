@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from urllib.parse import urlsplit
 
-from detcheck.engines.openai.client import Address
+from detcheck.engines.openai.client import Address, address_of
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.metrics import Counters
 from detcheck.engines.openai.probing import probe
@@ -21,6 +21,8 @@ ROUNDS = 2
 COUNTERS_S = 0.1
 """Time that a server gets to count a reply that has just ended; three times."""
 DAY_S = 86_400
+LOOK_S = 5.0
+"""Time for a connection that only shows where it leads."""
 WEB_PORTS = (80, 443)
 _NUMBER = re.compile(r"(?:\d+|(?<=[-_])[0-9a-f]+)$")
 _VERSION = re.compile(r"(?<![\d.])\d+\.\d+(?:\.\d+)?(?![\d.])")
@@ -59,6 +61,12 @@ async def check(endpoints: Sequence[Endpoint], temperature: float) -> None:
     for endpoint in endpoints[1:]:
         same = [one for (one, other) in found if other == endpoint.placement]
         endpoint.checks.append(_check(same, found[same[0], endpoint.placement] if same else ""))
+
+
+async def one_place(one_url: str, other_url: str) -> str | None:
+    """The sign that both URLs lead to one port; None if there is none. Connects to both."""
+    one, other = [await address_of(url, LOOK_S) for url in (one_url, other_url)]
+    return _one_place(one_url, other_url, one, other)
 
 
 def _check(same: Sequence[str], sign: str) -> EndpointCheck:
