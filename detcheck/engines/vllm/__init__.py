@@ -9,5 +9,5 @@ So each (kernels, tensor-parallel size) has its own process, started after the l
 
 On several machines vLLM runs its ranks through Ray, as it documents: start `ray start` on each of
 them, then `detcheck run --engine vllm --vllm-executor ray --tensor-parallel 8,16` on one. detcheck
-only passes the name to vLLM; this has not been tried on a cluster.
+only passes the name to vLLM. On a local cluster of CPUs vLLM refuses it; GPUs were not tried.
 """
