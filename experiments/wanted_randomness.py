@@ -1,6 +1,6 @@
 """Wanted randomness against unwanted: sixteen seeds, each answered under every load.
 
-    python experiments/wanted_randomness.py                # about 10 minutes on 2 cores
+    python experiments/wanted_randomness.py                # 10 to 20 minutes on 2 cores
 
 At a temperature above 0 each seed asks for one sample, so sixteen seeds may give sixteen answers.
 Any further answer to the same seed was added by the system. Writes a run directory to
