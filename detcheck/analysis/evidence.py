@@ -136,6 +136,25 @@ def _out_of_time(run: Run) -> str:
     )
 
 
+def left_out(run: Run) -> str | None:
+    """What a budget left out of a run whose prompts all have what a verdict needs, as a sentence.
+
+    None if it left nothing out, or the run is not complete.
+    """
+    cut = [record for record in run.conditions if record.status == ENOUGH]
+    if run.budget_s is None or not cut or not run.complete:
+        return None
+    left = sum(record.asked - record.due for record in cut)
+    prompts = len({record.prompt_index for record in cut})
+    asked = sum(record.asked for record in run.conditions)
+    return (
+        f"The time of {run.budget_s:g} seconds ended before {left:,} of "
+        f"{count(asked, 'completion')} were measured, of {count(prompts, 'prompt')}. Each of these "
+        "has the least that a verdict needs, and all bounds are those of the completions that were "
+        "made."
+    )
+
+
 def _every_completion(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
     for group in groups:
         asked = group.asked

@@ -8,6 +8,7 @@ from detcheck.analysis.evidence import (
     NOTE,
     Finding,
     endpoint_sentence,
+    left_out,
     percent_of,
     shared_sentence,
 )
@@ -17,7 +18,6 @@ from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.gate.given import GateInput, Rule
 from detcheck.gate.options import BITS
 from detcheck.kernels.settings import STOCK
-from detcheck.rundir import ENOUGH
 from detcheck.text import count
 
 
@@ -93,20 +93,9 @@ def endpoint_beside(given: GateInput) -> Iterator[Finding]:
 
 def budget_beside(given: GateInput) -> Iterator[Finding]:
     """What a budget left out of a run whose prompts all have what a verdict needs."""
-    run = given.analysis.run
-    cut = [record for record in run.conditions if record.status == ENOUGH]
-    if run.budget_s is None or not cut or not run.complete:
-        return
-    left = sum(record.asked - record.due for record in cut)
-    prompts = len({record.prompt_index for record in cut})
-    asked = sum(record.asked for record in run.conditions)
-    sentence = (
-        f"The time of {run.budget_s:g} seconds ended before {left:,} of "
-        f"{count(asked, 'completion')} were measured, of {count(prompts, 'prompt')}. Each of these "
-        "has the least that a verdict needs, and all bounds are those of the completions "
-        "that were made."
-    )
-    yield Finding("budget", NOTE, sentence)
+    sentence = left_out(given.analysis.run)
+    if sentence is not None:
+        yield Finding("budget", NOTE, sentence)
 
 
 NOTES: tuple[Rule, ...] = (

@@ -17,6 +17,7 @@ from detcheck.analysis.evidence import (
     RUN_COMPLETE,
     Finding,
     lacking,
+    left_out,
 )
 from detcheck.analysis.results import Analysis, Group, Statistics
 from detcheck.kernels.settings import STOCK, KernelSettings
@@ -149,7 +150,7 @@ def _held(analysis: Analysis) -> dict[str, str]:
         ENDPOINT_SOUND: bool(decisive),
     }
     held = {
-        RUN_COMPLETE: "every condition was measured to its end",
+        RUN_COMPLETE: left_out(analysis.run) or "every condition was measured to its end",
         EVERY_COMPLETION: came,
         BATCHES_OBSERVED: batches(analysis),
         KERNELS_PROVEN: "; ".join(_calls(analysis)),

@@ -24,6 +24,8 @@ from detcheck.experiment import Experiment
 from detcheck.gate import GateOptions, judge
 from detcheck.grid import conditions
 from detcheck.kernels.settings import BATCH_INVARIANT
+from detcheck.report import html
+from detcheck.report.view import build_view
 from detcheck.rundir import ENOUGH, ConditionRecord
 from detcheck.targets import InProcess, Traits
 from detcheck.traffic import Trial
@@ -117,6 +119,11 @@ def test_what_has_the_least_is_judged_and_what_was_left_out_is_said(measure: Mea
     (note,) = [finding for finding in judged.findings if finding.rule == "budget"]
     assert note.effect == "note"
     assert "of 1,152 completions were measured, of 6 prompts" in note.sentence
+
+
+def test_the_report_says_what_was_left_out(measure: Measure) -> None:
+    page = html.render(build_view(analyse(measure(least(), Slow()))), {})
+    assert "of 1,152 completions were measured, of 6 prompts" in page
 
 
 def test_a_fault_is_found_within_the_budget(measure: Measure) -> None:
