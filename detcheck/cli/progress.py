@@ -118,7 +118,8 @@ class ProgressListener(Listener):
         return untrusted(f"{prompt}{record.kernels}, batch size {record.batch_size}{seed}{place}")
 
     def tokens_generated(self, index: int, tokens: int) -> None:
-        """Tokens of the trial in flight, beside the bar."""
+        """Tokens of the trial in flight, beside the bar; a wait before it is over."""
+        self._stop_timer()
         counted = f"{tokens:,} tokens{self._rate(index, tokens)}"
         parts = (self._known(index), self._requests, counted)
         self._update(known=", ".join(part for part in parts if part))
@@ -139,6 +140,7 @@ class ProgressListener(Listener):
 
     def trial_finished(self, index: int, record: ConditionRecord, distinct: int) -> None:
         """Completions so far, and how many different ones there are."""
+        self._stop_timer()
         self._distinct[index] = distinct
         self._requests = ""
         self._update(completed=_answered(record), known=self._known(index))

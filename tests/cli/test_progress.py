@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,18 @@ def test_names_from_outside_cannot_steer_the_terminal(shown, tmp_path):
 
 def test_the_real_console_is_stderr():
     assert progress.stderr is console.stderr
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_wait_that_is_over_is_not_printed_later(shown, monkeypatch, goes_on):
+    """The checks of a server ask again during the run, and most of these waits are short."""
+    monkeypatch.setattr(progress, "LONG_WAIT_S", 0.2)
+    target = shown(terminal=False)
+    with ProgressListener() as listener:
+        listener.run_started(Path("run"), [ConditionRecord("p0/stock/b1", 0, "stock", 1, 4)])
+        listener.condition_started(0, ConditionRecord("p0/stock/b1", 0, "stock", 1, 4))
+        listener.waiting_for("waiting for a short answer")
+        if goes_on:
+            listener.tokens_generated(0, 3)
+        time.sleep(0.5)
+    assert ("waiting for a short answer …" in target.getvalue()) is not goes_on
