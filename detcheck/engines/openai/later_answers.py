@@ -43,8 +43,8 @@ class LaterAnswers:
     def judge(self, answers: Sequence[tuple[str, str]], own: Collection[str]) -> None:
         """Take (prompt, answer) pairs, and the answers that the trial before got.
 
-        An answer that each of its prompts had before the experiment does not count: some models
-        begin alike.
+        An answer that each of its prompts had before the experiment does not count, and prompts
+        that had one answer then count as one: some models begin alike.
         """
         self.answers += len(answers)
         ours = {without_numbers(text) for text in own}
@@ -54,7 +54,8 @@ class LaterAnswers:
                 prompts_of.setdefault(words, set()).add(prompt)
         for words, prompts in prompts_of.items():
             is_new = any(self.before.get(prompt) != words for prompt in prompts)
-            number = len(prompts) + any(one == words or _begins(one, words) for one in ours)
+            told_apart = {self.before.get(prompt, prompt) for prompt in prompts}
+            number = len(told_apart) + any(one == words or _begins(one, words) for one in ours)
             if is_new and number >= self.fewest:
                 self.shared, self.prompts = words, number
 

@@ -116,6 +116,7 @@ def test_samples_need_three_prompts() -> None:
         ([("A", "one text"), ("A", "one text")], (), ""),
         ([("A", "known"), ("B", "known")], (), "known"),  # B had another answer
         ([("A", "known"), ("D", "known")], (), ""),  # as before the experiment
+        ([("A", "one text"), ("D", "one text")], (), ""),  # not told apart before it either
         ([("A", "12"), ("B", "13")], (), ""),
         ([], ("one",), ""),
     ],
