@@ -156,7 +156,7 @@ def _trace(
 
 def _write_burst(run: Run, repro: Path, *, as_json: bool) -> None:
     """Write a script that asks the run's server again."""
-    from detcheck.cli.console import print_json
+    from detcheck.cli.console import print_json, print_line, stderr
     from detcheck.repro import endpoint, files
 
     files.check_folder(repro)
@@ -164,6 +164,12 @@ def _write_burst(run: Run, repro: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"written": [str(path) for path in paths]})
     _name(paths)
+    print_line(
+        "nothing was sent; the files hold the server's URL and the prompts: read them before you "
+        "publish them.",
+        "dim",
+        console=stderr,
+    )
 
 
 def _name(paths: list[Path]) -> None:

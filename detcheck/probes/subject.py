@@ -36,7 +36,8 @@ def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
     if not run.traits.ops_visible:
         raise UsageError(
             f"The run was measured by the engine {run.target.engine!r}, which has no ops to "
-            "trace: trace a run of the continuous or static engine."
+            "trace: trace a run of the continuous or static engine, or have a script that asks a "
+            'server again written by `repro="DIR"`.'
         )
     return subject_of(run, prompt_index)[0]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from servers.faults import Faults
+from servers.running import serve
 
 from detcheck.probes import trace as trace_module
 
@@ -47,3 +50,17 @@ def test_a_scripted_run_is_refused(detcheck, planted_run):
     result = detcheck("trace", planted_run().path, "--repro", "repro")
     assert result.code == 2
     assert "has no ops to trace" in result.only_sentence
+    assert "written by --repro DIR" in result.only_sentence
+
+
+def test_a_servers_run_is_written_as_a_burst(detcheck):
+    with serve(Faults(quiet_s=0.002, answer_tokens=6, flip_at=3)) as served:
+        asked = ("-b", "1,8", "-n", "24", "--max-new-tokens", "6")
+        assert detcheck("run", "--endpoint", served.url, *asked, "-o", "run").code == 0
+        assert detcheck("trace", "run").code == 2
+        result = detcheck("trace", "run", "--repro", "repro", "--json")
+    assert result.code == 0
+    assert [Path(path).name for path in json.loads(result.out)["written"]] == [
+        *("repro.py", "environment.txt", "issue.md")
+    ]
+    assert "read them before you publish them" in result.err
