@@ -11,6 +11,7 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,10 @@ def program(wheel: Path, elsewhere: Path, tmp_path_factory: pytest.TempPathFacto
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin/python"
     install = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps"]
-    subprocess.run([*install, "--no-index", wheel], check=True, timeout=120)
+    # Neither a path nor the present folder may show another detcheck to pip or to the programs.
+    variables = {name: v for name, v in os.environ.items() if not name.startswith("PYTHON")}
+    alone: dict[str, Any] = {"cwd": elsewhere, "env": variables | {"OMP_NUM_THREADS": "2"}}
+    subprocess.run([*install, "--no-index", wheel], check=True, timeout=120, **alone)
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True)
     # A line of a .pth file adds a folder without the .pth files in it, so no editable install.
@@ -79,11 +83,9 @@ def program(wheel: Path, elsewhere: Path, tmp_path_factory: pytest.TempPathFacto
     dependencies.write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
-        variables = {name: v for name, v in os.environ.items() if not name.startswith("PYTHON")}
         return subprocess.run(
             [environment / "bin" / args[0], *args[1:]],
-            cwd=elsewhere,
-            env=variables | {"OMP_NUM_THREADS": "2"},
+            **alone,
             capture_output=True,
             text=True,
             timeout=300,
