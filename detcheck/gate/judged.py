@@ -77,6 +77,8 @@ class Judged:
     control: str | None
     """The kernels that were the control, or `itself`, and whether nothing of it moved; None if no
     control was measured."""
+    control_run: str | None
+    """Run id of the control, if it is another run."""
     baseline: str | None
     """Run id of the baseline; None if there is none."""
     held: int
@@ -102,7 +104,8 @@ class Judged:
         finished = f"finished {self.finished}" if self.finished else "never finished"
         age = duration_in_words(timedelta(seconds=self.age_s))
         yield "run", f"{self.run_id}, {finished}, {age} ago"
-        yield "control", self.control or "none was measured"
+        of_run = f" of run {self.control_run}" if self.control and self.control_run else ""
+        yield "control", f"{self.control or 'none was measured'}{of_run}"
         held = f", which has {self.held} of {count(self.groups, 'judged prompt')}"
         yield "baseline", f"{self.baseline}{held}" if self.baseline else "none"
 
@@ -172,6 +175,7 @@ def judged_of(given: GateInput) -> Judged:
         bound=None if differing else zero_upper_bound(min(comparisons, default=0)),
         unseen_tokens=sum(given.unseen_tokens(group) for group in given.groups),
         control=", ".join(dict.fromkeys(controls)) or None,
+        control_run=None if given.control_run is None else given.control_run.run.run_id,
         baseline=None if baseline is None else baseline.run_id,
         held=given.num_held(),
     )

@@ -32,6 +32,7 @@ def test_a_control_of_another_run_is_a_control(tmp_path, run):
     assert verdict.value == PASS
     assert any("The control (stock) gave 1 distinct answer" in r for r in verdict.reasons)
     assert verdict.judged.control == "stock"
+    assert dict(verdict.judged.facts())["control"] == "stock of run stock"
 
 
 def test_a_dead_control_of_another_run_is_inconclusive(tmp_path, run):
