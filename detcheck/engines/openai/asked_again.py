@@ -32,6 +32,7 @@ async def ask(endpoint: Endpoint, together: int, temperature: float, own: Collec
     prompts = list(islice(cycle(later.before), number))
     asked = (Question(prompt, NUM_TOKENS, temperature, SEED) for prompt in prompts)
     replies = await asyncio.gather(*(_answer(endpoint, question) for question in asked))
+    later.silent = not any(text is not None for text in replies)
     pairs = zip(prompts, replies, strict=True)
     later.judge([(prompt, text) for prompt, text in pairs if text is not None], own)
 

@@ -31,6 +31,8 @@ class LaterAnswers:
     """Answers that came since."""
     at_s: Mapping[int, float] = field(default_factory=dict)
     """When the prompts were last asked, by batch size."""
+    silent: bool = False
+    """Whether none of the last ones was answered: then they are asked at the end only."""
     shared: str = ""
     """An answer that different prompts got; empty if none did."""
     prompts: int = 0
@@ -38,6 +40,8 @@ class LaterAnswers:
 
     def due(self, together: int, now_s: float) -> bool:
         """Whether to ask after a trial of `together` requests."""
+        if self.silent:
+            return False
         return together not in self.at_s or now_s - max(self.at_s.values()) >= EVERY_S
 
     def judge(self, answers: Sequence[tuple[str, str]], own: Collection[str]) -> None:

@@ -139,3 +139,16 @@ def test_fields_that_are_not_compared_are_no_whole_answer(serve: Serve, measure:
     verdict = judge(analysis, GateOptions(require_whole_answer=True))
     assert verdict.value == INCONCLUSIVE
     assert "does not know and does not compare: musings" in " ".join(verdict.reasons)
+
+
+def test_a_server_that_left_them_unanswered_is_asked_at_the_end_only(
+    serve: Serve, measure: Measure
+) -> None:
+    def fault(number: int, body: dict[str, Any]) -> str | None:
+        return "500" if number > 12 and prompt_of(body) != PROMPT else None
+
+    server = serve(fault=fault)
+    measure(server, batch_sizes=(1, 4, 8), completions=48, max_new_tokens=20)
+    asked = [prompt_of(body) for body in server.behaviour.seen]
+    later = asked[asked.index(PROMPT) :]
+    assert sum(prompt != PROMPT for prompt in later) == 4 + 8
