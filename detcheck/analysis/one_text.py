@@ -11,6 +11,8 @@ from detcheck.analysis.results import Analysis, Group
 
 FEWEST_WORDS = 4
 """Shorter answers, such as `yes` or `B`, may well be right for several prompts."""
+LONGEST_ERROR = 300
+"""Characters of a longest error message; longer texts are answers about errors."""
 ERROR = re.compile(
     r"overload|unavailable|try again|rate.?limit|too many requests|quota|at capacity|timed? ?out"
     r"|(?:internal|server|upstream|gateway) error|bad gateway|not loaded|out of memory",
@@ -41,4 +43,9 @@ def shared_texts(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Shared
     for text, prompts in prompts_of.items():
         if len(prompts) > 1 and len(text.split()) >= FEWEST_WORDS:
             everywhere = prompts == asked and len(asked) > 2
-            yield SharedText(text, len(prompts), everywhere or bool(ERROR.search(text)))
+            yield SharedText(text, len(prompts), everywhere or reads_like_an_error(text))
+
+
+def reads_like_an_error(text: str) -> bool:
+    """Whether a text is short and has words of servers that do not answer. It is a sign only."""
+    return len(text) <= LONGEST_ERROR and ERROR.search(text) is not None

@@ -12,13 +12,13 @@ from detcheck.analysis.evidence import (
     percent_of,
     shared_sentence,
 )
-from detcheck.analysis.one_text import shared_texts
+from detcheck.analysis.one_text import reads_like_an_error, shared_texts
 from detcheck.analysis.results import Group
 from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.gate.given import GateInput, Rule
 from detcheck.gate.options import BITS
 from detcheck.kernels.settings import STOCK
-from detcheck.text import count
+from detcheck.text import count, quoted
 
 
 def bound_of_the_count(given: GateInput) -> Iterator[Finding]:
@@ -86,6 +86,8 @@ def endpoint_beside(given: GateInput) -> Iterator[Finding]:
     for check in given.analysis.run.endpoint_checks:
         if check.holds is False and not check.decisive:
             yield Finding("endpoint-sound", NOTE, endpoint_sentence(check))
+    if not given.analysis.run.traits.computes_here:
+        yield from _errors_as_answers(given)
     for shared in shared_texts(given.analysis, given.groups):
         if not shared.decisive:
             yield Finding("endpoint-sound", NOTE, shared_sentence(shared))
@@ -96,6 +98,15 @@ def budget_beside(given: GateInput) -> Iterator[Finding]:
     sentence = left_out(given.analysis.run)
     if sentence is not None:
         yield Finding("budget", NOTE, sentence)
+
+
+def _errors_as_answers(given: GateInput) -> Iterator[Finding]:
+    """The most common answer of a group, if it reads like an error of its server."""
+    for group in given.groups:
+        text = group.variants[0].variant.text.strip() if group.variants else ""
+        if reads_like_an_error(text):
+            sentence = f"The answer reads like an error of the server: {quoted(text, 80)}."
+            yield Finding("endpoint-sound", NOTE, sentence, group)
 
 
 NOTES: tuple[Rule, ...] = (

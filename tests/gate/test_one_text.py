@@ -52,3 +52,13 @@ def test_one_text_to_several_prompts(tmp_path, texts, effect):
 def test_a_model_on_this_machine_answers_what_it_is_asked(tmp_path):
     verdict = judge(analysed(tmp_path / "run", change=answering(*[REFUSED] * 4), prompts=PROMPTS))
     assert "endpoint-sound" not in rules(verdict, INCONCLUSIVE)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(OVERLOADED, True), (REFUSED, False), (OVERLOADED * 20, False)]
+)
+def test_an_error_to_one_prompt_is_said_and_decides_nothing(tmp_path, text, said):
+    verdict = judge(analysed(tmp_path / "run", change=answering(text), **SERVED))
+    assert verdict.value == PASS
+    found = [reason for reason in verdict.reasons if "reads like an error" in reason]
+    assert bool(found) is said
