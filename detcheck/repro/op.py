@@ -24,6 +24,8 @@ from detcheck.repro.inputs import PairedInput, arguments, index_of, pair_inputs
 
 DIFFERS = 1
 """Exit code of a script that shows a difference."""
+SEEDS = 4
+"""Seeds that are tried before real inputs are."""
 LARGEST_CHANGE = 0.05
 """Changes beyond this share of the largest entry are no rounding."""
 LONGEST_S = 600
@@ -43,9 +45,9 @@ class _Tried:
 def write_op(found: Trace, calls: CallPair | None, folder: Path, model: str | None) -> list[Path]:
     """Write the script of a trace's first op, its inputs if needed, environment and issue text.
 
-    The script is run in a process of its own first: with seeded inputs, then with the real inputs
-    but seeded weights, then with everything real. The first that shows the difference is written.
-    Returns the paths. Raises MeasurementError, and writes nothing, if no op differs or no script
+    The script is run in a process of its own first: with inputs of a few seeds, then with the real
+    inputs but seeded weights, then with everything real. The first that shows the difference is
+    written. Returns the paths. Raises MeasurementError, and writes nothing, if no op differs or no script
     shows the difference; StorageError if the folder cannot be written.
     """
     if found.first is None:
@@ -61,10 +63,11 @@ def write_op(found: Trace, calls: CallPair | None, folder: Path, model: str | No
     environment = collect(calls.batch.device)
     with tempfile.TemporaryDirectory() as scratch:
         tried = _first_that_shows(found.first, calls, inputs, environment, Path(scratch), model)
+        flipped = found.flip.flipped
         contents = {
             files.SCRIPT: tried.script,
             files.ENVIRONMENT: files.environment_text(environment),
-            files.ISSUE: _issue(found.first, tried, environment, model),
+            files.ISSUE: _issue(found.first, tried, environment, model, flipped=flipped),
         }
         paths = files.write(folder, contents)
         if tried.saved:
@@ -89,10 +92,23 @@ def _first_that_shows(
     scratch: Path,
     model: str | None,
 ) -> _Tried:
-    for seeded in _choices(inputs):
+    for seeded, seed in _choices(inputs):
         saved = _save(inputs, seeded, scratch / files.INPUTS)
-        script = _script(first, calls, inputs, seeded, environment, model, saved=saved)
+        script = _script(first, calls, inputs, seeded, environment, model, saved=saved, seed=seed)
         (scratch / files.SCRIPT).write_text(script, encoding="utf-8")
+        printed = _run(scratch)
+        if printed is not None and _is_rounding(printed, seeded):
+            return _Tried(script, saved, printed)
+    raise MeasurementError(
+        f"{calls.batch.op} gives equal bits when it is called outside the model with the same "
+        "inputs, so the cause lies around it (settings, memory or kernels in force): nothing was "
+        "written."
+    )
+
+
+def _run(scratch: Path) -> str | None:
+    """What the script prints in a process of its own; None if it shows no difference."""
+    try:
         done = subprocess.run(
             [sys.executable, "-I", files.SCRIPT],
             cwd=scratch,
@@ -101,13 +117,9 @@ def _first_that_shows(
             timeout=LONGEST_S,
             check=False,
         )
-        if done.returncode == DIFFERS and _is_rounding(done.stdout, seeded):
-            return _Tried(script, saved, done.stdout)
-    raise MeasurementError(
-        f"{calls.batch.op} gives equal bits when it is called outside the model with the same "
-        "inputs, so the cause lies around it (settings, memory or kernels in force): nothing was "
-        "written."
-    )
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout if done.returncode == DIFFERS else None
 
 
 def _is_rounding(printed: str, seeded: Collection[str]) -> bool:
@@ -118,11 +130,15 @@ def _is_rounding(printed: str, seeded: Collection[str]) -> bool:
     return not seeded or float(sizes[1]) <= LARGEST_CHANGE * float(sizes[2])
 
 
-def _choices(inputs: list[PairedInput]) -> Iterator[frozenset[str]]:
-    """Names of the inputs to seed: as many as possible first, then the weights, then none."""
+def _choices(inputs: list[PairedInput]) -> Iterator[tuple[frozenset[str], int]]:
+    """Names of the inputs to seed, and the seed: as many as possible first, at the end none."""
     can = frozenset(each.name for each in inputs if each.can_be_seeded)
     weights = can & {each.name for each in inputs if each.batch.is_weight}
-    yield from dict.fromkeys((can, weights, frozenset()))
+    for seed in range(SEEDS if can else 0):
+        yield can, seed
+    if weights and weights != can:
+        yield weights, 0
+    yield frozenset(), 0
 
 
 def _save(inputs: list[PairedInput], seeded: Collection[str], path: Path) -> bool:
@@ -146,6 +162,7 @@ def _script(
     model: str | None,
     *,
     saved: bool,
+    seed: int = 0,
 ) -> str:
     batch_args, batch_kwargs = arguments(calls.batch, iter([each.in_batch for each in inputs]))
     alone_args, alone_kwargs = arguments(calls.alone, iter([each.in_call_alone for each in inputs]))
@@ -166,6 +183,7 @@ def _script(
         definitions=definitions,
         saved=saved,
         seeded=bool(seeded),
+        seed=seed,
         packed=any("packed(" in line for line in definitions),
         batch_args=batch_args,
         batch_kwargs=batch_kwargs,
@@ -175,9 +193,17 @@ def _script(
     )
 
 
-def _issue(first: FirstOp, tried: _Tried, environment: Mapping[str, Any], model: str | None) -> str:
+def _issue(
+    first: FirstOp,
+    tried: _Tried,
+    environment: Mapping[str, Any],
+    model: str | None,
+    *,
+    flipped: bool,
+) -> str:
     return files.render(
         "op_issue.md.j2",
+        flipped=flipped,
         name=first.op,
         module=first.module or "the model itself",
         model=files.public_name(model),

@@ -93,6 +93,7 @@ def test_the_issue_names_the_op_and_holds_the_output(written: tuple[Trace, list[
     assert f"# `{found.first.op}` gives a row other bits in a batch than alone" in issue
     assert "entries differ" in issue
     assert "someone" not in issue
+    assert ("changed the generated text" in issue) == found.flip.flipped
     assert "packages.torch" in issue
 
 
