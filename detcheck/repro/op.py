@@ -47,8 +47,8 @@ def write_op(found: Trace, calls: CallPair | None, folder: Path, model: str | No
 
     The script is run in a process of its own first: with inputs of a few seeds, then with the real
     inputs but seeded weights, then with everything real. The first that shows the difference is
-    written. Returns the paths. Raises MeasurementError, and writes nothing, if no op differs or no script
-    shows the difference; StorageError if the folder cannot be written.
+    written. Returns the paths. Raises MeasurementError, and writes nothing, if no op differs or no
+    script shows the difference; StorageError if the folder cannot be written.
     """
     if found.first is None:
         raise MeasurementError(
