@@ -322,7 +322,7 @@ def draw(curves: list[Curves], path: Path) -> None:
         axes.set_xlabel("step")
         axes.set_title(name)
     axes.set_yscale("symlog", linthresh=1e-6)
-    axes.legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(ARMS))
     figure.savefig(path, metadata={"Date": None})
 
 
