@@ -17,7 +17,7 @@ class Ranked:
     token: str
     token_id: int | None
     logprob: float
-    """Log-probability of the best token, in nats; NaN if the server did not send it."""
+    """Log-probability of the token itself, in nats; NaN if the server did not send it."""
     gap: float
     """Best minus second best, in nats; NaN if the server sent fewer than two."""
     runner_up: str
@@ -109,7 +109,12 @@ def _ranked(chosen: Candidate, others: Sequence[Candidate]) -> Ranked:
         if len(rest) > 1:
             second = max(second, rest[1].logprob)
     return Ranked(
-        chosen.text, chosen.token_id, best, best - second, runner_up.text, runner_up.token_id
+        chosen.text,
+        chosen.token_id,
+        chosen.logprob,
+        best - second,
+        runner_up.text,
+        runner_up.token_id,
     )
 
 

@@ -68,7 +68,7 @@ def test_chosen_token_outside_the_list_costs_no_entry() -> None:
     told = entry("z", -4.0)
     told["top_logprobs"] = [{"token": text, "logprob": -1.0 - n} for n, text in enumerate("ab")]
     ranked = chat_token(told)
-    assert (ranked.runner_up, ranked.logprob, ranked.gap) == ("a", -1.0, 1.0)
+    assert (ranked.runner_up, ranked.logprob, ranked.gap) == ("a", -4.0, 1.0)
 
 
 def test_equal_bytes_are_one_token_whatever_its_text() -> None:
