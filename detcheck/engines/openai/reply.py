@@ -182,7 +182,7 @@ class Reply:
         repeats = bool(message) and bool(said.text or self._pieces)
         text = said.text or whole.text
         if repeats:
-            text = said.text + self._unsaid(said.text, whole.text)
+            text = said.text + self._unsaid(said.text, whole.text, is_last=reason is not None)
         is_new = False if repeats and not text else self._append(text, choice)
         if is_new and self._reason is not None:
             self._early_reasons.add(self._reason)
@@ -203,17 +203,17 @@ class Reply:
         self._pieces.append(Piece(text, tuple(ids), tuple(ranked)))
         return True
 
-    def _unsaid(self, coming: str, whole: str) -> str:
-        """What a whole message beside a stream says more than the stream, such as its reasoning.
+    def _unsaid(self, coming: str, whole: str, *, is_last: bool) -> str:
+        """What the message of the last chunk says more than the stream, such as its reasoning.
 
-        Raises Failure if it says anything else.
+        Raises Failure if it says anything else, or a message in the middle says more.
         """
         streamed = "".join(piece.text for piece in self._pieces) + coming
         once = "".join(piece.text for piece in self._once()) + coming
         if whole.strip() in streamed or whole.strip() == once.strip():
             return ""
         before, found, after = whole.partition(once.strip())
-        if not (found and once.strip()):
+        if not (found and once.strip() and is_last):
             raise Failure(MALFORMED, "the stream and the whole message beside it differ")
         return before + after
 

@@ -229,6 +229,9 @@ def test_a_whole_message_after_the_stream_adds_what_the_stream_left_out() -> Non
     assert reply(chunk("A "), chunk("b"), whole(content="A b")).completion().text == "A b"
     with pytest.raises(Failure, match="differ"):
         reply(chunk("A "), chunk("b"), whole(content="A c", reasoning="so"))
+    ahead = {"choices": [{"index": 0, "message": {"content": "A b"}, "finish_reason": None}]}
+    with pytest.raises(Failure, match="differ"):  # `b` is still to come
+        reply(chunk("A "), ahead)
 
 
 def test_reasoning_beside_the_delta_counts_and_unknown_fields_are_named() -> None:
