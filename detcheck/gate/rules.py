@@ -13,7 +13,7 @@ from detcheck.analysis.evidence import (
     endpoint_sentence,
     lacking,
 )
-from detcheck.analysis.results import UNKNOWN, Group, SeedSplit
+from detcheck.analysis.results import UNKNOWN, Flip, Group, SeedSplit
 from detcheck.errors import UsageError
 from detcheck.evidence import UNKNOWN_FIELDS
 from detcheck.gate.answer_rules import ANSWER_RULES
@@ -213,8 +213,16 @@ def _first_divergence(group: Group, found: AtLevel) -> str:
     ]
     first = min(diverged, key=lambda divergence: divergence.position)
     ways = two_ways(first.context, first.reference_piece, first.piece)
-    why = "no log-probabilities to tell why" if first.flip.kind == UNKNOWN else first.flip.kind
-    return f"the first divergence is at position {first.position}{ways} ({why})"
+    return f"the first divergence is at position {first.position}{ways} ({_why(first.flip)})"
+
+
+def _why(flip: Flip) -> str:
+    """The kind of a flip, or the reason why it is not known."""
+    if flip.kind != UNKNOWN:
+        return flip.kind
+    if flip.gap is None:
+        return "no log-probabilities to tell why"
+    return "no noise was measured to tell rounding from a bug"
 
 
 def _reference_text(split: SeedSplit) -> str | None:

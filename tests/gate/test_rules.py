@@ -191,3 +191,20 @@ def test_repeats_that_differ_are_named(verdict_on, monkeypatch):
     engine = ScriptedEngine([Planted(5, 3, min_batch_size=4, rate=0.5)])
     verdict = verdict_on(engine, kernels=STOCK)
     assert any("Exact repeats of a load gave" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda answer: answer, "(no noise was measured to tell rounding from a bug)"),
+        (
+            lambda answer: dataclasses.replace(answer, top_two=None),
+            "(no log-probabilities to tell why)",
+        ),
+    ],
+)
+def test_an_unknown_kind_says_what_was_missing(verdict_on, change, words):
+    at_once = ScriptedEngine([Planted(0, 3, min_batch_size=4, gap=0.5)])
+    verdict = verdict_on(at_once, kernels=STOCK, change=change)
+    assert verdict.value == FAIL
+    assert words in verdict.reasons[0]
