@@ -56,10 +56,12 @@ def check_control(control: Analysis, analysis: Analysis) -> None:
 def _check_model(control: Run, run: Run) -> None:
     """Raise UsageError if the control's model is known to be another one.
 
-    A server's revision is that of the server too, which may differ by its settings.
+    A server's revision is that of the server too, which may differ by its settings; its model is
+    known by the name that it is served under.
     """
-    here = control.traits.computes_here and run.traits.computes_here
-    for name in (*(("revision",) if here else ()), "weights_digest", "dtype"):
+    here = {control.traits.computes_here, run.traits.computes_here}
+    own = {(True,): ("revision",), (False,): ("name",)}.get(tuple(here), ())
+    for name in (*own, "weights_digest", "dtype"):
         theirs, ours = getattr(control.model, name), getattr(run.model, name)
         if theirs and ours and theirs != ours:
             raise UsageError(

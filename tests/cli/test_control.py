@@ -57,3 +57,12 @@ def test_a_control_that_is_the_judged_server_by_another_name_is_refused(detcheck
         result = detcheck("run", *options, *ASKED)
     assert result.code == 2
     assert "--control-endpoint is the server at http://127.0.0.1" in result.only_sentence
+
+
+def test_a_control_that_serves_another_model_is_refused(detcheck):
+    with serve(Faults(**QUICK)) as sound, serve(Faults(served=("huge",), **QUICK)) as control:
+        options = ("--endpoint", sound.url, "--control-endpoint", control.url)
+        assert detcheck("run", *options, *ASKED).code == 0
+    result = detcheck("gate", "run")
+    assert result.code == 2
+    assert "its name is huge, the run's is tiny" in result.only_sentence
