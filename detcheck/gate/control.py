@@ -59,9 +59,10 @@ def _check_model(control: Run, run: Run) -> None:
     A server's revision is that of the server too, which may differ by its settings; its model is
     known by the name that it is served under.
     """
-    here = {control.traits.computes_here, run.traits.computes_here}
-    own = {(True,): ("revision",), (False,): ("name",)}.get(tuple(here), ())
-    for name in (*own, "weights_digest", "dtype"):
+    names = ["weights_digest", "dtype"]
+    if control.traits.computes_here == run.traits.computes_here:
+        names.insert(0, "revision" if run.traits.computes_here else "name")
+    for name in names:
         theirs, ours = getattr(control.model, name), getattr(run.model, name)
         if theirs and ours and theirs != ours:
             raise UsageError(
