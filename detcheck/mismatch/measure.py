@@ -17,7 +17,7 @@ from detcheck.analysis.mismatch.rounding import rounding_of
 from detcheck.engines import Connection, open_engine
 from detcheck.engines.in_process import InProcessEngine, pad_token_id
 from detcheck.engines.prompts import encode_prompt
-from detcheck.errors import MeasurementError
+from detcheck.errors import MeasurementError, UsageError
 from detcheck.experiment import Experiment
 from detcheck.kernels.settings import AS_SERVED, STOCK
 from detcheck.mismatch.chain import Chain
@@ -91,10 +91,13 @@ def score(
     """Score `rollouts`, given by the sampler's kernels, with a trainer of model `loaded`.
 
     Under `as-served` kernels the sampler's steps are recomputed with stock kernels. Raises
-    MeasurementError if a setting has no tokens.
+    UsageError if the rollouts are not of this model, and MeasurementError if a setting has no
+    tokens.
     """
     if any(not any(each.places for each in own) for own in rollouts.values()):
         raise MeasurementError("The sampler gave no tokens: ask for longer completions.")
+    for own in rollouts.values():
+        _check_fit(loaded, own)
     dtypes = _dtypes(loaded, options)
     chains = [
         Chain(STOCK if kernels == AS_SERVED else kernels, own, processed)
@@ -113,6 +116,23 @@ def score(
                 model, kernels, options.trainer_layout, dtype, pad_token_id(loaded)
             )
     return Measured(_report(loaded, chains, options, faults, source, processed), rollouts)
+
+
+def _check_fit(loaded: LoadedModel, rollouts: Sequence[Rollout]) -> None:
+    """Raise UsageError if a token or the length of a rollout is none of the model's."""
+    vocabulary = loaded.model.get_input_embeddings().num_embeddings
+    largest = max(token for rollout in rollouts for token in rollout.token_ids)
+    if largest >= vocabulary:
+        raise UsageError(
+            f"A rollout has the token id {largest}, and {loaded.name} has ids below {vocabulary}: "
+            "name the model that sampled the rollouts."
+        )
+    longest = max(len(rollout.token_ids) for rollout in rollouts)
+    if loaded.context_length is not None and longest > loaded.context_length:
+        raise UsageError(
+            f"A rollout has {longest} tokens, more than the {loaded.context_length} of "
+            f"{loaded.name}'s context: leave it out."
+        )
 
 
 def _report(

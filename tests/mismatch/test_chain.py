@@ -17,8 +17,10 @@ from detcheck.analysis.mismatch.results import (
     MismatchReport,
     MismatchRow,
 )
+from detcheck.errors import UsageError
 from detcheck.mismatch.measure import score
 from detcheck.mismatch.options import LAYOUTS, TrainerOptions
+from detcheck.mismatch.rollouts import Rollout
 from detcheck.models import LoadedModel
 from mismatch.tiny import sampled
 
@@ -112,6 +114,18 @@ def test_a_pass_that_fails_is_a_missing_link(loaded: Load) -> None:
     assert (missing.link, missing.trainer_layout) == (PREFILL_LAYOUT, "packed")
     assert "position_ids" in missing.reason
     assert [row.trainer_layout for row in rows(report, "stock", WHOLE)] == ["single", "padded"]
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "message"),
+    [((5, 4000), "has the token id 4000"), ((5,) * 600, "has 608 tokens, more than the 512")],
+)
+def test_rollouts_of_another_model_are_refused(
+    loaded: Load, prompt_ids: tuple[int, ...], message: str
+) -> None:
+    other = Rollout(prompt_ids=prompt_ids, completion_ids=(5,) * 8, logprobs=(-1.0,) * 8)
+    with pytest.raises(UsageError, match=message):
+        score(loaded(), {"stock": (other,)}, TrainerOptions(), source="", processed=False)
 
 
 def test_slices_cover_every_token_once(loaded: Load) -> None:
