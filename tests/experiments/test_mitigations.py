@@ -25,6 +25,11 @@ def _script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("mitigations")
 
 
+@pytest.fixture(name="cures")
+def _cures(script: ModuleType) -> ModuleType:
+    return importlib.import_module("cures")
+
+
 def llama() -> nn.Module:
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -35,12 +40,12 @@ def llama() -> nn.Module:
 
 
 @torch.no_grad()
-def test_16_bit_weights_give_the_bits_of_a_float32_model(script: ModuleType) -> None:
+def test_16_bit_weights_give_the_bits_of_a_float32_model(cures: ModuleType) -> None:
     ids = torch.arange(12)[None]
     model = llama()
     half = model(ids).logits
     loaded = LoadedModel("tiny", llama(), None, torch.bfloat16, torch.device("cpu"))
-    kept = script.computing_in_float32(loaded)
+    kept = cures.computing_in_float32(loaded)
     assert kept.dtype == kept.model.dtype == torch.float32
     layer = kept.model.model.layers[0].mlp.up_proj
     assert layer.kept.dtype == torch.bfloat16
@@ -60,14 +65,14 @@ def test_16_bit_weights_give_the_bits_of_a_float32_model(script: ModuleType) -> 
     ],
 )
 def test_a_cure_forms_the_batches_that_its_name_says(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, rows: int
+    script: ModuleType, cures: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, rows: int
 ) -> None:
-    monkeypatch.setattr(script.FixedBatch, "rows", 8)
+    monkeypatch.setattr(cures.FixedBatch, "rows", 8)
     options = argparse.Namespace(
         model=None, device="cpu", prompt="Hi!", batch_sizes="3", completions=6,
         slow_completions=6, max_new_tokens=2,
     )  # fmt: skip
-    (cure,) = (cure for cure in script.CURES if cure.name == name)
+    (cure,) = (cure for cure in cures.CURES if cure.name == name)
     bench = script.Bench(cure, script.load(cure, options), options)
     answers = bench.answers()
     bench.engine.close()
@@ -88,8 +93,8 @@ def test_the_largest_change_is_taken_before_the_answers_diverge(script: ModuleTy
     assert script.largest_change(a, completion(-9.0, -9.0, -9.0, tokens=(4, 2, 3))) == 0.0
 
 
-def test_the_deterministic_switch_is_put_back(script: ModuleType) -> None:
-    with script.deterministic_algorithms():
+def test_the_deterministic_switch_is_put_back(cures: ModuleType) -> None:
+    with cures.deterministic_algorithms():
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
 

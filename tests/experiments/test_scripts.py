@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 RESULTS = ROOT / "results"
 SCRIPTS = sorted(
-    path.stem for path in EXPERIMENTS.glob("*.py") if path.stem not in ("gpu", "instant_server")
+    path.stem
+    for path in EXPERIMENTS.glob("*.py")
+    if path.stem not in ("cures", "gpu", "instant_server")
 )
 
 
