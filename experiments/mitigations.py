@@ -91,7 +91,7 @@ class Bench:
         short = tuple(replace(request, max_new_tokens=tokens) for request in trial.requests)
         with self.cure.around():
             result = self.engine.run_trial(replace(trial, requests=short))
-        return result.generated_tokens / result.elapsed_s
+        return float(result.generated_tokens / result.elapsed_s)
 
     def row(self) -> Row:
         """What varied, without the price."""
