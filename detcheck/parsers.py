@@ -1,8 +1,10 @@
 """Parsers of answers: from the text of a completion to the answer that an evaluation scores.
 
     number       the last number, without thousands separators: `1,234.50` is `1234.5`
-    letter       the letter of a choice, A to Z, such as `(B)`, `B.` or `the answer is B`
-    regex:P      the last match of the regular expression P; its first group if it has one
+    letter       the letter of a choice, A to Z, such as `(B)`, `B.` or `the answer is B`; a small
+                 letter only if it is the whole text
+    regex:P      the last match of the regular expression P that is not empty; its first group, if
+                 it has one
     json:path    a member of the first JSON value, such as `json:result.items.0`
     last-line    the last line that is not empty
     exact        the whole text
@@ -15,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from typing import Any
 
 from detcheck.errors import UsageError
@@ -23,12 +25,21 @@ from detcheck.errors import UsageError
 AnswerParser = Callable[[str], str | None]
 """From the text of a completion to its answer; None if it holds none."""
 
-_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
-_SAID = re.compile(r"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*[*_]*\(?([A-Z])\b")
-_ALONE = re.compile(r"^[\s*_]*\(?([A-Z])[).:]*[\s*_]*$", re.MULTILINE)
+_SEPARATOR = r"(?:,|_|\{,\}|\\,|[\u00a0\u2009\u202f])"
+"""Between thousands; `{,}` and `\\,` are LaTeX's, the last three are narrow or firm spaces."""
+_NUMBER = re.compile(
+    rf"(?:(?<!\w)[-+−])?(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
+    r"|(?:(?<!\w)[-+−])?(?<!\d)\.\d+"
+)
+"""A sign after a letter or a digit is a hyphen or a minus between two numbers, as in `10-15`."""
+_CHOSEN = re.compile(r"(?i:answer)(?i:\s+is)?\s*:?\s*[*_]*\(?([A-Z])\b")
+_NAMED = re.compile(r"(?i:choice|option)(?i:\s+is)?\s*:?\s*[*_]*\(?([A-Z])\b")
+_WHOLE = re.compile(r"\A[\s*_]*\(?([A-Za-z])[).:]*[\s*_]*\Z")
+_ALONE = re.compile(r"^[ \t*_]*\(?([A-Z])[).:]*[ \t\r*_]*$", re.MULTILINE)
 _MARKED = re.compile(r"\(([A-Z])\)|(?:^|(?<=\s))([A-Z])[).:](?=\s|$)")
-_STANDING = re.compile(r"(?<![\w'’])([B-HJ-Z])(?![\w'’])")
-"""A and I are words as well: they count only in one of the forms above."""
+_STANDING = re.compile(r"(?<![\w'’.-])([B-HJ-Z])(?![\w'’+#-]|\.\w)")
+"""A and I are words as well: they count only in one of the forms above. `X-ray`, `U.S.` and `C++`
+name no choice."""
 
 
 def answer_parser(name: str) -> AnswerParser:
@@ -61,11 +72,11 @@ def _number(text: str) -> str | None:
 
 
 def _canonical(number: str) -> str:
-    """A number in one form: `1,234.50`, `+1234.5` and `1.2345e3` are `1234.5`."""
-    plain = number.replace(",", "").replace("−", "-")
+    """A number in one form: `1,234.50`, `+1234.5` and `1.2345e3` are `1234.5`. No digit is lost."""
+    plain = re.sub(_SEPARATOR, "", number).replace("−", "-")
     try:
-        value = Decimal(plain).normalize()
-    except InvalidOperation:  # an exponent beyond what Decimal takes
+        value = Decimal(plain).normalize(Context(len(plain), Emin=MIN_EMIN, Emax=MAX_EMAX))
+    except ArithmeticError:  # an exponent beyond what Decimal takes
         return plain
     if abs(value.adjusted()) > 100:  # written out it would be endless
         return str(value)
@@ -73,7 +84,9 @@ def _canonical(number: str) -> str:
 
 
 def _letter(text: str) -> str | None:
-    for pattern in (_SAID, _ALONE, _MARKED, _STANDING):
+    if whole := _WHOLE.match(text):
+        return whole[1].upper()
+    for pattern in (_CHOSEN, _NAMED, _ALONE, _MARKED, _STANDING):
         letters = [letter for match in pattern.finditer(text) for letter in match.groups("")]
         found = [str(letter) for letter in letters if letter]
         if found:
@@ -98,11 +111,9 @@ def _regex(pattern: str) -> AnswerParser:
         ) from error
 
     def parse(text: str) -> str | None:
-        matches = list(compiled.finditer(text))
-        if not matches:
-            return None
-        found = matches[-1].group(1 if compiled.groups else 0)
-        return None if found is None else found.strip() or None
+        group = 1 if compiled.groups else 0
+        found = [(match[group] or "").strip() for match in compiled.finditer(text)]
+        return next((answer for answer in reversed(found) if answer), None)
 
     return parse
 
@@ -113,11 +124,19 @@ def _json(path: str) -> AnswerParser:
     def parse(text: str) -> str | None:
         try:
             value = _member(_first_json(text), steps)
+            found = value.strip() if isinstance(value, str) else _as_text(value)
         except (LookupError, ValueError, TypeError, RecursionError):
             return None
-        return value.strip() or None if isinstance(value, str) else json.dumps(value)
+        return found.encode(errors="replace").decode() or None  # JSON may escape half a character
 
     return parse
+
+
+def _as_text(value: Any) -> str:
+    """A JSON value that is no text in one form: 3.0 is 3, and members are sorted by name."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _canonical(json.dumps(value))
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _first_json(text: str) -> Any:

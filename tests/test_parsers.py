@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +30,18 @@ from detcheck.parsers import answer_parser
         ("1,23", "23"),
         ("1e999999999999999999999", "1e999999999999999999999"),
         ("1e500", "1E+500"),
+        ("1e9999999999", "1E+9999999999"),
+        ("12345678901234567890123456789012345", "12345678901234567890123456789012345"),
+        ("pages 10-15", "15"),
+        ("on 2024-01-05", "5"),
+        ("x=-5", "-5"),
+        ("version 1.2.3", "3"),
+        (r"\boxed{1{,}234}", "1234"),
+        (r"1\,234", "1234"),
+        ("1_000", "1000"),
+        ("12\u202f345", "12345"),
+        ("٣", "3"),
+        ("NaN or inf", None),
         ("no number", None),
         ("", None),
     ],
@@ -50,6 +64,10 @@ def test_number(text: str, answer: str | None) -> None:
         ("A cat sat on the mat", None),
         ("I do not know", None),
         ("BOTH", None),
+        ("(b)", "B"),
+        ("the b side", None),
+        ("The answer is D. Option A is wrong.", "D"),
+        ("an X-ray in the U.S. of C++", None),
         ("", None),
     ],
 )
@@ -67,6 +85,11 @@ def test_letter(text: str, answer: str | None) -> None:
         (r"regex:answer=(\w+)", "answer=a answer=b", "b"),
         (r"regex:\d+", "a1 b22", "22"),
         (r"regex:x(y)?", "x", None),
+        (r"regex:\d*", "12 and", "12"),
+        (r"regex:.*", "one\ntwo\n", "two"),
+        ("json:a", '{"a": 3.0}', "3"),
+        ("json:a", '{"a": {"y": 1, "x": "é"}}', '{"x": "é", "y": 1}'),
+        ("json:a", r'{"a": "\ud800"}', "?"),
         (r"regex:\d+", "none", None),
         ("json:answer", 'Sure: {"answer": "yes"}', "yes"),
         ("json:a.0.b", '```json\n{"a": [{"b": 1.5}]}\n```', "1.5"),
@@ -91,6 +114,13 @@ def test_an_unknown_parser_is_refused(name: str) -> None:
 def test_a_broken_expression_is_refused() -> None:
     with pytest.raises(UsageError, match="not a regular expression"):
         answer_parser("regex:(")
+
+
+def test_a_text_of_line_breaks_is_parsed_in_linear_time() -> None:
+    """With backtracking over lines this takes minutes."""
+    started = time.perf_counter()
+    assert answer_parser("letter")("\n" * 100_000) is None
+    assert time.perf_counter() - started < 10
 
 
 @given(st.text())
