@@ -105,6 +105,11 @@ class AnswerStability:
         return 0 < self.completions == self.unparsed
 
     @property
+    def never_right(self) -> bool:
+        """Whether right answers are known and no completion gives one: no load can move that."""
+        return self.best == 0
+
+    @property
     def best(self) -> float | None:
         """Highest accuracy of a load; None if no right answers are known."""
         return max((load.accuracy for load in self.by_load), default=None)
@@ -144,6 +149,8 @@ class AnswerStability:
         flips = f"the answer to {len(self.flipped):,} of {len(self.items):,} items changes"
         if self.spread is None or len(self.by_load) < 2:
             return f"{flips} with the load"
+        if self.never_right:
+            return f"no completion gives a right answer, so there is no score to move; {flips}"
         half = 100 * self.spread / 2
         if half == 0:
             though = f", though {flips}" if self.flipped else ""

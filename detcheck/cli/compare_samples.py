@@ -68,7 +68,8 @@ def show_samples(
 def load_noise(path: Path) -> LoadNoise:
     """The load noise of the run at `path`, of the kernels setting whose score moved most.
 
-    Raises UsageError if the run names no parser, or has no right answers or only one batch size.
+    Raises UsageError if the run names no parser, or has no right answers or only one batch size, or
+    if no completion is right.
     """
     from detcheck.analysis.answers import stability_if_parsed
     from detcheck.cli.gate import load_analysis
@@ -78,6 +79,11 @@ def load_noise(path: Path) -> LoadNoise:
         raise UsageError(
             f"{path} has no score at two batch sizes: run it with a parser (`answer`), at several "
             "batch sizes, and with a prompts file that has the right answers."
+        )
+    if all(one.never_right for one in scored):
+        raise UsageError(
+            f"No completion of {path} gives a right answer, so its load could not move the score: "
+            "check the parser and the answers of its prompts file."
         )
     widest = max(scored, key=lambda one: one.spread or 0.0)
     return LoadNoise(path, widest.kernels, len(widest.items), 100 * (widest.spread or 0.0))

@@ -67,6 +67,15 @@ def too_wide_a_spread(given: GateInput) -> Iterator[Finding]:
                 "the prompts file."
             )
             yield Finding("max-accuracy-spread", INCONCLUSIVE, sentence)
+        elif stability.never_right and not stability.parsed_nothing:
+            item = next(item for item in stability.items if item.correct_share)
+            sentence = (
+                "No completion gives a right answer at any batch size, so the load could not move "
+                f"the score: for {item.name} {quoted(item.expected or '')} is right, and the "
+                f"parser found {_answers(item)}. Check the answers of the prompts file and the "
+                "parser."
+            )
+            yield Finding("max-accuracy-spread", INCONCLUSIVE, sentence)
         elif 100 * stability.spread > (limit or 0) + TOLERANCE:
             sentence = f"{_spread(stability)}, at most {limit:g} allowed."
             yield Finding("max-accuracy-spread", FAIL, sentence)

@@ -1,10 +1,11 @@
 """Prompts from a file, or from stdin.
 
-    .txt, or no suffix           one prompt a line
+    .txt                         one prompt a line; without a suffix as stdin
     .jsonl, .ndjson              a string, {"prompt": …} or {"messages": […]} a line
     .csv, .tsv                   a table with a header, one column of which is `prompt`
     samples_….jsonl              a samples file of lm-evaluation-harness
-    -                            stdin: JSON lines if its first line is a JSON object or string
+    -                            stdin: JSON lines if its first line is a JSON object or string, a
+                                 table if it is a header with `prompt`
 
 A row may also have `id`, `answer`, `until` and any other field; see `PromptItem`.
 """
@@ -68,8 +69,9 @@ def read_prompts(path: Path) -> PromptSet:
 
 def _rows(name: str, suffix: str, text: str) -> Iterator[FileRow]:
     """The rows of a file, by its suffix; without one, by its first line."""
-    if suffix in TABLES:
-        return _table_rows(name, text, TABLES[suffix])
+    delimiter = TABLES.get(suffix) or (None if suffix else _delimiter(text))
+    if delimiter is not None:
+        return _table_rows(name, text, delimiter)
     # Only line feeds end a line: JSON strings may hold the other characters that splitlines() cuts.
     lines = [line.strip() for line in text.split("\n")]
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line]
@@ -117,6 +119,7 @@ def _table_rows(name: str, text: str, delimiter: str) -> Iterator[FileRow]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     before = 0
+    usual_limit = csv.field_size_limit(len(text) + 1)  # a long context may exceed Python's limit
     try:
         for cells in reader:
             first, before = before + 1, reader.line_num
@@ -134,6 +137,8 @@ def _table_rows(name: str, text: str, delimiter: str) -> Iterator[FileRow]:
             yield json_row(dict(zip(header, cells, strict=True)), place, first)
     except csv.Error as error:
         raise UsageError(f"{name} line {before + 1} is no row of a table ({error}).") from error
+    finally:
+        csv.field_size_limit(usual_limit)
 
 
 def _header(name: str, cells: Sequence[str]) -> list[str]:
@@ -149,6 +154,16 @@ def _header(name: str, cells: Sequence[str]) -> list[str]:
     if "messages" in header:
         raise UsageError(f"{name} has a column 'messages': write chats as .jsonl.")
     return header
+
+
+def _delimiter(text: str) -> str | None:
+    """What divides the cells of a text whose first line is the header of a table, else None."""
+    header = text.lstrip().partition("\n")[0]
+    for delimiter in TABLES.values():
+        cells = [cell.strip(' \r"') for cell in header.split(delimiter)]
+        if len(cells) > 1 and "prompt" in cells:
+            return delimiter
+    return None
 
 
 def _is_json(line: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,8 @@ def _scalar(value: Mapping[str, Any], name: str, place: str) -> str | None:
     found = value.get(name)
     if isinstance(found, bool) or not isinstance(found, str | int | float | None):
         raise UsageError(f'{place} has "{name}" that is neither text nor a number.')
+    if isinstance(found, float) and not math.isfinite(found):
+        raise UsageError(f'{place} has "{name}" that is not a finite number.')
     text = "" if found is None else check_text(str(found), place)
     return text if text.strip() else None
 

@@ -124,6 +124,16 @@ def test_noise_needs_a_score(detcheck, files, good) -> None:
     ) == (2, True)
 
 
+def test_a_run_without_one_right_answer_measures_no_noise(detcheck, files) -> None:
+    """Its score is 0 at every load, so each difference of two scores would be larger."""
+    engine = AnsweringEngine(lambda trial, position: Completion("7", "stop"))
+    asked = {"prompts": ("One?",), "items": (PromptItem(answer="six"),), "answer": "number"}
+    experiment = small_experiment(batch_sizes=(1, 8), completions=16, **asked)
+    record(Path("zero"), engine, experiment)
+    refused = detcheck("compare", *files, "--noise", "zero")
+    assert (refused.code, "No completion of zero gives a right answer" in refused.err) == (2, True)
+
+
 def test_files_that_do_not_go_together_are_refused(detcheck, files, good) -> None:
     left, right = files
     old = write("old.jsonl", {"doc_id": 0, "logit_0": -3.0})

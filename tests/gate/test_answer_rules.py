@@ -14,6 +14,7 @@ from analysis.answers import AnsweringEngine
 from recorded import record, small_experiment
 
 from detcheck.analysis import Analysis, analyse
+from detcheck.analysis.answers import answer_stability
 from detcheck.completion import Completion
 from detcheck.errors import UsageError
 from detcheck.evidence import KernelsProof
@@ -93,6 +94,18 @@ def test_without_right_answers_a_spread_is_inconclusive(tmp_path: Path) -> None:
     verdict = judged(analysis(tmp_path, items=()), max_accuracy_spread=1)
     assert "max-accuracy-spread" in rules(verdict, "inconclusive")
     assert rules(verdict, "fail") == set()
+
+
+def test_a_score_of_zero_at_every_batch_size_is_inconclusive(tmp_path: Path) -> None:
+    """The right answers are words and the parser takes numbers: no load could move the score."""
+    items = tuple(PromptItem(id=prompt[:-1], answer="six") for prompt in PROMPTS)
+    verdict = judged(analysis(tmp_path, items=items), max_accuracy_spread=1)
+    assert "max-accuracy-spread" in rules(verdict, "inconclusive")
+    [sentence] = sentences(verdict, "max-accuracy-spread")
+    assert sentence.startswith("No completion gives a right answer at any batch size")
+    assert 'for One "six" is right, and the parser found "7" 40 times, "6" 8 times' in sentence
+    [stock, _] = answer_stability(analysis(tmp_path / "twin", items=items))
+    assert stock.sentence.startswith("no completion gives a right answer")
 
 
 def test_a_parser_that_matches_nothing_is_inconclusive_with_three_examples(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -106,6 +107,8 @@ def test_only_a_line_feed_ends_a_line(file, separator: str) -> None:
         ("p.csv", "prompt,answer\n ,1", "p.csv line 2 has no prompt"),
         ("p.tsv", "prompt\tid\na\t1\nb\t1", "p.tsv lines 2 and 3 have the same id '1'"),
         ("p.csv", "prompt,answer\n", "p.csv holds no prompts"),
+        ("p.jsonl", '{"prompt": "a", "answer": NaN}', 'line 1 has "answer" that is not a finite'),
+        ("p.jsonl", '{"prompt": "a", "answer": 1e400}', 'line 1 has "answer" that is not a finite'),
         ("p.foo", "Why?", "p.foo has a suffix that is not known: give .txt"),
         ("p.jsonl", '"a"\n"\\ud800"', "p.jsonl line 2 is not valid Unicode text"),
         ("p.txt", b"fine\nb\xe9", "p.txt line 2 is not UTF-8 text: save it as UTF-8."),
@@ -172,6 +175,20 @@ def test_the_line_of_a_row_is_its_first(file) -> None:
 def test_stdin_is_text_or_json_lines(monkeypatch, content: str, prompts: tuple[str, ...]) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
     assert read_prompts(Path("-")).prompts == prompts
+
+
+@pytest.mark.parametrize("content", ["prompt,answer\r\nWhy?,6\r\n", "answer\tprompt\n6\tWhy?\n"])
+def test_stdin_may_be_a_table(monkeypatch, content: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    read = read_prompts(Path("-"))
+    assert (read.prompts, read.items) == (("Why?",), (PromptItem(answer="6"),))
+
+
+def test_a_cell_may_be_longer_than_the_limit_of_the_csv_module(file) -> None:
+    usual = csv.field_size_limit()
+    read = read_prompts(file("p.csv", f"prompt,answer\n{'long ' * 40_000}?,6\n"))
+    assert len(read.prompts[0]) == 200_001 > usual
+    assert csv.field_size_limit() == usual
 
 
 def test_faults_of_stdin_name_it(monkeypatch) -> None:
