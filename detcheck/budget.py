@@ -100,7 +100,7 @@ def _comparisons(experiment: Experiment, target: Target, cell: Condition, trials
 
 
 def _tells_more(experiment: Experiment, target: Target, cell: Condition, trials: int) -> bool:
-    """Whether later trials of a condition, as far as they were asked for, make comparisons."""
+    """True if later trials of a condition, as far as they were asked for, make comparisons."""
     planned = _planned(experiment, cell)
     at_the_end = _comparisons(experiment, target, cell, planned)
     return trials < planned and _comparisons(experiment, target, cell, trials) < at_the_end

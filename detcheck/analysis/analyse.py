@@ -48,7 +48,7 @@ def analyse(run: Run) -> Analysis:
 
 
 def _without_unrelated_gaps(run: Run) -> Run:
-    """The run without the gaps of its variants if they are not of what chose the tokens.
+    """The run without the gaps of its variants, if the tokens were not chosen by those scores.
 
     Above temperature 0 a server draws each token, but its log-probabilities are those from before
     the draw: their gap explains no flip.

@@ -46,7 +46,7 @@ class AnsweredItem:
 
     @property
     def flips(self) -> bool:
-        """Whether the parsed answer to one seed changed."""
+        """True if the parsed answer to one seed changed."""
         return self.distinct_within_seed > 1
 
     @property
@@ -101,12 +101,12 @@ class AnswerStability:
 
     @property
     def parsed_nothing(self) -> bool:
-        """Whether completions came back and the parser found an answer in none of them."""
+        """True if completions came back and the parser found an answer in none of them."""
         return 0 < self.completions == self.unparsed
 
     @property
     def never_right(self) -> bool:
-        """Whether right answers are known and no completion gives one: no load can move that."""
+        """True if right answers are known and no completion gives one: no load can move that."""
         return self.best == 0
 
     @property

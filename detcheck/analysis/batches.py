@@ -186,7 +186,7 @@ def _enough(record: ConditionRecord, open_loop: bool) -> int:
 
 
 def _shared(records: Sequence[ConditionRecord]) -> bool:
-    """Whether a server computed more requests together than it was sent.
+    """True if a server computed more requests together than it was sent.
 
     By the mean over its iterations. Its largest value counts only beyond the largest batch size,
     since a gauge may still show the condition before.

@@ -84,7 +84,7 @@ def _cut_by_text(
 
 
 def _with_own_fingerprint(variant: StoredVariant) -> StoredVariant:
-    """The variant with the fingerprint of what is left of it."""
+    """The variant, with the fingerprint of its remaining tokens."""
     if variant.token_ids is None:
         return replace(variant, fingerprint=fingerprint_text(variant.text))
     return replace(variant, fingerprint=fingerprint_token_ids(variant.token_ids.tolist()))

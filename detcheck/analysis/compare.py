@@ -47,7 +47,7 @@ DECISIVE = (
 
 @dataclass(frozen=True, slots=True)
 class PromptDivergence:
-    """Where the answers of two runs to one prompt diverge, in words."""
+    """The words at which the answers of two runs to one prompt diverge."""
 
     position: int
     """First token at which they differ; first character if one has no token ids."""
@@ -83,7 +83,7 @@ class GroupPair:
 
     @property
     def references_equal(self) -> bool:
-        """Whether both runs have the same reference answer."""
+        """True if both runs have the same reference answer."""
         return None not in (self.left.reference, self.right.reference) and self.divergence is None
 
 
@@ -102,7 +102,7 @@ class ConditionPair:
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
-    """What two runs have in common, and what differs."""
+    """The common ground of two runs, and their differences."""
 
     left: Run
     right: Run

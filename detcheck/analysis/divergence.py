@@ -24,7 +24,7 @@ Units = npt.NDArray[np.int32]
 
 
 def units(variant: StoredVariant) -> Units:
-    """What is compared: token ids, or else the code points of the text; (units,) int32."""
+    """The compared units: token ids, or else the code points of the text; (units,) int32."""
     if variant.token_ids is not None:
         return variant.token_ids
     return np.frombuffer(variant.text.encode("utf-32-le", "surrogatepass"), dtype="<i4")
@@ -81,7 +81,7 @@ def _scale(variant: StoredVariant) -> int:
 def divergences(
     variants: Sequence[VariantCount], noise: float | None, seed: int = 0
 ) -> tuple[Divergence, ...]:
-    """Where and how each variant leaves the reference, in the order of `variants`.
+    """Place and kind of each variant's divergence from the reference, in the order of `variants`.
 
     `variants` are those of one seed, most common first; one of them is the reference. `noise` is in
     nats, None if it was not measured.

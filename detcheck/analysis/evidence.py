@@ -1,4 +1,4 @@
-"""What a run lacks as evidence. If it lacks anything, no gate passes it and no report trusts it.
+"""The evidence that a run lacks. If it lacks anything, no gate passes it and no report trusts it.
 
 Each fact is stated once, here, so that the gate's verdict and the report's cannot disagree.
 """
@@ -280,7 +280,7 @@ def percent_of(rate: float) -> str:
 
 
 def _two_loads(analysis: Analysis, group: Group) -> bool:
-    """Whether the prompt of this group was computed under at least two different loads."""
+    """True if the prompt of this group was computed under at least two different loads."""
     sizes = {row.batch_size for row in group.by_batch_size if row.completions}
     if len(sizes) > 1:
         return True

@@ -74,7 +74,7 @@ class Branching:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where and how one variant leaves the reference."""
+    """Place and kind of one variant's divergence from the reference."""
 
     variant: StoredVariant
     count: int

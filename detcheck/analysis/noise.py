@@ -51,7 +51,7 @@ MIN_POSITIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class NoiseSample:
-    """What the completions of one prompt tell of the noise."""
+    """The sample of the noise that the completions of one prompt give."""
 
     changes: npt.NDArray[np.float32]
     """Largest change of the gap in each completion under another load, in nats; (completions,)."""

@@ -47,5 +47,5 @@ def shared_texts(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Shared
 
 
 def reads_like_an_error(text: str) -> bool:
-    """Whether a text is short and has words of servers that do not answer. It is a sign only."""
+    """True if a text is short and has words of servers that do not answer. It is a sign only."""
     return len(text) <= LONGEST_ERROR and ERROR.search(text) is not None

@@ -34,7 +34,7 @@ PLAIN: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
-    """Where a command's function is, and its line in `detcheck --help`."""
+    """The place of a command's function, and its line in `detcheck --help`."""
 
     module: str
     function: str

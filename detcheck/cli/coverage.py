@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelCoverage:
-    """What the command found out about one model."""
+    """The findings of the command about one model."""
 
     model: str
     architecture: str
@@ -25,7 +25,7 @@ class ModelCoverage:
     level: str | None
     """`fully-invariant` or `batch-invariant`; None if the model is refused."""
     reason: str | None
-    """What is wrong and what to do, if it is refused."""
+    """The problem and its remedy, if the model is refused."""
 
 
 def coverage_command(

@@ -21,7 +21,7 @@ class InFlight:
 
 
 OnWait = Callable[[str], None]
-"""Called with a phrase that says what is waited for, and for how long at most."""
+"""Called with a phrase that names the thing waited for, and the longest time."""
 
 
 class OnTokens(Protocol):

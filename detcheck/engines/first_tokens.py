@@ -215,7 +215,7 @@ class _Scores:
 
 
 def _refusal(engine: InProcessEngine, setting: str, problem: str) -> str:
-    """The sentence for a model that the engine or the kernels cannot run, and what to do."""
+    """The sentence for a model that the engine or the kernels cannot run, with advice."""
     name = engine.loaded.name
     if setting != STOCK:
         return (

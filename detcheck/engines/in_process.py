@@ -1,4 +1,4 @@
-"""What the engines that run a transformers model in this process have in common."""
+"""The base of the engines that run a transformers model in this process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class InProcessEngine:
     """
 
     instead = "serve it, and give the server as `endpoints`"
-    """What to do with a model that this engine cannot run."""
+    """The advice for a model that this engine cannot run."""
 
     def __init__(
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from detcheck.evidence import ObservedBatch
 
 Draw = tuple[int, int]
-"""What decides a sampled token: (seed of the request, index of the token in its completion)."""
+"""Decides a sampled token: (seed of the request, index of the token in its completion)."""
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class PartialCompletion:
 
     @property
     def draw(self) -> Draw:
-        """What decides its next sampled token: its seed, and how many tokens it has."""
+        """Decides its next sampled token: its seed, and how many tokens it has."""
         return self.seed, len(self.token_ids)
 
     @property

@@ -29,7 +29,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class RequestPlace:
-    """Where one request lies in the tensors of a forward pass."""
+    """The place of one request in the tensors of a forward pass."""
 
     extents: tuple[Extent, ...]
     """Along every dimension that grows with the load, such as tokens, keys and requests."""
@@ -55,7 +55,7 @@ class ForwardPass(Protocol):
         ...
 
     def place(self, request: int) -> RequestPlace | None:
-        """Where the request at this position of the trial lies.
+        """The place of the request at this position of the trial.
 
         None if it takes no part, or is given no token after this pass.
         """

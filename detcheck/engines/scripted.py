@@ -1,6 +1,6 @@
 """An engine without a model: planted answers, with divergences wherever a test wants them.
 
-The whole pipeline is tested with it, since what it must report is known beforehand.
+The whole pipeline is tested with it, since the right report is known beforehand.
 """
 
 from __future__ import annotations

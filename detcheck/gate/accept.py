@@ -15,7 +15,7 @@ from detcheck.text import count
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """A baseline that is ready to be written, and what changed in it."""
+    """A baseline that is ready to be written, and its changes."""
 
     baseline: Baseline
     changes: tuple[str, ...]

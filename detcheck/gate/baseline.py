@@ -70,7 +70,7 @@ class AcceptedPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.prompt, self.kernels, self.seed
 
     def accepts(self, variant: StoredVariant) -> bool:
-        """Whether `variant` is one of the accepted answers, by tokens if both have them."""
+        """True if `variant` is one of the accepted answers, by tokens if both have them."""
         if any(answer.fingerprint == variant.fingerprint for answer in self.answers):
             return True
         tagged = {answer.fingerprint.partition(":")[0] for answer in self.answers}
@@ -81,7 +81,7 @@ class AcceptedPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The accepted answers, and what was asked of which model."""
+    """The accepted answers, with the question and the model."""
 
     detcheck_baseline: int = FORMAT
     """Version of the format."""

@@ -112,7 +112,7 @@ def held_parts(
 
 
 def change_in_words(entry: AcceptedPrompt, variant: StoredVariant) -> str:
-    """Where an answer leaves the accepted answer that is most like it.
+    """The place at which an answer leaves the most similar accepted answer.
 
     Such as `they diverge at token 5, after "a small": "coastal town" / ", coastal town"`.
     """

@@ -1,4 +1,4 @@
-"""What a verdict is about: the model, the question, the comparisons and the run."""
+"""The subject of a verdict: the model, the question, the comparisons and the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_SEEDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What was judged, as every form of the verdict shows it. None: the run does not record it."""
+    """The subject of a verdict, as every form of it shows it. None: the run does not record it."""
 
     run: str
     """Path of the run directory."""
@@ -132,7 +132,7 @@ class Judged:
 
 
 def judged_of(given: GateInput) -> Judged:
-    """What a gate judges, from the run and the options."""
+    """The subject of a gate, from the run and the options."""
     run, experiment, baseline = given.analysis.run, given.analysis.run.experiment, given.baseline
     comparisons = [group.comparisons for group in given.groups]
     differing = sum(given.counts(group).differing for group in given.groups)

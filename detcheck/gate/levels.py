@@ -1,4 +1,4 @@
-"""What counts as one answer at each level: log-probabilities, tokens, text or parsed answers."""
+"""The unit of one answer at each level: log-probabilities, tokens, text or parsed answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detcheck.rundir import Run
 
 @dataclass(frozen=True, slots=True)
 class AtLevel:
-    """The completions of one group, counted by what is equal at a level."""
+    """The completions of one group, counted by the unit of a level."""
 
     level: str
     """`bits`, `tokens`, `text` or `answer`."""
@@ -41,7 +41,7 @@ class AtLevel:
 
 @dataclass(frozen=True, slots=True)
 class _Variants:
-    """What the variants of a run are compared by."""
+    """The units by which the variants of a run are compared."""
 
     labels: tuple[str | None, ...]
     """Its text, or its parsed answer; None if the parser found none."""

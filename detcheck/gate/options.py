@@ -1,4 +1,4 @@
-"""What a gate is asked to hold: the `[gate]` section of a settings file, or the command line."""
+"""The limits of a gate: the `[gate]` section of a settings file, or the command line."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limits_answers(self) -> bool:
-        """Whether there is a limit on the parsed answers of the whole set."""
+        """True if there is a limit on the parsed answers of the whole set."""
         return self.max_answer_flips is not None or self.max_accuracy_spread is not None
 
     def level_of(self, kernels: str) -> str:

@@ -61,7 +61,7 @@ def _result(verdict: Verdict, finding: Finding, rules: list[str], artifact: str)
 
 
 def _identity(finding: Finding) -> Iterator[tuple[str, str]]:
-    """What makes two results of different runs the same result."""
+    """The identity of a result across runs."""
     yield "rule/v1", finding.rule
     if finding.group is not None:
         yield "prompt/v1", f"{finding.group.prompt_index}/{finding.group.kernels}"

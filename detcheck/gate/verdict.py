@@ -51,7 +51,7 @@ class GroupVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The conclusion of a gate, its reasons, and what was judged."""
+    """The conclusion of a gate, its reasons and its subject."""
 
     value: str
     """`pass`, `fail` or `inconclusive`."""
@@ -64,7 +64,7 @@ class Verdict:
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the process returns: 0 pass, 1 fail, 3 inconclusive."""
+        """The exit code of the process: 0 pass, 1 fail, 3 inconclusive."""
         return EXIT_CODES[self.value]
 
     @property

@@ -2,7 +2,7 @@
 
 A mode does not know which model it will serve. So while it is on, the first two passes (a prefill
 and a decoding step) of the module that is called are watched, and the ops that are not invariant
-are kept. What was found of a module is remembered: in the next mode it is not watched again.
+are kept. The result for a module is remembered: in the next mode it is not watched again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NUM_PASSES = 2
 
 @dataclass(slots=True)
 class Passes:
-    """What is known of one module that was called from outside any other module."""
+    """Knowledge of one module that was called from outside any other module."""
 
     watched: int = 0
     outside: Counter[str] = field(default_factory=Counter)

@@ -42,7 +42,7 @@ _families = {family: _Family() for family in FAMILIES}
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a mode overrode, what of it was seen to run, and whether its self-check passed."""
+    """The overrides of a mode, their calls, and the result of its self-check."""
 
     families: tuple[str, ...]
     overrides: dict[str, int]
@@ -98,7 +98,7 @@ class BatchInvariantMode:
         """Calls served when the packed weights were last compared with the parameters."""
 
     def proof(self) -> Proof:
-        """What was overridden and seen to run since the mode was entered.
+        """The overrides since the mode was entered, and their calls.
 
         The self-check's own calls do not count.
         """
@@ -139,7 +139,7 @@ class BatchInvariantMode:
                 _release(self._held.pop())
 
     def _observe(self) -> None:
-        """Take note of what ran up to now, and of the packed weights."""
+        """Note the calls up to now, and the packed weights."""
         self._served = self._running()
         if "matmul" in self.families:
             self._packing, self._packed_bytes = STORE.state, STORE.num_bytes

@@ -1,4 +1,4 @@
-"""The names of kernels settings and what each one promises. Imports no torch.
+"""The names of kernels settings and the promise of each. Imports no torch.
 
 A setting is text, such as `stock`, `batch-invariant`, `fully-invariant` or
 `batch-invariant:matmul+attention`. It is parsed once, by `KernelSettings.parse`.

@@ -161,7 +161,7 @@ def blocks_of_row(start: int, end: int, firsts: Sequence[int], k_len: int) -> It
 
 @dataclass(frozen=True, slots=True)
 class _KnownMask:
-    """A mask that was read, and what shows that it is still the same."""
+    """A mask that was read, and the signs that it is still the same."""
 
     mask: weakref.ref[torch.Tensor]
     rows: int
@@ -185,7 +185,7 @@ class _LastMask:
         self._known: list[_KnownMask] = []
 
     def read(self, mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
-        """As `read_mask`, or what it gave before if the mask has not changed."""
+        """As `read_mask`, or its earlier result if the mask has not changed."""
         for known in self._known:
             if known.is_still(mask, rows, k_len):
                 return known.keys

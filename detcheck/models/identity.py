@@ -1,4 +1,4 @@
-"""What identifies a model: the hub's commit, and digests of its files.
+"""The identity of a model: the hub's commit, and digests of its files.
 
 A digest is `sha256:` and 64 hex digits. A single file's is its SHA-256, as `sha256sum` prints it.
 Several files' is the SHA-256 of one line a file, `<SHA-256 of the file>  <its name>`, sorted by

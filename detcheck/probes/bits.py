@@ -41,7 +41,7 @@ def row_ulps(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether all bits are equal, without distances; always False for complex tensors."""
+    """True if all bits are equal, without distances; always False for complex tensors."""
     if left.is_complex():
         return False
     if not left.is_floating_point():

@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def promised(self) -> bool:
-        """Whether the kernels setting promises that no row differs here."""
+        """True if the kernels setting promises that no row differs here."""
         families = KernelSettings.parse(self.kernels).families
         covered = FAMILIES_OF[self.op] <= {*families}
         return covered and (self.relation in PROMISED or PREFILL in families)

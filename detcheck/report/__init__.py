@@ -1,1 +1,1 @@
-"""What a run found, as a terminal table, HTML, Markdown, CSV and figures. No torch."""
+"""A run's findings as a terminal table, HTML, Markdown, CSV and figures. No torch."""

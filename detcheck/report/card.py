@@ -50,7 +50,7 @@ def answers_of(group: Group, *, several: bool) -> str:
 
 
 def samples_sentence(group: Group) -> str:
-    """How many samples were asked for, and where the answers come from; empty with one seed."""
+    """The number of samples asked for, and the sources of the answers; empty with one seed."""
     if len(group.by_seed) <= 1:
         return ""
     return (

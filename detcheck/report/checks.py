@@ -51,7 +51,7 @@ class TrustCheck:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What the counts of one prompt and kernels setting can and cannot say."""
+    """The limits of the counts of one prompt and kernels setting."""
 
     kernels: str
     sentence: str
@@ -99,7 +99,7 @@ def _bound(group: Group, statistics: Statistics) -> str:
 
 
 def batches(analysis: Analysis, between: str = "; ") -> str:
-    """What was observed of the batches, each sentence once."""
+    """Observations of the batches, each sentence once."""
     return between.join(dict.fromkeys(group.evidence.sentence for group in analysis.groups))
 
 

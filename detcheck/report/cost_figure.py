@@ -1,4 +1,4 @@
-"""What a kernels setting brings beside what it costs: a row for each setting, two panels."""
+"""The benefit of a kernels setting beside its cost: a row for each setting, two panels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kernels setting costs: time per token against stock, with its spread."""
+"""The cost of a kernels setting: time per token against stock, with its spread."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Cost:
     low: float
     high: float
     over: str
-    """What `low` and `high` range over: `over the batch sizes`, `over the prompts`."""
+    """The range of `low` and `high`: `over the batch sizes`, `over the prompts`."""
 
     @property
     def spread(self) -> bool:
-        """Whether low and high differ by more than what is shown of them."""
+        """True if low and high differ by more than what is shown of them."""
         return factor(self.low) != factor(self.high)
 
 

@@ -39,7 +39,7 @@ def cure_card(control: Sequence[Group], cure: Sequence[Group], doubt: Finding | 
 def _judged(
     control: Sequence[Group], cure: Sequence[Group], doubt: Finding | None
 ) -> tuple[str, str, str]:
-    """What the answers under the cure prove beside a control: answer, detail and mark."""
+    """The proof that the answers under the cure give beside a control: answer, detail and mark."""
     worst = most_varied_of(cure)
     found = answers_of(worst, several=len(cure) > 1)
     moved = sum(group.logprobs_differ or 0 for group in cure)

@@ -115,7 +115,7 @@ class Drawing:
 
     @property
     def wide(self) -> bool:
-        """Whether a phone would shrink its words until nobody can read them."""
+        """True if a phone would shrink its words until nobody can read them."""
         return self.width > 1.5 * WIDTH
 
     def standalone(self) -> str:

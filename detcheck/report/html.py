@@ -52,7 +52,7 @@ BRIEF = Detail(TreeLimits(0, 0, 0), variants=3, visible=3, characters=160, place
 
 @dataclass(frozen=True, slots=True)
 class GroupSection:
-    """One prompt and kernels setting, cut to what its section shows."""
+    """One prompt and kernels setting, cut to the content of its section."""
 
     view: GroupView
     tree: Branch | None
@@ -61,7 +61,7 @@ class GroupSection:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One prompt, with its figures, cut to what the page shows."""
+    """One prompt with its figures, cut to the content of the page."""
 
     view: PromptView
     groups: tuple[GroupSection, ...]
@@ -73,12 +73,12 @@ class Section:
 
     @property
     def loud(self) -> bool:
-        """Whether it stands by itself: the only prompt, or one that is not quiet."""
+        """True if it stands by itself: the only prompt, or one that is not quiet."""
         return self.detail is ONLY or not self.view.row.quiet
 
     @property
     def brief(self) -> bool:
-        """Whether it has only a few lines."""
+        """True if it has only a few lines."""
         return self.detail is BRIEF
 
     @property

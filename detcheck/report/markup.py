@@ -94,4 +94,4 @@ FILTERS = {
     "why": flip_reason,
     "words": words,
 }
-"""What the templates call."""
+"""The functions that templates call."""

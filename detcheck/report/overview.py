@@ -61,12 +61,12 @@ class PromptRow:
 
     @property
     def several_seeds(self) -> bool:
-        """Whether the prompt was asked with more than one seed."""
+        """True if the prompt was asked with more than one seed."""
         return any(one.num_seeds > 1 for one in self.groups)
 
     @property
     def quiet(self) -> bool:
-        """Whether every completion came back, and each seed has one answer whatever the load."""
+        """True if every completion came back, and each seed has one answer whatever the load."""
         return all(
             one.distinct_within_seed == 1 and one.completions == one.asked for one in self.groups
         )

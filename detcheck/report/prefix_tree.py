@@ -33,7 +33,7 @@ class Branch:
     variants: int
     """Distinct completions that pass through."""
     on_reference: bool
-    """Whether the reference passes through."""
+    """True if the reference passes through."""
     depth: int
     """0 for the root."""
     children: tuple[Branch, ...] = ()

@@ -22,7 +22,7 @@ from detcheck.text import count
 
 @dataclass(frozen=True, slots=True)
 class ListedVariant:
-    """One variant, split where it leaves the reference."""
+    """One variant, split at its divergence from the reference."""
 
     counted: VariantCount
     shared: str
@@ -43,7 +43,7 @@ class BatchLine:
     kernels: str
     row: BatchSizeRow
     again: bool
-    """Whether the row before has the same batch size."""
+    """True if the row before has the same batch size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class GroupView:
     distinct: int
     completions: int
     unit: str
-    """What positions count: `token` or `character`."""
+    """The unit of positions: `token` or `character`."""
     tree: Branch | None
     """The whole prefix tree; None if no completion came back."""
     shared: int
@@ -64,7 +64,7 @@ class GroupView:
     variants: tuple[ListedVariant, ...]
     """Most common first."""
     places: tuple[BranchingPlace, ...]
-    """Where its completions diverge, most completions first."""
+    """The places of divergence, most completions first."""
     flips: Mapping[str, int]
     """Branchings by kind."""
 
@@ -127,7 +127,7 @@ def prompt_view(row: PromptRow, groups: Sequence[Group]) -> PromptView:
 
 
 def flip_reason(flip: Flip) -> str:
-    """What decides the kind of a flip: the gaps on both sides, the noise, and which token won."""
+    """The reason for the kind of a flip: the gaps on both sides, the noise, and which token won."""
     parts = []
     gaps = [number(gap) for gap in (flip.reference_gap, flip.variant_gap) if gap is not None]
     if gaps:

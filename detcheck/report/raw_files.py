@@ -23,7 +23,7 @@ DESCRIPTIONS = {
     "ops.json": "the results of detcheck ops",
     "trace.json": "the results of detcheck trace",
 }
-"""The files that are linked, and what each holds."""
+"""The files that are linked, and the content of each."""
 
 
 @dataclass(frozen=True, slots=True)

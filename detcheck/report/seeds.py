@@ -48,7 +48,7 @@ class SeedsView:
     rows: tuple[SeedRow, ...]
     """Kernels by kernels, in the order of the seeds."""
     sentences: tuple[tuple[str, str], ...]
-    """(kernels, how many samples were asked for and where the answers come from)."""
+    """(kernels, the number of samples asked for and the sources of the answers)."""
     hidden: int
     """Seeds of each kernels setting that are not in `rows`."""
 

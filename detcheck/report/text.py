@@ -112,5 +112,5 @@ def short_kernels(kernels: str) -> str:
 
 
 def traffic_words(traffic: str) -> str:
-    """What the batches of an experiment are made of, by its traffic."""
+    """The content of an experiment's batches, by its traffic."""
     return {"alone": "one prompt alone", "mixed": "one prompt and others"}.get(traffic, traffic)

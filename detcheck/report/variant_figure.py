@@ -28,7 +28,7 @@ class _Bar:
     name: str
     completions: int
     gathered: bool
-    """Whether it stands for several variants."""
+    """True if it stands for several variants."""
 
 
 def variants_by_rank(groups: Sequence[Group], prefix: str = "") -> Drawing | None:

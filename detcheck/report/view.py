@@ -113,7 +113,7 @@ def _finding(worst: Group, *, several: bool) -> str:
 
 
 def _to_each(*, several: bool, seeds: bool) -> str:
-    """What each has one answer: ` to each question`, ` to each seed`."""
+    """The units that have one answer each: ` to each question`, ` to each seed`."""
     if seeds:
         return " to each seed"
     return " to each question" if several else ""

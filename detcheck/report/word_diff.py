@@ -19,7 +19,7 @@ class DiffPart:
 
     text: str
     shared: bool
-    """Whether the other answer has it too, at this place."""
+    """True if the other answer has it too, at this place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class WordDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether both answers have the same text."""
+        """True if both answers have the same text."""
         return all(part.shared for part in (*self.left, *self.right))
 
 

@@ -112,6 +112,6 @@ def _python(fields: dict[str, Any]) -> str:
 
 
 def _server(run: Run) -> list[str]:
-    """What the run's checks say about its servers, a line each."""
+    """The results of the run's checks of its servers, a line each."""
     lines = [f"{check.name}: {check.sentence}" for check in run.endpoint_checks]
     return [line for line in lines if not line.startswith(f"{CHECK}:")]

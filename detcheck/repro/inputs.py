@@ -125,7 +125,7 @@ def pair_inputs(pair: CallPair) -> list[PairedInput]:
 
 
 def _has_opaque(call: OpCall) -> bool:
-    """Whether a tensor could not be kept; a None among several tensors is an absent argument."""
+    """True if a tensor could not be kept; a None among several tensors is an absent argument."""
     return not any(tensors((call.args, call.kwargs), KeptInput))
 
 

@@ -45,7 +45,7 @@ class TrialLines:
     reference: ReferenceTrace | None
     """Trace of the (prompt, kernels, seed); None until its first completion is added."""
     greedy: bool = False
-    """Whether each chosen token was the best one, as it is at temperature 0."""
+    """True if each chosen token was the best one, as it is at temperature 0."""
     completions: list[bytes] = field(default_factory=list)
     variants: list[bytes] = field(default_factory=list)
     fingerprints: set[str] = field(default_factory=set)

@@ -284,7 +284,7 @@ class RunWriter:
         self._saved_bytes, self._saved_at, self._is_saved = len(data), monotonic(), True
 
     def _is_due(self) -> bool:
-        """Whether `run.json` may be replaced now."""
+        """True if `run.json` may be replaced now."""
         if self._saved_bytes <= SMALL_BYTES:
             return True
         return monotonic() - self._saved_at >= self._saved_bytes / BYTES_A_SECOND

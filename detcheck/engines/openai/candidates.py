@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
     """Its bytes: two tokens that hold parts of a character are both shown as U+FFFD or ""."""
 
     def same_token(self, other: Candidate) -> bool:
-        """Whether both are one token: by id, else by bytes, else by text."""
+        """True if both are one token: by id, else by bytes, else by text."""
         if self.token_id is not None and other.token_id is not None:
             return self.token_id == other.token_id
         if self.data is not None and other.data is not None:
@@ -91,7 +91,7 @@ def _distance(one: Candidate, chosen: Candidate) -> float:
 
 
 def _equal(one: Candidate, chosen: Candidate) -> bool:
-    """Whether both log-probabilities are one number, however it was rounded when written."""
+    """True if both log-probabilities are one number, however it was rounded when written."""
     return math.isclose(one.logprob, chosen.logprob, rel_tol=1e-5, abs_tol=1e-6)
 
 

@@ -226,14 +226,14 @@ def _replies(number: int) -> str:
 
 
 def _one_id(repeats: Sequence[Probe], fresh: Sequence[Probe]) -> bool:
-    """Whether all repeats have one id, and the fresh replies have others."""
+    """True if all repeats have one id, and the fresh replies have others."""
     ids = [probe.reply.reply_id for probe in repeats]
     others = {probe.reply.reply_id for probe in fresh}
     return None not in ids and len(set(ids)) == 1 and ids[0] not in others
 
 
 def _stamped_alike(repeats: Sequence[Probe], fresh: Sequence[Probe]) -> bool:
-    """Whether the last repeat has the time stamp of the first, and a fresh one had a later one."""
+    """True if the last repeat has the time stamp of the first, and a fresh one had a later one."""
     stamps = {probe.reply.created for probe in repeats}
     (first, *more) = stamps
     return first is not None and not more and any((p.reply.created or 0) > first for p in fresh)

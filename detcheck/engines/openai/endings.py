@@ -35,7 +35,7 @@ def finish_reason(value: Any) -> str | None:
 
 
 def gave_up(reason: str) -> bool:
-    """Whether a finish reason says that the server did not finish its answer."""
+    """True if a finish reason says that the server did not finish its answer."""
     return _GAVE_UP.search(_plain(reason)) is not None
 
 

@@ -46,7 +46,7 @@ class Failure(Exception):  # noqa: N818  (data about a request, not an error of 
 
     @property
     def nothing_generated(self) -> bool:
-        """Whether the request certainly never reached the model, and may be sent again."""
+        """True if the request certainly never reached the model, and may be sent again."""
         return self.kind in (REFUSED, HTTP_429) or self.status == UNAVAILABLE
 
 

@@ -32,14 +32,14 @@ class LaterAnswers:
     at_s: Mapping[int, float] = field(default_factory=dict)
     """When the prompts were last asked, by batch size."""
     silent: bool = False
-    """Whether none of the last ones was answered: then they are asked at the end only."""
+    """True if none of the last ones was answered: then they are asked at the end only."""
     shared: str = ""
     """An answer that different prompts got; empty if none did."""
     prompts: int = 0
     """How many of them got it; 1 if the experiment's own prompt got it too."""
 
     def due(self, together: int, now_s: float) -> bool:
-        """Whether to ask after a trial of `together` requests."""
+        """True if the prompts are due after a trial of `together` requests."""
         if self.silent:
             return False
         return together not in self.at_s or now_s - max(self.at_s.values()) >= EVERY_S

@@ -47,7 +47,7 @@ def ranked(pieces: Sequence[Piece]) -> tuple[Ranked, ...]:
 
 
 def covers_text(pieces: Sequence[Piece]) -> bool:
-    """Whether every piece of text came with token ids, and no fewer than log-probabilities."""
+    """True if every piece of text came with token ids, and no fewer than log-probabilities."""
     return all(len(piece.token_ids) >= (len(piece.ranked) or bool(piece.text)) for piece in pieces)
 
 
@@ -101,7 +101,7 @@ def _ends(start: int, piece: Piece, number: int) -> list[int]:
 
 
 def _cumulative(texts: Sequence[str]) -> bool:
-    """Whether every text begins with the one before it, and is longer."""
+    """True if every text begins with the one before it, and is longer."""
     if len(texts) < FEWEST_CUMULATIVE:
         return False
     return all(len(one) < len(two) and two.startswith(one) for one, two in pairwise(texts))
@@ -117,7 +117,7 @@ def _last_of_cumulative(pieces: Sequence[Piece], last: int) -> Sequence[Piece]:
 
 
 def _repeats(pieces: Sequence[Piece], spoken: Sequence[int], counted: int | None) -> bool:
-    """Whether the last text is all of the text before it, sent again."""
+    """True if the last text is all of the text before it, sent again."""
     last, before = pieces[spoken[-1]], [pieces[index] for index in spoken[:-1]]
     if last.text != "".join(piece.text for piece in before):
         return False

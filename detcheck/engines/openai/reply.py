@@ -127,18 +127,18 @@ class Reply:
 
     @property
     def hidden(self) -> bool:
-        """Whether tokens were generated and none shown, as by a model that was still reasoning."""
+        """True if tokens were generated and none shown, as by a model that was still reasoning."""
         counted = (self.usage.completion_tokens or 0) > 1 or bool(self.usage.reasoning_tokens)
         return not self._pieces and (counted or self._reason in NOT_EMPTY)
 
     @property
     def has_token_ids(self) -> bool:
-        """Whether the server gave the id of every token."""
+        """True if the server gave the id of every token."""
         return self._whole_ids(self._once()) is not None
 
     @property
     def misses_token_ids(self) -> bool:
-        """Whether the server gave some token ids, but not for all of the answer."""
+        """True if the server gave some token ids, but not for all of the answer."""
         pieces = self._once()
         return bool(folding.token_ids(pieces)) and self._whole_ids(pieces) is None
 
@@ -152,7 +152,7 @@ class Reply:
 
     @property
     def has_candidates(self) -> bool:
-        """Whether the server named a runner-up for every token."""
+        """True if the server named a runner-up for every token."""
         ranked = folding.ranked(self._once())
         return bool(ranked) and all(not math.isnan(one.gap) for one in ranked)
 

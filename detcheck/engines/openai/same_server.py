@@ -112,7 +112,7 @@ async def _look(
 def _moved_together(
     asked: str, other: str, before: dict[str, Counters], after: dict[str, Counters]
 ) -> bool:
-    """Whether two servers' counters are equal throughout, although only one was asked."""
+    """True if two servers' counters are equal throughout, although only one was asked."""
     then, now = before[asked].generation_tokens, after[asked].generation_tokens
     grown = then is not None and now is not None and now > then
     return grown and before[asked] == before[other] and after[asked] == after[other]
@@ -135,7 +135,7 @@ def _sign(one: Endpoint, other: Endpoint, sightings: dict[str, Sighting]) -> str
 
 
 def _counted_in_turn(ours: Sighting, theirs: Sighting) -> bool:
-    """Whether the other's replies are counted between one's own: the own step then grows."""
+    """True if the other's replies are counted between one's own: the own step then grows."""
     if not len(ours.id_numbers) == len(theirs.id_numbers) == ROUNDS:
         return False
     first, second = zip(ours.id_numbers, theirs.id_numbers, strict=True)
@@ -158,7 +158,7 @@ def _number(reply_id: str | None) -> int | None:
 
 
 def _is_specific(value: str) -> bool:
-    """Whether a header's value can name one instance: a version or a product's name does not."""
+    """True if a header's value can name one instance: a version or a product's name does not."""
     without_versions = _VERSION.sub("", value) if value.count(".") < 3 else value
     return len(value) >= 6 and any(character.isdigit() for character in without_versions)
 

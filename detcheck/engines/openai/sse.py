@@ -62,7 +62,7 @@ class EventParser:
             self._data.clear()
 
     def _is_whole(self, *, before: bytes) -> bool:
-        """Whether the data so far is a whole object: some servers leave out the blank line."""
+        """True if the data so far is a whole object: some servers leave out the blank line."""
         if not self._data or not before.startswith((b"{", DONE)):
             return False
         return self._data[0].startswith(b"{") and self._data[-1].endswith(b"}")

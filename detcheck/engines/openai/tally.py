@@ -1,4 +1,4 @@
-"""What the replies of one server showed over a whole run, in bounded memory."""
+"""Observations of one server's replies over a whole run, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLOCK_S = 2
 
 @dataclass(frozen=True, slots=True)
 class RememberedReply:
-    """What is remembered of a reply under its id."""
+    """The part of a reply that is remembered under its id."""
 
     fingerprint: str
     created: int | None
@@ -86,7 +86,7 @@ class ReplyTally:
             self._by_id[reply.reply_id] = before or told
 
     def _is_copy(self, before: RememberedReply, now: RememberedReply, token_s: float) -> bool:
-        """Whether a reply with an earlier one's id was not computed.
+        """True if a reply with an earlier one's id was not computed.
 
         An equal answer is not enough: ids may be drawn from a small pool. Either it came faster
         than the server has ever been, or with a time stamp that had passed.

@@ -1,4 +1,4 @@
-"""What a server says that it counted: tokens of the answer, and those of them it may hide."""
+"""Counts that a server reports: tokens of the answer, and those of them it may hide."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class PackedWeight:
     """Tensors from `.data`: they share the parameter's memory, but not its version counter."""
 
     def is_current(self, weight: torch.Tensor) -> bool:
-        """False if the weight or a setting that changes numerics is not what it was."""
+        """False if the weight, or a setting that changes numerics, has changed."""
         return (
             self.version == weight._version
             and self.address == weight.data_ptr()

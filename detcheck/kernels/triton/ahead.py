@@ -64,7 +64,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What the compiler made of a launch."""
+    """The binary that the compiler made of a launch."""
 
     registers: int
     """32-bit registers a thread."""

@@ -109,7 +109,7 @@ def _form(
 
 @dataclass(frozen=True, slots=True)
 class AttentionKind:
-    """What a query's bits may depend on, besides the shape of the kernel."""
+    """Everything that a query's bits may depend on, besides the shape of the kernel."""
 
     group: int
     """Heads of a key-value head."""
@@ -126,7 +126,7 @@ def _class(kind: AttentionKind) -> tuple[BitClass[Shape], Shapes]:
 
 
 def agree(kind: AttentionKind, anchor: Shape, shape: Shape) -> bool:
-    """Whether two shapes give the same bits on a probe, in turn and side by side.
+    """True if two shapes give the same bits on a probe, in turn and side by side.
 
     The probe packs a request that is decoded and one that is prefilled, both longer than a split.
     """

@@ -49,7 +49,7 @@ class Layout:
 
     @property
     def packed(self) -> bool:
-        """Whether requests are packed along the length."""
+        """True if requests are packed along the length."""
         return self.cu_q is not None
 
     def slots(self, q_size: int, block_q: int) -> int:

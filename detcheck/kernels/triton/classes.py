@@ -36,7 +36,7 @@ segments are computed side by side; returns (1, M, N)."""
 
 @dataclass(frozen=True, slots=True)
 class ProductKind:
-    """What the order of accumulation may depend on, besides the tile."""
+    """Everything that the order of accumulation may depend on, besides the tile."""
 
     inner: int
     """K, the length of the sums."""
@@ -79,7 +79,7 @@ class TileClass:
         return self._class.members(self._candidates(limit))
 
     def agrees(self, tile: Tile) -> bool:
-        """Whether a tile gives the anchor's bits on the probe."""
+        """True if a tile gives the anchor's bits on the probe."""
         left, right = cancelling_operands(self.kind)
         segment = segment_k(self.kind.columns, self.kind.inner)
         expected = self.multiply(left, right, None, anchor(self.tiles), segment, None)

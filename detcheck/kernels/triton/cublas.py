@@ -40,7 +40,7 @@ Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def enabled() -> bool:
-    """Whether the environment asks for cuBLAS. Raises UsageError if it is not pinned as well."""
+    """True if the environment asks for cuBLAS. Raises UsageError if it is not pinned as well."""
     if os.environ.get(VARIABLE, "") != "cublas":
         return False
     for name, values in PINNED.items():
@@ -53,7 +53,7 @@ def enabled() -> bool:
 
 
 def serves(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether cuBLAS computes (1, M, K) x (1, K, N) + bias, which it does for all M or for none.
+    """True if cuBLAS computes (1, M, K) x (1, K, N) + bias, which it does for all M or for none.
 
     A linear layer without a bias, whose kind is proven. The first call of a kind proves it.
     """
@@ -115,7 +115,7 @@ def settings() -> Settings:
 
 @cache
 def proven(kind: ProductKind, settings: Settings, multiply: Product = stock) -> bool:
-    """Whether every shape that this kind may run with gives the same bits.
+    """True if every shape that this kind may run with gives the same bits.
 
     Raises UsageError while a CUDA graph is captured: a kind has to be decided before.
     """

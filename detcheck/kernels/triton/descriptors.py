@@ -89,7 +89,7 @@ def descriptor_kernel(
 
 
 def fits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether the copy unit can read (B, M, K) and (B, K, N) as they lie in memory."""
+    """True if the copy unit can read (B, M, K) and (B, K, N) as they lie in memory."""
     return (
         len(left) == 1
         and left.stride(2) == 1

@@ -142,7 +142,7 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 
 
 def capturing() -> bool:
-    """Whether the current stream records a CUDA graph, in which nothing may wait for the GPU."""
+    """True if the current stream records a CUDA graph, in which nothing may wait for the GPU."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 

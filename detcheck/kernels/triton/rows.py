@@ -1,4 +1,4 @@
-"""What reductions over rows share: one program a row, blocks of a fixed size from its start.
+"""Shared by reductions over rows: one program a row, blocks of a fixed size from its start.
 
 A row's bits then depend on its own length alone. Each kernel reads a row as it lies in memory, by
 its stride. A reduction over other dimensions is brought into rows first.
