@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from durations import Durations
 from hypothesis import settings
 from recorded import record, small_experiment
 
@@ -16,6 +17,11 @@ from detcheck.rundir import Run
 
 settings.register_profile("detcheck", deadline=None)  # a busy machine is no fault
 settings.load_profile("detcheck")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every run leaves a report of how long its tests took."""
+    config.pluginmanager.register(Durations(), "durations")
 
 
 @pytest.fixture(scope="session", autouse=True)
