@@ -11,14 +11,14 @@ an exact sign test (two-sided binomial, rate one half) says how surprising the d
 from __future__ import annotations
 
 import json
+import math
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import comb
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from detcheck.analysis.compare import PromptDivergence, divergence_of_text
 from detcheck.errors import UsageError
@@ -42,10 +42,19 @@ class EvaluationSample:
     response: str
     """What the model said."""
     answer: str
-    """What the filter made of it."""
+    """What the filter made of it; of a choice among continuations the most likely one."""
     target: str
     scores: Mapping[str, float]
-    """By metric."""
+    """By metric; finite numbers only."""
+    options: str = ""
+    """The options of its first request, such as `until`, as JSON; empty if it has none."""
+    log_likelihoods: tuple[float, ...] = ()
+    """Of the continuations, if it is a choice among several; in nats."""
+
+    @property
+    def asks(self) -> tuple[str, str]:
+        """What was asked and what is right: scores compare if these are equal."""
+        return self.prompt, self.target
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class SampleDifference:
     left_score: float
     right_score: float
     divergence: PromptDivergence | None
-    """Where the responses diverge, by characters; None if they are equal."""
+    """Where the responses diverge, by characters; None if they are equal or are a choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +90,13 @@ class SamplesComparison:
     filter: str
     metric: str
     items: int
-    """Items that both have, with the same prompt."""
+    """Items that both have, with the same prompt and the same right answer."""
     other_prompt: int
     """Items that both have with another prompt: they asked something else and are not compared."""
+    other_target: int
+    """Items that both have with the same prompt and another right answer: not compared either."""
+    other_options: int
+    """Compared items that were asked with other options, such as a limit of tokens."""
     only_left: int
     only_right: int
     left_score: float
@@ -100,6 +113,9 @@ class SamplesComparison:
     differences: tuple[SampleDifference, ...]
     """Items with another response, answer or score, in the order of the left file."""
 
+    is_share: bool = True
+    """Whether all scores are from 0 to 1, so that they are told in points of 100."""
+
     @property
     def p_value(self) -> float:
         """Chance of at least such a difference if up and down are equally likely."""
@@ -114,13 +130,14 @@ class SamplesComparison:
     def sentence(self) -> str:
         """The finding in words."""
         changed = self.better + self.worse
-        points = 100 * (self.right_score - self.left_score)
+        change = self.right_score - self.left_score
+        difference = f"{100 * change:+.3g} points" if self.is_share else f"{change:+.3g}"
         if not changed:
             return "no item changed its score"
         verdict = "within load noise" if self.within_noise else "more than load noise"
         return (
             f"{changed:,} of {self.items:,} items changed their score ({self.better:,} up, "
-            f"{self.worse:,} down): {points:+.3g} points, {verdict} (p = {self.p_value:.2g})"
+            f"{self.worse:,} down): {difference}, {verdict} (p = {self.p_value:.2g})"
         )
 
 
@@ -130,7 +147,7 @@ def read_samples(path: Path) -> SamplesFile:
     Raises UsageError, naming the line, if the file cannot be read or is not such a file.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     samples: dict[str, list[EvaluationSample]] = {}
@@ -139,9 +156,8 @@ def read_samples(path: Path) -> SamplesFile:
         if not line.strip():
             continue
         try:
-            data = msgspec.json.decode(line, type=dict[str, Any])
-            sample, name = _sample(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError) as error:
+            sample, name = _sample(_object(line))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"{path} line {number} is not an item of a samples file of lm-evaluation-harness "
                 f"0.4 or later ({_reason(error)}): write it with --log_samples."
@@ -166,10 +182,12 @@ def compare_samples(
     ours = {sample.item: sample for sample in left.samples[name]}
     theirs = {sample.item: sample for sample in right.samples[name]}
     both = [(sample, theirs[item]) for item, sample in ours.items() if item in theirs]
-    pairs = [(a, b) for a, b in both if a.prompt == b.prompt]
+    same_prompt = [(a, b) for a, b in both if a.prompt == b.prompt]
+    pairs = [(a, b) for a, b in same_prompt if a.asks == b.asks]
     if not pairs:
         raise UsageError(
-            f"{left.path} and {right.path} have no item with the same prompt: nothing to compare."
+            f"{left.path} and {right.path} have no item with the same prompt and right answer: "
+            "nothing to compare."
         )
     score = _common("metric", metric, *(_metrics(side) for side in zip(*pairs, strict=True)))
     changes = [b.scores[score] - a.scores[score] for a, b in pairs]
@@ -177,7 +195,9 @@ def compare_samples(
         filter=name,
         metric=score,
         items=len(pairs),
-        other_prompt=len(both) - len(pairs),
+        other_prompt=len(both) - len(same_prompt),
+        other_target=len(same_prompt) - len(pairs),
+        other_options=sum(a.options != b.options for a, b in pairs),
         only_left=len(ours) - len(both),
         only_right=len(theirs) - len(both),
         left_score=sum(a.scores[score] for a, _ in pairs) / len(pairs),
@@ -187,6 +207,7 @@ def compare_samples(
         better=sum(change > 0 for change in changes),
         worse=sum(change < 0 for change in changes),
         differences=tuple(_differences(pairs, score)),
+        is_share=all(0 <= one.scores[score] <= 1 for pair in pairs for one in pair),
     )
 
 
@@ -202,7 +223,11 @@ def _differences(
 ) -> list[SampleDifference]:
     return [
         SampleDifference(
-            a, b, a.scores[score], b.scores[score], divergence_of_text(a.response, b.response)
+            a,
+            b,
+            a.scores[score],
+            b.scores[score],
+            None if a.log_likelihoods else divergence_of_text(a.response, b.response),
         )
         for a, b in pairs
         if (a.response, a.answer, a.scores[score]) != (b.response, b.answer, b.scores[score])
@@ -218,6 +243,8 @@ def _common(kind: str, wanted: str | None, left: Sequence[str], right: Sequence[
         raise UsageError(
             f"The samples files have no {kind} {wanted or 'in common'}: one has "
             f"{', '.join(left) or 'none'}, the other {', '.join(right) or 'none'}."
+            + " A metric counts if every compared item has a number for it."
+            * (kind == "metric")
         )
     return common[0]
 
@@ -232,34 +259,71 @@ def _sample(data: Mapping[str, Any]) -> tuple[EvaluationSample, str]:
     names = data.get("metrics")
     if not isinstance(names, list):  # older versions do not list them
         names = [name for name in data if name not in _BOOKKEEPING and not name.endswith("_hash")]
-    scores = {name: float(data[name]) for name in names if isinstance(data.get(name), int | float)}
+    given = {name: data[name] for name in names if isinstance(data.get(name), int | float)}
+    requests = _requests(data["arguments"])
+    options = requests[0][1] if len(requests[0]) > 1 else None
+    log_likelihoods = _log_likelihoods(requests, data["filtered_resps"])
     sample = EvaluationSample(
         item=str(data["doc_id"]),
-        prompt=_prompt(data["arguments"]),
+        prompt=_text(requests[0][0]),
         response=_text(data["resps"]),
-        answer=_text(data["filtered_resps"]),
+        answer=_text(requests[log_likelihoods.index(max(log_likelihoods))][1]).strip()
+        if log_likelihoods
+        else _text(data["filtered_resps"]),
         target=_text(data["target"]),
-        scores=scores,
+        scores={name: float(score) for name, score in given.items() if math.isfinite(score)},
+        options=_text(options) if isinstance(options, Mapping) else "",
+        log_likelihoods=log_likelihoods,
     )
     return sample, str(data.get("filter", DEFAULT_FILTER))
 
 
-def _prompt(arguments: Any) -> str:
+def _object(line: bytes) -> Mapping[str, Any]:
+    """The JSON object of a line, in which the harness may write NaN; else raises ValueError."""
+    data = json.loads(line.decode())
+    if not isinstance(data, dict):
+        raise TypeError("it is no JSON object")
+    return data
+
+
+def _requests(arguments: Any) -> list[list[Any]]:
     """What was sent: `{"gen_args_0": {"arg_0": prompt, …}, …}`, or a list of (prompt, options)."""
     requests = list(arguments.values()) if isinstance(arguments, Mapping) else arguments
     if not isinstance(requests, list):
         raise TypeError("its arguments are neither a list nor an object")
-    first = requests[0]
-    if isinstance(first, Mapping):
-        return _text(first["arg_0"])
-    return _text(first[0] if isinstance(first, list) else first)
+    if not requests or requests[0] in ([], {}):
+        raise IndexError
+    return [_arguments(request) for request in requests]
+
+
+def _arguments(request: Any) -> list[Any]:
+    """The arguments of one request in order, the prompt first."""
+    if isinstance(request, Mapping):
+        return [request["arg_0"], *(kept for name, kept in request.items() if name != "arg_0")]
+    return request if isinstance(request, list) else [request]
+
+
+def _log_likelihoods(requests: Sequence[Sequence[Any]], results: Any) -> tuple[float, ...]:
+    """Of a choice among continuations, the log-likelihood of each; empty for any other item.
+
+    The result of each request is [log-likelihood, whether it is the greedy one], as text or not.
+    """
+    if len(requests) < 2 or not isinstance(results, list) or len(results) != len(requests):
+        return ()
+    if not all(len(request) > 1 and isinstance(request[1], str) for request in requests):
+        return ()
+    try:
+        return tuple(float(result[0]) for result in results)
+    except (ValueError, TypeError, LookupError):
+        return ()
 
 
 def _text(value: Any) -> str:
     """A value as text; lists of one are unwrapped, since items have one response as a rule."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text.encode(errors="replace").decode()  # JSON may escape half a character
 
 
 def _reason(error: Exception) -> str:

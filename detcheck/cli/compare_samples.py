@@ -51,13 +51,18 @@ def show_samples(
     """Hold two samples files side by side, and print which items differ and whether it matters.
 
     `noise` is a run whose load noise was measured. Raises UsageError if a file is no samples file,
-    if they have nothing in common, or if `noise` has no score.
+    if they have nothing in common, if `noise` has no score, or the metric is not in points.
     """
     from detcheck.analysis.samples import compare_samples, read_samples
 
     comparison = compare_samples(
         read_samples(left), read_samples(right), filter=filter, metric=metric
     )
+    if noise is not None and not comparison.is_share:
+        raise UsageError(
+            f"{comparison.metric} is not a share from 0 to 1, and --noise is measured in points of "
+            "such a score: choose another --metric."
+        )
     measured = None if noise is None else load_noise(noise)
     if as_json:
         _print_json(left, right, comparison, measured)
@@ -124,6 +129,12 @@ def _lines(comparison: SamplesComparison) -> Iterator[str]:
     if comparison.other_prompt:
         others = count(comparison.other_prompt, "item")
         yield f"not compared: {others} that both have with another prompt"
+    if comparison.other_target:
+        others = count(comparison.other_target, "item")
+        yield f"not compared: {others} that both have with another right answer"
+    if comparison.other_options:
+        others = count(comparison.other_options, "item")
+        yield f"{others} asked with other options: a difference may come from these, not the load"
     for name, number in (("A", comparison.only_left), ("B", comparison.only_right)):
         if number:
             yield f"only in {name}: {count(number, 'item')}"
@@ -150,6 +161,10 @@ def _cells(difference: SampleDifference) -> tuple[str, ...]:
     if left.answer == right.answer:
         answers = f"{quoted(left.answer, 24)}, the same"
     parting = difference.divergence
+    if left.log_likelihoods and len(left.log_likelihoods) == len(right.log_likelihoods):
+        pairs = zip(left.log_likelihoods, right.log_likelihoods, strict=True)
+        moved = max(abs(a - b) for a, b in pairs)
+        return left.item, scores, answers, f"log-likelihoods differ by up to {moved:.3g}"
     where = "the responses are equal" if parting is None else parting.sentence
     return left.item, scores, answers, where.removeprefix("they part ")
 
@@ -160,7 +175,8 @@ def _print_json(
     from detcheck.cli.console import print_json
 
     names = (
-        *("filter", "metric", "items", "other_prompt", "only_left", "only_right", "left_score"),
+        *("filter", "metric", "items", "other_prompt", "other_target", "only_right", "left_score"),
+        *("other_options", "only_left", "is_share"),
         *("right_score", "responses_differ", "answers_differ", "better", "worse", "p_value"),
         *("within_noise", "sentence"),
     )

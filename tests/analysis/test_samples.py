@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,68 @@ def test_a_missing_file_and_no_common_item_are_refused(tmp_path: Path) -> None:
         read_samples(tmp_path / "none.jsonl")
     with pytest.raises(UsageError, match="no item with the same prompt"):
         compared(tmp_path, [item(0)], [item(1)])
+
+
+def choice(number: int, *log_likelihoods: float, acc: float = 1.0) -> Any:
+    """An item of a choice among continuations; the harness writes its results as text."""
+    results = [[str(value), "False"] for value in log_likelihoods]
+    arguments = {
+        f"gen_args_{place}": {"arg_0": f"Q{number}?", "arg_1": text}
+        for place, text in enumerate((" no", " yes"))
+    }
+    members = {"arguments": arguments, "resps": [[one] for one in results], "target": "1"}
+    scored = {"filtered_resps": results, "filter": "none", "metrics": ["acc"], "acc": acc}
+    return item(number) | members | scored
+
+
+def test_the_answer_of_a_choice_is_the_most_likely_continuation(tmp_path: Path) -> None:
+    """Both items change bits of their log-likelihoods; only the second chooses another text."""
+    left = [choice(0, -3.0, -2.0), choice(1, -2.5, -2.0)]
+    right = [choice(0, -3.25, -2.0), choice(1, -1.5, -2.0, acc=0.0)]
+    found = compared(tmp_path, left, right)
+    assert (found.responses_differ, found.answers_differ, found.worse) == (2, 1, 1)
+    first, second = found.differences
+    assert (first.left.answer, first.right.answer, first.divergence) == ("yes", "yes", None)
+    assert (second.left.answer, second.right.answer) == ("yes", "no")
+    assert second.right.log_likelihoods == (-1.5, -2.0)
+
+
+def test_items_with_another_right_answer_are_not_compared(tmp_path: Path) -> None:
+    left = [item(0), item(1)]
+    found = compared(tmp_path, left, [item(0), item(1, target="5", score=0.0)])
+    assert (found.items, found.other_target, found.other_prompt) == (1, 1, 0)
+    assert (found.worse, found.left_score, found.right_score) == (0, 1.0, 1.0)
+    with pytest.raises(UsageError, match="no item with the same prompt and right answer"):
+        compared(tmp_path, left, [item(0, target="5"), item(1, target="5")])
+
+
+def test_items_asked_with_other_options_are_counted(tmp_path: Path) -> None:
+    longer = {"gen_args_0": {"arg_0": "Q: 1 + 2?\nA:", "arg_1": {"until": ["\n"], "max": 9}}}
+    found = compared(tmp_path, [item(0), item(1)], [item(0), item(1, arguments=longer)])
+    assert (found.items, found.other_options, found.other_prompt) == (2, 1, 0)
+
+
+def test_a_score_beyond_one_is_not_told_in_points(tmp_path: Path) -> None:
+    def scored(*scores: float) -> list[Any]:
+        return [item(n, metrics=["bleu"], bleu=score) for n, score in enumerate(scores)]
+
+    found = compared(tmp_path, scored(37.5, 40.0), scored(38.5, 40.0))
+    assert not found.is_share
+    assert "(1 up, 0 down): +0.5, within load noise" in found.sentence
+    assert ": +50 points," in compared(tmp_path, scored(0, 0), scored(1, 0)).sentence
+
+
+def test_a_metric_that_is_not_a_number_everywhere_is_not_averaged(tmp_path: Path) -> None:
+    """NaN would make the mean NaN; the harness writes it as it is."""
+    both = {"metrics": ["f1", "exact_match"]}
+    left = [item(0, f1=math.nan, **both), item(1, f1=1.0, **both)]
+    assert compared(tmp_path, left, left).metric == "exact_match"
+    with pytest.raises(UsageError, match="every compared item has a number for it"):
+        compared(tmp_path, left, left, metric="f1")
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    path = write(tmp_path / "plain", [item(0)])
+    marked = tmp_path / "marked"
+    marked.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_samples(marked).samples == read_samples(path).samples

@@ -134,6 +134,47 @@ def test_a_run_without_one_right_answer_measures_no_noise(detcheck, files) -> No
     assert (refused.code, "No completion of zero gives a right answer" in refused.err) == (2, True)
 
 
+def test_what_makes_two_files_unlike_is_told(detcheck, files) -> None:
+    options = {"gen_args_0": {"arg_0": "Q: 0", "arg_1": {"max_gen_toks": 9}}}
+    other = write(
+        "other.jsonl", sample(0, 4, 1.0, arguments=options), sample(1, 4, 1.0, target="7")
+    )
+    out = detcheck("compare", files[0], other).out
+    assert "1 item asked with other options: a difference may come from these" in out
+    assert "not compared: 1 item that both have with another right answer" in out
+    document = json.loads(detcheck("compare", files[0], other, "--json").out)
+    assert (document["other_options"], document["other_target"], document["is_share"]) == (
+        1,
+        1,
+        True,
+    )
+
+
+def test_noise_is_in_points_and_so_must_the_metric_be(detcheck, good) -> None:
+    rows = [sample(number, 4, 1.0, metrics=["bleu"], bleu=37.5 + number) for number in range(2)]
+    path = write("bleu.jsonl", *rows)
+    refused = detcheck("compare", path, path, "--noise", good)
+    assert (
+        refused.code,
+        "bleu is not a share from 0 to 1, and --noise is measured" in refused.err,
+    ) == (
+        2,
+        True,
+    )
+
+
+def test_a_choice_shows_by_how_much_its_log_likelihoods_differ(detcheck) -> None:
+    def choice(second: float) -> dict[str, Any]:
+        texts = {f"gen_args_{n}": {"arg_0": "Q", "arg_1": f" {n}"} for n in range(2)}
+        results = [["-2.0", "False"], [str(second), "False"]]
+        return sample(0, 4, 1.0, arguments=texts, resps=[results], filtered_resps=results)
+
+    result = detcheck("compare", write("a.jsonl", choice(-1.5)), write("b.jsonl", choice(-1.75)))
+    [row] = [line for line in result.out.splitlines() if line.strip().startswith("0 ")]
+    assert '"1", the same' in row
+    assert "log-likelihoods differ by up to 0.25" in row
+
+
 def test_files_that_do_not_go_together_are_refused(detcheck, files, good) -> None:
     left, right = files
     old = write("old.jsonl", {"doc_id": 0, "logit_0": -3.0})
