@@ -130,3 +130,14 @@ def test_a_damaged_folder_is_named(
     (tmp_path / "mismatch.json").write_text(text)
     assert call("gate", tmp_path, "--bitwise") == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_single_token_is_measured_and_judged(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its correlation is not defined: null in the file."""
+    one = ("-n", "1", "--max-new-tokens", "1", "-k", "fully-invariant", "-o", tmp_path / "one")
+    assert call("mismatch", saved, *one) == 0
+    capsys.readouterr()
+    assert call("gate", tmp_path / "one", "--bitwise") == 3
+    assert "1 tokens were compared" in capsys.readouterr().out

@@ -118,3 +118,27 @@ def test_a_huge_ratio_is_no_error() -> None:
 def test_sides_without_the_same_tokens_are_refused(sides: tuple[list, list]) -> None:
     with pytest.raises(ValueError, match="same tokens"):
         measure(*sides)
+
+
+def test_the_effective_sample_size_stays_a_share_for_any_ratio() -> None:
+    found = measure([np.array([-500.0, -1.0])], [np.array([0.0, -1.0])], resamples=0)
+    assert found.ess == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("trainer", [-0.3, -0.7])
+def test_equal_probabilities_have_no_correlation(trainer: float) -> None:
+    found = measure([np.full(7, -0.3)], [np.full(7, trainer)], resamples=0)
+    assert np.isnan(found.pearson)
+
+
+def test_the_correlation_of_nearly_certain_tokens_keeps_its_digits() -> None:
+    sampler = np.array([-1e-9, -2e-9, -4e-9, -3e-9])
+    found = measure([sampler], [sampler * 2], resamples=0)
+    assert found.pearson == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_trainer_that_overflows_gives_no_number_and_no_warning() -> None:
+    found = measure([np.array([-1.0]), np.array([-2.0])], [np.array([np.nan]), np.array([-2.0])])
+    assert np.isnan(found.k3)
+    assert found.bitwise_tokens == 0.5

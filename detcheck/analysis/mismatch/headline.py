@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from detcheck.analysis.mismatch.results import (
@@ -24,8 +25,13 @@ def headline_of(rows: Sequence[MismatchRow], faults: Sequence[NamedFault]) -> st
 
 def carrier(whole: MismatchRow, rows: Sequence[MismatchRow]) -> MismatchRow | None:
     """The link with the largest mean gap in the chain of `whole`; None if every link is zero."""
-    largest = max(chain_of(whole, rows), key=lambda row: row.mean_abs, default=None)
-    return largest if largest is not None and largest.mean_abs > 0 else None
+    largest = max(chain_of(whole, rows), key=_gap, default=None)
+    return largest if largest is not None and _gap(largest) > 0 else None
+
+
+def _gap(row: MismatchRow) -> float:
+    """The mean gap; one that is no number, since a side overflowed, counts as the largest."""
+    return math.inf if math.isnan(row.mean_abs) else row.mean_abs
 
 
 def chain_of(whole: MismatchRow, rows: Sequence[MismatchRow]) -> list[MismatchRow]:
@@ -47,7 +53,7 @@ def _sentence(kernels: str, rows: Sequence[MismatchRow], faults: Sequence[NamedF
     wholes = [row for row in rows if row.kernels == kernels and row.link == WHOLE]
     if not wholes:
         return f"{kernels}: the gap could not be measured."
-    worst = max(wholes, key=lambda row: row.mean_abs)
+    worst = max(wholes, key=_gap)
     if worst.mean_abs == 0:
         layouts = ", ".join(dict.fromkeys(str(row.trainer_layout) for row in wholes))
         return (

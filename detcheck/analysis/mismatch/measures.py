@@ -25,9 +25,9 @@ one sequence are not independent. The largest value of a sample has no useful up
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,9 +44,11 @@ _AT_ONCE = 50
 """Resamples whose 99th percentiles are computed together: bounds the memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class MismatchMeasures:
-    """The measures of one comparison; see the module. Shares are fractions of 1."""
+class MismatchMeasures(msgspec.Struct, frozen=True, kw_only=True):
+    """The measures of one comparison; see the module. Shares are fractions of 1.
+
+    A measure that is not defined, such as the correlation of a single token, is NaN.
+    """
 
     tokens: int
     sequences: int
@@ -79,7 +81,9 @@ def measure(
     pairs = [pair for pair in zip(sampler, trainer, strict=True) if len(pair[0])]
     if not pairs or any(len(a) != len(b) for a, b in pairs):
         raise ValueError("Both sides need the same tokens, at least one.")
-    sums = np.stack([_sums(*pair) for pair in pairs])
+    # A correlation stays the same if a constant is taken off, and keeps its digits.
+    shift = (_probabilities(pairs[0][0])[0], _probabilities(pairs[0][1])[0])
+    sums = np.stack([_sums(*pair, shift) for pair in pairs])
     gaps = [np.abs(_ratio(*pair)) for pair in pairs]
     whole = _from_sums(sums.sum(0)[None], len(pairs))
     point = {name: float(value[0]) for name, value in whole.items()}
@@ -95,6 +99,10 @@ def _ratio(sampler: Floats, trainer: Floats) -> Floats:
     return np.asarray(trainer, np.float64) - np.asarray(sampler, np.float64)
 
 
+def _probabilities(logprobs: Floats) -> Floats:
+    return np.exp(np.asarray(logprobs, np.float64))
+
+
 def _exp(x: Any) -> Any:
     """exp, bounded so that sums over resamples stay finite."""
     return np.exp(np.minimum(x, MOST_NATS))
@@ -106,12 +114,16 @@ _TOKEN_SUMS = (
 )  # fmt: skip
 
 
-def _sums(sampler: Floats, trainer: Floats) -> Floats:
-    """One sequence's sums over its tokens, in the order of `_TOKEN_SUMS`."""
+def _sums(sampler: Floats, trainer: Floats, shift: tuple[float, float]) -> Floats:
+    """One sequence's sums over its tokens, in the order of `_TOKEN_SUMS`.
+
+    `shift` is taken off the sampler's and the trainer's probabilities.
+    """
     r = _ratio(sampler, trainer)
-    w, ww, error = _exp(r), _exp(2 * r), _exp(np.abs(r))
+    # Half the bound for w, so that its square is held to the same one.
+    w, ww, error = np.exp(np.minimum(r, MOST_NATS / 2)), _exp(2 * r), _exp(np.abs(r))
     above = np.expm1(np.minimum(r, MOST_NATS)) - r
-    x, y = np.exp(np.asarray(sampler, np.float64)), np.exp(np.asarray(trainer, np.float64))
+    x, y = _probabilities(sampler) - shift[0], _probabilities(trainer) - shift[1]
     equal = np.asarray(sampler, np.float32) == np.asarray(trainer, np.float32)
     outside = (w < RATIO_BOUNDS[0]) | (w > RATIO_BOUNDS[1])
     # expm1 keeps the digits that w - 1 - r would lose for small r.
@@ -150,7 +162,8 @@ def _intervals(sums: Floats, gaps: Sequence[Floats], resamples: int) -> dict[str
     size = len(sums)
     generator = np.random.default_rng(0)
     counts = generator.multinomial(size, np.full(size, 1 / size), size=resamples)
-    found = _from_sums(counts @ sums, size)
+    with np.errstate(invalid="ignore"):
+        found = _from_sums(counts @ sums, size)
     largest = np.array([gap.max() for gap in gaps])
     found["max_abs"] = np.where(counts > 0, largest, -np.inf).max(1)
     found["p99_abs"] = _p99(counts, gaps)

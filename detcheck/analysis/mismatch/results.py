@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from detcheck.errors import RunDirectoryError
 
 MISMATCH_FILE = "mismatch.json"
 SCHEMA = 1
+_MAY_BE_NONE = ("trainer_layout", "trainer_dtype", "rounding")
+"""Fields that are None in a report; anywhere else null stands for a number."""
 
 WHOLE = "whole"
 RECORDED_DECODE = "recorded-decode"
@@ -31,8 +34,8 @@ LINK_NAMES = {
 }
 
 
-class MismatchRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One comparison. Measures are defined in `detcheck.analysis.mismatch.measures`."""
+class MismatchRow(MismatchMeasures, frozen=True):
+    """One comparison and its measures."""
 
     kernels: str
     """Of the sampler."""
@@ -42,23 +45,6 @@ class MismatchRow(msgspec.Struct, frozen=True, kw_only=True):
     """None for links before the trainer's layout."""
     trainer_dtype: str | None
     """The same; of `prefill-layout` the sampler's dtype."""
-    tokens: int
-    sequences: int
-    k1: float
-    k2: float
-    k3: float
-    mean_abs: float
-    max_abs: float
-    p99_abs: float
-    mult_prob_error: float
-    bitwise_tokens: float
-    bitwise_sequences: float
-    ratio_outside: float
-    ess: float
-    chi2_token: float
-    chi2_sequence: float
-    pearson: float
-    intervals: dict[str, tuple[float, float]]
 
     @classmethod
     def of(
@@ -66,7 +52,7 @@ class MismatchRow(msgspec.Struct, frozen=True, kw_only=True):
         dtype: str | None = None,
     ) -> MismatchRow:  # fmt: skip
         """The row of `measures`."""
-        found = {name: getattr(measures, name) for name in measures.__slots__}
+        found = msgspec.structs.asdict(measures)
         return cls(kernels=kernels, link=link, trainer_layout=layout, trainer_dtype=dtype, **found)
 
     @property
@@ -173,7 +159,7 @@ def load_mismatch(folder: Path) -> MismatchReport:
     """The measurement kept in `folder`. Raises RunDirectoryError if it cannot be read."""
     file = folder / MISMATCH_FILE
     try:
-        report = msgspec.json.decode(file.read_bytes(), type=MismatchReport)
+        report = msgspec.convert(_numbers(msgspec.json.decode(file.read_bytes())), MismatchReport)
     except FileNotFoundError as error:
         raise RunDirectoryError(
             f"{folder} holds no {MISMATCH_FILE}: give a folder that `detcheck mismatch` wrote."
@@ -185,3 +171,12 @@ def load_mismatch(folder: Path) -> MismatchReport:
             f"{file} has schema {report.schema}, and this detcheck reads {SCHEMA}: measure again."
         )
     return report
+
+
+def _numbers(data: Any, name: str = "") -> Any:
+    """`data` from JSON, in which a number that is not finite is null, with NaN instead."""
+    if isinstance(data, dict):
+        return {key: _numbers(value, key) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_numbers(value) for value in data]
+    return math.nan if data is None and name not in _MAY_BE_NONE else data
