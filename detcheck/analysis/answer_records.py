@@ -50,6 +50,12 @@ class AnsweredItem:
         return self.distinct_within_seed > 1
 
     @property
+    def flips_unseen(self) -> bool:
+        """Whether its texts differ and no answer was found in any: it may flip unnoticed."""
+        unparsed = all(count.answer is None for count in self.answers)
+        return unparsed and self.raw_distinct_within_seed > 1
+
+    @property
     def name(self) -> str:
         """Its id; `prompt 3` if it has none."""
         return self.id if self.id is not None else f"prompt {self.prompt_index + 1}"

@@ -35,6 +35,20 @@ def answers_parsed(given: GateInput) -> Iterator[Finding]:
             yield Finding("answers-parsed", NOTE, sentence)
 
 
+def answers_unseen(given: GateInput) -> Iterator[Finding]:
+    """An item of which nothing was parsed and whose texts differ may flip without being seen."""
+    for stability in given.stabilities:
+        for item in stability.items if not stability.parsed_nothing else ():
+            if item.flips_unseen:
+                sentence = (
+                    f"The parser found no answer in any completion of {item.name}, such as "
+                    f"{quoted(item.answers[0].example, 60)}, and its texts differ, so its answer "
+                    "may have changed: ask for longer completions, or choose another parser."
+                )
+                group = given.analysis.group(item.prompt_index, stability.kernels)
+                yield Finding("answers-parsed", INCONCLUSIVE, sentence, group)
+
+
 def too_many_flips(given: GateInput) -> Iterator[Finding]:
     """Fails each item whose parsed answer changes, if more of them do than are allowed."""
     limit = given.options.max_answer_flips
@@ -109,4 +123,4 @@ def _spread(stability: AnswerStability) -> str:
     return f"{moved} (standard error of the set {error:.3g})"
 
 
-ANSWER_RULES: tuple[Rule, ...] = (answers_parsed, too_many_flips, too_wide_a_spread)
+ANSWER_RULES: tuple[Rule, ...] = (answers_parsed, answers_unseen, too_many_flips, too_wide_a_spread)

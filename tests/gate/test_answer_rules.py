@@ -129,6 +129,23 @@ def test_some_completions_without_an_answer_are_noted(tmp_path: Path) -> None:
     assert "found no answer in 160 of 192 completions" in sentences(verdict, "answers-parsed")[0]
 
 
+@pytest.mark.parametrize("differ", [True, False])
+def test_an_item_without_any_answer_is_judged_only_if_its_texts_are_equal(
+    tmp_path: Path, differ: bool
+) -> None:
+    def cut_off(trial: Trial, position: int) -> Completion:
+        if trial.requests[position].prompt != "Two?":
+            return Completion("6", "stop")
+        other = differ and trial.condition.batch_size == 8
+        return Completion("Well, first of" if other else "First of all", "length")
+
+    verdict = judged(analysis(tmp_path, cut_off), max_answer_flips=0)
+    assert ("answers-parsed" in rules(verdict, "inconclusive")) == differ
+    if differ:
+        [sentence, _] = sentences(verdict, "answers-parsed")
+        assert "no answer in any completion of Two, such as " in sentence
+
+
 def test_a_limit_on_answers_needs_a_parser_and_a_sound_number(tmp_path: Path) -> None:
     unparsed = analysis(tmp_path, answer=None)
     with pytest.raises(UsageError, match="give a parser by `answer`"):
