@@ -29,8 +29,8 @@ def answers_parsed(given: GateInput) -> Iterator[Finding]:
         elif stability.unparsed:
             sentence = (
                 f"The parser found no answer in {stability.unparsed:,} of "
-                f"{count(stability.completions, 'completion')}, such as {examples}: each counts as "
-                "an answer of its own."
+                f"{count(stability.completions, 'completion')}, such as {examples}: no "
+                "answer counts as one more answer of an item."
             )
             yield Finding("answers-parsed", NOTE, sentence)
 
@@ -79,6 +79,12 @@ def too_wide_a_spread(given: GateInput) -> Iterator[Finding]:
             sentence = (
                 "No right answers are known, so there is no score: give every prompt an answer in "
                 "the prompts file."
+            )
+            yield Finding("max-accuracy-spread", INCONCLUSIVE, sentence)
+        elif len(stability.by_load) < 2:
+            sentence = (
+                "The score is known at one batch size only, so the load could not move it: run "
+                "with several batch sizes."
             )
             yield Finding("max-accuracy-spread", INCONCLUSIVE, sentence)
         elif stability.never_right and not stability.parsed_nothing:

@@ -96,6 +96,13 @@ def test_without_right_answers_a_spread_is_inconclusive(tmp_path: Path) -> None:
     assert rules(verdict, "fail") == set()
 
 
+def test_a_spread_over_one_batch_size_is_inconclusive(tmp_path: Path) -> None:
+    verdict = judged(analysis(tmp_path, batch_sizes=(8,)), max_accuracy_spread=0)
+    [sentence] = sentences(verdict, "max-accuracy-spread")
+    assert "max-accuracy-spread" in rules(verdict, "inconclusive")
+    assert sentence.startswith("The score is known at one batch size only")
+
+
 def test_a_score_of_zero_at_every_batch_size_is_inconclusive(tmp_path: Path) -> None:
     """The right answers are words and the parser takes numbers: no load could move the score."""
     items = tuple(PromptItem(id=prompt[:-1], answer="six") for prompt in PROMPTS)
