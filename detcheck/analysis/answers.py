@@ -11,9 +11,9 @@ For each kernels setting, over its prompts (the items of an evaluation):
   over the items that diverge; and Avg_Std@top1_prob, how far the best token's probability moves up
   to there. After Yuan et al., "Give Me FP32 or Give Me Death?" (2025).
 
-No answer counts as one more answer of an item: an item of which some completions parse and others do
-not has flipped. With several seeds, answers are compared within a
-seed: another seed is another wanted sample.
+No answer counts as one more answer of an item: an item of which some completions parse and others
+do not has flipped. With several seeds, answers are compared within a seed: another seed is another
+wanted sample.
 """
 
 from __future__ import annotations

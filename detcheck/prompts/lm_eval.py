@@ -28,7 +28,8 @@ def is_sample(value: Any) -> bool:
 def sample_row(value: Mapping[str, Any], place: str, line: int) -> FileRow:
     """The prompt as it was sent, with the item's target as the right answer.
 
-    Raises UsageError if the line is not one that version 0.4 or later writes.
+    Raises UsageError if the line is not one that version 0.4 or later writes, or if the item is a
+    choice among prompts, as in Winogrande.
     """
     try:
         requests = _requests(value["arguments"])
@@ -39,6 +40,11 @@ def sample_row(value: Mapping[str, Any], place: str, line: int) -> FileRow:
             f"{place} is not an item of a samples file of lm-evaluation-harness 0.4 or later "
             f"({_reason(error)}): write it with --log_samples."
         ) from error
+    if any(request[0] not in (sent, "") for request in requests):  # "": the text without a prompt
+        raise UsageError(
+            f"{place} is a choice among different prompts, which is no question to ask a model: "
+            "leave its task out."
+        )
     messages = _chat(sent, place)
     prompt = chat_text(messages) if messages else sent
     if not isinstance(prompt, str) or not prompt.strip():

@@ -95,3 +95,14 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path, line: Any, words: 
 def test_text_that_was_sent_does_not_go_with_other_prompts(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="line 2 and line 1 differ in kind"):
         read(tmp_path, sample(1), {"prompt": "Why?", "answer": 1})
+
+
+def test_a_choice_among_prompts_is_refused(tmp_path: Path) -> None:
+    """Winogrande's choices have the same continuation after two texts; none of them is a question.
+    A continuation without its prompt is scored beside the others for acc_mutual_info."""
+    winogrande = [["The trophy", " is big."], ["The case", " is big."]]
+    with pytest.raises(UsageError, match="line 1 is a choice among different prompts"):
+        read(tmp_path, sample(1, arguments=winogrande, target="0"))
+    mutual = [["Sky?", " red"], ["Sky?", " blue"], ["", " red"], ["", " blue"]]
+    found = read(tmp_path, sample(1, arguments=mutual, target="1"))
+    assert (found.prompts, found.items[0].answer) == (("Sky?",), "blue")
