@@ -15,6 +15,7 @@ batch as lists of lists. Masks (`prompt_mask`, `completion_mask`, `response_mask
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,10 @@ def _named(value: Mapping[str, Any], names: Sequence[str], place: str) -> Any:
 
 
 def _rollout(row: Mapping[str, Any], place: str) -> Rollout:
-    prompt = list(_named(row, PROMPT, place))
-    completion = list(_named(row, COMPLETION, place))
-    logprobs = list(_named(row, LOGPROBS, place))
+    prompt, completion, logprobs = (
+        _list(_named(row, names, place), names[0], place)
+        for names in (PROMPT, COMPLETION, LOGPROBS)
+    )
     prompt_mask, mask = _masks(row, len(prompt), len(completion), place)
     prompt = [token for token, real in zip(prompt, prompt_mask, strict=True) if real]
     length = max((index + 1 for index, real in enumerate(mask) if real), default=0)
@@ -142,6 +144,11 @@ def _rollout(row: Mapping[str, Any], place: str) -> Rollout:
             "for each token of the completion."
         )
     sampled = tuple(bool(real) for real in mask[:length])
+    # null or NaN may stand beside a token that no model sampled.
+    recorded = [
+        0.0 if not own and str(value) in ("None", "nan") else value
+        for value, own in zip(logprobs, sampled, strict=False)
+    ]
     fields = {name: row[name] for name in SETTINGS if row.get(name) is not None}
     text = row.get("prompt")
     try:
@@ -149,7 +156,7 @@ def _rollout(row: Mapping[str, Any], place: str) -> Rollout:
             {
                 "prompt_ids": prompt,
                 "completion_ids": completion[:length],
-                "logprobs": logprobs[:length],
+                "logprobs": recorded,
                 "sampled": () if all(sampled) else sampled,
                 "prompt": text if isinstance(text, str) else "",
                 "seed": row.get("seed"),
@@ -160,7 +167,14 @@ def _rollout(row: Mapping[str, Any], place: str) -> Rollout:
     except msgspec.ValidationError as error:
         raise UsageError(f"{place} is no rollout ({str(error).lower()}).") from error
     _check(rollout, place)
-    return rollout
+    # vLLM and verl write -1 for a filter that keeps all.
+    return msgspec.structs.replace(rollout, top_k=max(rollout.top_k, 0))
+
+
+def _list(value: Any, name: str, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise UsageError(f"{place} has {name!r} that is no list: give one value for each token.")
+    return value
 
 
 def _masks(
@@ -174,9 +188,12 @@ def _masks(
         prompt = whole[:num_prompt]
         completion = completion or whole[num_prompt:]
     completion = completion or [1] * num_completion
+    for mask in (prompt, completion):
+        if any(entry not in (0, 1) for entry in _list(mask, "mask", place)):
+            raise UsageError(f"{place} has a mask that is not of 0 and 1.")
     if len(prompt) != num_prompt or len(completion) != num_completion:
         raise UsageError(f"{place} has a mask of another length than its token ids.")
-    return list(prompt), list(completion)
+    return prompt, completion
 
 
 def _check(rollout: Rollout, place: str) -> None:
@@ -190,5 +207,10 @@ def _check(rollout: Rollout, place: str) -> None:
             f"{place} has a log-probability that is above 0 or not finite: give natural logarithms "
             "of probabilities."
         )
-    if rollout.temperature <= 0:
-        raise UsageError(f"{place} has the temperature {rollout.temperature}: it must be above 0.")
+    if not 0 < rollout.temperature < math.inf:
+        raise UsageError(
+            f"{place} has the temperature {rollout.temperature}: give a number above 0, and leave "
+            "it out if the tokens were chosen greedily."
+        )
+    if not (0 < rollout.top_p <= 1 and 0 <= rollout.min_p <= 1):
+        raise UsageError(f"{place} has a top_p or min_p that is not between 0 and 1.")

@@ -78,6 +78,18 @@ def test_tokens_of_a_tool_are_kept_and_not_measured(file: Path) -> None:
     assert found.places == (0, 2)
 
 
+@pytest.mark.parametrize("beside", [None, float("nan")])
+def test_a_token_of_a_tool_needs_no_log_probability(file: Path, beside: float | None) -> None:
+    row = ONE | {"logprobs": [-0.5, beside, -0.25], "response_mask": [1, 0, 1]}
+    (found,) = read_rollouts(write(file, row))
+    assert found.logprobs == (-0.5, 0.0, -0.25)
+    assert read_rollouts(write(file, rollout_line(found))) == (found,)
+
+
+def test_minus_one_is_no_top_k(file: Path) -> None:
+    assert read_rollouts(write(file, ONE | {"top_k": -1})) == (WANTED,)
+
+
 def test_what_is_written_is_read_back(file: Path) -> None:
     rollout = Rollout(
         **_fields(WANTED), sampled=(True, False, True), prompt="Why?", temperature=0.7, top_p=0.9,
@@ -107,6 +119,17 @@ BAD: dict[str, tuple[Any, str]] = {
     "no prompt": (ONE | {"prompt_ids": []}, "line 2 has an empty prompt"),
     "mask": (ONE | {"completion_mask": [1]}, "line 2 has a mask of another length"),
     "temperature": (ONE | {"temperature": 0}, "line 2 has the temperature 0"),
+    "no temperature": (ONE | {"temperature": float("nan")}, "line 2 has the temperature nan"),
+    "top-p": (ONE | {"top_p": 0}, "line 2 has a top_p or min_p"),
+    "min-p": (ONE | {"min_p": 2}, "line 2 has a top_p or min_p"),
+    "a number of ids": (ONE | {"prompt_ids": 5}, "'prompt_ids' that is no list"),
+    "a number of log-probabilities": (ONE | {"logprobs": -1}, "'logprobs' that is no list"),
+    "one prompt for a batch": (
+        {"prompt_ids": [5, 6], "completion_ids": [[7], [8]], "logprobs": [[-1.0], [-1.0]]},
+        "'prompt_ids' that is no list",
+    ),
+    "a number as mask": (ONE | {"completion_mask": 1}, "'mask' that is no list"),
+    "words as mask": (ONE | {"completion_mask": ["0", "1", "1"]}, "mask that is not of 0 and 1"),
 }
 
 
