@@ -63,6 +63,11 @@ def gate_command(
 
     limits = MismatchLimits(**values(fields_of(MismatchLimits), given))
     if _is_mismatch(run):
+        if values(fields_of(GateOptions), given) or junit or github_summary or config:
+            raise UsageError(
+                f"{run} is a folder of `detcheck mismatch`, judged by --max-k3, --bitwise and "
+                "--min-tokens: leave the other options out."
+            )
         raise typer.Exit(_judge_mismatch(run, limits, as_json=as_json))
     if limits != MismatchLimits():
         raise UsageError(

@@ -150,6 +150,8 @@ def _folder(out: Path | None) -> Path:
     from detcheck.analysis.mismatch.results import is_mismatch
 
     folder = out or FOLDER / datetime.now(UTC).strftime("mismatch-%Y%m%d-%H%M%S-%f")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give another `out`.")
     if is_mismatch(folder):
         raise UsageError(f"{folder} holds a measurement already: give another `out`.")
     return folder

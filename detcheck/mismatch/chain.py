@@ -45,6 +45,7 @@ class Chain:
     prefilled: Logprobs | None = None
     other_kernels: Logprobs | None = None
     """One prefill under the trainer's kernels, if these are others."""
+    other_kernels_tried: bool = False
     trained: dict[tuple[str, str], Logprobs] = field(default_factory=dict)
     """By the trainer's layout and dtype."""
     missing: list[MissingLink] = field(default_factory=list)
@@ -72,7 +73,8 @@ class Chain:
     ) -> None:
         """Every layout, with gradients recorded, in the dtype of `model`."""
         with self._kernels(kernels):
-            if kernels != self.kernels and self.other_kernels is None:
+            if kernels != self.kernels and not self.other_kernels_tried:
+                self.other_kernels_tried = True
                 with self._missing(PREFILL_KERNELS), torch.no_grad():
                     self.other_kernels = self._scored(
                         prefilled(model, each) for each in self.rollouts
@@ -92,7 +94,7 @@ class Chain:
         for link, sampler, trainer in shared:
             if sampler is not None and trainer is not None:
                 yield MismatchRow.of(measure(sampler, trainer), self.kernels, link)
-        prefill = self.prefilled if self.other_kernels is None else self.other_kernels
+        prefill = self.other_kernels if self.other_kernels_tried else self.prefilled
         for (layout, dtype), scored in self.trained.items():
             before = self.trained.get((layout, sampler_dtype))
             if dtype == sampler_dtype and prefill is not None:

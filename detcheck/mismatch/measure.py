@@ -258,13 +258,19 @@ def _dtypes(loaded: LoadedModel, options: TrainerOptions) -> tuple[str, ...]:
 
 
 def _in_dtype(loaded: LoadedModel, dtype: str) -> Any:
-    """The model in another dtype, from its own files if it has any."""
+    """The model in another dtype, from its own files, of the same commit, if it has any."""
     if dtype == _name(loaded.dtype):
         return loaded.model
     if loaded.source is None:
         return copy.deepcopy(loaded.model).to(getattr(torch, dtype))
     name = None if loaded.name == EMBEDDED_NAME else loaded.name
-    return models.load(name, dtype=dtype, device=loaded.device.type).model
+    return models.load(
+        name,
+        revision=loaded.commit,
+        dtype=dtype,
+        device=loaded.device.type,
+        trust_remote_code=type(loaded.model).__module__.startswith("transformers_modules"),
+    ).model
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from detcheck.analysis.mismatch.results import (
 from detcheck.errors import UsageError
 from detcheck.mismatch.measure import score
 from detcheck.mismatch.options import LAYOUTS, TrainerOptions
+from detcheck.mismatch.passes import prefilled
 from detcheck.mismatch.rollouts import Rollout
 from detcheck.models import LoadedModel
 from mismatch.tiny import sampled
@@ -97,6 +99,32 @@ def test_other_kernels_of_the_trainer_are_a_link_of_their_own(loaded: Load) -> N
     assert not rows(report, "stock", PREFILL_KERNELS)
 
 
+def test_other_kernels_that_fail_are_not_tried_again_in_another_dtype(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their link compares kernels in the sampler's dtype, or it is missing."""
+    passes = []
+
+    def failing_second(model: object, rollout: Rollout) -> torch.Tensor:
+        passes.append(rollout)
+        if len(passes) == 2:
+            raise RuntimeError("no such kernel")
+        return prefilled(model, rollout)
+
+    model = loaded("llama", torch.float32)
+    (rollout, *_) = sampled(model, ("stock",))["stock"]
+    monkeypatch.setattr("detcheck.mismatch.chain.prefilled", failing_second)
+    options = TrainerOptions(
+        trainer_kernels="fully-invariant",
+        trainer_layout=("single",),
+        trainer_dtype=("float32", "bfloat16"),
+    )
+    report = score(model, {"stock": (rollout,)}, options, source="", processed=False).report
+    assert [missing.link for missing in report.missing] == [PREFILL_KERNELS]
+    links = {row.link for row in report.rows}
+    assert links == {RECORDED_DECODE, DECODE_PREFILL, LAYOUT_DTYPE, WHOLE}
+
+
 def test_a_pass_that_fails_is_a_missing_link(loaded: Load) -> None:
     """A model that takes no positions cannot be packed; the other layouts are measured."""
     model = loaded("llama")
@@ -156,3 +184,27 @@ def test_an_offset_of_the_record_is_carried_by_its_own_link(loaded: Load) -> Non
     assert prefill.max_abs == 0
     assert "recorded ↔ decode steps carries the gap" in report.headline
     assert report.faults == ()
+
+
+def test_another_dtype_is_loaded_from_the_same_commit(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(loaded("llama"), name="somebody/model", source="somebody/model")
+    model.model.config._commit_hash = "0123abc"
+    asked: dict[str, object] = {}
+
+    def load(name: str, **options: object) -> LoadedModel:
+        asked.update(options, name=name)
+        return loaded("llama", torch.bfloat16)
+
+    rollouts = sampled(model, ("stock",))
+    monkeypatch.setattr("detcheck.mismatch.measure.models.load", load)
+    options = TrainerOptions(trainer_dtype=("bfloat16",), trainer_layout=("single",))
+    score(model, rollouts, options, source="", processed=False)
+    assert asked == {
+        "name": "somebody/model",
+        "revision": "0123abc",
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "trust_remote_code": False,
+    }

@@ -110,6 +110,26 @@ def test_a_folder_is_not_written_twice(
     assert "give another --out" in capsys.readouterr().err
 
 
+def test_a_file_is_refused_before_anything_is_computed(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("")
+    assert call("mismatch", saved, "-o", tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert "is a file: give another --out" in err
+    assert "loading" not in err
+
+
+@pytest.mark.parametrize(
+    "option", [("--max-distinct", "1"), ("--junit", "x.xml"), ("--github-summary",)]
+)
+def test_the_options_of_runs_are_not_for_a_mismatch(
+    measured: Path, option: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("gate", measured, "--bitwise", *option) == 2
+    assert "leave the other options out" in capsys.readouterr().err
+
+
 def test_the_limits_of_a_mismatch_are_not_for_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
