@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detcheck.cli.shared import AsJson, BudgetOption, budget_of
+from detcheck.cli.shared import ApiKeyOption, AsJson, BudgetOption, budget_of
 from detcheck.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def ci_command(
         bool,
         typer.Option("--allow-inconclusive", help="Exit with 0 if the verdict is inconclusive."),
     ] = False,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Environment variable with the endpoint's API key."),
-    ] = None,
+    api_key_env: ApiKeyOption = None,
     budget: BudgetOption = None,
     as_json: AsJson = False,
 ) -> None:

@@ -13,7 +13,15 @@ import typer
 
 from detcheck.cli.options import parameters, takes, target_fields, values
 from detcheck.cli.run import connection_of, prompts_of
-from detcheck.cli.shared import AsJson
+from detcheck.cli.shared import (
+    ApiKeyOption,
+    AsJson,
+    HeaderOption,
+    ModelArgument,
+    PromptOption,
+    PromptsOption,
+    TimeoutOption,
+)
 from detcheck.errors import ExitCode, UsageError
 from detcheck.experiment import AUTO, DEFAULT_PROMPT, Experiment
 from detcheck.kernels.settings import BATCH_INVARIANT, FULLY_INVARIANT, STOCK
@@ -63,23 +71,10 @@ def _asked_fields() -> tuple[Field, ...]:
     *parameters(fields_of(MismatchLimits)),
 )
 def mismatch_command(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            show_default=False,
-            help="Hub id or folder; with --endpoint the served name. [default: the embedded "
-            "SmolLM2-135M-Instruct]",
-        ),
-    ] = None,
+    model: ModelArgument = None,
     *,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("-p", "--prompt", metavar="TEXT", help="What to ask; repeatable."),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Prompts from a file, as `run` takes them.")
-    ] = None,
+    prompt: PromptOption = None,
+    prompts: PromptsOption = None,
     rollouts: Annotated[
         Path | None,
         typer.Option(
@@ -91,17 +86,9 @@ def mismatch_command(
     seed: Annotated[
         int, typer.Option(metavar="S", help="Request i is sampled with the seed S + i.")
     ] = 0,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Environment variable with the endpoint's API key."),
-    ] = None,
-    header: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LINE", help="'Name: value' to send to the endpoint; repeatable."),
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds that a request may take.")
-    ] = None,
+    api_key_env: ApiKeyOption = None,
+    header: HeaderOption = None,
+    timeout: TimeoutOption = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -19,7 +19,17 @@ from detcheck.cli.settings import (
     name_settings,
     to_toml,
 )
-from detcheck.cli.shared import AsJson, BudgetOption, budget_of
+from detcheck.cli.shared import (
+    ApiKeyOption,
+    AsJson,
+    BudgetOption,
+    HeaderOption,
+    ModelArgument,
+    PromptOption,
+    PromptsOption,
+    TimeoutOption,
+    budget_of,
+)
 from detcheck.config import Config
 from detcheck.errors import ExitCode, UsageError
 from detcheck.experiment import Experiment
@@ -39,56 +49,16 @@ OPTIONS = parameters(field for field in all_fields() if field.name not in _AS_AR
 
 @takes(*OPTIONS)
 def run_command(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            show_default=False,
-            help="Hub id or folder; with --endpoint the served name. [default: the embedded "
-            "SmolLM2-135M-Instruct; with --endpoint the only model that is served]",
-        ),
-    ] = None,
+    model: ModelArgument = None,
     *,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-p",
-            "--prompt",
-            metavar="TEXT",
-            help="What to ask; repeatable. [default: Tell me about Richard Feynman]",
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Prompts from a file: .txt, .jsonl, .ndjson, .csv, .tsv, a samples file of "
-            "lm-evaluation-harness, or - for stdin. They may have answers, chats and ids.",
-        ),
-    ] = None,
+    prompt: PromptOption = None,
+    prompts: PromptsOption = None,
     seed: Annotated[
         int | None, typer.Option(metavar="S", help="The one seed S, short for --seeds S,.")
     ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Environment variable with the endpoint's API key; never written or shown.",
-        ),
-    ] = None,
-    header: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LINE",
-            help="'Name: value' or 'Name: env:VARIABLE' to send to the endpoint; repeatable.",
-        ),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            metavar="S", help="Seconds that a request to an endpoint may take. [default: 1800]"
-        ),
-    ] = None,
+    api_key_env: ApiKeyOption = None,
+    header: HeaderOption = None,
+    timeout: TimeoutOption = None,
     check_timeout: Annotated[
         float | None,
         typer.Option(

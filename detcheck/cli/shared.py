@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +10,52 @@ import typer
 if TYPE_CHECKING:
     from detcheck.budget import Budget
 
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="Hub id or folder; with --endpoint the served name. [default: the embedded "
+        "SmolLM2-135M-Instruct; with --endpoint the only model that is served]",
+    ),
+]
+PromptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help="What to ask; repeatable. [default: Tell me about Richard Feynman]",
+    ),
+]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Prompts from a file: .txt, .jsonl, .ndjson, .csv, .tsv, a samples file of "
+        "lm-evaluation-harness, or - for stdin. They may have answers, chats and ids.",
+    ),
+]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Environment variable with the endpoint's API key; never written or shown.",
+    ),
+]
+HeaderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LINE",
+        help="'Name: value' or 'Name: env:VARIABLE' to send to the endpoint; repeatable.",
+    ),
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S", help="Seconds that a request to an endpoint may take. [default: 1800]"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -8,16 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detcheck.analysis.mismatch.results import (
-    DECODE_PREFILL,
-    LAYOUT_DTYPE,
-    PREFILL_KERNELS,
-    PREFILL_LAYOUT,
-    RECORDED_DECODE,
-    WHOLE,
-    MismatchReport,
-    MismatchRow,
-)
+from detcheck.analysis.mismatch import results
 from detcheck.errors import UsageError
 from detcheck.mismatch.measure import score
 from detcheck.mismatch.options import LAYOUTS, TrainerOptions
@@ -32,13 +23,13 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 def report_of(
     model: LoadedModel, *, engine: str = "continuous", processed: bool = False, **options: object
-) -> MismatchReport:
+) -> results.MismatchReport:
     rollouts = sampled(model, engine=engine)
     trainer = TrainerOptions(**options)
     return score(model, rollouts, trainer, source=engine, processed=processed).report
 
 
-def rows(report: MismatchReport, kernels: str, link: str) -> list[MismatchRow]:
+def rows(report: results.MismatchReport, kernels: str, link: str) -> list[results.MismatchRow]:
     return [row for row in report.rows if (row.kernels, row.link) == (kernels, link)]
 
 
@@ -52,14 +43,14 @@ def test_fully_invariant_on_both_sides_is_exactly_equal(
     report = report_of(loaded(kind, dtype), engine=engine)
     assert report.missing == ()
     assert report.unproven == {}
-    wholes = rows(report, "fully-invariant", WHOLE)
+    wholes = rows(report, "fully-invariant", results.WHOLE)
     assert [row.trainer_layout for row in wholes] == [*LAYOUTS]
     for row in report.rows:
         if row.kernels == "fully-invariant":
             assert (row.bitwise_tokens, row.bitwise_sequences) == (1, 1)
             assert (row.k1, row.k2, row.k3, row.max_abs) == (0, 0, 0, 0)
             assert (row.mult_prob_error, row.ess) == (1, 1)
-    assert min(row.bitwise_tokens for row in rows(report, "stock", WHOLE)) < 1
+    assert min(row.bitwise_tokens for row in rows(report, "stock", results.WHOLE)) < 1
     assert "fully-invariant: no gap" in report.headline
 
 
@@ -68,8 +59,8 @@ def test_batch_invariant_closes_the_batch_and_not_the_prefill(loaded: Load) -> N
     kernels = ("stock", "batch-invariant")
     rollouts = sampled(model, kernels, max_new_tokens=24)
     report = score(model, rollouts, TrainerOptions(), source="", processed=False).report
-    (recorded,) = rows(report, "batch-invariant", RECORDED_DECODE)
-    (prefill,) = rows(report, "batch-invariant", DECODE_PREFILL)
+    (recorded,) = rows(report, "batch-invariant", results.RECORDED_DECODE)
+    (prefill,) = rows(report, "batch-invariant", results.DECODE_PREFILL)
     assert recorded.max_abs == 0
     assert prefill.max_abs > 0
     assert "batch-invariant: decode steps ↔ one prefill carries the gap" in report.headline
@@ -78,9 +69,9 @@ def test_batch_invariant_closes_the_batch_and_not_the_prefill(loaded: Load) -> N
 def test_another_dtype_is_a_link_of_its_own(loaded: Load) -> None:
     model = loaded("llama", torch.bfloat16)
     report = report_of(model, trainer_dtype=("float32",), trainer_layout=("padded",))
-    (layout,) = rows(report, "fully-invariant", PREFILL_LAYOUT)
-    (dtype,) = rows(report, "fully-invariant", LAYOUT_DTYPE)
-    (whole,) = rows(report, "fully-invariant", WHOLE)
+    (layout,) = rows(report, "fully-invariant", results.PREFILL_LAYOUT)
+    (dtype,) = rows(report, "fully-invariant", results.LAYOUT_DTYPE)
+    (whole,) = rows(report, "fully-invariant", results.WHOLE)
     assert (layout.trainer_dtype, layout.max_abs) == ("bfloat16", 0)
     assert (dtype.trainer_dtype, whole.trainer_dtype) == ("float32", "float32")
     assert dtype.max_abs == whole.max_abs > 0
@@ -90,13 +81,13 @@ def test_another_dtype_is_a_link_of_its_own(loaded: Load) -> None:
 def test_other_kernels_of_the_trainer_are_a_link_of_their_own(loaded: Load) -> None:
     model = loaded("llama", torch.float32)
     report = report_of(model, trainer_kernels="stock", trainer_layout=("single",))
-    (link,) = rows(report, "fully-invariant", PREFILL_KERNELS)
-    (layout,) = rows(report, "fully-invariant", PREFILL_LAYOUT)
-    (whole,) = rows(report, "fully-invariant", WHOLE)
+    (link,) = rows(report, "fully-invariant", results.PREFILL_KERNELS)
+    (layout,) = rows(report, "fully-invariant", results.PREFILL_LAYOUT)
+    (whole,) = rows(report, "fully-invariant", results.WHOLE)
     assert link.max_abs > 0
     assert layout.max_abs == 0
     assert whole.max_abs == link.max_abs
-    assert not rows(report, "stock", PREFILL_KERNELS)
+    assert not rows(report, "stock", results.PREFILL_KERNELS)
 
 
 def test_other_kernels_that_fail_are_not_tried_again_in_another_dtype(
@@ -120,9 +111,14 @@ def test_other_kernels_that_fail_are_not_tried_again_in_another_dtype(
         trainer_dtype=("float32", "bfloat16"),
     )
     report = score(model, {"stock": (rollout,)}, options, source="", processed=False).report
-    assert [missing.link for missing in report.missing] == [PREFILL_KERNELS]
+    assert [missing.link for missing in report.missing] == [results.PREFILL_KERNELS]
     links = {row.link for row in report.rows}
-    assert links == {RECORDED_DECODE, DECODE_PREFILL, LAYOUT_DTYPE, WHOLE}
+    assert links == {
+        results.RECORDED_DECODE,
+        results.DECODE_PREFILL,
+        results.LAYOUT_DTYPE,
+        results.WHOLE,
+    }
 
 
 def test_a_pass_that_fails_is_a_missing_link(loaded: Load) -> None:
@@ -139,9 +135,12 @@ def test_a_pass_that_fails_is_a_missing_link(loaded: Load) -> None:
     model.model.forward = without_positions
     report = score(model, rollouts, TrainerOptions(), source="", processed=False).report
     (missing,) = report.missing
-    assert (missing.link, missing.trainer_layout) == (PREFILL_LAYOUT, "packed")
+    assert (missing.link, missing.trainer_layout) == (results.PREFILL_LAYOUT, "packed")
     assert "position_ids" in missing.reason
-    assert [row.trainer_layout for row in rows(report, "stock", WHOLE)] == ["single", "padded"]
+    assert [row.trainer_layout for row in rows(report, "stock", results.WHOLE)] == [
+        "single",
+        "padded",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,7 @@ def test_rollouts_of_another_model_are_refused(
 
 def test_slices_cover_every_token_once(loaded: Load) -> None:
     report = report_of(loaded("llama"), trainer_layout=("single",))
-    (whole,) = rows(report, "stock", WHOLE)
+    (whole,) = rows(report, "stock", results.WHOLE)
     for by in ("position", "entropy"):
         own = [each for each in report.slices if (each.kernels, each.by) == ("stock", by)]
         assert sum(each.tokens for each in own) == whole.tokens
@@ -178,8 +177,8 @@ def test_an_offset_of_the_record_is_carried_by_its_own_link(loaded: Load) -> Non
     report = score(
         model, {"fully-invariant": moved}, TrainerOptions(), source="", processed=False
     ).report
-    (record,) = rows(report, "fully-invariant", RECORDED_DECODE)
-    (prefill,) = rows(report, "fully-invariant", DECODE_PREFILL)
+    (record,) = rows(report, "fully-invariant", results.RECORDED_DECODE)
+    (prefill,) = rows(report, "fully-invariant", results.DECODE_PREFILL)
     assert record.k1 == pytest.approx(-0.25, abs=1e-6)
     assert prefill.max_abs == 0
     assert "recorded ↔ decode steps carries the gap" in report.headline
