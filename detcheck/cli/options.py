@@ -51,6 +51,7 @@ OTHER_FLAGS = {
     "shapes_from": "--shapes-from",
     "total_s": "--timeout",
     "trainer_kernels": "--trainer-kernels",
+    "trainer_model": "--trainer-model",
 }
 """Arguments that messages name and that are fields of no structure here."""
 _ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)(?:=\"?([^`\"]*)\"?)?`")

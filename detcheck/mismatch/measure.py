@@ -14,14 +14,15 @@ from detcheck import __version__, models
 from detcheck.analysis.mismatch.headline import headline_of
 from detcheck.analysis.mismatch.results import PREFILL_LAYOUT, MismatchReport, NamedFault
 from detcheck.analysis.mismatch.rounding import rounding_of
-from detcheck.engines import Connection, open_engine
+from detcheck.engines import Connection, Engine, open_engine
+from detcheck.engines.base import IdentifiesModel
 from detcheck.engines.in_process import InProcessEngine, pad_token_id
 from detcheck.engines.prompts import encode_prompt
-from detcheck.errors import MeasurementError, UsageError
+from detcheck.errors import MeasurementError, ModelError, UsageError
 from detcheck.experiment import Experiment
 from detcheck.kernels.settings import AS_SERVED, STOCK
 from detcheck.mismatch.chain import Chain
-from detcheck.mismatch.options import SAME, TrainerOptions
+from detcheck.mismatch.options import EMBEDDED, SAME, TrainerOptions
 from detcheck.mismatch.rollouts import Rollout
 from detcheck.mismatch.sampling import sample
 from detcheck.mismatch.semantics import OTHER_PROMPT, best_other_prompt, named_fault
@@ -66,7 +67,7 @@ def measure_mismatch(
     if rollouts:
         given = {kernels: tuple(rollouts) for kernels in experiment.kernels}
         say("loading the model")
-        loaded = _load(target, options)
+        loaded = _load(target, options, getattr(target, "model", None))
     else:
         given, loaded = _sampled(experiment, target, options, first_seed, connection, say)
     return score(
@@ -209,7 +210,7 @@ def _sampled(
         if isinstance(engine, InProcessEngine) and options.trainer_model is None:
             loaded = engine.loaded
         else:
-            loaded = _load(target, options)
+            loaded = _load(target, options, _sampler_name(engine, target))
         template = getattr(target, "chat_template", True)
         chats = {
             text: item.messages
@@ -230,9 +231,28 @@ def _sampled(
     return found, loaded
 
 
-def _load(target: Target, options: TrainerOptions) -> LoadedModel:
+def _sampler_name(engine: Engine, target: Target) -> str | None:
+    """The sampler's model; None for the embedded one."""
+    name: str | None = getattr(target, "model", None)
+    if name is None and not target.traits.computes_here and isinstance(engine, IdentifiesModel):
+        return engine.model_identity().name
+    return name
+
+
+def _load(target: Target, options: TrainerOptions, sampler_name: str | None) -> LoadedModel:
     """The trainer's model in the sampler's dtype."""
-    name = options.trainer_model or getattr(target, "model", None)
+    name = options.trainer_model or sampler_name
+    try:
+        return _loaded(target, None if name == EMBEDDED else name)
+    except ModelError as error:
+        if target.traits.computes_here or options.trainer_model is not None:
+            raise
+        raise ModelError(
+            f"{error} A server samples: give its weights here as `trainer_model`."
+        ) from error
+
+
+def _loaded(target: Target, name: str | None) -> LoadedModel:
     return models.load(
         name,
         revision=getattr(target, "revision", None),

@@ -12,6 +12,7 @@ from detcheck.options import Option, check_types
 from detcheck.targets import DTYPES
 
 SAME = "same"
+EMBEDDED = "embedded"
 LAYOUTS = ("single", "padded", "packed")
 
 
@@ -42,7 +43,8 @@ class TrainerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     trainer_model: Annotated[
         str | None,
         Option(
-            "Hub id or folder of the trainer's model, if a server samples under another name.",
+            "Hub id or folder of the trainer's model, if a server samples under another name; "
+            "embedded: the embedded SmolLM2-135M-Instruct.",
             (),
             "NAME",
             default="the sampler's",

@@ -6,7 +6,9 @@ import pytest
 from asking import ask
 
 from detcheck.engines import open_engine
-from detcheck.errors import MeasurementError
+from detcheck.errors import MeasurementError, ModelError
+from detcheck.mismatch.measure import measure_mismatch
+from detcheck.mismatch.options import TrainerOptions
 from detcheck.mismatch.sampling import sample
 
 
@@ -36,3 +38,22 @@ def test_each_request_has_its_own_seed_and_its_tokens(serve):
 def test_a_server_without_token_ids_is_refused(serve):
     with pytest.raises(MeasurementError, match="gives no token ids or no log-probabilities"):
         rollouts_of(serve(token_ids=False))
+
+
+@pytest.mark.parametrize(("trainer_model", "wanted"), [(None, "toy"), ("embedded", None)])
+def test_the_trainer_has_the_servers_model_unless_it_is_named(
+    serve, monkeypatch, trainer_model, wanted
+):
+    """A server whose only model is not named must not be held to the embedded model."""
+    asked = []
+
+    def load(name, **options):
+        asked.append(name)
+        raise ModelError("There is no such model.")
+
+    monkeypatch.setattr("detcheck.mismatch.measure.models.load", load)
+    experiment, target = ask(endpoints=[serve().url], prompts=("Why?",), batch_sizes=(1,))
+    with pytest.raises(ModelError) as raised:
+        measure_mismatch(experiment, target, TrainerOptions(trainer_model=trainer_model))
+    assert asked == [wanted]
+    assert ("`trainer_model`" in str(raised.value)) == (trainer_model is None)
