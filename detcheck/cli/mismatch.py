@@ -49,6 +49,14 @@ _HELP = {
 }
 _SAMPLING = (*DEFAULTS, "top_k", "top_p", "min_p", "load_seed")
 FOLDER = Path("results/runs")
+RolloutsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Score these instead of sampling: JSON lines with prompt_ids, completion_ids and "
+        "logprobs, also as TRL and verl name them.",
+    ),
+]
 
 
 def _asked_fields() -> tuple[Field, ...]:
@@ -75,17 +83,11 @@ def mismatch_command(
     *,
     prompt: PromptOption = None,
     prompts: PromptsOption = None,
-    rollouts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Score these instead of sampling: JSON lines with prompt_ids, completion_ids and "
-            "logprobs, also as TRL and verl name them.",
-        ),
-    ] = None,
+    rollouts: RolloutsOption = None,
     seed: Annotated[
-        int, typer.Option(metavar="S", help="Request i is sampled with the seed S + i.")
-    ] = 0,
+        int | None,
+        typer.Option(metavar="S", help="Request i is sampled with the seed S + i. [default: 0]"),
+    ] = None,
     api_key_env: ApiKeyOption = None,
     header: HeaderOption = None,
     timeout: TimeoutOption = None,
@@ -112,23 +114,26 @@ def mismatch_command(
     a link could not be recomputed.
     """
     limits = MismatchLimits(**values(fields_of(MismatchLimits), given))
+    if limits != MismatchLimits() and not limits.any:
+        raise UsageError("--min-tokens is for a verdict: give --max-k3, --bitwise or both.")
     options = TrainerOptions(**values(fields_of(TrainerOptions), given))
     folder = _folder(out)
     sampling = values(_asked_fields(), given)
     texts, fields = prompts_of(prompt, prompts)
     target = from_dict(fields | values(target_fields(), given | {"model": model}))
+    connection = connection_of(api_key_env, header, timeout, None)
     if rollouts is not None:
-        if texts or set(sampling) - {"kernels"} or not target.traits.ops_visible:
+        served = connection is not None or not target.traits.ops_visible
+        if texts or set(sampling) - {"kernels"} or seed is not None or served:
             raise UsageError(
                 "--rollouts holds what was sampled: leave prompts, sampling and servers out."
             )
         measured = _scored(rollouts, sampling, target, options)
     else:
-        connection = connection_of(api_key_env, header, timeout, None)
         if connection is not None and target.traits.computes_here:
             raise UsageError("--api-key-env, --header and --timeout are for servers.")
         experiment = _experiment(texts, sampling, target)
-        measured = _sampled(experiment, target, options, seed, connection)
+        measured = _sampled(experiment, target, options, seed or 0, connection)
     _keep(measured, folder)
     _end(measured.report, limits, folder, as_json=as_json)
 

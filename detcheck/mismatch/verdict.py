@@ -10,6 +10,7 @@ from detcheck.analysis.mismatch.results import WHOLE, MismatchReport, MismatchRo
 from detcheck.errors import ExitCode, UsageError
 from detcheck.kernels.settings import PREFILL, STOCK, KernelSettings
 from detcheck.mismatch.options import MismatchLimits
+from detcheck.text import count
 
 PASS = "pass"
 _ORDER = (FAIL, INCONCLUSIVE, NOTE)
@@ -106,10 +107,11 @@ def _lacking(
     wholes = [row for row in report.wholes() if row.kernels in kernels]
     fewest = min((row.tokens for row in wholes), default=0)
     if fewest < limits.min_tokens:
+        verb = "was" if fewest == 1 else "were"
         yield Finding(
             "enough-tokens",
             INCONCLUSIVE,
-            f"{fewest} tokens were compared, fewer than {limits.min_tokens}",
+            f"{count(fewest, 'token')} {verb} compared, fewer than {limits.min_tokens}",
         )
     control = [row for row in report.wholes() if row.kernels == STOCK]
     if STOCK not in kernels and control and _dead(control):

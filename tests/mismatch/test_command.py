@@ -85,6 +85,9 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "two sizes": (("-b", "1,8"), "give one --batch-sizes"),
     "no completions": (("-n", "0"), "--completions must be at least 1"),
     "no such file": (("--rollouts", "gone.jsonl"), "There is no rollouts file gone.jsonl"),
+    "a seed beside a file": (("--rollouts", "f", "--seed", "4"), "leave prompts, sampling"),
+    "a key beside a file": (("--rollouts", "f", "--timeout", "4"), "leave prompts, sampling"),
+    "no limit": (("--min-tokens", "4"), "--min-tokens is for a verdict: give --max-k3"),
     "both": (("--rollouts", "gone.jsonl", "-p", "Why?"), "leave prompts, sampling"),
     "limit": (("--max-k3", "-1"), "--max-k3 must be 0 or more"),
     "key": (("--api-key-env", "KEY"), "are for servers"),
@@ -160,4 +163,4 @@ def test_a_single_token_is_measured_and_judged(
     assert call("mismatch", saved, *one) == 0
     capsys.readouterr()
     assert call("gate", tmp_path / "one", "--bitwise") == 3
-    assert "1 tokens were compared" in capsys.readouterr().out
+    assert "1 token was compared" in capsys.readouterr().out
