@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MARKER = "determinism"
 INCONCLUSIVE = "inconclusive"
+ACCEPTED = "detcheck_accepted"
+"""Property of a test's report: what --detcheck-update accepted, in words."""
 BASELINES = "detcheck_baselines"
 """Folder beside a test file that holds the accepted answers of its tests."""
 LONGEST_BRANCH = 60
@@ -104,7 +106,8 @@ def pytest_report_teststatus(
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """List the inconclusive tests with their reasons, and the option that makes them fail."""
+    """List accepted answers, and inconclusive tests with the option that makes them fail."""
+    _list_accepted(terminalreporter)
     reports = terminalreporter.stats.get(INCONCLUSIVE, [])
     if not reports:
         return
@@ -112,6 +115,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for report in reports:
         terminalreporter.line(f"{report.nodeid}: {dict(report.user_properties)[INCONCLUSIVE]}")
     terminalreporter.line("--detcheck-strict makes these fail.")
+
+
+def _list_accepted(terminalreporter: Any) -> None:
+    """The changes of baselines that --detcheck-update accepted, in words."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    called = [report for report in reports if getattr(report, "when", None) == "call"]
+    properties = [found for report in called for found in report.user_properties]
+    changes = [text for name, text in properties if name == ACCEPTED]
+    if changes:
+        terminalreporter.section("accepted as baselines; review and commit")
+    for text in changes:
+        terminalreporter.line(text)
 
 
 @dataclass(slots=True)
@@ -180,7 +195,9 @@ class Determinism:
         kernels = options.kernels_of(self.run.experiment.kernels)
         accepted = None
         if self.request.config.getoption("--detcheck-update"):
-            _update(self.baseline, analysis, kernels)
+            changes = _update(self.baseline, analysis, kernels)
+            accept = ((ACCEPTED, f"{self.baseline.name}: {change}") for change in changes)
+            self.request.node.user_properties.extend(accept)
         elif self.baseline.exists():
             accepted = read_baseline(self.baseline)
         return judge(analysis, options, baseline=accepted)
@@ -275,14 +292,16 @@ def _engine(experiment: Any, target: Any, models: dict[Any, Any]) -> Any:
     return getattr(import_module(module), name)(models[key], experiment, target)
 
 
-def _update(path: Path, analysis: Any, kernels: tuple[str, ...]) -> None:
-    """Accept the answers of a run as the baseline in `path`."""
+def _update(path: Path, analysis: Any, kernels: tuple[str, ...]) -> tuple[str, ...]:
+    """Accept the answers of a run as the baseline in `path`; returns the changes in words."""
     from detcheck.gate.accept import accept
     from detcheck.gate.baseline import read_baseline, write_baseline
 
     existing = read_baseline(path) if path.exists() else None
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_baseline(accept(analysis, kernels, existing).baseline, path)
+    accepted = accept(analysis, kernels, existing)
+    write_baseline(accepted.baseline, path)
+    return accepted.changes
 
 
 def _keep_report(request: pytest.FixtureRequest, run: Run) -> None:
@@ -315,11 +334,17 @@ def _tree(group: Group) -> Iterator[str]:
     yield f"{group.name}: {group.distinct} different answers in {group.completions} completions"
 
     def branch(node: TreeNode, depth: int) -> Iterator[str]:
-        text = one_line(node.text)
-        shown = text if len(text) <= LONGEST_BRANCH else f"…{text[-LONGEST_BRANCH:]}"
+        shown = _shortened(one_line(node.text), begins=depth == 0)
         yield f"  {node.count:>4}× {'  ' * depth}“{shown}”"
         if depth < DEEPEST_BRANCH:
             for child in node.children[:WIDEST_BRANCHING]:
                 yield from branch(child, depth + 1)
 
     yield from branch(group.tree, 0)
+
+
+def _shortened(text: str, *, begins: bool) -> str:
+    """A branch's text; if it is long, its end if all answers begin with it, else its start."""
+    if len(text) <= LONGEST_BRANCH:
+        return text
+    return f"…{text[-LONGEST_BRANCH:]}" if begins else f"{text[:LONGEST_BRANCH]}…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -85,6 +86,27 @@ def test_a_baseline_is_accepted_and_then_held(run: Run, pytester: pytest.Pyteste
     changed.stdout.fnmatch_lines(["*baseline*"])
     run({"flip_at": 2, "flip_above": 0}, "--detcheck-update").assert_outcomes(passed=1)
     run({"flip_at": 2, "flip_above": 0}).assert_outcomes(passed=1)
+
+
+def test_an_update_shows_in_words_what_it_accepts(run: Run) -> None:
+    new = run({}, "--detcheck-update")
+    new.stdout.fnmatch_lines(["*accepted as baselines*", "*.test_the_server.json: *new, 1 answer*"])
+    changed = run({"flip_at": 2, "flip_above": 0}, "--detcheck-update")
+    changed.stdout.fnmatch_lines(["*.test_the_server.json: *they diverge at token 2*"])
+    again = run({"flip_at": 2, "flip_above": 0}, "--detcheck-update")
+    assert "accepted as baselines" not in str(again.stdout)
+
+
+def test_branches_are_shown_where_they_part(run: Run) -> None:
+    test = TEST.replace("max_new_tokens=6", "max_new_tokens=40")
+    long = run({"flip_at": 3, "answer_tokens": 40}, test=test)
+    long.assert_outcomes(failed=1)
+    (tree,) = (index for index, line in enumerate(long.outlines) if "different answers in" in line)
+    sentence = next(line for line in long.outlines if "the first divergence is at" in line)
+    ways = re.search(r'": "\s*(\S+).*" / "\s*(\S+)', sentence).groups()
+    branches = long.outlines[tree + 2 : tree + 4]
+    assert all(branch.endswith("…”") for branch in branches)
+    assert {branch.split("“")[1].split()[0] for branch in branches} == set(ways)
 
 
 def test_a_report_is_kept_where_it_is_asked_for(run: Run, pytester: pytest.Pytester) -> None:
