@@ -3,8 +3,9 @@
 Usage: comment.py SUMMARY.md
 
 The comment is found by a hidden mark. A passing verdict makes no new comment; it only updates one
-that is there. Nothing is sent if the comment would not change. Without a pull request, or without
-the permission to write (a fork), it says so and ends with 0: a comment is never why a job fails.
+that is there. Nothing is sent if only the name and the time of the run would change. Without a
+pull request, or without the permission to write (a fork), it says so and ends with 0: a comment is
+never why a job fails.
 
 In a workflow on `workflow_run` the pull request is found by the commit that was measured, as GitHub
 names it. The summary comes from the measuring job, which may have run a fork's code: it is only
@@ -79,10 +80,16 @@ def keep(number: int, body: str) -> str:
             return "The verdict is pass: no comment is needed."
         ask("POST", f"issues/{number}/comments", {"body": body})
         return "The verdict was written as a comment."
-    if existing["body"] == body:
+    if unvaried(existing["body"]) == unvaried(body):
         return "The comment is up to date."
     ask("PATCH", f"issues/comments/{existing['id']}", {"body": body})
     return "The comment was updated."
+
+
+def unvaried(body: str) -> list[str]:
+    """The lines of a comment without the one that every run changes: its name and time."""
+    lines = (line.rstrip() for line in body.strip().splitlines())
+    return [line for line in lines if not line.startswith("| run |")]
 
 
 def find(number: int) -> dict[str, Any] | None:

@@ -326,3 +326,11 @@ def test_a_forks_pull_request_is_found_by_its_commit(
     assert github.asked == ["someone:my fix"]
     assert [c["body"] for c in github.comments if "@everyone" in c["body"]] == []
     assert len(github.comments) == (FORK in pulls)
+
+
+def test_another_run_with_the_same_verdict_leaves_the_comment(comment, github) -> None:
+    summary = "### detcheck: ❌ fail\nwhy\n| run | {}, less than a minute ago |\n"
+    comment(summary.format("run-1"))
+    assert comment(summary.format("run-2")) == "The comment is up to date."
+    assert comment(summary.format("run-2").replace("why", "worse")) == "The comment was updated."
+    assert "run-2" in github.comments[0]["body"]
