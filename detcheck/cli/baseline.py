@@ -46,6 +46,9 @@ def baseline_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the changes and write nothing.")
     ] = False,
+    review: Annotated[
+        bool, typer.Option("--review", help="Show each change in words, and ask before it counts.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Accept the answers of a run, in a small file to commit.
@@ -62,6 +65,8 @@ def baseline_command(
 
     if action != "update":
         raise UsageError(f"Unknown action {action!r}: the only one is update.")
+    if review and as_json:
+        raise UsageError("--review asks at the terminal: leave --json out, or --review.")
     options = GateOptions(kernels=kernels)
     file = output or _configured() or Path(DEFAULT_FILE)
     if file.is_dir():
@@ -69,10 +74,35 @@ def baseline_command(
     analysis = load_analysis(run)
     existing = read_baseline(file) if file.exists() else None
     chosen = options.kernels_of(analysis.run.experiment.kernels)
-    accepted = accept(analysis, chosen, existing, add=add)
-    if not dry_run:
+    accepted = accept(analysis, chosen, existing, add=add, review=_ask if review else None)
+    reason = "--dry-run" if dry_run else _nothing_accepted(accepted)
+    if reason is None:
         write_baseline(accepted.baseline, file)
-    _print_json(accepted, file, written=not dry_run) if as_json else _print(accepted, file, dry_run)
+    if as_json:
+        _print_json(accepted, file, written=reason is None)
+    else:
+        _print(accepted, file, reason, changes=() if review else accepted.changes)
+
+
+def _ask(change: str) -> bool:
+    """True if the user accepts the change that `change` describes."""
+    from detcheck.cli.console import print_line
+
+    print_line(change)
+    try:
+        return typer.confirm("accept?", err=True)
+    except typer.Abort as error:
+        raise UsageError(
+            "--review needs an answer to each change, y or n: nothing was written. Without a "
+            "terminal, use --dry-run."
+        ) from error
+
+
+def _nothing_accepted(accepted: Acceptance) -> str | None:
+    """Why the file stays as it is after a review; None if it is to be written."""
+    if accepted.refused and not accepted.changes:
+        return "no change was accepted"
+    return None
 
 
 def _configured() -> Path | None:
@@ -87,17 +117,21 @@ def _configured() -> Path | None:
     return path
 
 
-def _print(accepted: Acceptance, file: Path, dry_run: bool) -> None:
+def _print(
+    accepted: Acceptance, file: Path, unwritten: str | None, changes: tuple[str, ...]
+) -> None:
+    """Print `changes`, the counts, and where they are; `unwritten` says why nothing was written."""
     from detcheck.cli.console import print_line, stderr
     from detcheck.text import count
 
-    for change in accepted.changes:
+    for change in changes:
         print_line(change)
     kept = f", {count(accepted.kept, 'prompt')} not asked and kept" if accepted.kept else ""
+    kept += f", {accepted.refused} refused" if accepted.refused else ""
     changed = count(len(accepted.changes), "prompt")
     print_line(f"{changed} changed, {accepted.same} as before{kept}")
-    if dry_run:
-        print_line("nothing was written: --dry-run", console=stderr)
+    if unwritten is not None:
+        print_line(f"nothing was written: {unwritten}", console=stderr)
     else:
         print_line(f"written to {file}; commit it", console=stderr)
         print_line(f"hold a run to it: detcheck gate RUN --baseline {file}", console=stderr)

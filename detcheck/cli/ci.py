@@ -67,10 +67,12 @@ def ci_command(
     Goes on with a run that a cancelled job, or an earlier --budget, left in --out. Writes the
     report there, and the verdict to GitHub's job summary if there is one.
 
+    If the answers of a model in this process diverge, the first op that differs is traced.
+
     Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive or not measured.
     """
     from detcheck.analysis import analyse
-    from detcheck.cli.gate import judge_run, show_verdict
+    from detcheck.cli.gate import accepted_answers, judge_run, show_verdict
     from detcheck.cli.settings import find_settings, name_settings
     from detcheck.gate.options import GateOptions
 
@@ -85,10 +87,13 @@ def ci_command(
     given = {} if baseline is None else {"baseline": baseline}
     options = GateOptions(**{**settings.section("gate"), **given})
     options.check_answers(experiment)
+    if options.baseline is not None:  # a wrong path costs no measurement
+        accepted_answers(options.baseline, options.kernels_of(experiment.kernels))
     time = budget_of(budget, options.min_comparisons)
     analysis = analyse(_measure(experiment, target, out / RUN, api_key_env, time))
     verdict = judge_run(analysis, options)
-    _write(verdict, analysis, settings, {"junit": junit, "sarif": sarif, "summary": summary})
+    files = {"junit": junit, "sarif": sarif, "summary": summary}
+    _write(verdict, analysis, settings, files, _first_op(verdict, analysis.run))
     show_verdict(verdict, options, as_json=as_json)
     if verdict.exit_code is ExitCode.INCONCLUSIVE and allow_inconclusive:
         raise typer.Exit(ExitCode.OK)
@@ -139,8 +144,37 @@ def _measure(
         return runner.run(experiment, target, path, **options)
 
 
+def _first_op(verdict: Verdict, run: Run) -> str | None:
+    """A sentence on the first op that differs, if answers of a model in this process diverged.
+
+    The model answers again for it. The trace is kept in the run directory, so that its report shows
+    it. None if the verdict is no fail, or the ops cannot be seen.
+    """
+    from detcheck.analysis.evidence import FAIL
+    from detcheck.cli.console import keep_probe, print_line, stderr
+    from detcheck.errors import DetcheckError
+
+    diverged = any(judged.group.divergences for judged in verdict.groups if judged.value == FAIL)
+    if not (diverged and run.traits.ops_visible):
+        return None
+    from detcheck.probes.trace import subject_of_run, trace
+
+    try:
+        found = trace(subject_of_run(run))
+        keep_probe(found, "trace.json", run.path)
+        sentence: str = found.sentence
+    except DetcheckError as error:
+        sentence = f"The first op that differs was not found: {error}"
+    print_line(sentence, console=stderr)
+    return sentence
+
+
 def _write(
-    verdict: Verdict, analysis: Analysis, settings: Config, files: dict[str, Path | None]
+    verdict: Verdict,
+    analysis: Analysis,
+    settings: Config,
+    files: dict[str, Path | None],
+    first_op: str | None,
 ) -> None:
     """The report beside the run, and each file that was asked for."""
     from detcheck.gate.github import VARIABLE, append_summary, summary_markdown
@@ -154,6 +188,6 @@ def _write(
     if files["sarif"] is not None and settings.path is not None:
         write_sarif(verdict, Path(os.path.relpath(settings.path)).as_posix(), files["sarif"])
     if files["summary"] is not None:
-        files["summary"].write_text(summary_markdown(verdict), encoding="utf-8")
+        files["summary"].write_text(summary_markdown(verdict, first_op), encoding="utf-8")
     if os.environ.get(VARIABLE):
-        append_summary(verdict, Path(os.environ[VARIABLE]))
+        append_summary(verdict, Path(os.environ[VARIABLE]), first_op)

@@ -132,7 +132,7 @@ def judge_run(analysis: Analysis, options: GateOptions) -> Verdict:
     return judge(
         analysis,
         options,
-        baseline=None if options.baseline is None else _baseline(options.baseline, kernels),
+        baseline=None if options.baseline is None else accepted_answers(options.baseline, kernels),
         control=_control(analysis, options),
     )
 
@@ -156,7 +156,7 @@ def load_analysis(path: Path) -> Analysis:
     return analyse(rundir.load(path))
 
 
-def _baseline(path: Path, kernels: tuple[str, ...]) -> Baseline:
+def accepted_answers(path: Path, kernels: tuple[str, ...]) -> Baseline:
     """The baseline at `path`: a run's answers if it is a folder, else a file."""
     from detcheck.gate.baseline import baseline_of, read_baseline
 

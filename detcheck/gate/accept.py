@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -24,6 +24,8 @@ class Acceptance:
     """Prompts whose accepted answers stay as they were."""
     kept: int
     """Prompts of the existing baseline that the run did not ask, and that stay in it."""
+    refused: int = 0
+    """Prompts whose change the review refused; they stay as they were, or out of the baseline."""
 
 
 def accept(
@@ -32,11 +34,13 @@ def accept(
     existing: Baseline | None = None,
     *,
     add: bool = False,
+    review: Callable[[str], bool] | None = None,
 ) -> Acceptance:
     """Accept the answers of a run under `kernels`, in place of those that `existing` accepts.
 
     Prompts that only `existing` has stay in it. If `add` is true, the answers that it accepts stay
-    accepted beside the run's. Raises UsageError if the run is no evidence of its answers, or if
+    accepted beside the run's. `review` is called with the sentence of each change; if it returns
+    false, the change is refused. Raises UsageError if the run is no evidence of its answers, or if
     `existing` was asked something else.
     """
     if existing is not None:
@@ -50,16 +54,22 @@ def accept(
     before = {entry.key: entry for entry in existing.prompts} if existing else {}
     changes: list[str] = []
     entries = dict(before)
+    refused = 0
     for entry in new.prompts:
         old = before.get(entry.key)
+        sentences = tuple(_changes(old, *parts[entry.key], add=add))
+        if review is not None and not all(map(review, sentences)):
+            refused += 1
+            continue
         entries[entry.key] = _merged(old, entry) if add and old is not None else entry
-        changes.extend(_changes(old, *parts[entry.key], add=add))
+        changes.extend(sentences)
     ours = {entry.key for entry in new.prompts}
     return Acceptance(
         baseline=msgspec.structs.replace(new, prompts=tuple(entries.values())),
         changes=tuple(changes),
-        same=len(ours) - len(changes),
+        same=len(ours) - len(changes) - refused,
         kept=len(before.keys() - ours),
+        refused=refused,
     )
 
 

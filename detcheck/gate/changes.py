@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -122,10 +123,9 @@ def change_in_words(entry: AcceptedPrompt, variant: StoredVariant) -> str:
         return "the text is the same, its tokens are not"
     if position == len(nearest.preview) and not nearest.whole:
         return f"they agree in the first {position:,} characters, which is all the baseline keeps"
-    start, stop = max(0, position - BEFORE), position + AFTER
-    ways = two_ways(
-        variant.text[start:position], nearest.preview[position:stop], variant.text[position:stop]
-    )
+    word = start_of_word(variant.text, position)
+    start, stop = max(0, word - BEFORE), position + AFTER
+    ways = two_ways(variant.text[start:word], nearest.preview[word:stop], variant.text[word:stop])
     return f"they diverge at {_token_or_character(variant, position)}{ways}"
 
 
@@ -208,6 +208,16 @@ def _shared(answer: AcceptedAnswer, variant: StoredVariant) -> int:
     """Characters that both begin with."""
     position = first_divergence(answer.preview, variant.text)
     return len(answer.preview) + 1 if position is None else position
+
+
+def start_of_word(text: str, position: int) -> int:
+    """The index at which the word around `position` begins, at most BEFORE characters earlier.
+
+    It is `position` itself if the text there is written without spaces.
+    """
+    words = re.search(r"\w+$", text[max(0, position - BEFORE) : position])
+    length = len(words.group()) if words else 0
+    return position - length if length < min(position, BEFORE) else position
 
 
 def _token_or_character(variant: StoredVariant, position: int) -> str:

@@ -26,19 +26,25 @@ def summary_path() -> Path:
     return Path(path)
 
 
-def append_summary(verdict: Verdict, path: Path) -> None:
-    """Append the verdict to `path`. Raises UsageError if that is not possible."""
+def append_summary(verdict: Verdict, path: Path, first_op: str | None = None) -> None:
+    """Append the verdict to `path`. Raises UsageError if that is not possible.
+
+    For `first_op` see `summary_markdown`.
+    """
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(summary_markdown(verdict))
+            file.write(summary_markdown(verdict, first_op))
     except OSError as error:
         raise UsageError(
             f"{VARIABLE} cannot be written ({error.strerror}): leave out `github_summary`."
         ) from error
 
 
-def summary_markdown(verdict: Verdict) -> str:
-    """The verdict as Markdown, in which prompts and answers can be nothing but text."""
+def summary_markdown(verdict: Verdict, first_op: str | None = None) -> str:
+    """The verdict as Markdown, in which prompts and answers can be nothing but text.
+
+    `first_op` is a sentence on the first op that differs; None leaves it out.
+    """
     lines = [
         f"### detcheck: {MARKS[verdict.value]}",
         "",
@@ -54,6 +60,7 @@ def summary_markdown(verdict: Verdict) -> str:
             f"| {MARKS[judged.value]} |"
         )
     lines += ["", f"{verdict.summary}.", ""]
+    lines += [f"- {escape_markdown(first_op)}"] if first_op else []
     lines += [f"- {escape_markdown(reason)}" for reason in verdict.reasons[:MOST_REASONS]]
     left = len(verdict.reasons) - MOST_REASONS
     lines += [f"- … and {left} more"] if left > 0 else []

@@ -57,15 +57,20 @@ def from_dict(options: Mapping[str, Any]) -> Target:
     given = {key: value for key, value in options.items() if key != "engine"}
     if name is not None:
         given["engine"] = name
-    _check_known(given, kind)
+    _check_known(given, name, kind)
     return kind(**given)
 
 
-def _check_known(given: Iterable[str], kind: type[Target]) -> None:
+def _check_known(given: Iterable[str], engine: str | None, kind: type[Target]) -> None:
     for name in given:
         if name in kind.__struct_fields__:
             continue
         owners = [engine for engine, owner in engines().items() if name in owner.__struct_fields__]
+        if name == "endpoints":
+            raise UsageError(
+                f"Two targets are named: `endpoints`, and the engine {engine}, which asks no "
+                "server. Keep one of the two."
+            )
         if owners:
             raise UsageError(f"`{name}` is for the engine {' or '.join(owners)}.")
         raise UsageError(f"Unknown option {name!r} of a target.")

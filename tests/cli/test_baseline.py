@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -83,3 +84,31 @@ def test_several_accepted_answers_are_visible(detcheck, good):
     (entry,) = document["prompts"]
     assert [answer["completions"] for answer in entry["answers"]] == [4, 44]
     assert all(answer["preview"] for answer in entry["answers"])
+
+
+def review(detcheck, run, monkeypatch, replies: str):
+    """Run `baseline update --review` with these replies typed."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(replies))
+    return detcheck("baseline", "update", run, "--review")
+
+
+def test_a_review_asks_before_a_change_is_accepted(detcheck, good, bad, monkeypatch):
+    detcheck("baseline", "update", good)
+    file = Path("detcheck-baseline.json")
+    before = file.read_bytes()
+    refused = review(detcheck, bad, monkeypatch, "n\n")
+    assert (refused.code, file.read_bytes()) == (0, before)
+    assert "they diverge at token 5, after" in refused.out
+    assert "0 prompts changed, 0 as before, 1 refused" in refused.out
+    assert "nothing was written: no change was accepted" in refused.err
+    accepted = review(detcheck, bad, monkeypatch, "y\n")
+    assert (accepted.code, file.read_bytes() != before) == (0, True)
+    assert accepted.out.count("they diverge at token 5") == 1
+    assert review(detcheck, bad, monkeypatch, "").code == 0, "nothing changes, so nothing is asked"
+
+
+def test_a_review_without_a_terminal_writes_nothing(detcheck, good, monkeypatch):
+    result = review(detcheck, good, monkeypatch, "")
+    assert (result.code, Path("detcheck-baseline.json").exists()) == (2, False)
+    assert "--review needs an answer to each change" in result.err.splitlines()[-1]
+    assert detcheck("baseline", "update", good, "--review", "--json").code == 2

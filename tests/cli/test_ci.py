@@ -119,7 +119,10 @@ def test_a_budget_is_a_duration(detcheck, text):
         ("[gate]\nmax-distinct = 1\n", "There is no experiment file"),
         ("[experiment]\ncompletion = 3\n", "did you mean 'completions'?"),
         ("[experiment]\ncompletions = 'many'\n", "expected a whole number"),
-        ('[target]\nengine = "static"\nendpoints = ["http://h/v1"]\n', "--endpoint is for the"),
+        (
+            '[target]\nengine = "static"\nendpoints = ["http://h/v1"]\n',
+            "Two targets are named: --endpoint",
+        ),
         ("[gate]\nmax-distinct = 0\n[experiment]\ncompletions = 40\n", "must be at least 1"),
     ],
 )
@@ -130,6 +133,15 @@ def test_a_bad_file_is_one_sentence(detcheck, text, words):
     assert result.code == 2
     assert words in result.err.splitlines()[-1]
     assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("text", [None, "{}", '{"detcheck_baseline": 9}'])
+def test_a_wrong_baseline_costs_no_measurement(detcheck, text):
+    if text is not None:
+        Path("accepted.json").write_text(text, encoding="utf-8")
+    write_file("http://localhost:9/v1")
+    result = detcheck("ci", "--baseline", "accepted.json")
+    assert (result.code, "accepted.json" in result.err.splitlines()[-1]) == (2, True)
 
 
 @pytest.mark.parametrize(

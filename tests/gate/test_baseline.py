@@ -14,6 +14,7 @@ from detcheck.evidence import ModelIdentity
 from detcheck.gate import PASS, GateOptions, baseline_of, judge, read_baseline
 from detcheck.gate.accept import accept
 from detcheck.gate.baseline import PREVIEW, write_baseline
+from detcheck.gate.changes import start_of_word
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 from .runs import ENVIRONMENT, SeededScript, analysed
@@ -310,3 +311,17 @@ def test_a_baseline_holds_the_tokenizer_and_the_chat_template(tmp_path, before, 
     assert verdict.value == value, verdict.reasons
     said = any("tokenizer is another one" in reason for reason in verdict.reasons)
     assert said == ({"a", "b"} == {before.get("tokenizer_digest"), after.get("tokenizer_digest")})
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "start"),
+    [
+        ("that old along", 10, 9),  # the accepted answer has "again"
+        ("that old along", 9, 9),
+        ("oldest", 3, 0 + 3),  # the text begins with the word: all of it may be cut off
+        ("東京" * 20, 35, 35),
+        ("", 0, 0),
+    ],
+)
+def test_a_difference_is_shown_from_the_beginning_of_its_word(text, position, start) -> None:
+    assert start_of_word(text, position) == start
