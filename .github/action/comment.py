@@ -45,7 +45,11 @@ def main(file: str) -> str:
         return keep(number, f"{MARK}\n{text}")
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):
-            return f"The comment may not be written here (HTTP {error.code}), as in forks."
+            return (
+                f"The comment may not be written here (HTTP {error.code}): give the job the "
+                "permission pull-requests: write, or, for forks, add the second workflow of "
+                "detcheck's documentation (CI, Pull requests from forks)."
+            )
         return f"The comment could not be written (HTTP {error.code})."
     except OSError as error:
         return f"The comment could not be written ({error})."

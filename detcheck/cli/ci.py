@@ -138,7 +138,8 @@ def _measure(
             there = load(path)
             if there.finished is not None and not there.can_go_on:
                 raise UsageError(
-                    f"{path} holds a finished run already: remove it, or choose another --out."
+                    f"{path} holds a finished run already: judge it by `detcheck gate`, remove it, "
+                    "or choose another --out."
                 )
             return runner.resume(path, experiment=experiment, target=target, **options)
         return runner.run(experiment, target, path, **options)
@@ -188,6 +189,17 @@ def _write(
     if files["sarif"] is not None and settings.path is not None:
         write_sarif(verdict, Path(os.path.relpath(settings.path)).as_posix(), files["sarif"])
     if files["summary"] is not None:
-        files["summary"].write_text(summary_markdown(verdict, first_op), encoding="utf-8")
+        _write_summary(summary_markdown(verdict, first_op), files["summary"])
     if os.environ.get(VARIABLE):
         append_summary(verdict, Path(os.environ[VARIABLE]), first_op)
+
+
+def _write_summary(text: str, path: Path) -> None:
+    """Write the summary and the folders above it. Raises UsageError if that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}): choose another file by --summary."
+        ) from error

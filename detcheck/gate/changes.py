@@ -49,7 +49,8 @@ def check_same_question(baseline: Baseline, run: Run) -> None:
         if theirs != ours:
             raise UsageError(
                 f"The baseline was asked something else: its {name} is {_shown(theirs)}, the "
-                f"run's is {_shown(ours)}."
+                f"run's is {_shown(ours)}. Give the baseline of the same question, or accept the "
+                "run in a new file by `detcheck baseline update`."
             )
 
 

@@ -138,7 +138,9 @@ def test_it_is_found_among_many(comment, github) -> None:
 @pytest.mark.parametrize("status", [401, 403, 404, 500])
 def test_a_comment_that_may_not_be_written_fails_no_job(comment, github, status) -> None:
     github.refuse = status
-    assert f"HTTP {status}" in comment(FAILED)
+    sentence = comment(FAILED)
+    assert f"HTTP {status}" in sentence
+    assert ("permission pull-requests: write" in sentence) == (status != 500)
 
 
 def test_outside_of_a_pull_request_there_is_none(comment, tmp_path) -> None:

@@ -135,6 +135,19 @@ def test_a_bad_file_is_one_sentence(detcheck, text, words):
     assert not Path("results").exists()
 
 
+def test_a_summary_is_written_with_its_folders_or_refused_in_one_sentence(detcheck):
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url)
+        assert detcheck("ci", "-o", "one", "--summary", "new/folder/s.md").code == 0
+        refused = detcheck("ci", "-o", "two", "--summary", "detcheck.toml/s.md")
+        again = detcheck("ci", "-o", "two")
+    assert "✅ pass" in Path("new/folder/s.md").read_text(encoding="utf-8")
+    assert refused.code == 2
+    assert "detcheck.toml/s.md cannot be written" in refused.err.splitlines()[-1]
+    assert "judge it by `detcheck gate`" in again.err
+    assert detcheck("gate", "two/run").code == 0
+
+
 @pytest.mark.parametrize("text", [None, "{}", '{"detcheck_baseline": 9}'])
 def test_a_wrong_baseline_costs_no_measurement(detcheck, text):
     if text is not None:
