@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,18 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="accept the answers of each determinism test as its new baseline",
     )
-    group.addoption(
-        "--detcheck-report",
-        metavar="DIR",
-        help="keep each determinism test's run and report in DIR",
-    )
+    kept = "keep each determinism test's run and report in DIR"
+    group.addoption("--detcheck-report", metavar="DIR", help=kept)
     group.addoption("--detcheck-skip", action="store_true", help="skip determinism tests")
     group.addoption("--detcheck-only", action="store_true", help="run determinism tests only")
-    group.addoption(
-        "--detcheck-strict",
-        action="store_true",
-        help="fail a determinism test whose verdict is inconclusive",
-    )
+    strict = "fail a determinism test whose verdict is inconclusive"
+    group.addoption("--detcheck-strict", action="store_true", help=strict)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -136,6 +131,7 @@ class Determinism:
     request: pytest.FixtureRequest
     folder: Path
     models: dict[Any, Any] = field(default_factory=dict)
+    measured: int = 0
     run: Run | None = None
     """The last run that was measured; None before any."""
     verdict: Verdict | None = None
@@ -150,12 +146,11 @@ class Determinism:
         __tracebackhide__ = True
         from detcheck.errors import DetcheckError
 
+        sentence = ""
         try:
             self._measure_and_judge(target, options)
         except DetcheckError as error:
             sentence = str(error)
-        else:
-            sentence = ""
         if sentence:
             pytest.fail(f"detcheck: {sentence}", pytrace=False)
         assert self.verdict is not None
@@ -168,9 +163,18 @@ class Determinism:
 
     def _measure_and_judge(self, target: Target | None, options: Mapping[str, Any]) -> None:
         experiment, gate = _split(options)
-        self.run = _measure(experiment, target, self.folder, self.models)
+        self.run = _measure(experiment, target, self._new_folder(), self.models)
         self.verdict = self._judge(gate)
         _keep_report(self.request, self.run)
+
+    def _new_folder(self) -> Path:
+        """The folder of the next run; a run that an earlier session kept there is removed."""
+        self.measured += 1
+        number = f"-{self.measured}" if self.measured > 1 else ""
+        folder = self.folder.with_name(self.folder.name + number)
+        if (folder / "run.json").exists():
+            shutil.rmtree(folder)
+        return folder
 
     @property
     def assert_batch_invariant(self) -> Callable[..., dict[str, int]]:
@@ -182,7 +186,8 @@ class Determinism:
     @property
     def baseline(self) -> Path:
         """The file with the accepted answers of this test, whether or not it exists."""
-        name = re.sub(r"[^\w.-]+", "_", self.request.node.name)
+        inner = self.request.node.nodeid.partition("::")[2].replace("::", ".")
+        name = re.sub(r"[^\w.-]+", "_", inner)
         return self.request.path.parent / BASELINES / f"{self.request.path.stem}.{name}.json"
 
     def _judge(self, options: GateOptions) -> Verdict:
@@ -206,15 +211,12 @@ class Determinism:
         __tracebackhide__ = True
         assert self.verdict is not None
         assert self.run is not None
-        reasons = [
-            self.verdict.reason(finding)
-            for finding in self.verdict.findings
-            if finding.effect == INCONCLUSIVE
-        ]
+        found = next(found for found in self.verdict.findings if found.effect == INCONCLUSIVE)
+        reason = self.verdict.reason(found)
         if self.request.config.getoption("--detcheck-strict"):
             pytest.fail(_explained(self.verdict, self.run), pytrace=False)
-        self.request.node.user_properties.append((INCONCLUSIVE, reasons[0]))
-        pytest.skip(f"inconclusive: {reasons[0]}")
+        self.request.node.user_properties.append((INCONCLUSIVE, reason))
+        pytest.skip(f"inconclusive: {reason}")
 
 
 @pytest.fixture(scope="session")
@@ -267,13 +269,11 @@ def _measure(experiment: Any, target: Target | None, folder: Path, models: dict[
     from detcheck.targets import InProcess
 
     target = target or InProcess()
-    engine = _engine(target.settle(experiment), target, models) if _loads_here(target) else None
+    here = (
+        target.traits.ops_visible
+    )  # its model is an object of this process, which tests can share
+    engine = _engine(target.settle(experiment), target, models) if here else None
     return run(experiment, target, folder, engine=engine)
-
-
-def _loads_here(target: Target) -> bool:
-    """True if the target's model is an object of this process, which tests can share."""
-    return target.traits.ops_visible
 
 
 def _engine(experiment: Any, target: Any, models: dict[Any, Any]) -> Any:

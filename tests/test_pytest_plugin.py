@@ -115,6 +115,28 @@ def test_a_report_is_kept_where_it_is_asked_for(run: Run, pytester: pytest.Pytes
     assert len(list(pytester.path.glob("kept/*/run.json"))) == 1
 
 
+def test_a_kept_report_is_replaced_and_each_run_of_a_test_has_its_own(
+    run: Run, pytester: pytest.Pytester
+) -> None:
+    once_more = "        detcheck.check(target=detcheck.run.target, batch_sizes=(1, 8), "
+    once_more += "completions=40, max_new_tokens=6)\n"
+    for _ in range(2):
+        result = run({}, "--detcheck-report", "kept", test=TEST.rstrip() + "\n" + once_more)
+        result.assert_outcomes(passed=1)
+    assert len(list(pytester.path.glob("kept/*/report.html"))) == 2
+
+
+def test_tests_of_two_classes_have_their_own_baselines(run: Run, pytester: pytest.Pytester) -> None:
+    both = "\n".join(
+        f"    class Test{name}:\n        MARK\n        def test_it(self): pass" for name in "AB"
+    )
+    head, _, mark = TEST.partition("    @pytest")
+    mark = "@pytest" + mark.partition("    def ")[0].replace("\n", " ")
+    run({}, "--detcheck-update", test=head + both.replace("MARK", mark)).assert_outcomes(passed=2)
+    names = {path.name.split(".", 1)[1] for path in pytester.path.glob("detcheck_baselines/*")}
+    assert names == {"TestA.test_it.json", "TestB.test_it.json"}
+
+
 def test_tests_are_skipped_or_left_out(run: Run) -> None:
     more = TEST + "\n    def test_other():\n        pass\n"
     run({}, "--detcheck-skip", test=more).assert_outcomes(passed=1, skipped=1)
