@@ -17,7 +17,7 @@ INSTALLED = any(
     entry.value == "detcheck.pytest_plugin" for entry in metadata.entry_points(group="pytest11")
 )
 PLUGIN = () if INSTALLED else ("-p", "detcheck.pytest_plugin")
-QUICK = {"quiet_s": 0.002, "answer_tokens": 6}
+QUICK = {"quiet_s": 0.01, "answer_tokens": 6}
 PATIENT = {"quiet_s": 0.3}
 """Its batches form on a busy machine too: it waits for requests that are late."""
 TEST = """

@@ -25,7 +25,7 @@ endpoints = ["{url}"]
 [gate]
 max-distinct = 1
 """
-QUICK = {"quiet_s": 0.002, "answer_tokens": 6}
+QUICK = {"quiet_s": 0.01, "answer_tokens": 6}
 
 
 def write_file(url: str, text: str = FILE) -> None:

@@ -10,7 +10,7 @@ from servers.running import serve
 
 from detcheck.rundir import load
 
-QUICK = {"quiet_s": 0.002, "answer_tokens": 6}
+QUICK = {"quiet_s": 0.01, "answer_tokens": 6}
 ASKED = ("-n", "40", "-b", "1,8", "--max-new-tokens", "6", "-o", "run")
 
 
