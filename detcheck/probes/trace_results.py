@@ -86,15 +86,3 @@ class Trace:
             f"First op that differs {kernels}: {self.first.op} in {self.first.module}, in {step}, "
             f"between alone and a batch of {self.batch_size}."
         )
-
-    @property
-    def sentence(self) -> str:
-        """The first op that differs, or that none does, in one sentence."""
-        kernels = f"under {self.kernels} kernels"
-        if self.first is None:
-            return f"No op differs {kernels} between alone and a batch of {self.batch_size}."
-        step = "the prefill" if self.first.step == 0 else f"decode step {self.first.step}"
-        return (
-            f"First op that differs {kernels}: {self.first.op} in {self.first.module}, in {step}, "
-            f"between alone and a batch of {self.batch_size}."
-        )

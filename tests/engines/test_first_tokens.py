@@ -144,8 +144,8 @@ def test_kernels_that_compute_something_else_are_named(
     tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def planted(setting: str, *, must_pass: bool = True) -> Iterator[Any]:
-        with kernels_in_force(setting, must_pass=must_pass) as mode:
+    def planted(setting: str, **options: Any) -> Iterator[Any]:
+        with kernels_in_force(setting, **options) as mode:
             if setting == "stock":
                 yield mode
                 return
