@@ -20,7 +20,7 @@ from servers.running import serve
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / ".github/action"
-QUICK = {"quiet_s": 0.002, "answer_tokens": 6}
+QUICK = {"quiet_s": 0.01, "answer_tokens": 6}
 FILE = """
 [experiment]
 completions = {completions}

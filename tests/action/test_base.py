@@ -16,17 +16,17 @@ from servers.running import serve
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / ".github/action"
-QUICK = {"quiet_s": 0.002, "answer_tokens": 6}
+QUICK = {"quiet_s": 0.01, "answer_tokens": 6}
 OTHER_ANSWER = {"flip_at": 2, "flip_above": 0}
 """Another answer under every load: only a comparison with the base can show it."""
 FILE = """
-[experiment]
-prompts = ["Why?"]
-completions = 40
-batch-sizes = [1, 8]
-max-new-tokens = 6
 [target]
 endpoints = ["{url}"]
+[experiment]
+prompts = ["Why?"]
+max-new-tokens = 6
+completions = 40
+batch-sizes = [1, 8]
 [gate]
 max-distinct = 1
 """
