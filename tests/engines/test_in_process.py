@@ -189,11 +189,19 @@ def test_seeded_sampling_repeats_and_follows_the_seed(tiny_model: LoadedModel, n
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize(
-    "fault",
-    [torch.OutOfMemoryError("planted"), MemoryError(), RuntimeError("can't allocate memory")],
+    ("fault", "text"),
+    [
+        (torch.OutOfMemoryError, "planted"),
+        (MemoryError, ""),
+        (RuntimeError, "can't allocate memory"),
+    ],
 )
 def test_out_of_memory_names_the_batch_size_and_leaves_the_engine_fit(
-    tiny_model: LoadedModel, name: str, fault: Exception, monkeypatch: pytest.MonkeyPatch
+    tiny_model: LoadedModel,
+    name: str,
+    fault: type[Exception],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = experiment(engine=name, kernels=("stock",), batch_sizes=(5,))
     engine = ENGINES[name](tiny_model, asked)
@@ -201,7 +209,7 @@ def test_out_of_memory_names_the_batch_size_and_leaves_the_engine_fit(
     good = engine.run_trial(trial)
 
     def explode(*_: Any, **__: Any) -> Any:
-        raise fault
+        raise fault(text)  # made here: its traceback keeps the engine
 
     with monkeypatch.context() as patch:
         patch.setattr(tiny_model.model, "forward", explode)

@@ -224,7 +224,7 @@ def test_a_malformed_url(detcheck, url, said):
     [
         ({"engine": "openai"}, "needs a server"),
         ({"endpoints": ("http://h/v1",), "kernels": ("stock",)}, "cannot change the kernels"),
-        ({"endpoints": ("http://h/v1",), "engine": "static"}, "for the engine openai"),
+        ({"endpoints": ("http://h/v1",), "engine": "static"}, "Two targets are named"),
         ({"endpoints": ("http://h/v1", "http://h/v1")}, "given twice"),
         ({"endpoints": ("http://h/v1", "http://h/v1/")}, "given twice"),
         ({"endpoints": ("http://h/v1",), "arrivals": "poisson:0"}, "Unknown arrivals"),
