@@ -219,9 +219,9 @@ def figure(rows: list[Row]) -> str:
                           textcoords="offset points")  # fmt: skip
             text = f"{number}  {row.cure}: {row.distinct} distinct"
             drawing.text(0.65, 0.92 - 0.075 * number, text, size=9, color=colour)
-        axes.set_xscale("log")
         axes.set_xlabel("tokens a second relative to stock (mean over loads)")
         axes.set_ylabel("completions with other bits, in per cent")
+        axes.set_xlim(0, 1.3)
         axes.set_ylim(-5, 105)
         alt = "Each cure: the share of completions with other bits against its relative rate."
         return style.finish(drawing, "mitigations", alt).standalone()
