@@ -17,14 +17,14 @@ ANSWER_COLUMNS = (
 
 
 def answer_rows(stabilities: Sequence[AnswerStability]) -> list[dict[str, Any]]:
-    """One plain row for each kernels setting. Shares and scores are of 1.
+    """One plain row for each kernels setting. Shares and scores lie between 0 and 1.
 
     Keys: kernels, items, completions, unparsed, unparsed_examples, raw_agreement (TARr@N),
     parsed_agreement (TARa@N), flips, flip_share, flip_interval (exact, 95 %), accuracy (by batch
     size), best, worst, spread, accuracy_std (Std@Acc), standard_error (binomial, of the set),
     div_index (Div_Index), top1_std (Avg_Std@top1_prob), sentence, and flipped: the items whose
     answer changed, each with id, prompt, expected and answers (answer, completions, batch_sizes,
-    example). None stands for what is not known.
+    example). None stands for an unknown figure.
     """
     return [_row(stability) for stability in stabilities]
 

@@ -13,7 +13,7 @@ MODEL = (
 
 
 def model_differences(left: Run, right: Run) -> list[str]:
-    """What both runs record of their models and differs, a phrase each."""
+    """Recorded facts of the two models that differ, a phrase each."""
     ours, theirs = left.model, right.model
     found = [
         f"{name.replace('_', ' ')} {one} → {other}"

@@ -40,9 +40,9 @@ class EvaluationSample:
     prompt: str
     """The arguments of its first request, as they were sent."""
     response: str
-    """What the model said."""
+    """The model's answer."""
     answer: str
-    """What the filter made of it; of a choice among continuations the most likely one."""
+    """The filter's result; of a choice among continuations the most likely one."""
     target: str
     scores: Mapping[str, float]
     """By metric; finite numbers only."""
@@ -53,7 +53,7 @@ class EvaluationSample:
 
     @property
     def asks(self) -> tuple[str, str]:
-        """What was asked and what is right: scores compare if these are equal."""
+        """The question and its right answer: scores can be compared if these are equal."""
         return self.prompt, self.target
 
 
@@ -287,7 +287,7 @@ def _object(line: bytes) -> Mapping[str, Any]:
 
 
 def _requests(arguments: Any) -> list[list[Any]]:
-    """What was sent: `{"gen_args_0": {"arg_0": prompt, …}, …}`, or a list of (prompt, options)."""
+    """The sent text: `{"gen_args_0": {"arg_0": prompt, …}, …}`, or a list of (prompt, options)."""
     requests = list(arguments.values()) if isinstance(arguments, Mapping) else arguments
     if not isinstance(requests, list):
         raise TypeError("its arguments are neither a list nor an object")

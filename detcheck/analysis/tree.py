@@ -1,4 +1,4 @@
-"""The prefix tree of one prompt's variants: what all share, where they branch, how many go on.
+"""The prefix tree of one prompt's variants: shared beginnings, branches, completions in each.
 
 Compressed (a node is a stretch without a branch) and built without recursion: variants sorted by
 their units stand next to those they share most with, and one pass with a stack over the lengths

@@ -120,7 +120,7 @@ def _configured() -> Path | None:
 def _print(
     accepted: Acceptance, file: Path, unwritten: str | None, changes: tuple[str, ...]
 ) -> None:
-    """Print `changes`, the counts, and where they are; `unwritten` says why nothing was written."""
+    """Print `changes`, the counts and the file; `unwritten` says why nothing was written."""
     from detcheck.cli.console import print_line, stderr
     from detcheck.text import count
 

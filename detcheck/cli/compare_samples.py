@@ -117,7 +117,7 @@ def _print(
 
 
 def _lines(comparison: SamplesComparison) -> Iterator[str]:
-    """The finding, then what was compared, and what could not be."""
+    """The finding, then the compared items, and those that could not be compared."""
     yield f"{comparison.metric}: {comparison.left_score:.4f} / {comparison.right_score:.4f}"
     yield f"{comparison.sentence[:1].upper()}{comparison.sentence[1:]}."
     items = count(comparison.items, "item")

@@ -85,7 +85,7 @@ class AsksAgain(Protocol):
     """An engine that checks its servers after the last trial as well."""
 
     def ask_again(self, *, at_the_end: bool = False) -> None:
-        """Ask the servers what the checks before the experiment asked."""
+        """Ask the servers the questions of the checks before the experiment again."""
         ...
 
 

@@ -142,7 +142,7 @@ class InProcessEngine:
         )
 
     def model_identity(self) -> ModelIdentity:
-        """See `IdentifiesModel`: by the model's files, and by what is really sent to it."""
+        """See `IdentifiesModel`: by the model's files, and by the token ids that it is sent."""
         loaded, experiment = self.loaded, self.experiment
         template = loaded.tokenizer.chat_template if self.target.chat_template else None
         return msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""Rules that decide nothing: what a reader of the verdict should know besides."""
+"""Rules that decide nothing: facts that a reader of the verdict should know besides."""
 
 from __future__ import annotations
 

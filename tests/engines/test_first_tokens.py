@@ -231,8 +231,21 @@ def test_scores_agree_within_the_noise_of_rounding(rows: Any, dtype: Any, words:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", list(ENGINES))
-def test_a_real_model_in_bfloat16_is_not_refused(engine: str) -> None:
+def test_a_real_model_in_bfloat16_is_not_refused(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After "Hi!" the cache moves the scores of the third token further than most prompts do."""
+    found: list[str | None] = []
+
+    def compared(*args: Any) -> str | None:
+        found.append(difference(*args))
+        return found[-1]
+
     experiment = settled(prompts=("Hi!",), kernels=("stock",), batch_sizes=(1,), completions=3)
     loaded = models.load(None, dtype="bfloat16")
+    monkeypatch.setattr(first_tokens, "difference", compared)
     ENGINES[engine](loaded, experiment, InProcess(engine=engine)).close()
+    assert found == [None, None]
+    monkeypatch.setitem(first_tokens.LEAST_NOISE, torch.bfloat16, 0.0)
+    with pytest.raises(ModelError, match="the scores of token"):
+        ENGINES[engine](loaded, experiment, InProcess(engine=engine))

@@ -28,7 +28,7 @@ class Rounding:
 
     @property
     def sentence(self) -> str:
-        """What was found, and what follows."""
+        """The finding and its consequence."""
         how = f"{self.bits} bits{_NAMES.get(self.bits, '')}"
         if self.decimals is not None:
             how = f"{self.decimals} decimals, about {self.bits} bits"

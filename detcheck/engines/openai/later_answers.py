@@ -64,7 +64,7 @@ class LaterAnswers:
                 self.shared, self.prompts = words, number
 
     def joined(self, checks: Sequence[EndpointCheck]) -> list[EndpointCheck]:
-        """The checks before the experiment, with what was seen since.
+        """The checks before the experiment, with the answers seen since.
 
         That different prompts got one answer is decisive.
         """
