@@ -4,7 +4,7 @@
 
 The pass is a prefill without padding, one with it, and a decoding step with the cache. A model
 whose ops are all covered may still depend on its padding by what it computes: so the bits of the
-padded row are compared as well.
+padded row are compared as well, and recurrences that are computed in chunks are not taken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from detcheck.kernels.first_passes import FIRST_PASSES
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.op_watch import CoveredOp, OpWatch, Uncovered
 from detcheck.kernels.settings import BATCH_INVARIANT, FAMILIES, FULLY_INVARIANT, OP_FAMILIES
-from detcheck.kernels.short_runs import alone, decoding_agrees, padded_and_decoded
+from detcheck.kernels.short_runs import alone, decoding_agrees, keeps_state, padded_and_decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,7 @@ def coverage(model: torch.nn.Module) -> Coverage:
             with watch:
                 row = alone(model)
                 padded = padded_and_decoded(model)
+            padding_matters = not torch.equal(row, padded) or _scans_chunks(model)
         except UsageError:
             raise
         except Exception as error:  # of the model's own code, which may be of any kind
@@ -110,9 +111,19 @@ def coverage(model: torch.nn.Module) -> Coverage:
                 f"A short run of this model failed, so its ops are not known ({reason}): use "
                 '`kernels="stock"`.'
             ) from error
-    return Coverage(
-        tuple(watch.covered.values()), tuple(watch.uncovered.values()), not torch.equal(row, padded)
-    )
+    return Coverage(tuple(watch.covered.values()), tuple(watch.uncovered.values()), padding_matters)
+
+
+STEPWISE = frozenset({"zaya"})
+"""Architectures whose state is that of single tokens, and stays at its start on padding."""
+
+
+def _scans_chunks(model: Any) -> bool:
+    """True if padding may move the borders of the chunks in which a recurrence is computed.
+
+    The short runs here are shorter than a chunk and might not show it.
+    """
+    return model.config.get_text_config().model_type not in STEPWISE and keeps_state(model)
 
 
 def level_held(model: torch.nn.Module) -> str:

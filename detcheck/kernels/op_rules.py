@@ -62,7 +62,9 @@ ROW_BY_ROW = {"cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "
 
 Among equal entries topk takes those that the same row alone would give."""
 PAST_THE_INTERFACE = ("bmm", FLASH_OP)
-"""Ops of attention that was not called through transformers' interface: padding matters to it."""
+"""Ops of attention that was not called through transformers' interface.
+
+Padding matters to them; not to bmm on the CPU, whose sums run in order."""
 
 
 class OpRules:
@@ -100,7 +102,7 @@ class OpRules:
         """
         if op == FLASH_OP:
             return False
-        if op == "bmm":
+        if op == "bmm" and not self._on_cpu:
             return args[0].shape[2] <= 1 or self._holds_weights(args[1])
         if op == "mm" and self._holds_weights(args[0]):
             return is_weight(args[0])

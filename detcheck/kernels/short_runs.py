@@ -53,6 +53,18 @@ def decoding_agrees(model: Any) -> bool:
     return torch.equal(torch.cat(rows), whole)
 
 
+def keeps_state(model: Any) -> bool:
+    """True if the model's cache holds more than keys and values: the state of a recurrence."""
+    out = _forward(model, [TOKENS[:NUM_PROMPT_TOKENS]])
+    if any(getattr(out, name, None) is not None for name in ("cache_params", "state")):
+        return True
+    return any(
+        state is not None
+        for layer in getattr(_cache(out), "layers", ())
+        for state in getattr(layer, "recurrent_states", {}).values()
+    )
+
+
 def _forward(
     model: Any,
     rows: Sequence[Sequence[int]],

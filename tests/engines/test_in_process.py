@@ -280,6 +280,13 @@ def test_invariant_kernels_on_a_device_without_them_are_refused(tiny_model: Load
         ContinuousEngine(elsewhere, experiment())
 
 
+class Cumulated(torch.nn.Module):
+    """An op that no kernel covers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.cumprod(-1)
+
+
 def test_an_engine_refuses_before_it_measures_and_takes_a_named_subset(
     tiny_model: LoadedModel,
 ) -> None:
@@ -288,7 +295,8 @@ def test_an_engine_refuses_before_it_measures_and_takes_a_named_subset(
     )
     gptj = GPTJForCausalLM(config)
     loaded = LoadedModel("J", gptj.eval(), tiny_model.tokenizer, torch.float32, torch.device("cpu"))
-    with pytest.raises(UsageError, match="J runs aten::bmm past the attention interface"):
+    gptj.transformer.ln_f = Cumulated()
+    with pytest.raises(UsageError, match=r"J runs aten::cumprod \(in transformer\.ln_f\)"):
         StaticEngine(loaded, experiment())
     subset = experiment(kernels=("stock", "batch-invariant:matmul"))
     StaticEngine(loaded, subset).close()

@@ -26,11 +26,12 @@ SAMPLE = {
     "groups of experts and latent attention": "deepseek_v3",
     "a window and experts": "mixtral",
     "experts of many sizes": "glm4_moe",
+    "attention written out": "gptj",
+    "an indexer of keys": "deepseek_v32",
 }
 REFUSED = {
     "bloom": "aten::pow",
-    "gptj": "bmm past the attention interface",
-    "mamba": "bmm past the attention",
+    "mamba": "computes with its padding",
     "rwkv": "computes with its padding",
     "inkling_text": "a position bias",
     "llama4_text": "aten::polar",

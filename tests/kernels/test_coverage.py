@@ -19,6 +19,7 @@ from detcheck.kernels.coverage import (
     uncovered,
 )
 from detcheck.kernels.mode import batch_invariant
+from detcheck.kernels.op_rules import OpRules
 from detcheck.kernels.op_watch import Uncovered
 
 SIZES = {
@@ -132,7 +133,7 @@ def test_a_window_of_one_is_refused_by_name() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_state_space_model_is_refused_by_name() -> None:
     config = T.MambaConfig(vocab_size=64, hidden_size=64, num_hidden_layers=1, pad_token_id=0)
-    with pytest.raises(UsageError, match="runs aten::bmm past the attention interface"):
+    with pytest.raises(UsageError, match="Mamba computes with its padding"):
         require_coverage(T.MambaForCausalLM(config).eval(), "Mamba")
 
 
@@ -179,15 +180,24 @@ def test_attention_past_the_interface_is_refused() -> None:
     assert found.module == "model.layers.0.self_attn"
 
 
-def test_attention_written_out_is_refused() -> None:
-    """Products and a softmax of ours, but over keys that include the padding."""
+def test_attention_written_out_is_taken() -> None:
+    """Products and a softmax over keys that include the padding, whose sums run in order."""
     config = T.GPTJConfig(
         vocab_size=64, n_embd=64, n_layer=2, n_head=4, rotary_dim=8, bos_token_id=0, eos_token_id=1
     )
-    with pytest.raises(
-        UsageError, match=r"bmm past the attention interface \(in transformer\.h\.0"
-    ):
-        require_coverage(T.GPTJForCausalLM(config).eval(), "J")
+    model = T.GPTJForCausalLM(config).eval()
+    require_coverage(model, "J")
+    assert level_held(model) == "fully-invariant"
+    found = {one.op: one for one in coverage(model).covered}
+    assert found["aten::bmm"].by == "the matmul kernels"
+    assert found["aten::bmm"].module == "transformer.h.0.attn"
+
+
+def test_products_past_the_interface_are_refused_on_a_gpu() -> None:
+    """Their kernels sum blocks of keys, which move with the padding."""
+    x = torch.ones(2, 3, 3)
+    for device, reason in (("cpu", "the matmul kernels"), ("cuda", None)):
+        assert OpRules(device, ()).reason(torch.ops.aten.bmm.default, (x, x), {}, x) == reason
 
 
 class Activated(nn.Module):

@@ -114,7 +114,8 @@ def _written_out(
     if scores.sinks is not None:
         sinks = scores.sinks.float().view(kv_heads, group, 1, 1).expand(-1, -1, q_len, -1)
         weights = torch.cat((weights, sinks), -1)
-    weights = weights.softmax(-1)[..., :k_len].to(value.dtype)
+    # A matrix: the stock softmax, since the keys here are the block's own.
+    weights = weights.flatten(0, 2).softmax(-1)[:, :k_len].to(value.dtype)
     out = _products(weights.reshape(kv_heads, group * q_len, k_len), _own_memory(value[0]))
     return out.view(1, heads, q_len, -1).transpose(1, 2)
 

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import torch
 
+from detcheck.kernels.cpu.in_order import can_multiply, multiply
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES, ClassTable, ProductShape, RowClasses
 from detcheck.kernels.cpu.stock import stock_kernel
@@ -58,13 +59,20 @@ def addmm(
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(B, M, K) x (B, K, N) to (B, M, N): each product has calls of its own, for any B and M."""
+    """(B, M, K) x (B, K, N) to (B, M, N), for any B and M the same.
+
+    By a weight each product has calls of its own. Other sums run over K in order, so that zeros at
+    either end of K, such as the weights of masked keys, do not change them.
+    """
     fit = left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0]
+    fit = fit and left.shape[2] == right.shape[1] and left.dtype == right.dtype
     if left.dtype not in _DTYPES or not fit or left.shape[2] <= 1 or not len(left):
         result: torch.Tensor = _stock_bmm(left, right)
         return result
     if is_weight(left) and not is_weight(right):
         return bmm(right.mT, left.mT).mT
+    if not is_weight(right) and can_multiply(left, right):
+        return multiply(left, right)
     return torch.stack([mm(one, other) for one, other in zip(left, right, strict=True)])
 
 
