@@ -29,23 +29,28 @@ MOVES = frozenset(
         *("empty_like", "empty_strided", "new_empty", "new_zeros", "new_ones", "new_full"),
         *("_unsafe_view", "index_put_", "index_copy_", "lift_fresh", "_reshape_alias", "split"),
         *("split_with_sizes", "unbind", "chunk", "resize_", "_local_scalar_dense", "equal"),
-        *(
-            "detach_",
-            "set_",
-            "scatter_",
-            "masked_scatter",
-            "slice_scatter",
-            "select_scatter",
-            "repeat_interleave",
-        ),
+        *("detach_", "set_", "scatter_", "masked_scatter", "slice_scatter", "select_scatter"),
+        *("repeat_interleave", "eye", "complex"),
     }
 )
 """aten ops that put values elsewhere and compute none."""
 EVEN = frozenset(
     {
         *("add", "sub", "rsub", "mul", "div", "neg", "abs", "reciprocal", "sqrt", "square", "sign"),
-        *("exp", "expm1", "log", "log1p", "log2", "log10", "erf", "erfc", "sin", "cos", "tan"),
-        *("asin", "acos", "atan", "asinh", "acosh", "tanh", "sinc", "lgamma", "frac", "relu"),
+        *("exp", "expm1", "log", "log1p", "log2", "log10", "erf", "erfc", "erfinv", "sin", "cos"),
+        *(
+            "tan",
+            "asin",
+            "acos",
+            "atan",
+            "asinh",
+            "acosh",
+            "tanh",
+            "sinc",
+            "lgamma",
+            "frac",
+            "relu",
+        ),
         *("celu", "leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "floor"),
         *("log_sigmoid_forward", "ceil", "round", "trunc", "clamp", "clamp_min", "clamp_max"),
         *("minimum", "maximum", "lerp", "addcmul", "addcdiv", "nan_to_num", "threshold"),
@@ -57,7 +62,11 @@ An entry's place decides which of the two computes it, and so does the batch. Fo
 kernels differ, such as silu or exp2, our own kernels use only one."""
 EVEN_POWERS = (0, 0.5, 1, 2, 3, -1, -2)
 """Exponents for which the same holds for pow; -0.5 in float32 only."""
-ROW_BY_ROW = {"cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "topk"})}
+ROW_BY_ROW = {
+    "cpu": frozenset(
+        {*("native_layer_norm", "_log_softmax", "cumsum", "topk"), *("max", "min", "amax", "amin")}
+    )
+}
 """Ops whose stock kernels, by device, take each row by itself, in one order.
 
 Among equal entries topk takes those that the same row alone would give."""
@@ -76,6 +85,8 @@ class OpRules:
         self._weights = {_address(weight) for weight in weights} - {None}
         self._served = {name: family for family in OP_FAMILIES for name in op_names(family, device)}
         self._served[PACKED_OP] = "matmul"
+        if self._on_cpu:
+            self._served["aten::_safe_softmax"] = "softmax"  # calls the softmax that is overridden
 
     def reason(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
@@ -91,6 +102,7 @@ class OpRules:
             f"the {self._served.get(full_name)} kernels": self._is_served(full_name, op, args),
             "stock, row by row": namespace == "aten" and op in self._row_by_row,
             "adds once to each row": op == "index_add_" and _all_different(args[2]),
+            "adds equally often to each row, in order": self._on_cpu and _adds_evenly(op, args),
             "stock, entry by entry": even,
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
@@ -130,6 +142,18 @@ def _address(x: torch.Tensor) -> int | None:
 
 def _all_different(index: torch.Tensor) -> bool:
     return len(index.unique()) == len(index)
+
+
+def _adds_evenly(op: str, args: Sequence[Any]) -> bool:
+    """True if `index_add` adds the same number of rows to each, as of a token's experts.
+
+    The stock kernel on the CPU adds them one after the other, in the order of the index.
+    """
+    if op not in ("index_add", "index_add_"):
+        return False
+    x, dim, index = args[:3]
+    times = index.bincount(minlength=x.shape[dim])
+    return x.dim() > 1 and bool((times == times[0]).all())
 
 
 def _even(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

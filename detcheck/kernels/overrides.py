@@ -17,11 +17,13 @@ import torch
 from torch.nn import functional as F
 
 from detcheck.kernels.attention import attention
+from detcheck.kernels.cpu import complex_numbers as cpu_complex
 from detcheck.kernels.cpu import convolution as cpu_convolution
 from detcheck.kernels.cpu import flash as cpu_flash
 from detcheck.kernels.cpu import matmul as cpu_matmul
 from detcheck.kernels.cpu import norm as cpu_norm
 from detcheck.kernels.cpu import pointwise as cpu_pointwise
+from detcheck.kernels.cpu import power as cpu_power
 from detcheck.kernels.cpu import reduce as cpu_reduce
 from detcheck.kernels.cpu import softmax as cpu_softmax
 from detcheck.kernels.cpu.linear import linear as cpu_linear
@@ -37,7 +39,7 @@ ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
     "norm": {"CPU": cpu_norm.KERNELS},
     "softmax": {"CPU": cpu_softmax.KERNELS},
     "reduce": {"CPU": cpu_reduce.KERNELS},
-    "pointwise": {"CPU": cpu_pointwise.KERNELS},
+    "pointwise": {"CPU": cpu_pointwise.KERNELS | cpu_power.KERNELS | cpu_complex.KERNELS},
 }
 """Op family, then dispatch key, then aten op; `kernels_of` adds those for CUDA."""
 

@@ -69,6 +69,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attention_layers": ["global", "local"],
     },
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2},
+    "hrm_text": {"num_layers_per_stack": 1, "num_hidden_layers": 8},  # two cycles of 1 + 3
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "jamba": _JAMBA,

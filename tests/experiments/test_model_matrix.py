@@ -28,13 +28,16 @@ SAMPLE = {
     "experts of many sizes": "glm4_moe",
     "attention written out": "gptj",
     "an indexer of keys": "deepseek_v32",
+    "biases by distance": "bloom",
+    "one key-value head, written out": "falcon",
+    "complex rotations": "llama4_text",
+    "experts added by index": "jetmoe",
+    "layers run in cycles": "hrm_text",
 }
 REFUSED = {
-    "bloom": "aten::pow",
     "mamba": "computes with its padding",
     "rwkv": "computes with its padding",
     "inkling_text": "a position bias",
-    "llama4_text": "aten::polar",
 }
 
 PATIENCE_S = 600

@@ -26,6 +26,10 @@ REDUCTIONS: dict[str, Function] = {
     "nansum": lambda x, dim: x.nansum(dim),
     "prod": lambda x, dim: (1 + x / 1e3).prod(dim),
     "logsumexp": lambda x, dim: x.logsumexp(dim),
+    "std": lambda x, dim: x.std(dim),
+    "var": lambda x, dim: x.var(dim, unbiased=False),
+    "max": lambda x, dim: x.max(dim).values,
+    "amin": lambda x, dim: x.amin(dim),
     "norm": lambda x, dim: x.norm(dim=dim),
     "norm of order 3": lambda x, dim: x.norm(3, dim=dim),
 }
@@ -83,7 +87,7 @@ def test_entries_do_not_depend_on_the_batch_in_any_layout(name: str, dtype: torc
                 assert entries_that_differ(name, lay_out(values(shape, dtype))) == 0
 
 
-STOCK_HOLDS = ("norm of order 3", "cumsum", "layer_norm")
+STOCK_HOLDS = ("norm of order 3", "cumsum", "layer_norm", "std", "var", "max", "amin")
 """Ops whose stock kernels pass this check already."""
 
 
@@ -114,9 +118,10 @@ def test_several_dims_give_the_values_and_shapes_of_stock(
     dims: tuple[int, ...], keepdim: bool
 ) -> None:
     x = LAYOUTS["second dim innermost"](values((5, 7, 9), torch.float64))
-    stock = [x.mean(dims, keepdim), x.nansum(dims, keepdim), x.logsumexp(dims, keepdim)]
+    functions = (x.mean, x.nansum, x.logsumexp, x.std, x.var)
+    stock = [function(dims, keepdim=keepdim) for function in functions]
     with batch_invariant():
-        ours = [x.mean(dims, keepdim), x.nansum(dims, keepdim), x.logsumexp(dims, keepdim)]
+        ours = [function(dims, keepdim=keepdim) for function in functions]
     for one, expected in zip(ours, stock, strict=True):
         torch.testing.assert_close(one, expected)
 

@@ -33,6 +33,7 @@ ALIKE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "hardshrink": nn.functional.hardshrink,
     "asin": lambda x: x.tanh().asin(),
     "acos": lambda x: x.tanh().acos(),
+    "erfinv": lambda x: x.tanh().erfinv(),
     "acosh": lambda x: (1 + x.abs()).acosh(),
     **{
         name: lambda x, name=name: getattr(torch, name)(x.abs() + 0.1)
@@ -56,7 +57,18 @@ def spread(x: torch.Tensor) -> torch.Tensor:
     return x.sigmoid()
 
 
+def rotated(x: torch.Tensor) -> torch.Tensor:
+    """Imaginary parts (n,) of complex numbers times rotations, as in Llama 4."""
+    rotations = torch.polar(torch.ones_like(x, dtype=torch.float32), x.float())[..., None] * 1.5
+    states = torch.complex(x.float(), 2.3 * x.float() + 0.1)[..., None]
+    return torch.view_as_real(states * rotations[:, :])[:, 0, 1].contiguous()
+
+
 COVERED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "powers by a tensor": lambda x: (x.abs() + 0.1).pow(x),
+    "powers by a tensor of another dtype": lambda x: torch.pow(x.abs() + 0.1, x.double()),
+    "powers of a number": lambda x: torch.pow(1.7, x),
+    "rotations": rotated,
     "exp2": torch.exp2,
     "exp2_": lambda x: x.clone().exp2_(),
     "cosh": torch.cosh,
@@ -77,10 +89,67 @@ def test_ops_with_kernels_of_our_own_are_even(name: str, dtype: torch.dtype) -> 
         assert rounds_alike(COVERED[name], x)
 
 
-@pytest.mark.parametrize("name", ["exp2", "cosh", "sinh"])
+@pytest.mark.parametrize(
+    "name", ["exp2", "cosh", "sinh", "powers by a tensor", "powers of a number"]
+)
 def test_the_same_check_catches_the_stock_op(name: str) -> None:
     x = torch.randn(4099, generator=torch.Generator().manual_seed(8)) * 3
     assert not rounds_alike(COVERED[name], x)
+
+
+def test_products_of_complex_numbers_have_two_kernels() -> None:
+    """The twin of `rotations`: some entries of stock products differ from those computed alone."""
+    x, y = torch.view_as_complex(torch.randn(2, 50_000, 2, generator=torch.Generator())).unbind()
+    whole = x * y
+    alone = torch.cat([(x[at : at + 15] * y[at : at + 15]) for at in range(0, len(x), 15)])
+    assert not torch.equal(whole, alone)
+    with batch_invariant():
+        rotations = torch.polar(y.abs(), y.angle())
+        whole = x * rotations
+        parts = [(x[at : at + 15] * rotations[at : at + 15]) for at in range(0, len(x), 15)]
+    assert type(whole) is torch.Tensor
+    assert torch.equal(whole, torch.cat(parts))
+    torch.testing.assert_close(whole, x * y)
+
+
+def test_rotations_stay_rotations_until_they_meet_a_tensor() -> None:
+    with batch_invariant():
+        angles = torch.linspace(0, 3, 12).view(2, 6)
+        rotations = torch.polar(torch.ones(2, 6), angles)
+        moved = 0.5 * rotations[:, None].to("cpu") * 2
+    assert type(moved) is type(rotations)
+    assert type(torch.view_as_real(moved)) is torch.Tensor
+    assert type(angles * rotations) is torch.Tensor
+    torch.testing.assert_close(
+        torch.view_as_real(moved)[:, 0], torch.stack((angles.cos(), angles.sin()), -1)
+    )
+
+
+def test_sums_over_experts_count_if_each_token_has_as_many() -> None:
+    x, source = torch.zeros(3, 4), torch.ones(6, 4)
+    add = torch.ops.aten.index_add.default
+    for index, reason in (
+        ([0, 1, 2, 2, 0, 1], "adds equally often to each row, in order"),
+        ([0, 1, 2, 2, 0, 0], None),
+        ([0, 0, 0, 0, 0, 0], None),
+    ):
+        args = (x, 0, torch.tensor(index), source)
+        assert OpRules("cpu", ()).reason(add, args, {}, x) == reason
+        assert OpRules("cuda", ()).reason(add, args, {}, x) is None
+
+
+def test_rows_are_added_in_the_order_of_the_index() -> None:
+    """What the rule says of the stock kernel: a token's sum is the same, whoever is between."""
+    source = torch.randn(6, 5, generator=torch.Generator().manual_seed(3)) * 1e3
+    for others in (1, 7, 500):
+        between = torch.randn(others, 5)
+        rows = [row for mine in source for row in (mine[None], between)]
+        index = torch.tensor(([0] + [1] * others) * len(source))
+        found = torch.zeros(2, 5).index_add(0, index, torch.cat(rows))[0]
+        expected = torch.zeros(5)
+        for mine in source:
+            expected = expected + mine
+        assert torch.equal(found, expected)
 
 
 def reasons(device: str, op: object, *args: object) -> str | None:

@@ -50,6 +50,6 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
     Entries at either end whose exponential is zero, such as masked keys, do not change the others.
     """
     scores = x.to(_SUMMED_AS[x.dtype])
-    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
     total = weights.cumsum(-1)[..., -1:]  # the stock kernel adds one entry after another
-    return weights.div_(total).to(x.dtype)
+    return (weights / total).to(x.dtype)

@@ -36,11 +36,19 @@ def in_whole_vectors(op: str, dtypes: frozenset[torch.dtype] | None = None) -> K
     def activate(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if (dtypes is not None and x.dtype not in dtypes) or _whole(x):
             return stock(x, *args, **kwargs)
-        padded = x.new_zeros(_padded_size(x.numel()))
-        padded[: x.numel()] = x.reshape(-1)
-        return stock(padded, *args, **kwargs)[: x.numel()].view(x.shape)
+        return as_whole_vectors(lambda padded: stock(padded, *args, **kwargs), x)
 
     return activate
+
+
+def as_whole_vectors(function: Kernel, *operands: torch.Tensor) -> torch.Tensor:
+    """`function` of tensors of one shape, padded to whole vectors."""
+    shape, size = operands[0].shape, operands[0].numel()
+    padded = [x.new_zeros(_padded_size(size)) for x in operands]
+    for wide, x in zip(padded, operands, strict=True):
+        wide[:size] = x.reshape(-1)
+    result: torch.Tensor = function(*padded)[:size].view(shape)
+    return result
 
 
 def in_place(kernel: Kernel) -> Kernel:

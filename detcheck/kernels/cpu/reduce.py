@@ -76,6 +76,16 @@ def nansum(
     return _nansum(x, dim, keepdim, dtype=dtype)
 
 
+def spread(op: str) -> Kernel:
+    """aten's variance or standard deviation `op`, with a default for its dims."""
+    reduce = over_dims(op, 1)
+
+    def reduced(x: torch.Tensor, dim: Dims = None, **kwargs: Any) -> Any:
+        return reduce(x, dim, **kwargs)
+
+    return reduced
+
+
 _vector_norm = over_dims("linalg_vector_norm", 2)
 _nansum = over_dims("nansum", 1)
 
@@ -132,5 +142,7 @@ KERNELS: dict[str, Kernel] = {
     "prod.dim_int": over_dims("prod.dim_int", 1),
     "logsumexp": over_dims("logsumexp", 1),
     "linalg_vector_norm": vector_norm,
+    "std.correction": spread("std.correction"),
+    "var.correction": spread("var.correction"),
 }
 """Overrides by aten op."""
