@@ -63,8 +63,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         tuple[str, ...],
         Option(
             "Kernels settings, comma-separated: stock, batch-invariant, a subset such as "
-            "batch-invariant:attention, or fully-invariant (chunking and prefill-decode as well). "
-            "A server's kernels cannot be chosen.",
+            "batch-invariant:attention, or fully-invariant (chunking, prefill-decode and "
+            "prefix-cache as well). A server's kernels cannot be chosen.",
             ("-k",),
             "LIST",
             default="stock,batch-invariant; as-served for a server",

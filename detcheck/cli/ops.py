@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from detcheck.probes.ops import Cell
 
 COLUMNS = {
-    "repeat": "rep.",
-    "batch-size": "size",
-    "position": "pos.",
-    "neighbours": "nbrs",
-    "layout": "lay.",
+    "repeat": "rep",
+    "batch-size": "bat",
+    "position": "pos",
+    "neighbours": "nbr",
+    "layout": "lay",
     "padding": "pad",
-    "chunking": "chnk",
-    "prefill-decode": "dec.",
+    "chunking": "chk",
+    "prefill-decode": "dec",
+    "prefix-cache": "pre",
 }
-"""Relations, and the headings of their columns."""
+"""Relations, and the headings of their columns: three letters, so that nine fit."""
 _SHORT = {
     "bfloat16": "bf16",
     "float16": "f16",
@@ -47,7 +48,7 @@ def ops_command(
         str | None, typer.Option(metavar="LIST", help="Ops, comma-separated. [default: all]")
     ] = None,
     relations: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Relations. [default: all seven]")
+        str | None, typer.Option(metavar="LIST", help="Relations. [default: all]")
     ] = None,
     dtypes: Annotated[
         str | None, typer.Option(metavar="LIST", help="[default: bfloat16,float16,float32]")
@@ -150,7 +151,7 @@ def _table(rows: list[Line], relations: list[str]) -> Any:
 
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("op", no_wrap=True, max_width=22)
-    table.add_column("dtype", no_wrap=True)
+    table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True, max_width=12)
     for relation in relations:
         table.add_column(COLUMNS[relation], justify="right", no_wrap=True)
@@ -185,11 +186,12 @@ def _share(cell: Cell | None) -> Any:
         return Text("·", style="dim")
     share = 100 * cell.rows_differ / cell.rows
     style = "bold red" if cell.promised else "yellow"
-    return Text("<1%" if share < 1 else f"{share:.0f}%", style=style)
+    shown = "<1%" if share < 1 else "all" if share > 99.5 else f"{share:.0f}%"
+    return Text(shown, style=style)
 
 
 def _ulps(count: int) -> str:
-    """At most five characters. Beyond a million the exact figure has no meaning."""
+    """At most four characters. Beyond a million the exact figure has no meaning."""
     if not count:
         return "·"
     if count < 10_000:
@@ -220,6 +222,6 @@ def _findings(cells: list[Cell]) -> list[tuple[str, str]]:
         if cell.kernels != "stock" and not cell.promised and cell.rows_differ
     }
     if beyond:
-        names = " and ".join(sorted(beyond))
-        found.append((f"{names} are not promised at this level, and differ above.", "yellow"))
+        names = ", ".join(sorted(beyond))
+        found.append((f"Not promised, and differ above: {names}.", "yellow"))
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,20 @@ from detcheck.engines.base import OnTokens
 from detcheck.engines.in_process import InProcessEngine, pad_token_id, token_rows
 from detcheck.engines.partial import PartialCompletion
 from detcheck.engines.passes import PackedPass
+from detcheck.engines.warm_prefixes import (
+    FILLING_TOKENS,
+    PrefixCount,
+    cached_part,
+    check_found,
+    check_prompts,
+    check_sharing,
+)
 from detcheck.errors import MeasurementError
+from detcheck.evidence import FORWARD_PASSES, LoadEvidence
 from detcheck.experiment import Experiment
 from detcheck.models import LoadedModel
 from detcheck.targets import InProcess
+from detcheck.targets.prefix_cache import AS_IS, WARM, cache_state
 from detcheck.traffic import FILLER_PROMPTS, PlannedRequest, Trial
 
 PAGE_TOKENS = 32
@@ -42,19 +52,46 @@ class ContinuousEngine(InProcessEngine):
     def __init__(
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None
     ):
-        self._loop: _Loop | None = None
+        self._loops: dict[str, _Loop] = {}
         super().__init__(loaded, experiment, target)
+        if WARM in self.target.prefix_cache:
+            check_prompts((len(self.encode(prompt)) for prompt in self._prompts()), PAGE_TOKENS)
+            with paged_attention(self.loaded.model):
+                self._loops[WARM] = _Loop(self, WARM)
+
+    def prepare(self, trial: Trial) -> None:
+        """If the prefix cache must be warm: empty it, and ask each prompt of the trial once."""
+        if cache_state(trial.condition.placement) == WARM:
+            with paged_attention(self.loaded.model):
+                if WARM not in self._loops or not self._loops[WARM].forget_prefixes():
+                    self._loops[WARM] = _Loop(self, WARM)
+                self._loops[WARM].fill(trial)
 
     def generate(self, trial: Trial, on_tokens: OnTokens | None) -> list[PartialCompletion]:
         """Submit each request at its arrival step, and step until all have ended."""
+        state = cache_state(trial.condition.placement)
         with paged_attention(self.loaded.model):
-            if self._loop is None:
-                self._loop = _Loop(self)
-            return self._loop.run(trial, on_tokens)
+            if state not in self._loops:
+                self._loops[state] = _Loop(self, state)
+            return self._loops[state].run(trial, on_tokens)
+
+    def load(self, trial: Trial) -> LoadEvidence | None:
+        """The prompt tokens that came from the prefix cache; None if its state is as-is.
+
+        Raises MeasurementError if a warm cache did not answer all the blocks that it can.
+        """
+        state = cache_state(trial.condition.placement)
+        if state == AS_IS:
+            return None
+        found = self._loops[state].prefixes.tokens
+        if state == WARM:
+            lengths = [len(self.encode(request.prompt)) for request in trial.requests]
+            check_found(found, sum(cached_part(length, PAGE_TOKENS) for length in lengths))
+        return LoadEvidence(FORWARD_PASSES, 0, prefix_cache_hits=found)
 
     def reset(self) -> None:
-        """Forget the loop with its cache; the next trial makes a new one."""
-        self._loop = None
+        """Forget the loops with their caches; the next trial makes new ones."""
+        self._loops = {}
 
     def unfit_because(self) -> str:
         """See `InProcessEngine.unfit_because`."""
@@ -91,21 +128,38 @@ def paged_attention(model: Any) -> Iterator[None]:
 class _Loop:
     """transformers' batch processor, stepped by hand."""
 
-    def __init__(self, engine: ContinuousEngine):
+    def __init__(self, engine: ContinuousEngine, state: str = AS_IS):
         self._engine = engine
         self._budget = _sizes(engine)[1]
         self._manager = engine.loaded.model.init_continuous_batching(
-            generation_config(engine), batching_config(engine)
+            generation_config(engine), batching_config(engine, share_prefixes=state == WARM)
         )
         self._processor = self._manager._create_batch_processor()
         self._manager.batch_processor = self._processor
         self._processor.model_runner._sample = self._choose
+        if state == WARM:
+            check_sharing(self._processor.cache)
+        self.prefixes = PrefixCount(self._processor.cache)
         self._partials: dict[str, PartialCompletion] = {}
         self._speaking: list[PartialCompletion] = []
         self._tokens: list[tuple[int, int, float, float]] = []
 
+    def forget_prefixes(self) -> bool:
+        """Empty the prefix cache; False if this transformers cannot, so that a new loop must."""
+        evict = getattr(self._processor.cache, "evict_cached_blocks", None)
+        if evict is not None:
+            evict()
+        return evict is not None
+
+    def fill(self, trial: Trial) -> None:
+        """Ask each prompt of the trial alone and wait for it, so that its blocks are kept."""
+        for prompt in dict.fromkeys(request.prompt for request in trial.requests):
+            alone = PlannedRequest(prompt, False, 0, FILLING_TOKENS)
+            self.run(replace(trial, requests=(alone,)), None)
+
     def run(self, trial: Trial, on_tokens: OnTokens | None) -> list[PartialCompletion]:
         """Generate for one trial's requests; the completions are in their order."""
+        self.prefixes.tokens = 0
         waiting = [(_request_id(position), each) for position, each in enumerate(trial.requests)]
         order = [request_id for request_id, _ in waiting]
         partials = self._partials = {}
@@ -218,10 +272,11 @@ def generation_config(engine: ContinuousEngine) -> Any:
     )
 
 
-def batching_config(engine: ContinuousEngine) -> Any:
-    """transformers' configuration of the batching: no prefix sharing, no second stream, no graphs.
+def batching_config(engine: ContinuousEngine, *, share_prefixes: bool = False) -> Any:
+    """transformers' configuration of the batching: no second stream, no graphs.
 
-    Sharing prefixes would make a request's chunks depend on the requests before it.
+    Shared prefixes make a request's chunks depend on the requests before it. They take twice the
+    memory, so that no blocks of a prompt are evicted for those of the requests in flight.
     """
     from transformers import ContinuousBatchingConfig
 
@@ -230,10 +285,10 @@ def batching_config(engine: ContinuousEngine) -> Any:
     known = {field.name for field in fields(ContinuousBatchingConfig)}
     options: dict[str, Any] = {
         "page_size" if "page_size" in known else "block_size": PAGE_TOKENS,
-        "num_blocks": batch * -(-longest // PAGE_TOKENS) + SPARE_PAGES,
+        "num_blocks": (1 + share_prefixes) * batch * -(-longest // PAGE_TOKENS) + SPARE_PAGES,
         "max_batch_tokens": budget,
         "max_requests_per_batch": batch,
-        "allow_block_sharing": False,
+        "allow_block_sharing": share_prefixes,
         "use_async_batching": False,
         "use_cuda_graph": False,
     }

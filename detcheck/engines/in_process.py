@@ -26,7 +26,7 @@ from detcheck.engines.passes import ForwardPass, PassObserver
 from detcheck.engines.prompts import check_lengths, encode_prompt
 from detcheck.engines.sampling import Filters, Sampler
 from detcheck.errors import OutOfMemory, UsageError
-from detcheck.evidence import KernelsProof, ModelIdentity
+from detcheck.evidence import KernelsProof, LoadEvidence, ModelIdentity
 from detcheck.experiment import Experiment
 from detcheck.kernels.coverage import require_coverage
 from detcheck.kernels.in_force import kernels_in_force
@@ -96,6 +96,13 @@ class InProcessEngine:
         """Generate for every request of the trial; the completions are in the trial's order."""
         raise NotImplementedError
 
+    def prepare(self, trial: Trial) -> None:
+        """Bring the engine into the state that the trial must find, outside the clock."""
+
+    def load(self, trial: Trial) -> LoadEvidence | None:
+        """Evidence of the trial that has just ended, beside that of its completions."""
+        return None
+
     def reset(self) -> None:
         """Drop whatever an interrupted trial left behind."""
 
@@ -104,6 +111,7 @@ class InProcessEngine:
         try:
             with self._kernels(trial.condition.kernels), torch.inference_mode():
                 self._warm_up(trial)
+                self.prepare(trial)
                 started = perf_counter()
                 generated = self.generate(trial, on_tokens)
                 elapsed = perf_counter() - started
@@ -118,7 +126,7 @@ class InProcessEngine:
             if trial.requests[position].is_probe
         )
         num_tokens = sum(len(partial.token_ids) for partial in generated)
-        return TrialResult(completions, num_tokens, elapsed)
+        return TrialResult(completions, num_tokens, elapsed, self.load(trial))
 
     def proof(self, kernels: str) -> KernelsProof:
         """See `Engine.proof`: calls are summed over the trials so far."""
@@ -225,6 +233,7 @@ class InProcessEngine:
             replace(request, arrival_step=0, max_new_tokens=WARM_UP_TOKENS)
             for request in trial.requests
         )
+        self.prepare(trial)
         self.generate(replace(trial, requests=requests), None)
 
     @contextmanager

@@ -17,7 +17,7 @@ from detcheck.analysis.results import Group
 from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.gate.given import GateInput, Rule
 from detcheck.gate.options import BITS
-from detcheck.kernels.settings import STOCK
+from detcheck.kernels.settings import FULLY_INVARIANT, STOCK, KernelSettings
 from detcheck.text import count, quoted
 
 
@@ -81,6 +81,21 @@ def prefix_cache_beside(given: GateInput) -> Iterator[Finding]:
             yield Finding("prefix-cache", NOTE, sentence, group)
 
 
+def prefix_cache_not_claimed(given: GateInput) -> Iterator[Finding]:
+    """If invariant kernels were asked for an invariance that they do not claim."""
+    if not given.analysis.run.traits.varies_prefix_cache:
+        return
+    for group in given.groups:
+        settings = KernelSettings.parse(group.kernels)
+        claims = settings.claims_prefix_cache or not settings.claims_invariance
+        if group.alive and not claims:
+            sentence = (
+                f"{group.kernels} does not claim that an answer keeps its bits when its prefix "
+                f"comes from a cache: use {FULLY_INVARIANT}."
+            )
+            yield Finding("prefix-cache", NOTE, sentence, group)
+
+
 def endpoint_beside(given: GateInput) -> Iterator[Finding]:
     """Checks of the server that failed, and that a verdict does not need."""
     for check in given.analysis.run.endpoint_checks:
@@ -114,6 +129,7 @@ NOTES: tuple[Rule, ...] = (
     control_beside,
     bits_beside,
     prefix_cache_beside,
+    prefix_cache_not_claimed,
     endpoint_beside,
     budget_beside,
 )

@@ -15,7 +15,7 @@ STOCK = "stock"
 BATCH_INVARIANT = "batch-invariant"
 """Holds `repeat`, `batch-size`, `position`, `neighbours`, `layout` and `padding`."""
 FULLY_INVARIANT = "fully-invariant"
-"""Holds `chunking` and `prefill-decode` as well, at a price."""
+"""Holds `chunking`, `prefill-decode` and `prefix-cache` as well, at a price."""
 AS_SERVED = "as-served"
 """The kernels of a server: whatever it was started with. detcheck cannot change them."""
 
@@ -66,6 +66,14 @@ class KernelSettings:
         `stock` and `as-served` claim nothing.
         """
         return self.name not in (STOCK, AS_SERVED)
+
+    @property
+    def claims_prefix_cache(self) -> bool:
+        """True if an answer keeps its bits when its prefix comes from an earlier request's cache.
+
+        What follows the prefix is then a shorter prefill, so each query must be computed alone.
+        """
+        return self.name == FULLY_INVARIANT
 
     @property
     def whole_level(self) -> bool:

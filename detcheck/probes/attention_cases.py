@@ -19,6 +19,9 @@ PADDINGS = (1, 15, 32)
 """Tokens of padding on the left."""
 CHUNKS = (1, 16, 32, 48)
 """Tokens of the first of two prefill steps."""
+CACHED = (16, 32, 48, 64)
+"""Tokens of a prefix that is taken from the cache: whole blocks of 16. After 64 of 65, one token
+is left to compute."""
 
 
 class _Cache:
@@ -75,6 +78,7 @@ def request_pairs(
     if tokens > 1:
         pairs["chunking"] = lambda: _chunked(*inputs)
         pairs["prefill-decode"] = lambda: _token_by_token(*inputs)
+        pairs["prefix-cache"] = lambda: _from_cache(*inputs)
     return pairs
 
 
@@ -110,6 +114,44 @@ def _token_by_token(
     """All tokens in one prefill, and each token decoded on its own."""
     steps = [_step(query, key, value, at, at + 1) for at in range(query.shape[2])]
     yield prefill(query, key, value).flatten(0, 1), torch.cat(steps, 1).flatten(0, 1)
+
+
+def _from_cache(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Whole prompts computed afresh, and only their ends, after a prefix from the cache.
+
+    The ends are packed as in continuous batching. Every second request shares the prefix of the
+    one before it, goes on in its own way, and is not compared.
+    """
+    tokens, live = query.shape[2], torch.arange(query.shape[0], device=query.device)
+    owner = live - live % 2
+    whole = prefill(query, key, value)[owner == live]
+    for cached in CACHED:
+        if cached < tokens:
+            keys, values = (
+                torch.cat((x[owner, :, :cached], x[:, :, cached:]), 2) for x in (key, value)
+            )
+            ends = _packed_ends(query[:, :, cached:], keys, values)
+            yield whole[:, cached:].flatten(0, 1), ends[owner == live].flatten(0, 1)
+
+
+def _packed_ends(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The last tokens of every request against all its keys, in one packed call."""
+    count, _, queries, _ = query.shape
+    causal = _causal(query[:1], key[:1], 0)[0, 0]
+    query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value))
+    bounds = torch.arange(count + 1, dtype=torch.int32, device=query.device)
+    out = _attend(
+        query.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        torch.block_diag(*[causal] * count).bool()[None, None],
+        cache=_Cache(),
+        cu_seq_lens_q=bounds * queries,
+        cu_seq_lens_k=bounds * causal.shape[1],
+    )
+    return out.unflatten(1, (count, queries))[0]
 
 
 def _step(

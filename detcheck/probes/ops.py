@@ -87,7 +87,7 @@ def audit(
     if not found:
         raise UsageError(
             f"{', '.join(tried)} do not apply to {', '.join(wanted)}, so nothing was probed: "
-            "padding, chunking and prefill-decode apply to the attention ops only."
+            "padding, chunking, prefill-decode and prefix-cache apply to the attention ops only."
         )
     return found
 

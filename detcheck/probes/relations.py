@@ -21,7 +21,7 @@ USUAL_RELATIONS = ("repeat", "batch-size", "position", "neighbours")
 """Relations that any function of a batch of rows can be held to."""
 ROW_RELATIONS = (*USUAL_RELATIONS, "layout")
 """The same and `layout`, for functions that take tensors of any strides."""
-REQUEST_RELATIONS = ("padding", "chunking", "prefill-decode")
+REQUEST_RELATIONS = ("padding", "chunking", "prefill-decode", "prefix-cache")
 """Relations about whole requests, for attention only."""
 RELATIONS = (*ROW_RELATIONS, *REQUEST_RELATIONS)
 BOUNDARY_ROWS = (

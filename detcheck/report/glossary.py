@@ -69,8 +69,9 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "invariances",
         "The bits of a request must not change with: repeat (nothing else changes), batch size "
         "(rows in the call), position (its row), neighbours (the content of other rows), layout "
-        "(the place of the rows in memory), padding, chunking (the split of its prefill) and "
-        "prefill-decode (one prefill, or token by token with the cache).",
+        "(the place of the rows in memory), padding, chunking (the split of its prefill), "
+        "prefill-decode (one prefill, or token by token with the cache) and prefix-cache (its "
+        "prefix computed afresh, or taken from the cache of an earlier request).",
     ),
     (
         "coverage and bounds",

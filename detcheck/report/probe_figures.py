@@ -26,7 +26,7 @@ MATRIX = "invariance_matrix"
 GROWTH = "growth"
 RELATIONS = (
     *("repeat", "batch-size", "position", "neighbours", "layout"),
-    *("padding", "chunking", "prefill-decode"),
+    *("padding", "chunking", "prefill-decode", "prefix-cache"),
 )
 """The columns that the matrix always has; other relations that were probed follow."""
 MATRIX_CAPTION = (

@@ -59,6 +59,8 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Changing the kernels or the placement loads the model anew."""
     open_loop: bool = False
     """Requests arrive at random times, whether or not earlier ones are answered."""
+    varies_prefix_cache: bool = False
+    """Requests find an empty prefix cache in one place and a filled one in another."""
     planted: bool = False
     """The answers are made up, for tests: nothing was measured."""
 

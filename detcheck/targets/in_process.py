@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from detcheck.errors import UsageError
 from detcheck.options import Option
 from detcheck.targets.base import Device, LoadedTarget, Traits
+from detcheck.targets.prefix_cache import AS_IS, PrefixCache, cache_name, check_states
 
 FACTORIES = {
     "continuous": "detcheck.engines.continuous:ContinuousEngine",
@@ -30,6 +32,21 @@ class InProcess(LoadedTarget, frozen=True, kw_only=True, forbid_unknown_fields=T
             "as much memory again. auto: if memory suffices."
         ),
     ] = "auto"
+    prefix_cache: PrefixCache = (AS_IS,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_states(self.prefix_cache)
+        if self.engine == "static" and self.prefix_cache != (AS_IS,):
+            raise UsageError(
+                'The engine static keeps no prefix cache: use `engine="continuous"`, or leave '
+                "`prefix_cache` out."
+            )
+
+    @property
+    def placements(self) -> tuple[str, ...]:
+        """`cold cache`, `warm cache`: the states of the prefix cache; empty for as-is."""
+        return tuple(cache_name(state) for state in self.prefix_cache)
 
     @property
     def factory(self) -> str:  # type: ignore[override]
@@ -39,4 +56,8 @@ class InProcess(LoadedTarget, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def traits(self) -> Traits:
         """See `Target.traits`."""
-        return Traits(lockstep=self.engine == "static", ops_visible=True)
+        return Traits(
+            lockstep=self.engine == "static",
+            ops_visible=True,
+            varies_prefix_cache=len(self.prefix_cache) > 1,
+        )

@@ -10,12 +10,7 @@ from detcheck.kernels.settings import AS_SERVED
 from detcheck.options import Option
 from detcheck.targets.base import ChatTemplate, Target, Traits
 from detcheck.targets.endpoints import TOGETHER, check_endpoint, poisson_rate
-
-AS_IS, COLD, WARM = CACHE_STATES = ("as-is", "cold", "warm")
-
-
-def _cache_name(state: str) -> str:
-    return "" if state == AS_IS else f"{state} cache"
+from detcheck.targets.prefix_cache import AS_IS, PrefixCache, cache_name, check_states
 
 
 class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,16 +43,7 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "together|poisson:RATE",
         ),
     ] = TOGETHER
-    prefix_cache: Annotated[
-        tuple[str, ...],
-        Option(
-            "State of the server's prefix cache, comma-separated: as-is; cold: each request "
-            "computes its whole prompt; warm: the prompt was asked before. Cold and warm are "
-            "compared, and proved by the server's counters.",
-            (),
-            "LIST",
-        ),
-    ] = (AS_IS,)
+    prefix_cache: PrefixCache = (AS_IS,)
     chat_template: ChatTemplate = True
 
     def __post_init__(self) -> None:
@@ -72,13 +58,7 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if len({url.rstrip("/") for url in self.endpoints}) != len(self.endpoints):
             raise UsageError("An endpoint is given twice: list each once.")
         poisson_rate(self.arrivals)
-        unknown = [state for state in self.prefix_cache if state not in CACHE_STATES]
-        if unknown:
-            raise UsageError(
-                f"Unknown prefix cache {unknown[0]!r}: choose one of {', '.join(CACHE_STATES)}."
-            )
-        if not self.prefix_cache or len(set(self.prefix_cache)) != len(self.prefix_cache):
-            raise UsageError("Give each state of the prefix cache once, such as cold,warm.")
+        check_states(self.prefix_cache)
 
     @property
     def traits(self) -> Traits:
@@ -88,6 +68,7 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
             forms_batches=True,
             computes_here=False,
             open_loop=poisson_rate(self.arrivals) is not None,
+            varies_prefix_cache=len(self.prefix_cache) > 1,
         )
 
     @property
@@ -103,7 +84,7 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
             (f"endpoint {n}" if several else "", url) for n, url in enumerate(self.endpoints, 1)
         ]
         return tuple(
-            (" ".join(word for word in (name, _cache_name(state)) if word), url, state)
+            (" ".join(word for word in (name, cache_name(state)) if word), url, state)
             for name, url in named
             for state in self.prefix_cache
         )

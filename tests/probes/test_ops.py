@@ -88,7 +88,7 @@ def test_classes_name_the_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert class_words(cells[0].classes) == "1–3,7–33 | 4"
 
 
-@pytest.mark.parametrize("relation", ["padding", "chunking", "prefill-decode"])
+@pytest.mark.parametrize("relation", ["padding", "chunking", "prefill-decode", "prefix-cache"])
 def test_relations_about_requests_compare_the_right_rows(
     relation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,5 +193,5 @@ def test_products_cancel() -> None:
     assert (totals / sizes).mean() < 0.01
 
 
-def test_the_relations_are_the_eight() -> None:
-    assert len(RELATIONS) == 8
+def test_the_relations_are_the_eight_and_layout() -> None:
+    assert len(RELATIONS) == 9

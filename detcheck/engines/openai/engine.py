@@ -35,7 +35,7 @@ from detcheck.evidence import EndpointCheck, KernelsProof, ModelIdentity
 from detcheck.experiment import Experiment
 from detcheck.targets import Served
 from detcheck.targets.endpoints import poisson_rate
-from detcheck.targets.served import COLD
+from detcheck.targets.prefix_cache import COLD
 from detcheck.traffic import PlannedRequest, Trial
 
 STEP_S = 0.01

@@ -14,7 +14,7 @@ from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.failures import Failure
 from detcheck.engines.openai.request import Question
 from detcheck.evidence import EndpointCheck, LoadEvidence
-from detcheck.targets.served import COLD, WARM
+from detcheck.targets.prefix_cache import COLD, WARM
 
 
 @dataclass(slots=True)
