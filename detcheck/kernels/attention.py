@@ -19,10 +19,12 @@ from torch.nn import functional as F
 
 from detcheck.errors import UsageError
 from detcheck.kernels.cpu import attention as cpu_attention
+from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
 from detcheck.kernels.cpu.attention import Segment
-from detcheck.kernels.cpu.masked import Scores, attend_block
+from detcheck.kernels.cpu.masked import Scores, attend_block, visible_mask
 from detcheck.kernels.visible_keys import (
     Block,
+    UnreadableMaskError,
     read_mask_once,
     window_firsts,
     without_mask,
@@ -50,12 +52,14 @@ def attention(
     `cu_seq_lens_k` the batch is 1 and they bound the requests packed along q and k. Earlier keys
     are either in a paged `cache` or part of `key` (since transformers 5.24). Of `kwargs` it reads
     `sliding_window` (keys that a query sees, itself included), `softcap` and `s_aux` (sinks,
-    (heads,)). `query_by_query` computes each query of a prompt on its own, as `fully-invariant`
-    needs on the CPU. Raises UsageError for features that it does not cover: position biases,
-    dropout, masks that are no intervals; on a GPU also sinks, soft caps and windows shorter than
-    the request.
+    (heads,)) and `position_bias` (batch or 1, heads, q, k), added to the scores. `query_by_query`
+    computes each query of a prompt on its own, as `fully-invariant` needs on the CPU. Raises
+    UsageError for features that it does not cover: dropout, position biases of packed requests; on
+    a GPU also all position biases, masks that are no intervals, attention in both directions,
+    sinks, soft caps and windows shorter than the request.
     """
-    _refuse_unsupported(dropout, kwargs)
+    packed = cache is not None or kwargs.get("cu_seq_lens_q") is not None
+    _refuse_unsupported(dropout, kwargs, packed=packed)
     window = _window(module, cache, kwargs)
     if cache is not None:
         key, value = _update_paged(module, cache, key, value, window, kwargs)
@@ -64,17 +68,16 @@ def attention(
         scaling = key.shape[3] ** -0.5 if scaling is None else scaling
         query, key, value = _equally_wide(query, key, value)
     scores = Scores(scaling, kwargs.get("softcap"), _sinks(module, kwargs))
-    if cache is not None or kwargs.get("cu_seq_lens_q") is not None:
+    if packed:
         kwargs["layer"] = getattr(module, "layer_idx", None)
         out = _packed_batch(query, key, value, scores, window, query_by_query, kwargs)
         return out[..., :value_dim], None
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    if not causal:
-        raise UsageError(
-            "Batch-invariant attention covers causal attention only, and a layer of this model "
-            'attends in both directions: use `kernels="stock"`.'
-        )
-    out = _padded_batch(query, key, value, attention_mask, scores, window, query_by_query)
+    bias = kwargs.get("position_bias")
+    if not causal or bias is not None:
+        out = _any_mask(query, key, value, attention_mask, scores, window, bias, causal=causal)
+    else:
+        out = _padded_batch(query, key, value, attention_mask, scores, window, query_by_query)
     return out[..., :value_dim], None
 
 
@@ -101,7 +104,12 @@ def _padded_batch(
     if attention_mask is None:
         keys = without_mask(len(query), query.shape[2], key.shape[2], window, query.device)
     else:
-        keys = read_mask_once(attention_mask, len(query), key.shape[2])
+        try:
+            keys = read_mask_once(attention_mask, len(query), key.shape[2])
+        except UnreadableMaskError:
+            if query.is_cuda:
+                raise
+            return _row_by_row(query, key, value, attention_mask, scores, query_by_query)
     if query.is_cuda:
         from detcheck.kernels.triton.differentiable import padded_attention
 
@@ -118,6 +126,48 @@ def _padded_batch(
             query, key, value, starts, scores.scaling, query_by_query=query_by_query
         )
     return _attend_blocks(query, key, value, keys.blocks, scores, query_by_query)
+
+
+def _row_by_row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scores: Scores,
+    query_by_query: bool,
+) -> torch.Tensor:
+    """A batch in which some row's mask is no interval: the other rows are computed as if alone."""
+    if len(query) == 1:
+        return attend_any_mask(query, key, value, mask[..., : key.shape[2]], scores)
+    masks = mask.expand(len(query), *mask.shape[1:]).split(1)
+    rows = zip(query.split(1), key.split(1), value.split(1), masks, strict=True)
+    return torch.cat([_padded_batch(*row, scores, None, query_by_query) for row in rows])
+
+
+def _any_mask(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scores: Scores,
+    window: int | None,
+    bias: torch.Tensor | None,
+    *,
+    causal: bool,
+) -> torch.Tensor:
+    """Attention in both directions, or with a bias of positions."""
+    if query.is_cuda:
+        feature = "a position bias" if causal else "attention in both directions"
+        raise UsageError(
+            f"On a GPU batch-invariant attention does not cover {feature}, which this model uses: "
+            'use `device="cpu"` or `kernels="stock"`.'
+        )
+    q_len, k_len = query.shape[2], key.shape[2]
+    if mask is not None:
+        mask = mask[..., :k_len]
+    elif causal:
+        mask = visible_mask(window_firsts(window, q_len, k_len), k_len, query.device)
+    return attend_any_mask(query, key, value, mask, scores, bias)
 
 
 def _packed_rows(
@@ -232,12 +282,15 @@ def _takes_indices(cache_type: Any) -> bool:
     return "read_index" in inspect.signature(cache_type.update).parameters
 
 
-def _refuse_unsupported(dropout: float, kwargs: dict[str, Any]) -> None:
+_PACKED_BIAS = "a position bias in continuous batching"
+
+
+def _refuse_unsupported(dropout: float, kwargs: dict[str, Any], *, packed: bool) -> None:
     """Raise UsageError, one sentence, for a feature that no invariant kernel covers yet."""
-    biased = kwargs.get("position_bias") is not None
+    biased = packed and kwargs.get("position_bias") is not None
     if biased or dropout > 0:
         raise UsageError(
-            f"Batch-invariant attention does not cover {'a position bias' if biased else 'dropout'}"
+            f"Batch-invariant attention does not cover {_PACKED_BIAS if biased else 'dropout'}"
             ', which this model uses: use `kernels="stock"` or `kernels="batch-invariant:matmul"`.'
         )
 

@@ -95,7 +95,8 @@ class OpRules:
         namespace, _, op = func._schema.name.partition("::")
         overload = func._schema.overload_name
         full_name = f"{namespace}::{op}.{overload}" if overload else f"{namespace}::{op}"
-        even = torch.Tag.pointwise in func.tags and (not self._on_cpu or _even(op, args, kwargs))
+        entry_by_entry = torch.Tag.pointwise in func.tags or op == "log_sigmoid_forward"  # untagged
+        even = entry_by_entry and (not self._on_cpu or _even(op, args, kwargs))
         reasons = {
             "moves values only": func.is_view or (namespace == "aten" and op in MOVES),
             "gives whole numbers": not _gives_floats(result),

@@ -22,6 +22,10 @@ _HIDDEN = -1e4
 """A mask's value for a hidden key is this or less; a value between this and 0 is a bias."""
 
 
+class UnreadableMaskError(UsageError):
+    """A mask that is a bias, or in which a query sees no interval of keys."""
+
+
 @dataclass(frozen=True)
 class VisibleKeys:
     """The intervals of a padded batch. A query at position p sees keys `[first, p]`."""
@@ -81,8 +85,8 @@ def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
     """The intervals of a mask (rows or 1, 1, q, at least k_len), boolean or added to the scores.
 
     Queries that are padding may see nothing, themselves or all; on the right also any of the keys
-    that are not padding. A row may be padding as a whole. Raises UsageError if another query sees
-    something else than an interval that ends at itself, or if the mask is a bias.
+    that are not padding. A row may be padding as a whole. Raises UnreadableMaskError if another
+    query sees something else than an interval that ends at itself, or if the mask is a bias.
     """
     mask = mask[..., :k_len]
     visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
@@ -108,9 +112,9 @@ def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
     readable = (is_interval & ~is_padding | unread).all() & (ordered.diff(dim=-1) >= 0).all()
     readable &= ((ends > 0) | (num_seen <= 1).all(-1)).all()
     if mask.shape[1] != 1 or biased or not bool(readable):
-        raise UsageError(
-            "Batch-invariant attention needs causal masks without a bias, with padding only at the "
-            'ends of a row: use `kernels="stock"` for this model.'
+        raise UnreadableMaskError(
+            "On a GPU batch-invariant attention needs causal masks without a bias, with padding "
+            'only at the ends of a row: use `device="cpu"`, or `kernels="stock"` for this model.'
         )
     return VisibleKeys(
         starts.expand(rows),

@@ -33,11 +33,12 @@ SAMPLE = {
     "complex rotations": "llama4_text",
     "experts added by index": "jetmoe",
     "layers run in cycles": "hrm_text",
+    "a bias of positions": "inkling_text",
+    "masks that are biases": "doge",
 }
 REFUSED = {
     "mamba": "computes with its padding",
     "rwkv": "computes with its padding",
-    "inkling_text": "a position bias",
 }
 
 PATIENCE_S = 600

@@ -155,7 +155,6 @@ def test_padding_does_not_matter(q_len: int, boolean: bool) -> None:
     ("kwargs", "feature"),
     [
         ({"sliding_window": 1}, "sliding window of 1"),
-        ({"position_bias": torch.zeros(1)}, "position bias"),
         ({"dropout": 0.1}, "dropout"),
     ],
 )
@@ -164,41 +163,10 @@ def test_what_is_not_covered_is_refused_by_name(kwargs: dict[str, Any], feature:
         attention(Layer(), *request(0, 1, 4, 64, torch.float32), None, **kwargs)
 
 
-def hole() -> torch.Tensor:
-    mask = torch.ones(1, 1, 1, 6, dtype=torch.bool)
-    mask[..., 3] = False
-    return mask
-
-
 def blocks(*lengths: int) -> torch.Tensor:
     """Several sequences in one row, or chunks of one: the last query sees only the last of them."""
     parts = [torch.ones(length, length, dtype=torch.bool).tril() for length in lengths]
     return torch.block_diag(*parts).bool()[None, None]
-
-
-def moving_back() -> torch.Tensor:
-    """The fourth query sees two keys, the fifth sees all keys before it."""
-    mask = blocks(6)
-    mask[..., 3, :2] = False
-    return mask
-
-
-MASKS: dict[str, torch.Tensor] = {
-    "hole": hole(),
-    "moving back": moving_back(),
-    "padding in the middle": blocks(6) & (torch.arange(6) != 3),
-    "padding on the right, bidirectional": (torch.arange(6) < 4).expand(1, 1, 6, 6),
-    "bidirectional": torch.ones(1, 1, 6, 6, dtype=torch.bool),
-    "bias": -torch.arange(6.0).flip(0).expand(1, 1, 1, 6),
-    "by head": blocks(6).repeat(1, HEADS, 1, 1),
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_masks_that_are_no_padded_causal_masks_are_refused(name: str) -> None:
-    mask = MASKS[name]
-    with pytest.raises(UsageError, match="padding only at the ends"):
-        attention(Layer(), *request(0, mask.shape[2], 6, 64, torch.float32), mask)
 
 
 @pytest.mark.parametrize("seen", ["nothing", "itself", "all"])

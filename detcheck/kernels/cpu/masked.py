@@ -7,6 +7,7 @@ cache and a whole cache give the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ def attend_block(
             for index in range(block.q_len)
         ]
         return torch.cat(parts, dim=1)
-    mask = _mask(block, query.device) if any(block.firsts) else None
+    mask = visible_mask(block.firsts, block.k_len, query.device) if any(block.firsts) else None
     if not scores.plain:
         return _written_out(query, key, value, mask, scores)
     out = F.scaled_dot_product_attention(
@@ -82,12 +83,14 @@ def _one_query(block: Block, index: int) -> Block:
     return Block(index, 1, first, stop - first, (0,))
 
 
-def _mask(block: Block, device: torch.device) -> torch.Tensor:
-    """(q_len, k_len) of booleans: the keys that each query sees."""
-    key = torch.arange(block.k_len, device=device)
-    position = key[block.k_len - block.q_len :, None]
-    firsts = torch.tensor(block.firsts, device=device)[:, None]
-    return (key <= position) & (key >= firsts)
+def visible_mask(firsts: Sequence[int], k_len: int, device: torch.device) -> torch.Tensor:
+    """(queries, k_len) of booleans: the keys that each of the last queries sees.
+
+    `firsts` has the first key of each query; the last is its own position.
+    """
+    key = torch.arange(k_len, device=device)
+    position = key[k_len - len(firsts) :, None]
+    return (key <= position) & (key >= torch.tensor(firsts, device=device)[:, None])
 
 
 def _written_out(
@@ -108,7 +111,7 @@ def _written_out(
         weights = torch.tanh(weights / scores.softcap) * scores.softcap
     weights = weights.view(kv_heads, group, q_len, k_len)
     if mask is None and q_len > 1:
-        mask = _mask(Block(0, q_len, 0, k_len, (0,) * q_len), query.device)
+        mask = visible_mask((0,) * q_len, k_len, query.device)
     if mask is not None:
         weights = weights.masked_fill(~mask, -torch.inf)
     if scores.sinks is not None:

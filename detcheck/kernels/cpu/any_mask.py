@@ -1,0 +1,55 @@
+"""Attention with any mask or bias on the CPU, written out: all sums run in order.
+
+For masks that are no intervals of keys, such as biases by distance and attention in both
+directions. A whole batch is computed at once. A masked key has the weight zero, which changes
+no sum (`in_order.py`): so padding, chunks and decoding change nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from detcheck.kernels.cpu import in_order
+from detcheck.kernels.cpu.masked import Scores
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scores: Scores,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of a batch; returns (batch, q, heads, value_dim), zeros for queries without keys.
+
+    query (batch, heads, q, dim), key (batch, kv_heads, k, dim), value (batch, kv_heads, k,
+    value_dim). `mask` and `bias` can be expanded to (batch, heads, q, k): a boolean mask is true
+    for the keys that a query sees; another one, and the bias, are added to the scores.
+    """
+    batch, heads, q_len, dim = query.shape
+    scaling = dim**-0.5 if scores.scaling is None else scores.scaling
+    weights = _by_heads(query.float(), key.float().mT) * scaling
+    if scores.softcap is not None:
+        weights = torch.tanh(weights / scores.softcap) * scores.softcap
+    if bias is not None:
+        weights = weights + bias
+    if mask is not None and mask.dtype == torch.bool:
+        weights = weights.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        weights = weights + mask
+    sees_nothing = (weights == -torch.inf).all(-1, keepdim=True)
+    if scores.sinks is not None:
+        sinks = scores.sinks.float().view(1, heads, 1, 1).expand(batch, -1, q_len, -1)
+        weights = torch.cat((weights, sinks), -1)
+    shares = in_order.softmax(weights)[..., : key.shape[2]].masked_fill(sees_nothing, 0.0)
+    return _by_heads(shares, value.float()).to(value.dtype).transpose(1, 2)
+
+
+def _by_heads(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(batch, heads, M, K) by (batch, kv_heads, K, N), to (batch, heads, M, N)."""
+    batch, heads, length, inner = rows.shape
+    kv_heads, width = columns.shape[1], columns.shape[3]
+    grouped = rows.reshape(batch * kv_heads, heads // kv_heads * length, inner)
+    product: torch.Tensor = in_order.InOrder.apply(grouped, columns.reshape(-1, inner, width))
+    return product.view(batch, heads, length, width)

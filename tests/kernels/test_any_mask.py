@@ -1,0 +1,178 @@
+"""Attention with masks that are no intervals of keys, with biases, and in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from detcheck.errors import UsageError
+from detcheck.kernels.attention import attention
+from detcheck.kernels.cpu.any_mask import attend
+from detcheck.kernels.cpu.masked import Scores
+from detcheck.kernels.visible_keys import UnreadableMaskError, read_mask
+
+HEADS, KV_HEADS, DIM = 6, 2, 32
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
+class Causal(torch.nn.Module):
+    layer_idx, is_causal = 0, True
+
+
+class BothDirections(torch.nn.Module):
+    layer_idx, is_causal = 0, False
+
+
+def states(batch: int, q_len: int, k_len: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    shapes = [(HEADS, q_len), (KV_HEADS, k_len), (KV_HEADS, k_len)]
+    return [torch.randn(batch, h, n, DIM, generator=generator).to(dtype) for h, n in shapes]
+
+
+def hole() -> torch.Tensor:
+    mask = torch.ones(1, 1, 1, 6, dtype=torch.bool)
+    mask[..., 3] = False
+    return mask
+
+
+def causal(length: int = 6) -> torch.Tensor:
+    return torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+
+
+def moving_back() -> torch.Tensor:
+    """The fourth query sees two keys, the fifth sees all keys before it."""
+    mask = causal()
+    mask[..., 3, :2] = False
+    return mask
+
+
+MASKS: dict[str, torch.Tensor] = {
+    "hole": hole(),
+    "moving back": moving_back(),
+    "padding in the middle": causal() & (torch.arange(6) != 3),
+    "padding on the right, bidirectional": (torch.arange(6) < 4).expand(1, 1, 6, 6),
+    "bidirectional": torch.ones(1, 1, 6, 6, dtype=torch.bool),
+    "bias": -torch.arange(6.0).flip(0).expand(1, 1, 1, 6),
+    "bias of each head": torch.zeros(1, HEADS, 6, 6).masked_fill(~causal(), -torch.inf) + 0.5,
+    "by head": causal().repeat(1, HEADS, 1, 1),
+    "first queries see nothing": causal(9)[:, :, :, :6].roll(1, 2)[:, :, :6].logical_and(hole()),
+}
+
+
+def stock(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> Any:
+    added = mask if mask.dtype == torch.bool else mask.to(query.dtype)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=added, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_that_are_no_intervals_give_the_values_of_stock(
+    name: str, dtype: torch.dtype
+) -> None:
+    mask = MASKS[name]
+    with pytest.raises(UnreadableMaskError, match="On a GPU"):
+        read_mask(mask, 1, 6)
+    parts = states(2, mask.shape[2], 6, dtype)
+    bound = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    found = attention(Causal(), *parts, mask)[0]
+    torch.testing.assert_close(found, stock(*parts, mask), atol=bound, rtol=bound)
+
+
+def beside(mask: torch.Tensor, padding: int, other: torch.Tensor) -> torch.Tensor:
+    """The batch (2, …) of a row with padding before it, and of `other`, the longer row's mask."""
+    q_pad = padding if mask.shape[2] > 1 else 0
+    if mask.dtype == torch.bool:
+        padded = F.pad(mask, (padding, 0, q_pad, 0), value=False)
+    else:
+        padded = F.pad(mask, (padding, 0, q_pad, 0), value=torch.finfo(torch.float32).min)
+    heads = max(len(mask[0]), len(other[0]))
+    return torch.cat([x.expand(1, heads, *x.shape[2:]) for x in (padded, other)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("padding", [1, 17])
+def test_a_row_does_not_depend_on_its_padding(name: str, dtype: torch.dtype, padding: int) -> None:
+    mask = MASKS[name]
+    alone = states(1, mask.shape[2], 6, dtype)
+    q_pad = padding if mask.shape[2] > 1 else 0
+    longer = states(1, alone[0].shape[2] + q_pad, 6 + padding, dtype)
+    padded = [F.pad(alone[0], (0, 0, q_pad, 0))]
+    padded += [F.pad(x, (0, 0, padding, 0), value=3.0) for x in alone[1:]]
+    batch = [torch.cat(pair) for pair in zip(padded, longer, strict=True)]
+    seen = torch.ones(1, 1, batch[0].shape[2], 6 + padding, dtype=torch.bool).tril(6 + padding - 1)
+    other = seen if mask.dtype == torch.bool else torch.zeros(seen.shape)
+    found = attention(Causal(), *batch, beside(mask, padding, other))[0]
+    assert torch.equal(found[:1, q_pad:], attention(Causal(), *alone, mask)[0])
+
+
+def test_a_readable_row_is_the_same_beside_an_unreadable_one() -> None:
+    """The kernels of a row may depend on its own mask only."""
+    parts = states(2, 6, 6, torch.float32)
+    alone = attention(Causal(), *(x[:1] for x in parts), causal())[0]
+    both = torch.cat([causal(), moving_back()])
+    assert torch.equal(attention(Causal(), *parts, both)[0][:1], alone)
+    planted = attend(*parts, both, Scores())  # the whole batch by the unreadable row's kernel
+    assert not torch.equal(planted[:1], alone)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_bias_of_positions_holds_in_steps(window: int | None) -> None:
+    """A prompt at once, and token by token: the same bits, without a mask of transformers'."""
+    query, key, value = states(1, 9, 9, torch.float32)
+    bias = torch.randn(1, HEADS, 9, 9, generator=torch.Generator().manual_seed(1))
+    options = {"sliding_window": window}
+    whole = attention(Causal(), query, key, value, None, position_bias=bias, **options)[0]
+    for at in range(9):
+        keys = slice(0, at + 1)
+        step = attention(
+            Causal(), query[:, :, at : at + 1], key[:, :, keys], value[:, :, keys], None,
+            position_bias=bias[:, :, at : at + 1, keys], **options,
+        )[0]  # fmt: skip
+        assert torch.equal(step, whole[:, at : at + 1])
+    seen = causal(9) if window is None else causal(9).triu(1 - window)
+    expected = stock(query, key, value, bias.masked_fill(~seen, -torch.inf))
+    torch.testing.assert_close(whole, expected)
+
+
+def test_attention_in_both_directions_does_not_depend_on_padding() -> None:
+    query, key, value = states(1, 7, 7, torch.float32)
+    alone = attention(BothDirections(), query, key, value, None)[0]
+    padded = [F.pad(x, (0, 0, 5, 0), value=2.0) for x in (query, key, value)]
+    mask = (torch.arange(12) >= 5).expand(1, 1, 12, 12)
+    assert torch.equal(attention(BothDirections(), *padded, mask)[0][:, 5:], alone)
+    torch.testing.assert_close(alone, stock(query, key, value, torch.ones(7, 7).bool()))
+
+
+def test_caps_and_sinks_take_part() -> None:
+    query, key, value = states(2, 6, 6, torch.float32)
+    sinks = torch.linspace(-1, 1, HEADS)
+    found = attend(query, key, value, moving_back(), Scores(0.2, 3.0, sinks))
+    keys, values = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (key, value))
+    weights = 3.0 * torch.tanh(query @ keys.mT * 0.2 / 3.0)
+    weights = weights.masked_fill(~moving_back(), -torch.inf)
+    weights = torch.cat((weights, sinks.view(1, HEADS, 1, 1).expand(2, -1, 6, -1)), -1)
+    expected = (weights.softmax(-1)[..., :-1] @ values).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_are_those_of_stock() -> None:
+    parts = [x.requires_grad_() for x in states(1, 6, 6, torch.float32)]
+    mask = MASKS["bias of each head"]
+    ours = torch.autograd.grad(attention(Causal(), *parts, mask)[0].square().sum(), parts)
+    expected = torch.autograd.grad(stock(*parts, mask).square().sum(), parts)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_packed_requests_with_a_bias_are_refused() -> None:
+    bounds = torch.tensor([0, 3, 6])
+    with pytest.raises(UsageError, match="a position bias in continuous batching"):
+        attention(
+            Causal(), *states(1, 6, 6, torch.float32), None,
+            position_bias=torch.zeros(1), cu_seq_lens_q=bounds, cu_seq_lens_k=bounds,
+        )  # fmt: skip
