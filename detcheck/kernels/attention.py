@@ -2,7 +2,8 @@
 
 This module has transformers' interface: it reads masks, padding and packed lengths, writes the
 paged cache, and hands each request to the kernel of its device. On the CPU that is
-`cpu/attention.py`, and `cpu/masked.py` for windows, chunks, sinks and soft caps. On a GPU it is
+`cpu/attention.py`, `cpu/masked.py` for windows, chunks, sinks and soft caps, and `cpu/any_mask.py`
+for biases, attention in both directions and other masks. On a GPU it is
 `triton/attention.py`, which takes all requests in one call and holds all relations, `chunking` and
 `prefill-decode` included; it does not have windows, sinks and soft caps yet.
 """
