@@ -143,7 +143,10 @@ def shortest_window(model: Any) -> int | None:
 
 
 def rescaled_beyond(model: Any) -> int | None:
-    """Tokens of one request from which on all others get another rotary embedding; None: never."""
+    """Tokens of one request from which on all others are scaled in another way; None: never.
+
+    Either by another rotary embedding, or since positions count the padding.
+    """
     config = model.config.get_text_config()
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     # One for all layers, or one by kind of layer.
@@ -154,4 +157,9 @@ def rescaled_beyond(model: Any) -> int | None:
         for rope in each
         if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope")
     ]
+    scale = getattr(config, "floor_scale", None)
+    if getattr(config, "attn_temperature_tuning", False) and isinstance(scale, int):  # of Llama 4
+        limits.append(scale - 1)
+    if isinstance(floor := getattr(config, "log_scaling_n_floor", None), int):  # of Inkling
+        limits.append(floor)
     return min(limits, default=None)

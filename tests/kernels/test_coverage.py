@@ -15,12 +15,14 @@ from detcheck.kernels.coverage import (
     coverage,
     level_held,
     require_coverage,
+    rescaled_beyond,
     shortest_window,
     uncovered,
 )
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.op_rules import OpRules
 from detcheck.kernels.op_watch import Uncovered
+from detcheck.models.tiny import config_of, shrunk, tiny_model
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -251,3 +253,20 @@ def test_positions_that_depend_on_the_longest_request_are_refused() -> None:
     require_coverage(model, "Phi", longest=32)
     with pytest.raises(UsageError, match="longer than 32 tokens, and the longest here may have 33"):
         require_coverage(model, "Phi", longest=33)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "limit"),
+    [("llama4_text", {"floor_scale": 32}, 31), ("inkling_text", {"log_scaling_n_floor": 32}, 32)],
+)
+def test_scales_by_positions_that_count_the_padding_are_refused(
+    name: str, changes: dict[str, int], limit: int
+) -> None:
+    config = shrunk(config_of(name))
+    for attribute, value in changes.items():
+        setattr(config, attribute, value)
+    model = tiny_model(config)
+    assert rescaled_beyond(model) == limit
+    require_coverage(model, name, longest=limit)
+    with pytest.raises(UsageError, match=f"longer than {limit} tokens"):
+        require_coverage(model, name, longest=limit + 1)
