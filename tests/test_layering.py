@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,13 +67,20 @@ class Import:
 
 def imports_of(package: Path) -> Iterator[Import]:
     for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package.parent).with_suffix("").parts
-        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        anchor = module if parts[-1] == "__init__" else module.rpartition(".")[0]
-        for node, lazy in walk(tree, lazy=False):
-            for name in names_of(node, anchor):
-                yield Import(module, name, node.lineno, lazy)
+        yield from imports_in(path, path.read_text(encoding="utf-8"), package)
+
+
+@cache
+def imports_in(path: Path, text: str, package: Path) -> tuple[Import, ...]:
+    """Imports of one file. Its text is given, since a test may plant another one."""
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    anchor = module if parts[-1] == "__init__" else module.rpartition(".")[0]
+    return tuple(
+        Import(module, name, node.lineno, lazy)
+        for node, lazy in walk(ast.parse(text), lazy=False)
+        for name in names_of(node, anchor)
+    )
 
 
 def walk(node: ast.AST, *, lazy: bool) -> Iterator[tuple[ast.stmt | ast.Call, bool]]:

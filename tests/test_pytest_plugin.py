@@ -88,6 +88,7 @@ def test_a_baseline_is_accepted_and_then_held(run: Run, pytester: pytest.Pyteste
     run({"flip_at": 2, "flip_above": 0}).assert_outcomes(passed=1)
 
 
+@pytest.mark.sweep
 def test_an_update_shows_in_words_what_it_accepts(run: Run) -> None:
     new = run({}, "--detcheck-update")
     new.stdout.fnmatch_lines(["*accepted as baselines*", "*.test_the_server.json: *new, 1 answer*"])
@@ -116,6 +117,7 @@ def test_a_report_is_kept_where_it_is_asked_for(run: Run, pytester: pytest.Pytes
     assert len(list(pytester.path.glob("kept/*/run.json"))) == 1
 
 
+@pytest.mark.sweep
 def test_a_kept_report_is_replaced_and_each_run_of_a_test_has_its_own(
     run: Run, pytester: pytest.Pytester
 ) -> None:
@@ -127,6 +129,7 @@ def test_a_kept_report_is_replaced_and_each_run_of_a_test_has_its_own(
     assert len(list(pytester.path.glob("kept/*/report.html"))) == 2
 
 
+@pytest.mark.sweep
 def test_tests_of_two_classes_have_their_own_baselines(run: Run, pytester: pytest.Pytester) -> None:
     both = "\n".join(
         f"    class Test{name}:\n        MARK\n        def test_it(self): pass" for name in "AB"

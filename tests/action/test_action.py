@@ -176,6 +176,7 @@ def check(tmp_path: Path):
     return check
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("faults", "completions", "inputs", "code", "verdict"),
     [

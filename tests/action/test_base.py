@@ -118,6 +118,7 @@ def script(name: str, folder: Path, environment: dict[str, str]) -> tuple[int, s
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.sweep
 def test_equal_answers_pass_and_the_summary_is_of_the_head(steps, origin, url, tmp_path) -> None:
     base = commit(origin, FILE.format(url=url()))
     commit(origin, FILE.format(url=url()))
@@ -128,6 +129,7 @@ def test_equal_answers_pass_and_the_summary_is_of_the_head(steps, origin, url, t
     assert (tmp_path / "head/results/ci/base/run/report.html").exists()
 
 
+@pytest.mark.sweep
 def test_another_answer_than_the_bases_fails(steps, origin, url) -> None:
     base = commit(origin, FILE.format(url=url()))
     commit(origin, FILE.format(url=url(**OTHER_ANSWER)))
@@ -136,6 +138,7 @@ def test_another_answer_than_the_bases_fails(steps, origin, url) -> None:
     assert "baseline" in summary
 
 
+@pytest.mark.sweep
 def test_the_same_head_passes_alone(steps, origin, url) -> None:
     """The twin: without the comparison, the planted difference is not seen."""
     base = commit(origin, None)
@@ -145,6 +148,7 @@ def test_the_same_head_passes_alone(steps, origin, url) -> None:
     assert "::warning title=detcheck::The base commit has no experiment" in printed
 
 
+@pytest.mark.sweep
 def test_the_base_may_have_a_server_of_its_own(steps, origin, url) -> None:
     head, other = url(), url(**OTHER_ANSWER)
     base = commit(origin, FILE.format(url=head))
@@ -153,6 +157,7 @@ def test_the_base_may_have_a_server_of_its_own(steps, origin, url) -> None:
     assert code == 1, printed
 
 
+@pytest.mark.sweep
 def test_a_base_whose_answers_change_with_its_load_fails_no_job(steps, origin, url) -> None:
     base = commit(origin, FILE.format(url=url(flip_at=3)))
     commit(origin, FILE.format(url=url()))
@@ -160,6 +165,7 @@ def test_a_base_whose_answers_change_with_its_load_fails_no_job(steps, origin, u
     assert code == 0, printed
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("base", "inputs", "code", "words"),
     [

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sweeps import few
 
 from detcheck import __version__
 from detcheck.cli import app
@@ -49,7 +50,7 @@ def test_a_command_opens_as_the_list_says(detcheck, name):
     assert opening in " ".join(result.out.split())
 
 
-@pytest.mark.parametrize("args", [["--help"], *([name, "--help"] for name in app.COMMANDS)])
+@few("args", [["--help"], *([name, "--help"] for name in app.COMMANDS)], every=6)
 def test_help_is_quick(args):
     """0.3 s; on a machine that is busy with other work, in proportion to bare Typer there."""
     pairs = ((seconds("-c", "import typer"), seconds("-m", "detcheck", *args)) for _ in range(3))
@@ -197,6 +198,7 @@ def test_ctrl_c_through_the_real_program(tmp_path):
     assert err == "interrupted.\n"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("json", [[], ["--json"]])
 def test_a_closed_pipe_is_quiet(tmp_path, good: Path, json):
     read, write = os.pipe()
@@ -215,6 +217,7 @@ def test_a_closed_pipe_is_quiet(tmp_path, good: Path, json):
     assert done.stderr == ""
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_stdout_is_one_sentence(tmp_path, good: Path):
     with Path("/dev/full").open("w") as full:
@@ -231,6 +234,7 @@ def test_a_full_disk_under_stdout_is_one_sentence(tmp_path, good: Path):
     assert done.stderr == "error: The system refused: No space left on device.\n"
 
 
+@pytest.mark.sweep
 def test_a_terminal_without_unicode_is_no_bug(program, good):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
     result = program("compare", good, good, env=environment)

@@ -72,6 +72,7 @@ def test_inconclusive_is_3_unless_it_is_allowed(detcheck):
         assert detcheck("ci", "-o", "two", "--allow-inconclusive").code == 0
 
 
+@pytest.mark.sweep
 def test_a_cancelled_job_goes_on(detcheck, monkeypatch):
     from detcheck.rundir import RunWriter
 
@@ -93,6 +94,7 @@ def test_a_cancelled_job_goes_on(detcheck, monkeypatch):
     assert (again.code, "holds a finished run already" in again.err) == (2, True)
 
 
+@pytest.mark.sweep
 def test_a_budget_that_ends_too_early_is_inconclusive_and_goes_on(detcheck):
     with serve(Faults(**QUICK)) as served:
         write_file(served.url)
@@ -135,6 +137,7 @@ def test_a_bad_file_is_one_sentence(detcheck, text, words):
     assert not Path("results").exists()
 
 
+@pytest.mark.sweep
 def test_a_summary_is_written_with_its_folders_or_refused_in_one_sentence(detcheck):
     with serve(Faults(**QUICK)) as served:
         write_file(served.url)

@@ -83,6 +83,7 @@ def test_without_a_fault_nothing_is_traced(ci) -> None:
     assert not Path("out/run/trace.json").exists()
 
 
+@pytest.mark.sweep
 @pytest.mark.usefixtures("planted_silu")
 def test_a_trace_that_fails_does_not_hide_the_verdict(ci, monkeypatch) -> None:
     def broken(_subject):

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 from gate.runs import write
+from sweeps import few
 from timing import child_seconds
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
@@ -36,6 +37,7 @@ def test_pass_through_the_real_program(program, good):
     assert result.out.count("\n") < 24, "one screen"
 
 
+@pytest.mark.sweep
 def test_fail_through_the_real_program(program, good):
     result = program("gate", good, "-k", "stock", "--json")
     assert (result.code, result.err) == (1, "")
@@ -44,6 +46,7 @@ def test_fail_through_the_real_program(program, good):
     assert "2 distinct answers" in document["reasons"][0]
 
 
+@pytest.mark.sweep
 def test_inconclusive_through_the_real_program(program, tmp_path):
     run = write(tmp_path / "run", ScriptedEngine(observed_share=0.5))
     result = program("gate", run)
@@ -275,7 +278,7 @@ def test_a_control_may_come_from_another_run(detcheck, tmp_path):
         smuggled_prompt_index,
     ],
 )
-@pytest.mark.parametrize("command", ["gate", "compare"])
+@few("command", ["gate", "compare"])
 def test_a_damaged_run_is_refused_in_one_sentence(detcheck, good, damage, command):
     damage(good)
     args = [good] if command == "gate" else [good, good]
@@ -300,6 +303,7 @@ def test_markup_in_a_prompt_shows_as_itself(detcheck, tmp_path):
     assert "\x1b" not in result.out
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("no_color", [True, False])
 def test_colour_is_for_terminals_that_want_it(program, good, no_color):
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
@@ -310,6 +314,7 @@ def test_colour_is_for_terminals_that_want_it(program, good, no_color):
     assert coloured is not no_color
 
 
+@pytest.mark.sweep
 def test_a_thousand_completions_are_judged_in_three_seconds_without_torch(program, tmp_path):
     planted = [Planted(p, p % 7, min_batch_size=2, rate=0.2) for p in range(5, 95, 3)]
     engine = ScriptedEngine(planted, num_tokens=100)

@@ -22,6 +22,7 @@ def test_json_is_the_contract(detcheck):
     assert {cell["relation"] for cell in cells} >= {"repeat", "chunking", "prefill-decode"}
 
 
+@pytest.mark.sweep
 def test_the_table_fits_80_columns_and_says_what_is_promised(detcheck, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     threads = torch.get_num_threads()

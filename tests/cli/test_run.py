@@ -45,6 +45,7 @@ def test_json_is_the_contract(program, tmp_path):
     assert load(tmp_path / "run").complete
 
 
+@pytest.mark.sweep
 def test_without_a_terminal_there_are_no_bars_and_no_colours(program):
     result = program(*SCRIPTED, "-o", "run", "--json")
     asked = conditions_of(small_experiment(completions=12, batch_sizes=(1, 4)))
@@ -182,6 +183,7 @@ def test_out_of_memory_is_3_and_names_the_batch_size(detcheck, scripted):
     assert not load("run").complete
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(sys.platform == "win32", reason="has no file size limits")
 def test_a_full_disk_through_the_real_program(tmp_path, program):
     """Files may grow to 9,000 bytes only, which the system enforces as it does a full disk."""

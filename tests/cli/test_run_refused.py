@@ -106,6 +106,7 @@ def test_a_folder_that_may_not_be_written(detcheck, monkeypatch):
 # Models that are not there
 
 
+@pytest.mark.sweep
 def test_a_model_that_does_not_exist_fails_fast(program, tmp_path):
     """A machine without a network: an address where nobody listens stands for the hub."""
     env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sweeps import few
 
 from detcheck import Run, load
 from detcheck.rundir import COMPLETIONS_FILE, VARIANTS_FILE
@@ -91,7 +92,8 @@ def assert_undisturbed(path: Path, whole: Run) -> None:
     assert run.summary == whole.summary
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.02])
+@pytest.mark.sweep
+@few("seconds", [0.0, 0.02])
 def test_kill_9_at_any_moment_loses_at_most_the_trial_in_flight(
     start: Start, tmp_path: Path, whole: Run, seconds: float
 ) -> None:
@@ -124,6 +126,7 @@ def test_kill_9_at_any_moment_loses_at_most_the_trial_in_flight(
     assert_undisturbed(path, whole)
 
 
+@pytest.mark.sweep
 def test_ctrl_c_is_3_with_a_sentence_and_goes_on(start: Start, tmp_path: Path, whole: Run) -> None:
     process = start(0.1, *EXPERIMENT, "-o", "run", "--json")
     wait_for(tmp_path / "run" / COMPLETIONS_FILE, process)
@@ -144,6 +147,7 @@ def test_ctrl_c_is_3_with_a_sentence_and_goes_on(start: Start, tmp_path: Path, w
     assert_undisturbed(tmp_path / "run", whole)
 
 
+@pytest.mark.sweep
 def test_two_processes_cannot_write_one_run(start: Start, tmp_path: Path, whole: Run) -> None:
     first = start(0.1, *EXPERIMENT, "-o", "run")
     wait_for(tmp_path / "run/run.json", first)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from asking import settled
+from sweeps import few
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -56,7 +57,7 @@ def start(loaded: LoadedModel, name: str, *kernels: str) -> Any:
     return ENGINES[name](loaded, experiment, InProcess(engine=name))
 
 
-@pytest.mark.parametrize(
+@few(
     ("kind", "reason"),
     [
         ("stablelm", PAGED),
@@ -66,6 +67,7 @@ def start(loaded: LoadedModel, name: str, *kernels: str) -> Any:
         ("qwen3_5_text", LINEAR),
         ("llama4_text", "its layers of kind chunked_attention have no paged cache"),
     ],
+    every=3,
 )
 def test_what_continuous_batching_cannot_run_is_refused_and_static_runs_it(
     tiny_model: LoadedModel, kind: str, reason: str

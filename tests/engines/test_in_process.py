@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from asking import conditions_of, settled
+from sweeps import few
 from transformers import AttentionInterface, GPTJConfig, GPTJForCausalLM
 
 from detcheck.engines import in_process
@@ -47,8 +48,8 @@ def greedy(loaded: LoadedModel, prompt_ids: tuple[int, ...], tokens: int) -> lis
     return out[0, len(prompt_ids) :].tolist()
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("kernels", ["stock", "batch-invariant"])
+@few("name", ENGINES)
+@few("kernels", ["stock", "batch-invariant"])
 def test_completions_are_what_transformers_generates(
     tiny_model: LoadedModel, name: str, kernels: str
 ) -> None:
@@ -83,7 +84,7 @@ def test_observed_batches_are_counted_over_forward_passes(
                 assert observed.rows_min >= 1
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@few("name", ENGINES)
 @pytest.mark.parametrize("kernels", ["stock", "batch-invariant"])
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_the_attention_interface_is_left_as_it_was(
@@ -144,7 +145,7 @@ def test_arrivals_are_staggered_and_seen(tiny_model: LoadedModel) -> None:
     assert min(c.observed_batch.rows_min for _, c in staggered.completions) < 4  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@few("name", ENGINES)
 def test_invariant_kernels_give_bitwise_equal_log_probabilities(
     tiny_model: LoadedModel, name: str
 ) -> None:
@@ -172,7 +173,7 @@ def test_proof_names_the_overrides_that_ran(tiny_model: LoadedModel, name: str) 
     assert proof.overrides["transformers::sdpa"] > 0
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@few("name", ENGINES)
 def test_seeded_sampling_repeats_and_follows_the_seed(tiny_model: LoadedModel, name: str) -> None:
     answers = []
     for seed in (0, 0, 1):
@@ -187,7 +188,7 @@ def test_seeded_sampling_repeats_and_follows_the_seed(tiny_model: LoadedModel, n
     assert answers[0] == answers[1] != answers[2]
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@few("name", ENGINES)
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
@@ -219,7 +220,7 @@ def test_out_of_memory_names_the_batch_size_and_leaves_the_engine_fit(
     assert [c.token_ids for _, c in again.completions] == [c.token_ids for _, c in good.completions]
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@few("name", ENGINES)
 def test_an_interrupt_leaves_the_engine_fit(tiny_model: LoadedModel, name: str) -> None:
     asked = experiment(engine=name, kernels=("batch-invariant",), batch_sizes=(5,))
     engine: InProcessEngine = ENGINES[name](tiny_model, asked)
@@ -302,7 +303,7 @@ def test_an_engine_refuses_before_it_measures_and_takes_a_named_subset(
     StaticEngine(loaded, subset).close()
 
 
-@pytest.mark.parametrize(("pack_weights", "state"), [("auto", "on"), ("off", "off")])
+@few(("pack_weights", "state"), [("auto", "on"), ("off", "off")])
 def test_the_proof_says_whether_weights_were_packed(
     tiny_model: LoadedModel, pack_weights: str, state: str
 ) -> None:

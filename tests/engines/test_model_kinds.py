@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as T
 from asking import conditions_of, settled
+from sweeps import few
 
 from detcheck.completion import Completion
 from detcheck.engines.continuous import ContinuousEngine
@@ -67,8 +68,8 @@ def log_probabilities(found: list[Completion]) -> set[tuple[float, ...]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", MODELS)
+@few("engine", ENGINES)
+@few("name", MODELS)
 def test_log_probabilities_do_not_depend_on_the_load(
     tiny_model: LoadedModel, name: str, engine: str
 ) -> None:
@@ -81,7 +82,7 @@ def test_log_probabilities_do_not_depend_on_the_load(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("engine", ENGINES)
+@few("engine", ENGINES)
 def test_stock_kernels_give_several(tiny_model: LoadedModel, engine: str) -> None:
     """The twin: the same check sees stock experts differ."""
     found = completions(loaded_as(tiny_model, "experts"), engine, "stock")

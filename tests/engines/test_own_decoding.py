@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from asking import conditions_of, settled
+from sweeps import few
 from transformers import GenerationConfig
 
 from detcheck.engines.continuous import ContinuousEngine
@@ -47,7 +48,7 @@ def own_generate(loaded: LoadedModel) -> tuple[int, ...]:
     return tuple(out[0, ids.shape[1] :].tolist())
 
 
-@pytest.mark.parametrize("own", OWN.values(), ids=OWN)
+@few("own", OWN.values(), ids=OWN)
 def test_greedy_is_greedy_in_every_engine(
     tiny_model: LoadedModel, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

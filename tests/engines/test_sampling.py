@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from asking import conditions_of, settled
+from sweeps import few
 
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.engines.sampling import FURTHEST, Filters, Sampler
@@ -161,8 +162,8 @@ def sampled(loaded: LoadedModel, name: str, **fields: Any) -> dict[int, set[Any]
     return found
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("fields", [{}, {"top_p": 0.9, "top_k": 50, "min_p": 0.01}])
+@few("name", ENGINES)
+@few("fields", [{}, {"top_p": 0.9, "top_k": 50, "min_p": 0.01}])
 def test_equal_seeds_give_equal_answers_under_every_load_and_different_seeds_differ(
     tiny_model: LoadedModel, name: str, fields: dict[str, Any]
 ) -> None:
@@ -171,7 +172,8 @@ def test_equal_seeds_give_equal_answers_under_every_load_and_different_seeds_dif
     assert len(set.union(*found.values())) == 3
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.sweep
+@few("name", ENGINES)
 def test_a_filter_of_one_token_is_greedy_whatever_the_seed(
     tiny_model: LoadedModel, name: str
 ) -> None:

@@ -95,6 +95,7 @@ def test_the_whole_time_is_kept(
     assert list(found["sections"]) == ["correctness", "source, first try"]
 
 
+@pytest.mark.sweep
 def test_without_a_gpu_it_says_so_and_fails() -> None:
     done = subprocess.run(
         [sys.executable, EXPERIMENTS / "gpu.py"],
@@ -127,6 +128,7 @@ def test_the_processes_share_the_kernels_out() -> None:
     assert len(compiled) > 200
 
 
+@pytest.mark.sweep
 def test_a_kernel_that_is_wrong_is_a_failure() -> None:
     """Also one whose results are no numbers."""
     pytest.importorskip("triton")

@@ -32,6 +32,7 @@ def dry_run(out: Path, *options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads((out / "gpu.json").read_text())
 
 
+@pytest.mark.sweep
 def test_a_section_runs_dry(tmp_path: Path) -> None:
     code, report = dry_run(tmp_path, "--sections", "source")
     assert code == 0

@@ -28,6 +28,7 @@ def arm(script: ModuleType, name: str) -> Any:
     return next(each for each in script.ARMS if each.name == name)
 
 
+@pytest.mark.sweep
 def test_the_bitwise_arm_has_no_gap_and_no_correction_has_one(script: ModuleType) -> None:
     start = script.warmed_up(0, 3)
     bitwise = script.train(arm(script, "bitwise"), start, 0, 2)

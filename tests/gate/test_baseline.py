@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from sweeps import few
 
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
 from detcheck.engines.scripted import Planted, ScriptedEngine
@@ -104,7 +105,7 @@ def test_an_added_prompt_is_listed_and_the_others_are_held(tmp_path, held):
     assert [judged.value for judged in changed.groups] == [FAIL, PASS]
 
 
-@pytest.mark.parametrize(
+@few(
     ("change", "words"),
     [
         ({"model": "other"}, "something else: its model is"),
@@ -114,6 +115,7 @@ def test_an_added_prompt_is_listed_and_the_others_are_held(tmp_path, held):
         ({"prompts": ("Other?",)}, "none of the run's prompts"),
         ({"kernels": (STOCK,)}, "no batch-invariant kernels"),
     ],
+    every=4,
 )
 def test_a_baseline_of_another_question_is_refused(tmp_path, held, change, words):
     old = analysed(tmp_path / "old", **change)
@@ -134,7 +136,7 @@ def test_a_baseline_of_another_number_type_is_refused(tmp_path, held):
         held(analysed(tmp_path / "asked", dtype="float32"), old)
 
 
-@pytest.mark.parametrize(
+@few(
     ("ours", "words"),
     [
         ({"weights_digest": "sha256:b"}, "its model's digest of weights is"),
@@ -142,6 +144,7 @@ def test_a_baseline_of_another_number_type_is_refused(tmp_path, held):
         ({"revision": "abc"}, None),
         ({}, None),
     ],
+    every=4,
 )
 def test_a_baseline_of_other_weights_is_refused(tmp_path, held, ours, words):
     identity = {"revision": "abc", "weights_digest": "sha256:a"}
@@ -194,7 +197,7 @@ def test_each_seed_is_held_by_itself(tmp_path, held):
     assert "1 answer to seed 0 " in held(swapped, old).reasons[0]
 
 
-@pytest.mark.parametrize(
+@few(
     "fault",
     [
         {"stop_after": 4},
@@ -204,6 +207,7 @@ def test_each_seed_is_held_by_itself(tmp_path, held):
         {"script": ScriptedEngine(missing=("mm",))},
         {"engine": "scripted"},
     ],
+    every=4,
 )
 def test_a_baseline_without_evidence_is_refused(tmp_path, held, fault):
     old = analysed(tmp_path / "old", **fault)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sweeps import few
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
@@ -67,7 +68,7 @@ def batched_sdpa(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: 
     return out.reshape(1, n, HEADS, -1), None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@few("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("lengths", [(1, 1), (1, 5), (1, 41), (1, 513), (39, 39), (7, 300)])
 def test_a_request_does_not_depend_on_its_batch(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sweeps import few
 from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.integrations.moe import ExpertsInterface
 
@@ -40,10 +41,10 @@ def differing(experts: Any, x: torch.Tensor) -> int:
     return sum(not torch.equal(one, together[:, [at]]) for at, one in enumerate(alone))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@few("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm", "eager"])
 @pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (4, 4), (1, 1), (32, 3)])
-@pytest.mark.parametrize("count", [2, 19])
+@few("count", [2, 19])
 def test_a_token_does_not_depend_on_the_others(
     num_experts: int, top_k: int, count: int, implementation: str, dtype: torch.dtype
 ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sweeps import few
 from torch.nn import functional as F
 
 from detcheck.kernels.mode import batch_invariant
@@ -78,7 +79,7 @@ def entries_that_differ(name: str, x: torch.Tensor) -> int:
     return differ
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@few("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", REDUCTIONS | SAME_SHAPE)
 def test_entries_do_not_depend_on_the_batch_in_any_layout(name: str, dtype: torch.dtype) -> None:
     with batch_invariant():

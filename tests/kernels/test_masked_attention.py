@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sweeps import few
 from torch.nn import functional as F
 
 from detcheck.kernels.attention import attention
@@ -99,7 +100,7 @@ def expected(
     return (scores.softmax(-1)[..., : len(at)] @ value).transpose(1, 2)
 
 
-@pytest.mark.parametrize("value_dim", [DIM, 24, 48])
+@few("value_dim", [DIM, 24, 48])
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_is_right(kind: str, features: str, value_dim: int) -> None:
@@ -109,8 +110,8 @@ def test_attention_is_right(kind: str, features: str, value_dim: int) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("value_dim", [DIM, 24, 48])
+@few("dtype", [torch.float32, torch.bfloat16], ids=str)
+@few("value_dim", [DIM, 24, 48])
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_its_batch(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from rounding import rounds_alike
+from sweeps import few
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,7 +44,7 @@ ALIKE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@few("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ALIKE)
 def test_ops_that_pass_as_even_are(name: str, dtype: torch.dtype) -> None:
     assert name.startswith("pow") or name in EVEN

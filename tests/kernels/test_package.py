@@ -26,6 +26,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
     assert not loaded & {*NOT_NEEDED, "torch", "transformers"}
 
 
+@pytest.mark.sweep
 def test_its_modules_need_no_other_room() -> None:
     loaded = loaded_by("import detcheck.kernels.mode, detcheck.kernels.coverage")
     rooms = {name.split(".")[1] for name in loaded if name.startswith("detcheck.")}

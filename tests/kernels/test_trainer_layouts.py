@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sweeps import few
 from torch.nn import functional as F
 
 from detcheck.kernels.attention import attention
@@ -73,7 +74,7 @@ LAYOUTS: dict[str, Layout] = {"padded": in_padded_rows, "packed": in_one_row}
 
 
 @pytest.mark.parametrize("query_by_query", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@few("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [None, WINDOW])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -205,8 +206,8 @@ HIDDEN_BY_ROUNDING = ("soft caps", torch.bfloat16)
 PASSES = {"single": single_rows, "padded": padded_rows, "packed": packed_row}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", MODELS)
+@few("dtype", DTYPES, ids=str)
+@few("kind", MODELS, every=2)
 def test_decode_steps_and_every_layout_agree(kind: str, dtype: torch.dtype) -> None:
     """With gradients on, as a trainer has them; the stock twin differs."""
     model = tiny_model(shrunk(config_of(MODELS[kind])), dtype)

@@ -1,7 +1,7 @@
 """The Triton kernels without a GPU: interpreted, and compiled ahead of time.
 
 Both need a process of their own: whether kernels are interpreted is settled at Triton's first
-import, and it cannot be both. A small case of each kernel always runs; the rest is a sweep.
+import, and it cannot be both. All of it is a sweep.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from detcheck.kernels.triton import ahead, attention_form, attention_layout, mat
 from detcheck.kernels.triton.attention_shapes import Shape
 from detcheck.kernels.triton.configs import Tile
 
+pytestmark = pytest.mark.sweep
 FOLDER = Path(__file__).parent / "triton"
 SMALL = "test_triton_small.py"
 FILES = sorted(path.name for path in FOLDER.glob("test_*.py") if path.name != SMALL)
@@ -31,7 +32,7 @@ FEW = ("90", "few")
 """A small case of each kernel, for Hopper."""
 COMPILED = [
     pytest.param(FEW, id="a few for 90"),
-    *(pytest.param((name,), id=name, marks=pytest.mark.sweep) for name in ARCHITECTURES),
+    *(pytest.param((name,), id=name) for name in ARCHITECTURES),
 ]
 SLACK_BYTES = 64
 """Of stack, for what is parked there outside of loops."""
@@ -45,9 +46,7 @@ def run(interpret: bool, *command: str | Path) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run on the GPU, collected as usual")
-@pytest.mark.parametrize(
-    "file", [SMALL, *(pytest.param(file, marks=pytest.mark.sweep) for file in FILES)]
-)
+@pytest.mark.parametrize("file", [SMALL, *FILES])
 def test_interpreted(file: str) -> None:
     done = run(True, "-m", "pytest", "-q", "-p", "no:cacheprovider", FOLDER / file)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
@@ -99,7 +98,6 @@ def test_hopper_keeps_to_its_own_matrix_instruction(which: tuple[str, ...]) -> N
     assert [each for each in products(which) if not each["wgmma"] or each["mma"]] == []
 
 
-@pytest.mark.sweep
 def test_ampere_keeps_to_its_own_matrix_instruction() -> None:
     assert len(products(("80",))) > 10
     assert [each for each in products(("80",)) if not each["mma"] or each["wgmma"]] == []

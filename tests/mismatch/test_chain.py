@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sweeps import few
 
 from detcheck.analysis.mismatch import results
 from detcheck.errors import UsageError
@@ -33,9 +34,9 @@ def rows(report: results.MismatchReport, kernels: str, link: str) -> list[result
     return [row for row in report.rows if (row.kernels, row.link) == (kernels, link)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("engine", ["continuous", "static"])
-@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "mistral"])
+@few("dtype", DTYPES, ids=str)
+@few("engine", ["continuous", "static"])
+@few("kind", ["llama", "qwen3_moe", "mistral"])
 def test_fully_invariant_on_both_sides_is_exactly_equal(
     loaded: Load, kind: str, engine: str, dtype: torch.dtype
 ) -> None:
@@ -54,6 +55,7 @@ def test_fully_invariant_on_both_sides_is_exactly_equal(
     assert "fully-invariant: no gap" in report.headline
 
 
+@pytest.mark.sweep
 def test_batch_invariant_closes_the_batch_and_not_the_prefill(loaded: Load) -> None:
     model = loaded("llama", torch.bfloat16)
     kernels = ("stock", "batch-invariant")
@@ -66,6 +68,7 @@ def test_batch_invariant_closes_the_batch_and_not_the_prefill(loaded: Load) -> N
     assert "batch-invariant: decode steps ↔ one prefill carries the gap" in report.headline
 
 
+@pytest.mark.sweep
 def test_another_dtype_is_a_link_of_its_own(loaded: Load) -> None:
     model = loaded("llama", torch.bfloat16)
     report = report_of(model, trainer_dtype=("float32",), trainer_layout=("padded",))
@@ -78,6 +81,7 @@ def test_another_dtype_is_a_link_of_its_own(loaded: Load) -> None:
     assert "fully-invariant: layout ↔ the trainer's dtype carries the gap" in report.headline
 
 
+@pytest.mark.sweep
 def test_other_kernels_of_the_trainer_are_a_link_of_their_own(loaded: Load) -> None:
     model = loaded("llama", torch.float32)
     report = report_of(model, trainer_kernels="stock", trainer_layout=("single",))
@@ -155,6 +159,7 @@ def test_rollouts_of_another_model_are_refused(
         score(loaded(), {"stock": (other,)}, TrainerOptions(), source="", processed=False)
 
 
+@pytest.mark.sweep
 def test_slices_cover_every_token_once(loaded: Load) -> None:
     report = report_of(loaded("llama"), trainer_layout=("single",))
     (whole,) = rows(report, "stock", results.WHOLE)
@@ -164,6 +169,7 @@ def test_slices_cover_every_token_once(loaded: Load) -> None:
         assert max(each.max_abs for each in own) == whole.max_abs
 
 
+@pytest.mark.sweep
 def test_an_offset_of_the_record_is_carried_by_its_own_link(loaded: Load) -> None:
     """The planted fault: a constant added to the recorded log-probabilities, and nothing else."""
     import msgspec

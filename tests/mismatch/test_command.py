@@ -52,6 +52,7 @@ def test_the_gate_judges_the_folder(measured: Path, capsys: pytest.CaptureFixtur
     assert "give --max-k3, --bitwise or both" in capsys.readouterr().err
 
 
+@pytest.mark.sweep
 def test_its_rollouts_are_scored_alone(
     measured: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +64,7 @@ def test_its_rollouts_are_scored_alone(
     assert {row["bitwise_tokens"] for row in document["rows"]} == {1.0}
 
 
+@pytest.mark.sweep
 def test_a_wrong_record_fails(
     measured: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_temperature_that_was_not_applied_is_named(loaded: Load) -> None:
     assert names(report_of(model, rollouts, processed=False)) == []
 
 
+@pytest.mark.sweep
 def test_a_temperature_that_was_applied_is_named_if_raw_ones_are_stated(loaded: Load) -> None:
     model = loaded()
     rollouts = [
@@ -73,6 +74,7 @@ def test_a_temperature_that_was_applied_is_named_if_raw_ones_are_stated(loaded: 
     assert names(report_of(model, rollouts, processed=True)) == []
 
 
+@pytest.mark.sweep
 def test_probabilities_renormalised_over_top_p_are_named(loaded: Load) -> None:
     model = loaded()
     kept = sampled(model, ("stock",), top_p=0.5)["stock"]
@@ -100,6 +102,7 @@ def test_a_record_that_is_off_by_one_is_named(loaded: Load, shift: int, name: st
     assert "off by one" in report.headline
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("dtype", "head", "name"),
     [
@@ -125,6 +128,7 @@ def test_a_head_in_another_number_type_is_named(
     assert names(report_of(model, rollouts)) == []
 
 
+@pytest.mark.sweep
 def test_another_chat_template_is_named(loaded: Load) -> None:
     """Sampled without the template; the trainer's prompt ids have it."""
     model = loaded()
@@ -141,6 +145,7 @@ def test_another_chat_template_is_named(loaded: Load) -> None:
     assert names(report_of(model, rollouts)) == []
 
 
+@pytest.mark.sweep
 def test_noise_fits_no_other_meaning(loaded: Load) -> None:
     """The twin of all: a record that is wrong in no known way is not given a name."""
     model = loaded()

@@ -125,6 +125,7 @@ def test_a_damaged_config(copied: Callable[..., Path]) -> None:
     assert "cannot be loaded as a causal language model" in refused(folder)
 
 
+@pytest.mark.sweep
 def test_a_model_that_generates_nothing(copied: Callable[..., Path]) -> None:
     folder = copied()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

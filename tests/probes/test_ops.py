@@ -37,6 +37,7 @@ def test_batch_invariant_cells_keep_every_promise() -> None:
     assert all(cell.relative_time == 1 for cell in cells if cell.kernels == "stock")
 
 
+@pytest.mark.sweep
 def test_stock_cells_can_differ() -> None:
     """The matrix shows that float32 products on a CPU change bits with M."""
     cells = audit(EMBEDDED, ops=["linear"], dtypes=["float32"], kernels=["stock"])

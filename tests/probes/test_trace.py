@@ -12,6 +12,7 @@ import pytest
 import torch
 from asking import Asked, ask
 from recorded import record
+from sweeps import few
 
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.engines.in_process import InProcessEngine
@@ -80,8 +81,8 @@ def planted_silu(change: float) -> Iterator[None]:
         library._destroy()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("traffic", ["alone", "mixed"])
+@few("engine", ENGINES)
+@few("traffic", ["alone", "mixed"])
 def test_a_planted_op_is_named(engine: str, traffic: str) -> None:
     with planted_silu(1e-6):
         found = trace(subject_of_prompt(*experiment(engine=engine, traffic=traffic)))
@@ -97,8 +98,8 @@ def test_a_planted_op_is_named(engine: str, traffic: str) -> None:
     assert not first.indirect
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("traffic", ["alone", "mixed"])
+@few("engine", ENGINES)
+@few("traffic", ["alone", "mixed"])
 def test_no_op_is_named_under_invariant_kernels(engine: str, traffic: str) -> None:
     asked = experiment(engine=engine, traffic=traffic, kernels=("batch-invariant",))
     found = trace(subject_of_prompt(*asked))
@@ -110,7 +111,7 @@ def test_no_op_is_named_under_invariant_kernels(engine: str, traffic: str) -> No
     assert found.flip.max_logit_change == 0
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@few("engine", ENGINES)
 def test_stock_kernels_are_caught(engine: str) -> None:
     """In float32 every product of one row differs from that of three."""
     found = trace(subject_of_prompt(*experiment(engine=engine, kernels=("stock",))))
@@ -143,7 +144,7 @@ def diverging_run(path: Path, loaded: LoadedModel, engine: str) -> Run:
         return record(path, ENGINES[engine](loaded, *asked), *asked)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@few("engine", ENGINES)
 def test_a_runs_divergence_is_replayed_to_its_token(
     engine: str, tiny_model: LoadedModel, tmp_path: Path
 ) -> None:
@@ -159,7 +160,8 @@ def test_a_runs_divergence_is_replayed_to_its_token(
     assert trace(subject, "batch-invariant").first is None
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.sweep
+@few("engine", ENGINES)
 def test_a_sampled_run_is_replayed_with_its_seeds(
     engine: str, tiny_model: LoadedModel, tmp_path: Path
 ) -> None:
@@ -189,7 +191,7 @@ def test_a_scripted_run_has_no_ops(planted_run: Callable[..., Run]) -> None:
         subject_of_run(planted_run())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@few("engine", ENGINES)
 def test_a_trace_leaves_the_model_as_it_was(engine: str, tiny_model: LoadedModel) -> None:
     asked = experiment(engine=engine)
     trace(subject_of_prompt(*asked))

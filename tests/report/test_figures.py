@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from sweeps import few
 
 from detcheck.analysis.results import Analysis
 from detcheck.report import figure_style, figures, html
@@ -45,7 +46,7 @@ def figure(analysis: Analysis, name: str) -> Drawing:
     return next(drawing for drawing in drawn(analysis) if drawing.name == name)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@few("name", RUNS, every=4)
 def test_every_figure_is_well_formed_and_holds_no_script(
     name: str, request: pytest.FixtureRequest
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_thousand_prompts_open_in_two_seconds(
     assert height(page) < 15_000
 
 
+@pytest.mark.sweep
 def test_a_thousand_varied_prompts_with_long_answers_stay_under_five_megabytes(
     eighty: Analysis,
 ) -> None:

@@ -32,6 +32,7 @@ def report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.sweep
 def test_it_prints_every_file_that_it_writes(story: Analysis, tmp_path: Path) -> None:
     done = report(story.run.path, "--out", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -84,12 +85,14 @@ def test_formats_are_listed_once() -> None:
         parse_formats("")
 
 
+@pytest.mark.sweep
 def test_a_thousand_completions_take_under_three_seconds(eighty: Analysis, tmp_path: Path) -> None:
     start = child_seconds()
     assert report(eighty.run.path, "-o", tmp_path).returncode == 0
     assert child_seconds() - start < 3
 
 
+@pytest.mark.sweep
 def test_no_torch_is_imported_and_pandas_only_for_csv(story: Analysis, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from detcheck.cli.report import report_command; "
@@ -150,6 +153,7 @@ def test_few_prompts_need_no_file(story: Analysis, tmp_path: Path) -> None:
     assert not (tmp_path / PROMPTS_FILE).exists()
 
 
+@pytest.mark.sweep
 def test_the_file_of_many_prompts_is_written_and_linked(story: Analysis, tmp_path: Path) -> None:
     write_report(suite_of(story, 30), tmp_path, ["html", "md"])
     assert len((tmp_path / PROMPTS_FILE).read_text("utf-8").splitlines()) == 30

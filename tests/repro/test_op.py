@@ -24,7 +24,7 @@ from detcheck.repro.op import write_op
 
 __all__ = ["on_the_tiny_model"]
 
-SLOW = pytest.mark.slow
+SLOW, SWEEP = pytest.mark.slow, pytest.mark.sweep
 
 PROMPT = "What is the sea?"
 
@@ -43,7 +43,10 @@ def traced(kernels: str = "stock", engine: str = "static") -> tuple[Trace, CallP
     return found, next(iter(calls), None)
 
 
-@pytest.fixture(scope="module", params=["static", pytest.param("continuous", marks=SLOW)])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("static", marks=SWEEP), pytest.param("continuous", marks=SLOW)],
+)
 def written(
     request: pytest.FixtureRequest, tiny_model: LoadedModel, tmp_path_factory: Any
 ) -> tuple[Trace, list[Path]]:
@@ -97,6 +100,7 @@ def test_the_issue_names_the_op_and_holds_the_output(written: tuple[Trace, list[
     assert "packages.torch" in issue
 
 
+@pytest.mark.sweep
 def test_a_fault_outside_pytorch_is_no_reproduction(tmp_path: Path) -> None:
     """A kernel that is changed in this process only: the script's own process does not see it."""
     with planted_silu(1e-6):

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from gate.runs import moved
 from recorded import small_experiment
+from sweeps import few
 
 from detcheck import Run, load, resume, run
 from detcheck.analysis import analyse
@@ -95,6 +96,7 @@ def statuses(measured: Run) -> set[str]:
     return {record.status for record in measured.conditions}
 
 
+@pytest.mark.sweep
 def test_enough_time_for_all_is_a_whole_run(measure: Measure, tmp_path: Path) -> None:
     measured = measure(10_000, Slow())
     assert statuses(measured) == {"done"}
@@ -178,7 +180,8 @@ def test_without_variation_every_prompt_gets_the_same(measure: Measure) -> None:
     assert max(made) - min(made) <= 16
 
 
-@pytest.mark.parametrize("trials", [0.5, 20, least(), least() + 11])
+@pytest.mark.sweep
+@few("trials", [0.5, 20, least(), least() + 11])
 def test_a_resume_goes_on_to_the_whole_run(measure: Measure, trials: float, tmp_path: Path) -> None:
     measured = measure(trials, Slow(planted=[Planted(5, 3, rate=0.4)]))
     assert measured.can_go_on

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from sweeps import few
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
 
@@ -90,7 +91,8 @@ def all_end(pids: list[int]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.sweep
+@few("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_server_and_its_children_end_with_a_launcher_that_is_killed(tmp_path, number) -> None:
     with launcher(tmp_path, "time.sleep(120)") as (process, pids):
         assert len(pids) == 2
@@ -99,6 +101,7 @@ def test_server_and_its_children_end_with_a_launcher_that_is_killed(tmp_path, nu
         assert all_end(pids)
 
 
+@pytest.mark.sweep
 def test_server_and_its_children_end_with_the_block(tmp_path) -> None:
     with launcher(tmp_path, "pass") as (process, pids):
         assert all_end(pids)

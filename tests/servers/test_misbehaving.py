@@ -244,6 +244,7 @@ def test_faults_hit_only_some_prompts(client):
     assert [server.one(prompt=prompt).status for prompt in asked] == [200, 500, 200]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("flood", ["tokens", "line"])
 def test_floods_do_not_end(client, flood):
     assert isinstance(client(flood=flood).one(stream=True).error, OverflowError)

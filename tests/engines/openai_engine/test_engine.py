@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from sweeps import few
 
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
 from detcheck.engines.openai import endpoint as endpoints
@@ -41,7 +42,7 @@ def test_the_model_is_identified_by_its_name_and_a_constant_fingerprint(
     assert identity.revision == revision
 
 
-@pytest.mark.parametrize("token_ids", [True, False])
+@few("token_ids", [True, False])
 @pytest.mark.parametrize("chat_template", [True, False])
 def test_a_planted_difference_is_found_at_its_token(serve, measure, token_ids, chat_template):
     analysis = measure(
@@ -90,7 +91,7 @@ def after_sanity(kind: str, *, every: int = 3):
     return fault
 
 
-@pytest.mark.parametrize(
+@few(
     ("planted", "kind"),
     [
         ("500", "http 5xx"),
@@ -101,6 +102,7 @@ def after_sanity(kind: str, *, every: int = 3):
         ("flood", "malformed"),
         ("stall", "timeout"),
     ],
+    every=3,
 )
 def test_failures_are_counted_by_kind_and_make_the_verdict_inconclusive(
     serve, measure, planted, kind

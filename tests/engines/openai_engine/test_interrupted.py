@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from detcheck import rundir
 
 PROGRAM = (
@@ -32,6 +34,7 @@ def committed(run: Path) -> int:
     return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
+@pytest.mark.sweep
 def test_ctrl_c_keeps_committed_trials_and_resume_finishes_the_run(serve, tmp_path):
     server = serve()
     run = tmp_path / "run"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sweeps import few
 
 from detcheck.analysis import Analysis
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
@@ -47,7 +48,7 @@ def in_company(number: int, body: dict[str, Any], in_flight: int) -> str | None:
     return OVERLOADED if in_flight > 1 else None
 
 
-@pytest.mark.parametrize(
+@few(
     ("canned", "sizes"),
     [
         (once_asked(), (1, 8)),
@@ -56,6 +57,7 @@ def in_company(number: int, body: dict[str, Any], in_flight: int) -> str | None:
         (once_asked(lambda number: "Ok."), (1, 8)),
         (in_company, (4, 8)),
     ],
+    every=3,
 )
 def test_one_text_after_the_checks_does_not_pass(
     serve: Serve, measure: Measure, canned: Canned, sizes: tuple[int, ...]

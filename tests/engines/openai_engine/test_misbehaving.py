@@ -9,6 +9,7 @@ import pytest
 from asking import ask
 from servers.faults import Faults
 from servers.running import serve as misbehave
+from sweeps import few
 
 from detcheck.analysis import analyse
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
@@ -103,7 +104,7 @@ def name_of(row) -> str:
     return ",".join(f"{key}={value}" for key, value in (row[0] | row[1]).items()) or "clean"
 
 
-@pytest.mark.parametrize("row", TABLE, ids=name_of)
+@few("row", TABLE, ids=name_of, every=16)
 def test_planted_fault_gives_its_verdict(row, tmp_path):
     faults, asked, value, phrase = row
     with misbehave(Faults(**faults)) as served:
@@ -129,7 +130,7 @@ def measured(url: str, folder, asked, connection: Connection | None = None):
     return judge(analysed(url, folder, asked, connection))
 
 
-@pytest.mark.parametrize(
+@few(
     "faults",
     [
         {"thinking": "parts"},
@@ -140,6 +141,7 @@ def measured(url: str, folder, asked, connection: Connection | None = None):
         {"thinking": "both", "whole": True},
     ],
     ids=str,
+    every=3,
 )
 def test_answer_in_another_form_is_the_same_answer(faults, tmp_path):
     texts = set()

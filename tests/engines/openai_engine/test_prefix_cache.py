@@ -6,6 +6,7 @@ import pytest
 from asking import ask
 from servers.faults import Faults
 from servers.running import serve as misbehave
+from sweeps import few
 
 from detcheck.analysis import analyse
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
@@ -23,7 +24,7 @@ def measured(folder, faults, **options):
         return analyse(run(*asked, folder / "run"))
 
 
-@pytest.mark.parametrize(
+@few(
     ("faults", "value", "phrase"),
     [
         ({}, PASS, ""),
@@ -34,6 +35,7 @@ def measured(folder, faults, **options):
         ({"refuses": ("cache_prompt",)}, PASS, ""),
     ],
     ids=str,
+    every=3,
 )
 def test_answers_from_a_cold_and_a_warm_cache_are_compared(tmp_path, faults, value, phrase):
     analysis = measured(tmp_path, faults, prefix_cache=("cold", "warm"))

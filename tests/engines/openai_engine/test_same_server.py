@@ -8,6 +8,7 @@ import pytest
 from asking import ask
 from servers.faults import Faults
 from servers.running import serve as misbehave
+from sweeps import few
 
 from detcheck.analysis import analyse
 from detcheck.analysis.evidence import INCONCLUSIVE
@@ -31,7 +32,7 @@ def judged(folder, *urls: str):
     return judge(analyse(run(*asked, folder / "run")))
 
 
-@pytest.mark.parametrize(
+@few(
     ("faults", "sign"),
     [
         ({"random_ids": True}, "their counters move together"),
@@ -76,7 +77,7 @@ def test_names_of_one_port(urls, addresses, words):
     assert sign is None if words is None else words in (sign or "")
 
 
-@pytest.mark.parametrize("faults", [{}, {"metrics": False, **SLOW}, {"instance": "vllm"}], ids=str)
+@few("faults", [{}, {"metrics": False, **SLOW}, {"instance": "vllm"}], ids=str)
 def test_two_equal_servers_are_compared(tmp_path, faults):
     with ExitStack() as held:
         servers = [held.enter_context(misbehave(Faults(**faults))) for _ in range(2)]

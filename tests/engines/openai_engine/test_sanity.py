@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from sweeps import few
 
 from detcheck.analysis.evidence import INCONCLUSIVE
 from detcheck.engines.openai.checks import different_prompts, no_cache
@@ -37,7 +38,7 @@ def test_every_check_of_a_sound_server_holds(serve, measure):
     assert checks(measure(serve())) == SOUND
 
 
-@pytest.mark.parametrize(
+@few(
     ("fields", "name"),
     [
         ({"ignores_seed": True}, "seed"),
@@ -47,6 +48,7 @@ def test_every_check_of_a_sound_server_holds(serve, measure):
         ({"cache": True}, "no cache"),
         ({"fingerprints": ("fp_1", "fp_2")}, "system_fingerprint"),
     ],
+    every=3,
 )
 def test_a_planted_fault_fails_its_check(serve, measure, fields, name):
     assert checks(measure(serve(**fields)))[name] is False
@@ -58,9 +60,7 @@ def test_answers_from_a_cache_are_inconclusive(serve, measure):
     assert any("cache" in reason for reason in judged.reasons)
 
 
-@pytest.mark.parametrize(
-    "refused", ["return_token_ids", "stream_options", "logprobs", "seed", "top_logprobs"]
-)
+@few("refused", ["return_token_ids", "stream_options", "logprobs", "seed", "top_logprobs"], every=3)
 def test_refused_field_is_left_out_and_reported(serve, measure, refused):
     analysis = measure(serve(refuses=(refused,)))
     said = {check.name: check.sentence for check in analysis.run.endpoint_checks}
