@@ -150,12 +150,13 @@ def test_values_and_gradients_are_those_of_stock(name: str, shape: tuple[int, ..
     function = (ALL | LAYOUTS)[name]
     x = rows(*shape, dtype=torch.float64).clamp(-9, 9).requires_grad_()
     stock = function(x)
-    stock_gradient = torch.autograd.grad(stock.square().sum(), x)
+    (stock_gradient,) = torch.autograd.grad(stock.square().sum(), x)
     with batch_invariant():
         ours = function(x)
-        gradient = torch.autograd.grad(ours.square().sum(), x)
+        (gradient,) = torch.autograd.grad(ours.square().sum(), x)
     torch.testing.assert_close(ours, stock)
-    torch.testing.assert_close(gradient, stock_gradient)
+    computed = ours.dtype  # a gradient is not more exact than the values are
+    torch.testing.assert_close(gradient.to(computed), stock_gradient.to(computed))
 
 
 def test_odd_arguments_still_work() -> None:
