@@ -26,6 +26,7 @@ from detcheck.kernels.cpu import pointwise as cpu_pointwise
 from detcheck.kernels.cpu import power as cpu_power
 from detcheck.kernels.cpu import reduce as cpu_reduce
 from detcheck.kernels.cpu import softmax as cpu_softmax
+from detcheck.kernels.cpu.any_mask import scaled_dot_product_attention
 from detcheck.kernels.cpu.linear import linear as cpu_linear
 from detcheck.kernels.experts import EXPERTS_OP, experts, put_in_table
 from detcheck.kernels.settings import PREFILL
@@ -51,6 +52,7 @@ ATTENTION_NAMES = (ATTENTION_NAME, "paged|sdpa", "eager", "paged|eager")
 `eager` has no entry in stock transformers: models that have no `sdpa` (with sinks or soft caps)
 then call a function of their own, which an entry replaces."""
 ATTENTION_OP = f"transformers::{ATTENTION_NAME}"
+FUNCTION_OP = "aten::scaled_dot_product_attention"
 LINEAR_OP = "aten::linear"
 _ATTENTION_OPS = {"attention": ATTENTION_OP, PREFILL: f"{ATTENTION_OP}, query by query"}
 """The families that transformers' attention table serves, with the names of their calls."""
@@ -75,7 +77,8 @@ def op_names(family: str, device: str | None = None) -> tuple[str, ...]:
     )
     names = dict.fromkeys(f"aten::{op}" for table in of_device for op in table)
     if family in _ATTENTION_OPS:
-        return (_ATTENTION_OPS[family], *names)
+        function = (FUNCTION_OP,) if family == "attention" else ()
+        return (_ATTENTION_OPS[family], *function, *names)
     return (LINEAR_OP, EXPERTS_OP, *names) if family == "matmul" else tuple(names)
 
 
@@ -91,6 +94,7 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
             stack.callback(_attention.hold(family, calls))
         if family == "attention":
             stack.callback(_without_fast_path())
+            stack.callback(_install_function(calls))
     except BaseException:
         stack.close()
         raise
@@ -113,6 +117,17 @@ def _install_linear(calls: Counter[str]) -> Callable[[], None]:
 
     def remove() -> None:
         F.linear = stock_linear
+
+    return remove
+
+
+def _install_function(calls: Counter[str]) -> Callable[[], None]:
+    """Serve models that call PyTorch's function instead of transformers' interface."""
+    stock = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = _counted(FUNCTION_OP, scaled_dot_product_attention, calls)
+
+    def remove() -> None:
+        F.scaled_dot_product_attention = stock
 
     return remove
 

@@ -215,7 +215,21 @@ def tiny_model(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -
             for weight in model.parameters():
                 if weight.is_floating_point():
                     weight.add_(torch.randn_like(weight), alpha=0.05)
-    return model.to(dtype).eval()
+    return _in_dtype(model, dtype).eval()
+
+
+def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """`model` with its weights in `dtype`, but those that transformers always keeps in float32."""
+    kept = {
+        name: tensor.clone()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if any(part in name for part in model._keep_in_fp32_modules_strict or ())
+    }
+    model.to(dtype)
+    for name, tensor in kept.items():
+        place, _, attribute = name.rpartition(".")
+        getattr(model.get_submodule(place), attribute).data = tensor.data
+    return model
 
 
 def _build(config: Any) -> Any:

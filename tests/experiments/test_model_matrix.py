@@ -35,6 +35,7 @@ SAMPLE = {
     "layers run in cycles": "hrm_text",
     "a bias of positions": "inkling_text",
     "masks that are biases": "doge",
+    "PyTorch's attention": "inkling2_text",
 }
 REFUSED = {
     "mamba": "computes with its padding",

@@ -12,6 +12,8 @@ from detcheck.errors import UsageError
 from detcheck.kernels.attention import attention
 from detcheck.kernels.cpu.any_mask import attend
 from detcheck.kernels.cpu.masked import Scores
+from detcheck.kernels.mode import batch_invariant
+from detcheck.kernels.overrides import FUNCTION_OP
 from detcheck.kernels.visible_keys import UnreadableMaskError, read_mask
 
 HEADS, KV_HEADS, DIM = 6, 2, 32
@@ -176,3 +178,73 @@ def test_packed_requests_with_a_bias_are_refused() -> None:
             Causal(), *states(1, 6, 6, torch.float32), None,
             position_bias=torch.zeros(1), cu_seq_lens_q=bounds, cu_seq_lens_k=bounds,
         )  # fmt: skip
+
+
+MASKED = torch.where(causal(), 0.0, torch.finfo(torch.float32).min)
+CALLS: dict[str, dict[str, Any]] = {
+    "a mask that is added": {"attn_mask": MASKED},
+    "a mask of booleans": {"attn_mask": causal()},
+    "causal": {"is_causal": True, "scale": 0.3},
+    "one key-value head": {"heads": 1},
+    "groups of heads": {"heads": KV_HEADS, "enable_gqa": True, "attn_mask": MASKED},
+}
+
+
+def called(name: str, parts: list[torch.Tensor], **changes: Any) -> torch.Tensor:
+    options = {**CALLS[name], **changes}
+    heads = options.pop("heads", HEADS)
+    key, value = (x[:, :1].expand(-1, heads, -1, -1) for x in parts[1:])
+    return F.scaled_dot_product_attention(parts[0], key, value, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_pytorchs_function_gives_the_values_of_stock(name: str, dtype: torch.dtype) -> None:
+    parts = states(2, 6, 6, dtype)
+    mask = CALLS[name].get("attn_mask")
+    added = {} if mask is None or mask.dtype == torch.bool else {"attn_mask": mask.to(dtype)}
+    expected = called(name, parts, **added)
+    before = F.scaled_dot_product_attention
+    with batch_invariant("attention") as mode:
+        found = called(name, parts, **added)
+        assert mode.proof().overrides[FUNCTION_OP] == 1
+    assert F.scaled_dot_product_attention is before
+    bound = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(found, expected, atol=bound, rtol=bound)
+
+
+def rows_that_padding_moves() -> int:
+    """Numbers of masked keys that change the function's result for a row."""
+    parts = states(1, 6, 6, torch.float32)
+    alone = called("a mask that is added", parts)
+    moved = 0
+    for padding in (1, 7, 16, 61):
+        padded = [F.pad(x, (0, 0, padding, 0), value=2.0) for x in parts]
+        mask = F.pad(MASKED, (padding, 0, padding, 0), value=torch.finfo(torch.float32).min)
+        found = called("a mask that is added", padded, attn_mask=mask)[:, :, padding:]
+        moved += int(not torch.equal(found, alone))
+    return moved
+
+
+def test_padding_does_not_move_pytorchs_function() -> None:
+    assert rows_that_padding_moves() > 0
+    with batch_invariant():
+        assert rows_that_padding_moves() == 0
+
+
+def test_transformers_interface_keeps_its_own_kernels() -> None:
+    """Written-out attention is slow: the interface must not come to it by PyTorch's function."""
+    windows = {"sliding_window": 3}
+    with batch_invariant() as mode:
+        for q_len, kwargs in ((1, {}), (6, {}), (6, windows), (1, windows)):
+            attention(Causal(), *states(2, q_len, 6, torch.float32), None, **kwargs)
+        assert mode.proof().overrides[FUNCTION_OP] == 0
+
+
+def test_other_calls_of_pytorchs_function_are_stock() -> None:
+    query = torch.randn(5, 4, generator=torch.Generator().manual_seed(3))
+    expected = F.scaled_dot_product_attention(query, query, query)
+    with batch_invariant():
+        torch.testing.assert_close(F.scaled_dot_product_attention(query, query, query), expected)
+        with pytest.raises(RuntimeError):
+            F.scaled_dot_product_attention(query, query[:, :3], query)

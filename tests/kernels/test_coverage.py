@@ -166,12 +166,15 @@ def test_a_product_of_another_library_is_refused_by_name(packed_linear: object) 
     )
 
 
+imported = nn.functional.scaled_dot_product_attention
+
+
 class OwnAttention(nn.Module):
-    """Attention that goes past transformers' interface."""
+    """Attention that goes past transformers' interface and PyTorch's module of functions."""
 
     def forward(self, hidden_states: torch.Tensor, **_: object) -> tuple[torch.Tensor, None]:
         x = hidden_states[:, None]
-        return nn.functional.scaled_dot_product_attention(x, x, x)[:, 0], None
+        return imported(x, x, x)[:, 0], None
 
 
 def test_attention_past_the_interface_is_refused() -> None:

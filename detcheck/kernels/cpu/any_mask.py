@@ -11,6 +11,7 @@ import torch
 
 from detcheck.kernels.cpu import in_order
 from detcheck.kernels.cpu.masked import Scores
+from detcheck.kernels.cpu.stock import stock_attention
 
 
 def attend(
@@ -44,6 +45,42 @@ def attend(
         weights = torch.cat((weights, sinks), -1)
     shares = in_order.softmax(weights)[..., : key.shape[2]].masked_fill(sees_nothing, 0.0)
     return _by_heads(shares, value.float()).to(value.dtype).transpose(1, 2)
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """PyTorch's function of this name, called by a model past transformers' attention interface.
+
+    Tensors on a GPU, of other than four dims, of integers, and calls with dropout run as stock.
+    """
+    q_len, k_len = query.shape[-2], key.shape[-2]
+    causal = torch.ones(q_len, k_len, dtype=torch.bool).tril() if is_causal else None
+    usual = query.is_cpu and query.is_floating_point() and query.dim() == 4 and dropout_p == 0
+    heads_fit = key.dim() == value.dim() == 4 and _heads_fit(query, key, value, enable_gqa)
+    if not usual or not heads_fit or (is_causal and attn_mask is not None):
+        return stock_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    mask = causal if attn_mask is None else attn_mask
+    return attend(query, key, value, mask, Scores(scale)).transpose(1, 2)
+
+
+def _heads_fit(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_gqa: bool
+) -> bool:
+    """True if `attend` takes these operands: one batch size, and groups of heads."""
+    heads, kv_heads = query.shape[1], key.shape[1]
+    grouped = kv_heads in (1, heads) or (enable_gqa and kv_heads > 0 and heads % kv_heads == 0)
+    one_batch = len(query) == len(key) == len(value) > 0
+    return grouped and one_batch and value.shape[1] == kv_heads and query.shape[3] == key.shape[3]
 
 
 def _by_heads(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from torch.nn import functional as F
 
-from detcheck.kernels.cpu.stock import stock_kernel
+from detcheck.kernels.cpu.stock import stock_attention, stock_kernel
 
 CACHE_LINE_BYTES = 64
 
@@ -128,7 +127,7 @@ def _attend(
     if k_len > q_len:
         mask = torch.ones(q_len, k_len, dtype=torch.bool, device=query.device)
         mask = mask.tril(k_len - q_len)
-    out = F.scaled_dot_product_attention(
+    out = stock_attention(
         on_cache_lines(query),
         key,
         value,
@@ -162,8 +161,7 @@ def _decode(
         out = [flash(row, *own, scale=scaling)[0] for row, own in zip(each, keys, strict=True)]
     else:
         out = [
-            F.scaled_dot_product_attention(row, *own, scale=scaling)
-            for row, own in zip(each, keys, strict=True)
+            stock_attention(row, *own, scale=scaling) for row, own in zip(each, keys, strict=True)
         ]
     return torch.cat(out).view(1, q_len, heads, value.shape[3])
 

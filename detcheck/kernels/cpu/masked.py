@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from detcheck.kernels.cpu.attention import CACHE_LINE_BYTES, Segment, packed_attention
 from detcheck.kernels.cpu.matmul import stock_bmm_out
+from detcheck.kernels.cpu.stock import stock_attention
 from detcheck.kernels.visible_keys import Block
 
 
@@ -65,7 +65,7 @@ def attend_block(
     mask = visible_mask(block.firsts, block.k_len, query.device) if any(block.firsts) else None
     if not scores.plain:
         return _written_out(query, key, value, mask, scores)
-    out = F.scaled_dot_product_attention(
+    out = stock_attention(
         _own_memory(query),
         _own_memory(key),
         _own_memory(value),

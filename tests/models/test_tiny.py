@@ -1,0 +1,27 @@
+"""Tiny random models of any architecture."""
+
+from __future__ import annotations
+
+import torch
+
+from detcheck.models.tiny import config_of, shrunk, tiny_model
+
+
+def test_weights_that_transformers_keeps_in_float32_stay_so() -> None:
+    config = shrunk(config_of("beam"))
+    model = tiny_model(config, torch.bfloat16)
+    whole = dict(tiny_model(config).named_parameters())
+    dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
+    kept = [name for name, dtype in dtypes.items() if dtype == torch.float32]
+    assert kept
+    assert all(name.endswith("mlp.gate.weight") for name in kept)
+    assert torch.equal(model.get_parameter(kept[0]), whole[kept[0]])
+    assert dtypes["lm_head.weight"] == torch.bfloat16
+
+
+def test_a_model_of_cycles_has_as_many_layers_as_it_runs() -> None:
+    config = shrunk(config_of("hrm_text"))
+    cycles = config.H_cycles * (config.L_cycles + 1)
+    assert config.num_hidden_layers == config.num_layers_per_stack * cycles
+    model = tiny_model(config)
+    assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, config.vocab_size)
