@@ -71,7 +71,9 @@ def _examine(name: str | None, trust_remote_code: bool) -> ModelCoverage:
 
 
 def _why_not_quantised(name: str, method: str | None) -> str | None:
-    if method is None:
+    from detcheck.models.tiny import WEIGHT_ONLY
+
+    if method is None or method.removeprefix("torchao ") in WEIGHT_ONLY:
         return None
     return (
         f"{name} has quantised weights ({method}), whose products are not covered: use "

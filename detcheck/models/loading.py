@@ -69,7 +69,8 @@ def load(
     try:
         found = source(name, dtype, revision)
         options = pretrained_options(found, revision=revision, trust_remote_code=trust_remote_code)
-        tokenizer = _tokenizer(found, options)
+        with _quiet():
+            tokenizer = _tokenizer(found, options)
         model, missing = _causal_lm(found, _torch_dtype(dtype, embedded=name is None), options)
         _refuse_missing(shown, missing)
         model = model.to(target).eval()

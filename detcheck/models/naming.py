@@ -121,6 +121,15 @@ _SENTENCES = (
         "is neither a folder nor on the hub: check its name.",
     ),
     (
+        ("does not recognize this architecture",),
+        "has an architecture that this transformers does not know: run `pip install --upgrade "
+        "transformers`.",
+    ),
+    (
+        ("No module named 'torchao'", "requires torchao"),
+        "has weights that torchao quantised: run `pip install torchao`.",
+    ),
+    (
         ("backend tokenizer",),
         "holds no tokenizer that can be read: download the whole model.",
     ),

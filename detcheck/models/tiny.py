@@ -121,13 +121,24 @@ def config_of(name: str | None, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(why_not_loaded(name or "The embedded model", error)) from error
 
 
+WEIGHT_ONLY = ("Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig")
+"""Schemes of torchao that a layer computes with as weights in floating point, in a product that
+the batch-invariant kernels cover."""
+
+
 def quantisation(config: Any) -> str | None:
-    """How the weights of a model are quantised, such as `gptq`; None if they are not."""
-    options = getattr(config, "quantization_config", None)
-    if options is None:
+    """How the weights of a model are quantised, such as `gptq` or `torchao Int8WeightOnlyConfig`.
+
+    None if they are not.
+    """
+    given = getattr(config, "quantization_config", None)
+    if given is None:
         return None
-    method = options.get("quant_method") if isinstance(options, dict) else options.quant_method
-    return str(method)
+    options = given if isinstance(given, dict) else given.to_dict()
+    method = str(getattr(options["quant_method"], "value", options["quant_method"]))
+    scheme = options.get("quant_type")
+    default = scheme.get("default") if isinstance(scheme, dict) else None
+    return f"{method} {default['_type']}" if isinstance(default, dict) else method
 
 
 def shrunk(config: Any) -> Any:

@@ -42,6 +42,19 @@ def test_a_folder_needs_no_weights_in_memory(detcheck, tmp_path):
     assert (found["architecture"], found["level"]) == ("llama", "fully-invariant")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "held"), [("Int8WeightOnlyConfig", True), ("Int4WeightOnlyConfig", False)]
+)
+def test_weight_only_schemes_are_held_and_others_refused_by_name(detcheck, tmp_path, scheme, held):
+    quantised = {"quant_method": "torchao", "quant_type": {"default": {"_type": scheme}}}
+    T.LlamaConfig(quantization_config=quantised).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    found = json.loads(detcheck("coverage", str(tmp_path), "--json").out)
+    assert found["level"] == ("fully-invariant" if held else None)
+    assert (found["reason"] is None) is held
+    assert held or f"quantised weights (torchao {scheme}), whose products" in found["reason"]
+
+
 @pytest.mark.parametrize("name", ["", "./nowhere", "no-such-architecture"])
 def test_a_model_that_is_not_there_is_one_sentence(detcheck, name, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -134,6 +134,20 @@ def test_a_model_that_generates_nothing(copied: Callable[..., Path]) -> None:
     assert "cannot be loaded as a causal language model" in refused(folder)
 
 
+def test_an_architecture_of_a_newer_transformers(
+    copied: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "llama9", "architectures": ["Llama9ForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert refused(folder) == (
+        f"{folder} has an architecture that this transformers does not know: run `pip install "
+        "--upgrade transformers`."
+    )
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "~/nowhere", "/nowhere/model", "a/b/c"])
 def test_a_folder_that_is_not_there(name: str) -> None:
     assert refused(name) == f"There is no folder {name}: check the path of the model."
