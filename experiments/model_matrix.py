@@ -7,14 +7,14 @@ For each architecture that the installed transformers lists, a tiny random model
 default config by rules. If the batch-invariant kernels cover it, every row of three batches, padded
 on the left, is compared with the same row alone, bit for bit: in one forward pass, and in
 `generate` with the cache. This is done with stock kernels (the control) and with batch-invariant
-kernels, in float32 and bfloat16. Nothing in it reuses the checks of `detcheck coverage`. Writes
+kernels, in float32 and bfloat16. Of an architecture that is held only for requests of one length,
+the batches have no padding. Nothing in it reuses the checks of `detcheck coverage`. Writes
 `table.md` and `results.json` (with the environment) to `results/models/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import signal
 import sys
@@ -32,17 +32,23 @@ from detcheck import environment
 from detcheck.errors import ModelError, UsageError
 from detcheck.kernels.coverage import coverage, level_held, refusal
 from detcheck.kernels.in_force import kernels_in_force
+from detcheck.kernels.positions import first_position, positions_of, takes_positions
 from detcheck.models.tiny import architectures, config_of, quiet, shrunk, tiny_model
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 LENGTHS = (9, 14, 3, 11)
 """Tokens of the requests; a window of the tiny models has 6."""
+ONE_LENGTH = (14, 70)
+"""Tokens of four requests each, for architectures that are held for requests of one length.
+
+The scans in transformers take chunks of 64 tokens; the tiny models also have chunks of 4."""
 BATCHES = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0))
 """The requests of each batch, by index and in order."""
 NEW_TOKENS = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KERNELS = ("stock", "batch-invariant")
 HELD, VARIANT, REFUSED, UNBUILT, FAILED = "held", "variant", "refused", "not built", "failed"
+HELD_UNPADDED = "held, one length"
 
 
 @dataclass(slots=True)
@@ -87,7 +93,9 @@ def measured(out: Path) -> dict[str, Row]:
     file = out / "results.json"
     stored = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
     rows = {row["architecture"]: Row(**row) for row in stored}
-    return {name: row for name, row in rows.items() if row.outcome in (HELD, REFUSED)}
+    return {
+        name: row for name, row in rows.items() if row.outcome in (HELD, HELD_UNPADDED, REFUSED)
+    }
 
 
 def measure(name: str, limit_s: int = 60) -> Row:
@@ -99,10 +107,12 @@ def measure(name: str, limit_s: int = 60) -> Row:
             model = tiny_model(config)
             require_to_run(model)
             row.outcome = REFUSED
-            row.reason = refusal(coverage(model), name)
+            found = coverage(model)
+            row.reason = refusal(found, name)
             if row.reason is None:
                 row.outcome = VARIANT
-                compare(row, {dtype: tiny_model(config, DTYPES[dtype]) for dtype in DTYPES})
+                models = {dtype: tiny_model(config, DTYPES[dtype]) for dtype in DTYPES}
+                compare(row, models, one_length=found.one_length)
                 row.level = level_held(model)
     except (ModelError, TooLongError) as error:
         row = Row(name, UNBUILT, reason=str(error))
@@ -125,21 +135,29 @@ def require_to_run(model: Any) -> None:
         raise ModelError(f"Its tiny model does not run with stock kernels ({reason}).") from error
 
 
-def compare(row: Row, models: dict[str, Any]) -> None:
+def compare(row: Row, models: dict[str, Any], *, one_length: bool = False) -> None:
     """Count rows that differ from the same rows alone, with each kernels setting."""
+    each = [(length,) * len(LENGTHS) for length in ONE_LENGTH] if one_length else [LENGTHS]
     for kernels in KERNELS:
         with kernels_in_force(kernels), torch.no_grad():
-            equal = [same for model in models.values() for same in rows_equal(model)]
+            equal = [
+                same
+                for model in models.values()
+                for lengths in each
+                for same in rows_equal(model, lengths)
+            ]
         row.rows, row.differ[kernels] = len(equal), equal.count(False)
-    row.outcome = VARIANT if row.differ["batch-invariant"] else HELD
+    held = HELD_UNPADDED if one_length else HELD
+    row.outcome = VARIANT if row.differ["batch-invariant"] else held
 
 
-def rows_equal(model: Any) -> list[bool]:
+def rows_equal(model: Any, lengths: Sequence[int] = LENGTHS) -> list[bool]:
     """For each row of each batch, forward and generated: whether it equals the row alone."""
     requests = [
-        torch.randint(4, 96, (length,), generator=torch.Generator().manual_seed(length)).tolist()
-        for length in LENGTHS
+        torch.randint(4, 96, (length,), generator=torch.Generator().manual_seed(length + seed))
+        for seed, length in enumerate(lengths)
     ]
+    requests = [request.tolist() for request in requests]
     equal = []
     for run in (forward, generate):
         alone = [run(model, [request])[0] for request in requests]
@@ -154,9 +172,8 @@ def rows_equal(model: Any) -> list[bool]:
 def forward(model: Any, requests: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Logits (tokens, vocabulary) of each request, of one forward pass with padding."""
     inputs = padded(requests)
-    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = positions
+    if takes_positions(model):
+        inputs["position_ids"] = positions_of(inputs["attention_mask"], first_position(model))
     logits = model(**inputs, use_cache=False).logits
     return [row[-len(request) :] for row, request in zip(logits, requests, strict=True)]
 
@@ -199,9 +216,11 @@ def table(rows: Sequence[Row]) -> str:
     built = len(rows) - counts[UNBUILT]
     lines = [
         f"{len(rows)} architectures, as tiny random models; {built} could be built by rules. "
-        f"Of these {counts[HELD]} are held, {counts[REFUSED]} are refused with a sentence, and "
-        f"{counts[VARIANT] + counts[FAILED]} are covered but not held. Rows in three padded "
-        "batches against the same rows alone, forward and generated, float32 and bfloat16. "
+        f"Of these {counts[HELD]} are held, {counts[HELD_UNPADDED]} more are held for requests of "
+        f"one length, {counts[REFUSED]} are refused with a sentence, and "
+        f"{counts[VARIANT] + counts[FAILED]} are covered but not held. Rows in batches, padded "
+        "unless of one length, against the same rows alone, forward and generated, float32 and "
+        "bfloat16. "
         "*Stock*: rows that differ with stock kernels, the control.",
         "",
         "| architecture | outcome | level | stock | batch-invariant | reason |",

@@ -26,6 +26,8 @@ class ModelCoverage:
     """`fully-invariant` or `batch-invariant`; None if the model is refused."""
     reason: str | None
     """The problem and its remedy, if the model is refused."""
+    one_length: bool = False
+    """True if the level is held only in batches of requests of one length."""
 
 
 def coverage_command(
@@ -67,7 +69,8 @@ def _examine(name: str | None, trust_remote_code: bool) -> ModelCoverage:
             return ModelCoverage(shown, kind, (), (), None, str(error))
         reason = refusal(found, shown) or _why_not_quantised(shown, quantisation(config))
         level = None if reason is not None else level_held(model)
-    return ModelCoverage(shown, kind, found.covered, found.uncovered, level, reason)
+    one_length = level is not None and found.one_length
+    return ModelCoverage(shown, kind, found.covered, found.uncovered, level, reason, one_length)
 
 
 def _why_not_quantised(name: str, method: str | None) -> str | None:
@@ -88,12 +91,14 @@ def _print(found: ModelCoverage) -> None:
     print_line(f"{found.model}: architecture {found.architecture}, as a tiny random model")
     if found.covered:
         stdout.print(_table(found))
-    print_line(f"Level: {found.level or 'stock only'}", "bold")
+    limit = ", for requests of one length; padding is refused" if found.one_length else ""
+    print_line(f"Level: {found.level or 'stock only'}{limit}", "bold")
     if found.reason is not None:
         print_line(with_flags(found.reason), "red")
     else:
         of_model = "" if found.model == "the embedded model" else f" {found.model}"
-        print_line(f"Measure it: detcheck run{of_model} -k stock,{found.level}")
+        engine = " --engine static" if found.one_length else ""
+        print_line(f"Measure it: detcheck run{of_model} -k stock,{found.level}{engine}")
 
 
 def _table(found: ModelCoverage) -> Any:

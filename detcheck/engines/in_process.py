@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from time import perf_counter
@@ -30,7 +30,8 @@ from detcheck.evidence import KernelsProof, LoadEvidence, ModelIdentity
 from detcheck.experiment import Experiment
 from detcheck.kernels.coverage import require_coverage
 from detcheck.kernels.in_force import kernels_in_force
-from detcheck.kernels.mode import Proof, keep_packed_weights
+from detcheck.kernels.mode import Proof, keep_packed_weights, whole_mode_is_on
+from detcheck.kernels.one_length import refuse_padding
 from detcheck.kernels.settings import STOCK, KernelSettings
 from detcheck.kernels.triton import why_unavailable
 from detcheck.models import LoadedModel
@@ -72,6 +73,7 @@ class InProcessEngine:
             self.experiment.max_new_tokens,
             loaded.context_length,
         )
+        self._on_close = ExitStack()
         self._free_weights = weakref.finalize(self, keep_packed_weights())
         try:
             self._check_kernels()
@@ -79,6 +81,11 @@ class InProcessEngine:
         except BaseException:
             self.close()  # the error's traceback keeps this engine, which must not keep the weights
             raise
+
+    @property
+    def one_length(self) -> bool:
+        """True if no batch of this experiment has requests of several lengths, or padding."""
+        return False
 
     @classmethod
     def open(cls, experiment: Experiment, target: InProcess, *_: object) -> InProcessEngine:
@@ -174,6 +181,7 @@ class InProcessEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self.reset()
+        self._on_close.close()
         self._free_weights()
 
     @contextmanager
@@ -267,7 +275,9 @@ class InProcessEngine:
         if problem is not None:
             raise UsageError(problem)
         if any(KernelSettings.parse(name).whole_level for name in wanted):
-            require_coverage(self.loaded.model, self.loaded.name, self._longest)
+            model, name = self.loaded.model, self.loaded.name
+            if require_coverage(model, name, self._longest, one_length=self.one_length):
+                self._on_close.callback(refuse_padding(model, name, when=whole_mode_is_on))
 
     def _completion(self, partial: PartialCompletion) -> Completion:
         if partial.error is not None:

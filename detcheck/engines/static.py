@@ -11,11 +11,17 @@ from detcheck.engines.in_process import InProcessEngine, pad_token_id, token_row
 from detcheck.engines.own_decoding import own_decoding_set_aside
 from detcheck.engines.partial import PartialCompletion
 from detcheck.engines.passes import PaddedPass
+from detcheck.kernels.positions import first_position, positions_of
 from detcheck.traffic import Trial
 
 
 class StaticEngine(InProcessEngine):
     """Engine `static`: transformers' `generate` on one padded batch a trial."""
+
+    @property
+    def one_length(self) -> bool:
+        """See `InProcessEngine`: without fillers a batch holds copies of one prompt."""
+        return self.experiment.traffic == "alone"
 
     def generate(self, trial: Trial, on_tokens: OnTokens | None) -> list[PartialCompletion]:
         """Generate for all rows together; arrival steps mean nothing here."""
@@ -46,16 +52,23 @@ class StaticEngine(InProcessEngine):
         return partials
 
     def _pad(self, prompts: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
-        """Left-padded `input_ids` and `attention_mask`, (rows, longest) each."""
+        """Left-padded inputs, (rows, longest) each.
+
+        `position_ids` are among them for a model whose positions do not start at 0.
+        """
         longest = max(map(len, prompts))
         pad = pad_token_id(self.loaded)
         ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         device = self.loaded.device
-        return {
+        inputs = {
             "input_ids": torch.tensor(ids, device=device),
             "attention_mask": torch.tensor(mask, device=device),
         }
+        first = first_position(self.loaded.model)
+        if first:
+            inputs["position_ids"] = positions_of(inputs["attention_mask"], first)
+        return inputs
 
 
 class _Step:

@@ -2,9 +2,9 @@
 
 `op_rules.py` says which calls are covered.
 
-The pass is a prefill without padding, one with it, and a decoding step with the cache. A model
-whose ops are all covered may still depend on its padding by what it computes: so the bits of the
-padded row are compared as well, and recurrences that are computed in chunks are not taken.
+The pass is a prefill without padding, one with it, and a decoding step after each. A model whose
+ops are all covered may still depend on its padding, or on the other rows, by what it computes: so
+the bits of the row are compared as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from detcheck.kernels.first_passes import FIRST_PASSES
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.op_watch import CoveredOp, OpWatch, Uncovered
 from detcheck.kernels.settings import BATCH_INVARIANT, FAMILIES, FULLY_INVARIANT, OP_FAMILIES
-from detcheck.kernels.short_runs import alone, decoding_agrees, keeps_state, padded_and_decoded
+from detcheck.kernels.short_runs import (
+    alone,
+    beside_equal,
+    beside_longer,
+    decoding_agrees,
+    keeps_state,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +35,46 @@ class Coverage:
     covered: tuple[CoveredOp, ...]
     uncovered: tuple[Uncovered, ...]
     padding_matters: bool
-    """True if a row gave other bits with padding than without, under the batch-invariant mode."""
+    """True if a row gives other bits with padding than without, under the batch-invariant mode."""
+    batch_matters: bool = False
+    """True if a row gave other bits beside rows of its own length than alone."""
+
+    @property
+    def one_length(self) -> bool:
+        """True if the model is held, but only in batches of requests of one length."""
+        return self.padding_matters and not self.batch_matters and not self.uncovered
 
 
-def require_coverage(model: torch.nn.Module, name: str, longest: int = 0) -> None:
+def require_coverage(
+    model: torch.nn.Module, name: str, longest: int = 0, *, one_length: bool = False
+) -> bool:
     """Refuse a model that the whole batch-invariant mode cannot make invariant.
 
     Runs a few forward passes of a few tokens. `longest` is the number of tokens of the longest
-    request. Raises UsageError that names the first op that is not covered.
+    request. With `one_length` a model is taken that is held only without padding: the caller then
+    keeps padding from it (see `refuse_padding`). Returns true for such a model.
+
+    Raises UsageError that names the first op that is not covered.
     """
-    sentence = why_refused(model, name, longest)
-    if sentence is not None:
-        raise UsageError(sentence)
+    sentence = why_too_long(model, name, longest)
+    if sentence is None:
+        found = coverage(model)
+        sentence = refusal(found, name)
+        if sentence is None and (one_length or not found.one_length):
+            return found.one_length
+    raise UsageError(sentence or why_padding(name))
 
 
-def why_refused(model: torch.nn.Module, name: str, longest: int = 0) -> str | None:
-    """What is wrong and what to do, in a sentence, if a model is not covered; else None."""
+def why_padding(name: str) -> str:
+    """The problem and its remedy for a model that is held only without padding."""
+    return (
+        f"{name} computes with its padding, so it is held for requests of one length only: use "
+        '`engine="static"` with `traffic="alone"`, or `kernels="stock"`.'
+    )
+
+
+def why_too_long(model: torch.nn.Module, name: str, longest: int = 0) -> str | None:
+    """What is wrong and what to do, in a sentence, if a request is too long; else None."""
     limit = rescaled_beyond(model)
     if limit is not None and longest > limit:
         return (
@@ -59,11 +89,11 @@ def why_refused(model: torch.nn.Module, name: str, longest: int = 0) -> str | No
             f"{longest}, which the kernels for GPUs do not cover: use shorter prompts, lower "
             '`max_new_tokens`, `device="cpu"`, or `kernels="stock"`.'
         )
-    return refusal(coverage(model), name)
+    return None
 
 
 def refusal(found: Coverage, name: str) -> str | None:
-    """The sentence for a model's coverage; None if all of it is covered."""
+    """The sentence for a model's coverage; None if it is held, be it for one length only."""
     if found.uncovered:
         first, more = found.uncovered[0], len(found.uncovered) - 1
         others = f" and {more} more" if more else ""
@@ -72,10 +102,10 @@ def refusal(found: Coverage, name: str) -> str | None:
             'batch-invariant kernels do not cover: use `kernels="stock"`, or name the families to '
             f'cover, such as `kernels="batch-invariant:{OP_FAMILIES[0]}+{OP_FAMILIES[1]}"`.'
         )
-    if found.padding_matters:
+    if found.batch_matters:
         return (
-            f"{name} computes with its padding: a padded row gives other bits than the same row "
-            'alone, whatever the kernels. Use `kernels="stock"`.'
+            f"{name} computes with the other rows of its batch: a row gives other bits beside them "
+            'than alone, whatever the kernels. Use `kernels="stock"`.'
         )
     return None
 
@@ -97,7 +127,8 @@ def coverage(model: torch.nn.Module) -> Coverage:
             alone(model)  # tables that are made once are made here
             with watch:
                 row = alone(model)
-                padded = padded_and_decoded(model)
+                padded = beside_longer(model)
+            beside = beside_equal(model)
             padding_matters = not torch.equal(row, padded) or _scans_chunks(model)
         except UsageError:
             raise
@@ -111,7 +142,12 @@ def coverage(model: torch.nn.Module) -> Coverage:
                 f"A short run of this model failed, so its ops are not known ({reason}): use "
                 '`kernels="stock"`.'
             ) from error
-    return Coverage(tuple(watch.covered.values()), tuple(watch.uncovered.values()), padding_matters)
+    return Coverage(
+        tuple(watch.covered.values()),
+        tuple(watch.uncovered.values()),
+        padding_matters,
+        not torch.equal(row, beside),
+    )
 
 
 STEPWISE = frozenset({"zaya"})

@@ -171,8 +171,10 @@ def batch_invariant(
     thread; nests; stock ops are restored on exceptions.
 
     With `model`, a causal LM of transformers, a short run first checks that all its ops are
-    covered. Without it the first two forward passes inside are watched: ops that are not covered
-    are in `mode.proof().outside`, and `mode.proof().fault` says so.
+    covered. A model that computes with its padding is held for requests of one length: inside, a
+    forward pass of it with padding raises UsageError. Without `model` the first two forward passes
+    inside are watched: ops that are not covered are in `mode.proof().outside`, and
+    `mode.proof().fault` says so; padding is not checked.
 
     `pack_weights="auto"` keeps packed copies of linear layers' parameters on the CPU while the
     mode is on: faster than stock, for as much memory as the weights take. Copies that would take
@@ -188,16 +190,24 @@ def batch_invariant(
     families = _checked_families(ops)
     if pack_weights not in PACKING:
         raise UsageError(f"`pack_weights` must be auto or off, not {pack_weights!r}.")
-    if model is not None:
-        from detcheck.kernels.coverage import require_coverage
-
-        require_coverage(model, type(model).__name__)
-    mode = BatchInvariantMode(families, pack_weights == "auto")
-    try:
+    with ExitStack() as stack:
+        if model is not None:
+            stack.callback(_checked(model))
+        mode = BatchInvariantMode(families, pack_weights == "auto")
+        stack.callback(mode._exit)
         mode._enter()
         yield mode
-    finally:
-        mode._exit()
+
+
+def _checked(model: torch.nn.Module) -> Callable[[], None]:
+    """Refuse a model that is not covered, or else its padding, until the result is called."""
+    from detcheck.kernels.coverage import require_coverage
+    from detcheck.kernels.one_length import refuse_padding
+
+    name = type(model).__name__
+    if require_coverage(model, name, one_length=True):
+        return refuse_padding(model, name)
+    return lambda: None
 
 
 def _checked_families(ops: Iterable[str] | None) -> tuple[str, ...]:
@@ -222,6 +232,11 @@ def keep_packed_weights() -> Callable[[], None]:
 def active_families() -> tuple[str, ...]:
     """Op families that are overridden now, by any mode in this process."""
     return tuple(family for family, state in _families.items() if state.holders)
+
+
+def whole_mode_is_on() -> bool:
+    """True if all op families are overridden now: then rows are claimed to be invariant."""
+    return {*OP_FAMILIES} <= {*active_families()}
 
 
 def _hold(family: str) -> None:

@@ -8,6 +8,13 @@ from typing import Any
 
 import torch
 
+from detcheck.kernels.positions import (
+    first_position,
+    positions_of,
+    takes_positions,
+    without_padding_token,
+)
+
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 """Token ids of the probed request."""
 NUM_PROMPT_TOKENS = 3
@@ -18,37 +25,51 @@ _PADDING = len(_LONGER) - len(TOKENS)
 
 
 def alone(model: Any) -> torch.Tensor:
-    """Logits (tokens, vocabulary) of the probed prompt: one forward pass, no cache, no padding."""
-    return _forward(model, [TOKENS[:NUM_PROMPT_TOKENS]], use_cache=False).logits[0]
+    """Logits (tokens, vocabulary) of the probed prompt and of the token after it, with a cache.
 
-
-def padded_and_decoded(model: Any) -> torch.Tensor:
-    """The same logits, from a batch of two with padding on the left, kept in a cache.
-
-    Then decodes a step, for whoever watches the ops. A model without a cache does not decode.
+    A model without a cache does not decode: then the logits are those of the prompt.
     """
-    rows = [(0,) * _PADDING + TOKENS, _LONGER]
-    stop = _PADDING + NUM_PROMPT_TOKENS
-    out = _forward(model, [row[:stop] for row in rows], padding=_PADDING)
-    logits: torch.Tensor = out.logits[0, _PADDING:]
-    if _cache(out) is not None:
-        step = [row[stop : stop + 1] for row in rows]
-        _forward(model, step, padding=_PADDING, past=stop, cache=_cache(out))
-    return logits
+    return _first_row(model, [TOKENS])
+
+
+def beside_longer(model: Any) -> torch.Tensor:
+    """The same logits, from a batch of two in which the probed row is padded on the left."""
+    return _first_row(model, [(0,) * _PADDING + TOKENS, _LONGER], padding=_PADDING)
+
+
+def beside_equal(model: Any) -> torch.Tensor:
+    """The same logits, from a batch of three requests of one length, without padding."""
+    return _first_row(model, [TOKENS, _LONGER[: len(TOKENS)], TOKENS[::-1]])
+
+
+def _first_row(model: Any, rows: Sequence[Sequence[int]], padding: int = 0) -> torch.Tensor:
+    """Logits of the first row's prompt, without its padding, and of its first decoded token."""
+    first_position(model)  # found before there is a cache
+    stop = padding + NUM_PROMPT_TOKENS
+    out = _forward(model, [row[:stop] for row in rows], padding=padding)
+    logits: torch.Tensor = out.logits[0, padding:]
+    caches = _caches(out)
+    if not caches:
+        return logits
+    step = [row[stop : stop + 1] for row in rows]
+    out = _forward(model, step, padding=padding, past=stop, caches=caches)
+    return torch.cat([logits, out.logits[0]])
 
 
 def decoding_agrees(model: Any) -> bool:
     """True if a request that is decoded token by token gives the bits of one forward pass.
 
-    False also for models whose cache is not transformers' `past_key_values`.
+    False also for models without a cache.
     """
+    first_position(model)  # found before there is a cache
     whole = _forward(model, [TOKENS], use_cache=False).logits[0]
     out = _forward(model, [TOKENS[:NUM_PROMPT_TOKENS]])
     rows = [out.logits[0]]
     for at in range(NUM_PROMPT_TOKENS, len(TOKENS)):
-        if _cache(out) is None:
+        caches = _caches(out)
+        if not caches:
             return False
-        out = _forward(model, [TOKENS[at : at + 1]], past=at, cache=_cache(out))
+        out = _forward(model, [TOKENS[at : at + 1]], past=at, caches=caches)
         rows.append(out.logits[0])
     return torch.equal(torch.cat(rows), whole)
 
@@ -56,11 +77,11 @@ def decoding_agrees(model: Any) -> bool:
 def keeps_state(model: Any) -> bool:
     """True if the model's cache holds more than keys and values: the state of a recurrence."""
     out = _forward(model, [TOKENS[:NUM_PROMPT_TOKENS]])
-    if any(getattr(out, name, None) is not None for name in ("cache_params", "state")):
-        return True
-    return any(
+    caches = _caches(out)
+    layers = getattr(caches.get("past_key_values"), "layers", ())
+    return any(name != "past_key_values" for name in caches) or any(
         state is not None
-        for layer in getattr(_cache(out), "layers", ())
+        for layer in layers
         for state in getattr(layer, "recurrent_states", {}).values()
     )
 
@@ -71,29 +92,31 @@ def _forward(
     *,
     padding: int = 0,
     past: int = 0,
-    cache: Any = None,
+    caches: dict[str, Any] | None = None,
     use_cache: bool = True,
 ) -> Any:
     """One forward pass; `padding` tokens at the start of the first row are not to be seen.
 
-    `past` tokens of each row, padding included, are in `cache` already.
+    `past` tokens of each row, padding included, are in `caches` already.
     """
     device = next(model.parameters()).device
-    input_ids = torch.tensor(rows, device=device)
+    input_ids = without_padding_token(torch.tensor(rows, device=device), model)
     mask = torch.ones(len(rows), past + input_ids.shape[1], dtype=torch.long, device=device)
     mask[0, :padding] = 0
-    inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache}
+    inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache, **(caches or {})}
     if padding or past:
         inputs["attention_mask"] = mask
+    if takes_positions(model) and (padding or past):
+        inputs["position_ids"] = positions_of(mask, first_position(model))[:, past:]
     known = inspect.signature(model.forward).parameters
-    if "position_ids" in known and (padding or past):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        inputs["position_ids"] = positions[:, past:]
-    if cache is not None:
-        inputs["past_key_values"] = cache
     return model(**{name: value for name, value in inputs.items() if name in known})
 
 
-def _cache(out: Any) -> Any:
-    """The cache that a forward pass gave back, None if it gave none."""
-    return getattr(out, "past_key_values", None)
+CACHES = ("past_key_values", "cache_params", "state")
+"""Names of caches, which a forward pass gives back and the next one takes."""
+
+
+def _caches(out: Any) -> dict[str, Any]:
+    """The caches that a forward pass gave back, by name."""
+    found = {name: getattr(out, name, None) for name in CACHES}
+    return {name: cache for name, cache in found.items() if cache is not None}

@@ -20,6 +20,16 @@ def test_a_covered_architecture(detcheck):
     assert by["aten::topk"] == "stock, row by row"
 
 
+def test_an_architecture_that_computes_with_its_padding(detcheck):
+    result = detcheck("coverage", "bart")
+    shown = " ".join(result.out.split())
+    assert ", for requests of one length; padding is refused" in shown
+    assert "--engine static" in shown
+    found = json.loads(detcheck("coverage", "bart", "--json").out)
+    assert (found["one_length"], found["reason"]) == (True, None)
+    assert not json.loads(detcheck("coverage", "llama", "--json").out)["one_length"]
+
+
 def test_a_refused_architecture_names_op_and_module(detcheck, monkeypatch):
     monkeypatch.setattr("detcheck.kernels.op_rules.EVEN", EVEN - {"cos"})
     result = detcheck("coverage", "llama")

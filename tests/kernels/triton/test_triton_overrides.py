@@ -169,7 +169,7 @@ def test_an_engine_refuses_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch
         engine._check_kernels()
     monkeypatch.setattr(in_process, "why_unavailable", lambda: None)
     looked_at: list[object] = []
-    monkeypatch.setattr(in_process, "require_coverage", lambda *model: looked_at.append(model))
+    monkeypatch.setattr(in_process, "require_coverage", lambda *model, **_: looked_at.append(model))
     engine.loaded = SimpleNamespace(device=torch.device("cuda"), model="model", name="name")
     engine._check_kernels()
     assert looked_at == [("model", "name", 40)]

@@ -1,0 +1,59 @@
+"""Models whose rows do not depend on their batch as long as all rows have one length.
+
+Some models compute with their padding: learned positions count it, or a scan cuts the row into
+chunks from the start of its padding. Without padding their rows are invariant. The check here
+keeps padding from them: it looks at the inputs of every forward pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from detcheck.errors import UsageError
+
+_PACKED = ("cu_seq_lens_q", "cu_seqlens", "seq_idx")
+"""Inputs that say where the sequences of one row begin."""
+
+
+def refuse_padding(
+    model: torch.nn.Module, name: str, when: Callable[[], bool] = lambda: True
+) -> Callable[[], None]:
+    """Let forward passes of `model` raise UsageError if a row is padded or holds two sequences.
+
+    Only passes during which `when()` is true are looked at. Returns the function that ends this.
+    """
+    signature = inspect.signature(model.forward)
+
+    def look(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not when():
+            return
+        problem = why_not_one_length(signature.bind_partial(*args, **kwargs).arguments)
+        if problem is not None:
+            raise UsageError(
+                f"{name} is held for requests of one length only, and {problem}: batch requests "
+                'of equal length without padding, or use `kernels="stock"`.'
+            )
+
+    return model.register_forward_pre_hook(look, prepend=True, with_kwargs=True).remove
+
+
+def why_not_one_length(inputs: Mapping[str, Any]) -> str | None:
+    """The fault in a forward pass's arguments, by name, as a phrase; None if there is no padding.
+
+    `attention_mask` must be (rows, tokens) without zeros, `position_ids` must count up by one.
+    """
+    inputs = {**inputs, **inputs.get("kwargs", {})}
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if any(inputs.get(packed) is not None for packed in _PACKED):
+        return "a row of this forward pass holds several sequences"
+    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
+        return "the attention mask of this forward pass is not (rows, tokens)"
+    if mask is not None and not bool((mask != 0).all()):
+        return "a row of this forward pass is padded"
+    if isinstance(positions, torch.Tensor) and bool((positions.diff(dim=-1) != 1).any()):
+        return "the positions of a row of this forward pass do not count up by one"
+    return None

@@ -1,0 +1,107 @@
+"""Models that compute with their padding: held for requests of one length, padding is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from detcheck.errors import UsageError
+from detcheck.kernels.coverage import coverage, require_coverage
+from detcheck.kernels.mode import batch_invariant
+from detcheck.kernels.one_length import refuse_padding, why_not_one_length
+from detcheck.models.tiny import config_of, shrunk, tiny_model
+
+ROWS = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5], [4, 5, 4, 5, 4]])
+PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+
+@pytest.fixture(name="bart", scope="module")
+def _bart() -> torch.nn.Module:
+    """Its learned positions count padding."""
+    return tiny_model(shrunk(config_of("bart")))
+
+
+def test_learned_positions_are_held_for_one_length(bart: torch.nn.Module) -> None:
+    found = coverage(bart)
+    assert (found.uncovered, found.padding_matters, found.batch_matters) == ((), True, False)
+    assert found.one_length
+    assert require_coverage(bart, "Bart", one_length=True)
+    with pytest.raises(UsageError, match=r"^Bart computes with its padding, so it is held for req"):
+        require_coverage(bart, "Bart")
+
+
+def test_a_model_that_ignores_its_padding_is_not_limited() -> None:
+    llama = tiny_model(shrunk(config_of("llama")))
+    assert not coverage(llama).one_length
+    assert not require_coverage(llama, "Llama", one_length=True)
+
+
+def test_the_mode_computes_rows_of_one_length_and_refuses_padding(bart: torch.nn.Module) -> None:
+    with torch.no_grad(), batch_invariant(model=bart):
+        together = bart(input_ids=ROWS, attention_mask=torch.ones_like(ROWS)).logits
+        for row in range(len(ROWS)):
+            assert torch.equal(bart(input_ids=ROWS[row : row + 1]).logits[0], together[row])
+        with pytest.raises(UsageError, match=r"of one length only, and a row .* is padded: batch"):
+            bart(input_ids=ROWS, attention_mask=PADDED)
+    bart(input_ids=ROWS, attention_mask=PADDED)  # outside the mode the model is as it was
+
+
+def test_without_the_check_padded_rows_differ(bart: torch.nn.Module) -> None:
+    """The twin: the refused batch really gives a row other bits."""
+    with torch.no_grad(), batch_invariant():
+        padded = bart(input_ids=ROWS, attention_mask=PADDED).logits[0, 2:]
+        assert not torch.equal(bart(input_ids=ROWS[:1, 2:]).logits[0], padded)
+
+
+class SeesItsNeighbours(torch.nn.Module):
+    """Adds the mean of all rows to each."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.mean(0, keepdim=True)
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_refused() -> None:
+    model = tiny_model(shrunk(config_of("bart")))
+    model.model.decoder.layers[1].final_layer_norm = SeesItsNeighbours()
+    found = coverage(model)
+    assert found.batch_matters
+    assert not found.one_length
+    with pytest.raises(UsageError, match="Mixed computes with the other rows of its batch"):
+        require_coverage(model, "Mixed", one_length=True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "problem"),
+    [
+        ({}, None),
+        ({"attention_mask": torch.ones(2, 4), "position_ids": torch.arange(4)[None]}, None),
+        ({"attention_mask": torch.ones(2, 9), "position_ids": torch.tensor([[8]])}, None),
+        ({"attention_mask": PADDED}, "a row of this forward pass is padded"),
+        ({"attention_mask": PADDED.flip(1)}, "a row of this forward pass is padded"),
+        ({"attention_mask": torch.ones(2, 1, 4, 4)}, "is not (rows, tokens)"),
+        ({"attention_mask": {"full_attention": None}}, "is not (rows, tokens)"),
+        ({"position_ids": torch.tensor([[0, 1, 0, 1]])}, "do not count up by one"),
+        ({"kwargs": {"cu_seq_lens_q": torch.tensor([0, 2])}}, "holds several sequences"),
+    ],
+)
+def test_the_inputs_that_are_refused(inputs: dict[str, object], problem: str | None) -> None:
+    found = why_not_one_length(inputs)
+    assert found is None if problem is None else problem in str(found)
+
+
+def test_a_mask_that_is_given_by_place_is_seen(bart: torch.nn.Module) -> None:
+    leave = refuse_padding(bart, "Bart")
+    with pytest.raises(UsageError, match="is padded"):
+        bart(ROWS, PADDED)
+    leave()
+    bart(ROWS, PADDED)
+
+
+def test_passes_outside_the_condition_are_not_looked_at(bart: torch.nn.Module) -> None:
+    on = [False]
+    leave = refuse_padding(bart, "Bart", when=lambda: on[0])
+    bart(ROWS, PADDED)
+    on[0] = True
+    with pytest.raises(UsageError, match="is padded"):
+        bart(ROWS, PADDED)
+    leave()
