@@ -150,8 +150,8 @@ def coverage(model: torch.nn.Module) -> Coverage:
     )
 
 
-STEPWISE = frozenset({"zaya"})
-"""Architectures whose state is that of single tokens, and stays at its start on padding."""
+STEPWISE = frozenset({"zaya", "mamba", "falcon_mamba", "jamba"})
+"""Architectures whose state goes from token to token, and stays at its start on padding."""
 
 
 def _scans_chunks(model: Any) -> bool:

@@ -25,7 +25,7 @@ MOVES = frozenset(
         *("embedding", "index", "index_select", "gather", "scatter", "cat", "stack", "copy_"),
         *("clone", "_to_copy", "contiguous", "constant_pad_nd", "repeat", "roll", "flip", "tril"),
         *("triu", "where", "masked_fill", "masked_fill_", "fill_", "zero_", "arange", "full"),
-        *("full_like", "zeros", "zeros_like", "ones", "ones_like", "scalar_tensor", "empty"),
+        *("full_like", "zeros", "zeros_like", "ones", "ones_like", "scalar_tensor", "empty", "eye"),
         *("empty_like", "empty_strided", "new_empty", "new_zeros", "new_ones", "new_full"),
         *("_unsafe_view", "index_put_", "index_copy_", "lift_fresh", "_reshape_alias", "split"),
         *("split_with_sizes", "unbind", "chunk", "resize_", "_local_scalar_dense", "equal"),

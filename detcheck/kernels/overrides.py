@@ -27,6 +27,7 @@ from detcheck.kernels.cpu import power as cpu_power
 from detcheck.kernels.cpu import reduce as cpu_reduce
 from detcheck.kernels.cpu import softmax as cpu_softmax
 from detcheck.kernels.cpu.any_mask import scaled_dot_product_attention
+from detcheck.kernels.cpu import triangular as cpu_triangular
 from detcheck.kernels.cpu.linear import linear as cpu_linear
 from detcheck.kernels.experts import EXPERTS_OP, experts, put_in_table
 from detcheck.kernels.settings import PREFILL
@@ -35,7 +36,7 @@ from detcheck.kernels.triton import why_unavailable
 Kernel = Callable[..., Any]
 
 ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
-    "matmul": {"CPU": cpu_matmul.KERNELS | cpu_convolution.KERNELS},
+    "matmul": {"CPU": cpu_matmul.KERNELS | cpu_convolution.KERNELS | cpu_triangular.KERNELS},
     "attention": {"CPU": cpu_flash.KERNELS},
     "norm": {"CPU": cpu_norm.KERNELS},
     "softmax": {"CPU": cpu_softmax.KERNELS},

@@ -76,6 +76,8 @@ def decoding_agrees(model: Any) -> bool:
 
 def keeps_state(model: Any) -> bool:
     """True if the model's cache holds more than keys and values: the state of a recurrence."""
+    if "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
+        return True
     out = _forward(model, [TOKENS[:NUM_PROMPT_TOKENS]])
     caches = _caches(out)
     layers = getattr(caches.get("past_key_values"), "layers", ())
@@ -104,7 +106,8 @@ def _forward(
     mask = torch.ones(len(rows), past + input_ids.shape[1], dtype=torch.long, device=device)
     mask[0, :padding] = 0
     inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache, **(caches or {})}
-    if padding or past:
+    # A model that keeps only a state needs no mask beyond the prefill, and takes none.
+    if "past_key_values" in (caches or {}) or (padding and not caches):
         inputs["attention_mask"] = mask
     if takes_positions(model) and (padding or past):
         inputs["position_ids"] = positions_of(mask, first_position(model))[:, past:]

@@ -30,13 +30,15 @@ RULES: dict[int, tuple[str, ...]] = {
     48: ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden_size"),
     NUM_LAYERS: ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
                  "num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "experts_per_token",
-                 "moe_top_k", "num_experts_per_token"),
+                 "moe_top_k", "num_experts_per_token", "num_blocks"),
     4: ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads",
         "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts",
-        "encoder_attention_heads", "linear_num_value_heads", "linear_num_key_heads"),
+        "encoder_attention_heads", "linear_num_value_heads", "linear_num_key_heads",
+        "linear_num_heads", "chunk_size", "mamba_chunk_size", "block_size"),
     16: ("head_dim", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "linear_key_head_dim",
-         "linear_value_head_dim", "global_head_dim", "hidden_size_per_layer_input",
-         "mamba_d_head", "mamba_d_state", "ssm_state_size", "state_size"),
+         "linear_value_head_dim", "linear_head_dim", "global_head_dim",
+         "mamba_d_head", "mamba_d_state", "ssm_state_size", "state_size",
+         "hidden_size_per_layer_input"),
     8: ("qk_rope_head_dim", "rotary_dim", "rope_head_dim", "time_step_rank", "mamba_n_heads",
         "mamba_num_heads", "n_mamba_heads"),
     12: ("v_head_dim",),
@@ -55,6 +57,7 @@ _JAMBA = {
     "expert_layer_offset": 1, "num_hidden_layers": 2,
 }  # fmt: skip
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4},
     "dots1": {
         "num_experts_per_tok": 2,
@@ -81,7 +84,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "nemotron": {"head_dim": 16},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "xlnet": {"d_head": 16},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "xmod": {"default_language": "en_XX"},
+    "zamba2": {"mamba_headdim": 16, "layers_block_type": ["mamba", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
 }
 """Architecture, and what its tiny config needs beyond the rules."""

@@ -36,9 +36,16 @@ SAMPLE = {
     "a bias of positions": "inkling_text",
     "masks that are biases": "doge",
     "PyTorch's attention": "inkling2_text",
+    "a scan token by token": "jamba",
     "positions from behind the padding token": "roberta",
 }
-ONE_LENGTH = {"learned positions": "bart", "a recurrence beside a window": "recurrent_gemma"}
+ONE_LENGTH = {
+    "learned positions": "bart",
+    "a recurrence beside a window": "recurrent_gemma",
+    "a scan in chunks": "mamba2",
+    "a gated delta rule": "qwen3_5",
+    "linear attention in blocks": "minimax",
+}
 REFUSED = {
     "rwkv": "computes with the other rows of its batch",
 }

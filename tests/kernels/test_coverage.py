@@ -133,10 +133,20 @@ def test_a_window_of_one_is_refused_by_name() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_state_space_model_is_refused_by_name() -> None:
+def test_a_scan_in_chunks_is_held_for_one_length_only() -> None:
+    config = T.Mamba2Config(
+        vocab_size=64, hidden_size=64, num_hidden_layers=1, pad_token_id=0, num_heads=8, head_dim=16
+    )
+    model = T.Mamba2ForCausalLM(config).eval()
+    with pytest.raises(UsageError, match="Mamba computes with its padding, so it is held for req"):
+        require_coverage(model, "Mamba")
+    assert require_coverage(model, "Mamba", one_length=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scan_token_by_token_is_held_with_padding() -> None:
     config = T.MambaConfig(vocab_size=64, hidden_size=64, num_hidden_layers=1, pad_token_id=0)
-    with pytest.raises(UsageError, match="Mamba computes with its padding"):
-        require_coverage(T.MambaForCausalLM(config).eval(), "Mamba")
+    assert not require_coverage(T.MambaForCausalLM(config).eval(), "Mamba", one_length=True)
 
 
 class Packed(nn.Module):
