@@ -26,8 +26,8 @@ from detcheck.kernels.cpu import pointwise as cpu_pointwise
 from detcheck.kernels.cpu import power as cpu_power
 from detcheck.kernels.cpu import reduce as cpu_reduce
 from detcheck.kernels.cpu import softmax as cpu_softmax
-from detcheck.kernels.cpu.any_mask import scaled_dot_product_attention
 from detcheck.kernels.cpu import triangular as cpu_triangular
+from detcheck.kernels.cpu.any_mask import scaled_dot_product_attention
 from detcheck.kernels.cpu.linear import linear as cpu_linear
 from detcheck.kernels.experts import EXPERTS_OP, experts, put_in_table
 from detcheck.kernels.settings import PREFILL
