@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from detcheck import rundir
 from detcheck.analysis import analyse
 from detcheck.analysis.summary import summary_rows
@@ -19,7 +21,7 @@ from detcheck.budget import Answers, Budget, BudgetPlan, Deadline, cost_kind, gr
 from detcheck.engines import Engine, TrialResult
 from detcheck.engines.base import AsksAgain, ChecksEndpoints, InFlight
 from detcheck.errors import MeasurementError, OutOfMemory, StorageError
-from detcheck.evidence import EndpointCheck, KernelsProof
+from detcheck.evidence import EndpointCheck, KernelsProof, LoadEvidence
 from detcheck.experiment import Experiment
 from detcheck.grid import Condition, conditions
 from detcheck.listener import Listener
@@ -110,7 +112,8 @@ class Execution:
         if self.budget is not None:
             self._spend(*self.budget)
             return
-        for index, record in enumerate(self.writer.records):
+        for index in range(0, len(self.writer.records), self.target.traits.choices):
+            record = self.writer.records[index]
             if record.status != "done" and self._begin(index):
                 trials = iterate_trials(self.experiment, self._conditions[index], record.trials)
                 if self._run(index, trials):
@@ -154,7 +157,7 @@ class Execution:
         if limit is not None and condition.batch_size >= limit:
             self._fail(index, f"Not tried: memory ran out at batch size {limit} before.")
             return False
-        self.writer.set_status(index, "running")
+        self._set_status(index, "running")
         self.listener.condition_started(index, self.writer.records[index])
         return True
 
@@ -174,9 +177,18 @@ class Execution:
         return True
 
     def _end(self, index: int, status: Status) -> None:
-        self.writer.set_status(index, status)
+        self._set_status(index, status)
         self.writer.save(if_due=True)
-        self.listener.condition_finished(index, self.writer.records[index])
+        for each in self._choices_of(index):
+            self.listener.condition_finished(each, self.writer.records[each])
+
+    def _choices_of(self, index: int) -> range:
+        """The conditions that share the trials of condition `index`, that of the first choice."""
+        return range(index, index + self.target.traits.choices)
+
+    def _set_status(self, index: int, status: Status, error: str | None = None) -> None:
+        for each in self._choices_of(index):
+            self.writer.set_status(each, status, error)
 
     def _commit(self, index: int, trial: Trial) -> None:
         def on_tokens(tokens: int, requests: InFlight | None = None, /) -> None:
@@ -188,19 +200,33 @@ class Execution:
         condition = trial.condition
         with _uninterrupted():
             self.writer.set_proof(self._proof(condition.kernels))
+            self._append(index, trial.index, result)
+        distinct = self._distinct(condition, result)
+        for each in self._choices_of(index):
+            self.listener.trial_finished(each, self.writer.records[each], distinct)
+
+    def _append(self, index: int, trial: int, result: TrialResult) -> None:
+        """Commit a trial to the conditions of all its choices, that of the first choice last.
+
+        A resume goes on after the trials of the first choice. A choice that was committed before
+        the run was killed is not committed again. Time and tokens are shared out over the choices.
+        """
+        choices = list(zip(self._choices_of(index), result.by_choice, strict=True))
+        tokens, left = divmod(result.generated_tokens, len(choices))
+        for each, completions in reversed(choices):
+            if self.writer.records[each].trials > trial:
+                continue
+            is_first = each == index
             self.writer.append_trial(
-                index,
-                trial.index,
-                result.completions,
-                elapsed_s=result.elapsed_s,
-                generated_tokens=result.generated_tokens,
-                load=result.load,
-                filler_failures=result.filler_failures,
-                retries=result.retries,
+                each,
+                trial,
+                completions,
+                elapsed_s=result.elapsed_s / len(choices),
+                generated_tokens=tokens + (left if is_first else 0),
+                load=result.load if is_first else _uncounted(result.load),
+                filler_failures=result.filler_failures if is_first else {},
+                retries=result.retries if is_first else 0,
             )
-        self.listener.trial_finished(
-            index, self.writer.records[index], self._distinct(condition, result)
-        )
 
     def _proof(self, kernels: str) -> KernelsProof:
         """The proof of `kernels` of this pass, joined with the proof before a resume."""
@@ -211,14 +237,25 @@ class Execution:
         """Variants of the condition's prompt, kernels and seed, this trial included."""
         answers = self._answers[group_of(condition)]
         answers.update(
-            completion.fingerprint for _, completion in result.completions if not completion.failed
+            completion.fingerprint
+            for completions in result.by_choice
+            for _, completion in completions
+            if not completion.failed
         )
         return len(answers)
 
     def _fail(self, index: int, error: str) -> None:
-        self.writer.set_status(index, "failed", error)
+        self._set_status(index, "failed", error)
         self.writer.save(if_due=True)
-        self.listener.condition_finished(index, self.writer.records[index])
+        for each in self._choices_of(index):
+            self.listener.condition_finished(each, self.writer.records[each])
+
+
+def _uncounted(load: LoadEvidence | None) -> LoadEvidence | None:
+    """The evidence without its counts, which are those of the trial and count once."""
+    if load is None:
+        return None
+    return msgspec.structs.replace(load, preemptions=None, prefix_cache_hits=None)
 
 
 def _joined(before: KernelsProof, now: KernelsProof) -> KernelsProof:

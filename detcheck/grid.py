@@ -28,19 +28,31 @@ class Condition:
     """Seed of the wanted sample; without effect at temperature 0."""
     several_seeds: bool = False
     """If true, the seed is part of the condition's name."""
+    choice: int = 0
+    """0-based number of the choice; the conditions of one request's choices share its trials."""
+    several_choices: bool = False
+    """If true, the choice is part of the condition's name."""
 
     @property
     def condition_id(self) -> str:
         """Name of the cell within its run, such as `p0/stock/b4` or `p0/stock/b4/s1/tp2`."""
         seed = self.seed if self.several_seeds else None
-        return condition_id(self.prompt_index, self.kernels, self.batch_size, self.placement, seed)
+        choice = self.choice if self.several_choices else None
+        place = (self.prompt_index, self.kernels, self.batch_size, self.placement)
+        return condition_id(*place, seed, choice)
 
 
 def condition_id(
-    prompt_index: int, kernels: str, batch_size: int, placement: str = "", seed: int | None = None
+    prompt_index: int,
+    kernels: str,
+    batch_size: int,
+    placement: str = "",
+    seed: int | None = None,
+    choice: int | None = None,
 ) -> str:
-    """Name of a cell of the grid within its run; `seed` is None if the run has only one."""
+    """Name of a cell of the grid; `seed` and `choice` are None if the run has only one of them."""
     sample = "" if seed is None else f"/s{seed}"
+    sample += "" if choice is None else f"/c{choice}"
     place = f"/{placement.replace(' ', '-')}" if placement else ""
     return f"p{prompt_index}/{kernels}/b{batch_size}{sample}{place}"
 
@@ -50,13 +62,20 @@ def conditions(experiment: Experiment, target: Target) -> tuple[Condition, ...]:
 
     Kernels, placements and seeds alternate within a batch size, so that a drift of the machine's
     speed falls on all of them, and the reference batch comes first. If changing the kernels or the
-    placement loads the model anew (a trait of the target), these change last.
+    placement loads the model anew (a trait of the target), these change last. The conditions of
+    the choices of one request follow each other.
     """
     shares = share_completions(experiment.completions, experiment.batch_sizes, experiment.traffic)
     several = len(experiment.seeds) > 1
+    choices = target.traits.choices
     return tuple(
-        Condition(prompt_index, kernels, size, shares[size], placement, seed, several)
+        Condition(
+            *(prompt_index, kernels, size, shares[size], placement, seed, several),
+            choice=choice,
+            several_choices=choices > 1,
+        )
         for prompt_index, size, placement, seed, kernels in _cells(experiment, target)
+        for choice in range(choices)
     )
 
 

@@ -12,7 +12,7 @@ from detcheck import __version__, environment, rundir
 from detcheck.budget import Budget
 from detcheck.engines import Connection, Engine, open_engine
 from detcheck.engines.base import IdentifiesModel, OnWait
-from detcheck.errors import RunDirectoryError
+from detcheck.errors import RunDirectoryError, UsageError
 from detcheck.evidence import ModelIdentity
 from detcheck.execution import Execution, utc_now
 from detcheck.experiment import Experiment
@@ -52,6 +52,7 @@ def run(
     time = None if budget is None else (budget, budget.begin())
     target = target or getattr(engine, "target", None) or InProcess()
     experiment = target.settle(experiment)
+    _check_budget(budget, target)
     run_id = new_run_id()
     path = Path(out) if out is not None else RUNS_FOLDER / run_id
     check_vacant(path)  # before a model is loaded in vain
@@ -100,6 +101,7 @@ def resume(
                 f"{folder} was run with {_difference(theirs, ours)}: resume it without that "
                 "option, or start a new run."
             )
+    _check_budget(budget, stored.target)
     with ExitStack() as held:
         engine = engine or open_engine(
             stored.experiment, stored.target, connection, _on_wait(listener)
@@ -115,6 +117,14 @@ def resume(
         writer.set_budget(None if budget is None else budget.seconds)
         execution.remember(loaded)
         return execution.go()
+
+
+def _check_budget(budget: Budget | None, target: Target) -> None:
+    """Raise UsageError if a budget would have to plan the choices of requests."""
+    if budget is not None and target.traits.choices > 1:
+        raise UsageError(
+            "A time budget cannot plan requests for several `choices`: leave one of them out."
+        )
 
 
 def _device(target: Target) -> str | None:

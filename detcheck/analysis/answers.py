@@ -205,9 +205,9 @@ def _responses(run: Run, group: Group, here: Tally, parse: AnswerParser) -> list
         here.condition.tolist(), here.variant.tolist(), here.count.tolist(), strict=True
     ):
         record, stored = run.conditions[condition], run.variants[variant]
-        answer = parsed[stored.fingerprint]
+        answer, sample = parsed[stored.fingerprint], run.sample_of(record)
         found.append(
-            Response(record.batch_size, stored.text, answer, stored.fingerprint, record.seed, count)
+            Response(record.batch_size, stored.text, answer, stored.fingerprint, sample, count)
         )
     return sorted(found, key=lambda response: rank[response.identity])
 

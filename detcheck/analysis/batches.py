@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +22,10 @@ from detcheck.evidence import FORWARD_PASSES, SERVER_COUNTERS, STREAMED_TOKENS
 from detcheck.kernels.settings import AS_SERVED, STOCK
 from detcheck.rundir import ConditionRecord, Run
 
-StockRecords = dict[tuple[int, int, str, int], ConditionRecord]
-"""(prompt index, batch size, placement, seed) -> the condition under stock kernels."""
+CostKey = tuple[int, int, str, int, int]
+"""(prompt index, batch size, placement, seed, choice)."""
+StockRecords = dict[CostKey, ConditionRecord]
+"""The conditions under stock kernels."""
 SERVER_SHARE = 0.75
 """Share of a batch that must be seen if a server forms it: its counters are read only now and then,
 and requests that are sent together are taken in one after the other."""
@@ -51,9 +53,9 @@ class Counted:
         return cls(tally(run), rows_by_condition(run), stock)
 
 
-def _cost_key(record: ConditionRecord) -> tuple[int, int, str, int]:
+def _cost_key(record: ConditionRecord) -> CostKey:
     """What must agree for costs to be compared."""
-    return record.prompt_index, record.batch_size, record.placement, record.seed
+    return record.prompt_index, record.batch_size, record.placement, record.seed, record.choice
 
 
 def batch_size_row(
@@ -78,11 +80,11 @@ def batch_size_row(
         completions=completions,
         failed=sum(record.failed for record in records),
         distinct=len(per_variant),
-        distinct_within_seed=max(len(part.variant) for part in parts),
+        distinct_within_seed=max(map(len, _by_sample(run, records, parts).values())),
         most_common=int(per_variant.max(initial=0)),
         differ_from_reference=completions
         - sum(
-            int(part.count[part.variant == references[record.seed]].sum())
+            int(part.count[part.variant == references[run.sample_of(record)]].sum())
             for part, record in zip(parts, records, strict=True)
         ),
         observed_rows_max=max(record.rows_max for record in records),
@@ -95,8 +97,19 @@ def batch_size_row(
         ),
         failures=_failures(records),
         retries=sum(record.retries for record in records),
-        seed=records[0].seed if len(records) == 1 else None,
+        seed=run.sample_of(records[0]) if len(records) == 1 else None,
+        choice=records[0].choice if len(records) == 1 and run.traits.choices > 1 else None,
     )
+
+
+def _by_sample(
+    run: Run, records: Sequence[ConditionRecord], parts: Sequence[Tally]
+) -> dict[int, set[int]]:
+    """The variants of each wanted sample; `parts` are the counts of each condition."""
+    found: defaultdict[int, set[int]] = defaultdict(set)
+    for record, part in zip(records, parts, strict=True):
+        found[run.sample_of(record)].update(part.variant.tolist())
+    return found
 
 
 def _failures(records: Sequence[ConditionRecord]) -> dict[str, int]:
@@ -155,14 +168,17 @@ def repeats_differ(run: Run, rows: IntArray, *, by_bits: bool = False) -> int | 
     return int(differ.sum())
 
 
-def evidence(records: Sequence[ConditionRecord], *, open_loop: bool = False) -> BatchEvidence:
+def evidence(
+    records: Sequence[ConditionRecord], *, open_loop: bool = False, choices: int = 1
+) -> BatchEvidence:
     """Whether each batch size that was asked for was seen.
 
-    In full in some forward pass; or, if a server forms the batches, SERVER_SHARE of it.
+    In full in some forward pass; or, if a server forms the batches, SERVER_SHARE of it. `choices`
+    are those of each request: a server computes and counts each by itself.
     """
-    asked = max(record.batch_size for record in records)
+    asked = max(_sent(record, choices) for record in records)
     seen = max(record.rows_max for record in records)
-    short = [record for record in records if record.rows_max < _enough(record, open_loop)]
+    short = [record for record in records if record.rows_max < _enough(record, open_loop, choices)]
     if seen == 0:
         sentence = _nothing_seen(records)
     elif short:
@@ -171,29 +187,35 @@ def evidence(records: Sequence[ConditionRecord], *, open_loop: bool = False) -> 
         sources = dict.fromkeys(record.evidence_source or FORWARD_PASSES for record in records)
         observed_by = ", ".join(HOW_OBSERVED.get(source, source) for source in sources)
         where = " under open-loop arrivals" if open_loop else ""
-        shared = ", other clients' requests among them" if _shared(records) else ""
+        shared = ", other clients' requests among them" if _shared(records, choices) else ""
         sentence = f"batches of up to {seen} of {asked} asked{where}, {observed_by}{shared}"
     return BatchEvidence(not short, asked, seen, sentence)
 
 
-def _enough(record: ConditionRecord, open_loop: bool) -> int:
+def _sent(record: ConditionRecord, choices: int) -> int:
+    """The batch size as it is counted: a server's counters count each choice of a request."""
+    counted = record.evidence_source == SERVER_COUNTERS
+    return record.batch_size * (choices if counted else 1)
+
+
+def _enough(record: ConditionRecord, open_loop: bool, choices: int) -> int:
     """Requests that must have been seen together for a condition to count as loaded."""
     if open_loop:  # how many requests meet is up to their arrivals: some must
-        return min(2, record.batch_size)
+        return min(2, record.batch_size) * (_sent(record, choices) // record.batch_size)
     if record.evidence_source in ("", FORWARD_PASSES):
         return record.batch_size
-    return math.ceil(SERVER_SHARE * record.batch_size)
+    return math.ceil(SERVER_SHARE * _sent(record, choices))
 
 
-def _shared(records: Sequence[ConditionRecord]) -> bool:
+def _shared(records: Sequence[ConditionRecord], choices: int) -> bool:
     """True if a server computed more requests together than it was sent.
 
     By the mean over its iterations. Its largest value counts only beyond the largest batch size,
     since a gauge may still show the condition before.
     """
-    largest = max(record.batch_size for record in records)
+    largest = max(_sent(record, choices) for record in records)
     return any(
-        (record.rows_mean or 0.0) > SHARED * record.batch_size or record.rows_max > largest
+        (record.rows_mean or 0.0) > SHARED * _sent(record, choices) or record.rows_max > largest
         for record in records
     )
 

@@ -209,11 +209,15 @@ def _common_seeds(left: Run, right: Run) -> Collection[int]:
     """Seeds within which answers are compared; empty if seeds play no part.
 
     At temperature 0 a seed changes nothing, and runs without a common seed can only be compared as
-    a whole.
+    a whole. The choices of one seed take the place of seeds if both runs have several.
     """
     if 0 in (left.experiment.temperature, right.experiment.temperature):
         return ()
-    return [seed for seed in left.experiment.seeds if seed in right.experiment.seeds]
+    if left.by_choice != right.by_choice:  # the number of a choice is no seed
+        return ()
+    if left.by_choice and left.experiment.seeds != right.experiment.seeds:
+        return ()
+    return [seed for seed in left.samples if seed in right.samples]
 
 
 def _pair(
@@ -289,14 +293,14 @@ def _by_condition(
     found: dict[_CellKey, SeedCounts] = {}
     for index, record in enumerate(run.conditions):
         prompt = run.experiment.prompts[record.prompt_index]
-        if prompt not in answers or (seeds and record.seed not in seeds):
+        if prompt not in answers or (seeds and run.sample_of(record) not in seeds):
             continue
         key = (prompt, record.kernels, record.batch_size, record.placement)
         counts = found.setdefault(key, Counter())
         here = pairs.of([index])
         for variant, number in zip(here.variant.tolist(), here.count.tolist(), strict=True):
             name = answers[prompt][run.variants[variant].fingerprint].fingerprint
-            counts[record.seed if seeds else None, name] += number
+            counts[run.sample_of(record) if seeds else None, name] += number
     return found
 
 

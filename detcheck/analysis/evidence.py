@@ -159,7 +159,7 @@ def _every_completion(analysis: Analysis, groups: Sequence[Group]) -> Iterator[F
     for group in groups:
         asked = group.asked
         if analysis.run.budget_s is None:  # a record cannot ask for less than the experiment
-            asked = max(asked, analysis.run.experiment.completions)
+            asked = max(asked, analysis.run.experiment.completions * analysis.run.traits.choices)
         if group.completions < asked:
             failed = f" ({failures(group)})" if group.failed else ""
             sentence = f"{group.completions:,} of {count(asked, 'completion')} came back{failed}."
@@ -193,7 +193,7 @@ def _load_varied(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Findin
                 "could not have failed. Run several batch sizes, such as 1, 4 and 8."
             )
             yield _lack(LOAD_VARIED, sentence, group)
-        elif (busy := _busy(group)) is not None:
+        elif (busy := _busy(group, analysis.run.traits.choices)) is not None:
             yield _lack(LOAD_VARIED, busy, group)
 
 
@@ -289,7 +289,7 @@ def _two_loads(analysis: Analysis, group: Group) -> bool:
     return analysis.run.experiment.traffic == "mixed" or _num_observed_loads(analysis, group) > 1
 
 
-def _busy(group: Group) -> str | None:
+def _busy(group: Group, choices: int) -> str | None:
     """A sentence if other clients' requests were most of a server's load; None otherwise."""
     means = [
         (row.batch_size, row.observed_rows_mean)
@@ -299,7 +299,7 @@ def _busy(group: Group) -> str | None:
     if len(means) < 2:
         return None
     (smallest, low), (largest, high) = min(means), max(means)
-    if low <= SHARED * smallest or high >= BUSY * low:
+    if low <= SHARED * smallest * choices or high >= BUSY * low:
         return None
     return (
         f"Other clients' requests kept the server busy ({low:.3g} were computed together when "

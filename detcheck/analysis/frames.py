@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 ROW_COLUMNS = tuple(
     field.name
     for field in fields(BatchSizeRow)
-    if field.name not in ("placement", "failures", "seed", "distinct_within_seed")
+    if field.name not in ("placement", "failures", "seed", "choice", "distinct_within_seed")
 )
-"""Failures by kind are no single value; a condition has one seed, which comes last."""
+"""Failures by kind are no single value; a condition has one seed, which comes last, and a choice
+is in its name."""
 CONDITION_COLUMNS = ("condition", "prompt", "kernels", *ROW_COLUMNS, "placement", "seed")
 VARIANT_COLUMNS = (
     "prompt", "kernels", "rank", "count", "share", "is_reference", "first_divergence",
@@ -66,7 +67,7 @@ def conditions_frame(analysis: Analysis) -> pd.DataFrame:
     retries                int64    requests that were sent again
     repeats_differ         Int64    completions of repeated trials whose answer differs; NA: none
     placement              object   such as `endpoint 2`; empty if the grid has only one place
-    seed                   int64    seed of the wanted sample
+    seed                   int64    wanted sample: its seed, or its choice of several
     =====================  =======  ================================================================
     """
     return _frame(
@@ -155,7 +156,7 @@ def _dtype(column: str) -> str:
 
 
 def _conditions(analysis: Analysis, group: Group) -> Iterator[tuple[Any, ...]]:
-    several = len(analysis.run.experiment.seeds) > 1
+    several = len(analysis.run.experiment.seeds) > 1  # then no request asks for several choices
     for row in group.by_condition:
         name = condition_id(
             group.prompt_index,
@@ -163,6 +164,7 @@ def _conditions(analysis: Analysis, group: Group) -> Iterator[tuple[Any, ...]]:
             row.batch_size,
             row.placement,
             row.seed if several else None,
+            row.choice,
         )
         values = (getattr(row, column) for column in ROW_COLUMNS)
         yield (name, group.prompt, group.kernels, *values, row.placement, row.seed)

@@ -41,7 +41,9 @@ class BatchSizeRow:
     """Completions of the trials that send the requests of trial 0 once more, whose answer differs
     from trial 0's; of servers too. None if there was no such trial."""
     seed: int | None = None
-    """Seed of the wanted sample if this is one condition; None if it is over all seeds."""
+    """Wanted sample of this one condition, its seed or choice; None if it is over several."""
+    choice: int | None = None
+    """Number of the choice if this is one condition of several; None otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

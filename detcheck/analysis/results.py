@@ -166,6 +166,8 @@ class Group:
     by_seed: tuple[SeedSplit, ...] = ()
     """One per seed, in the order of the experiment. References and divergences are within a seed:
     other seeds are other wanted samples."""
+    sample: str = "seed"
+    """The word for a wanted sample: `seed`, or `choice` if each request asks for several."""
     by_condition: tuple[BatchSizeRow, ...] = ()
     """One per condition: as `by_batch_size`, but each seed by itself."""
 

@@ -1,7 +1,9 @@
 """The completions of one seed: its reference, and where its other variants leave it.
 
 A seed is a *wanted* sample. Answers to different seeds may differ; within a seed, every answer but
-one was added by the system. So references, divergences and branchings are within a seed.
+one was added by the system. So references, divergences and branchings are within a seed. If each
+request asks for several choices above temperature 0, the choices are the wanted samples, and the
+number of the choice stands for the seed; see `Run.samples`.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ class SeedCells:
 
 def seed_cells(run: Run, conditions: Sequence[int], counted: Counted) -> tuple[SeedCells, ...]:
     """The conditions of a group seed by seed, in the order of the experiment."""
-    by_seed: dict[int, list[int]] = {seed: [] for seed in run.experiment.seeds}
+    by_seed: dict[int, list[int]] = {seed: [] for seed in run.samples}
     for index in conditions:
-        by_seed[run.conditions[index].seed].append(index)
+        by_seed[run.sample_of(run.conditions[index])].append(index)
     return tuple(
         SeedCells(seed, indices, pick_reference(run, counted.pairs.of(indices)))
         for seed, indices in by_seed.items()

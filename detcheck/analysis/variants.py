@@ -151,7 +151,7 @@ def variant_counts(
             is_reference=index in references,
             first_divergence=first_divergence[index],
             batch_sizes=tuple(sorted(sizes[index])),
-            seeds=tuple(seed for seed in run.experiment.seeds if seed in seeds[index]),
+            seeds=tuple(seed for seed in run.samples if seed in seeds[index]),
         )
         for position, (index, count) in enumerate(
             zip(variants.tolist(), counts.tolist(), strict=True), start=1
@@ -165,5 +165,5 @@ def _seen_under(run: Run, pairs: Tally) -> tuple[dict[int, set[int]], dict[int, 
     seeds: defaultdict[int, set[int]] = defaultdict(set)
     for condition, variant in zip(pairs.condition.tolist(), pairs.variant.tolist(), strict=True):
         sizes[variant].add(run.conditions[condition].batch_size)
-        seeds[variant].add(run.conditions[condition].seed)
+        seeds[variant].add(run.sample_of(run.conditions[condition]))
     return sizes, seeds

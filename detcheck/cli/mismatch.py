@@ -74,7 +74,7 @@ def _asked_fields() -> tuple[Field, ...]:
 
 @takes(
     *parameters(_asked_fields()),
-    *parameters(field for field in target_fields() if field.name != "model"),
+    *parameters(field for field in target_fields() if field.name not in ("model", "choices")),
     *parameters(fields_of(TrainerOptions)),
     *parameters(fields_of(MismatchLimits)),
 )

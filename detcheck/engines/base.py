@@ -48,6 +48,13 @@ class TrialResult:
     """Requests that only made load and failed, by kind."""
     retries: int = 0
     """Requests that were sent again because nothing had been generated."""
+    more_choices: tuple[tuple[tuple[int, Completion], ...], ...] = ()
+    """The same for each further choice of the requests, if they ask for several."""
+
+    @property
+    def by_choice(self) -> tuple[tuple[tuple[int, Completion], ...], ...]:
+        """The completions of every choice, the first choice first."""
+        return self.completions, *self.more_choices
 
 
 class Engine(Protocol):

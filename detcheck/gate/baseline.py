@@ -125,6 +125,7 @@ def baseline_of(analysis: Analysis, kernels: Sequence[str], preview: int | None 
                 f"The baseline has no {name} kernels, only "
                 f"{', '.join(analysis.run.experiment.kernels)}: choose others by `kernels`."
             )
+    check_no_choices(analysis.run)
     groups = [group for group in analysis.groups if group.kernels in kernels]
     check_evidence(analysis, groups)
     run, experiment = analysis.run, analysis.run.experiment
@@ -147,6 +148,15 @@ def baseline_of(analysis: Analysis, kernels: Sequence[str], preview: int | None 
             _entry(run, group, split, preview) for group in groups for split in group.by_seed
         ),
     )
+
+
+def check_no_choices(run: Run) -> None:
+    """Raise UsageError if the samples of `run` are the choices of one request."""
+    if run.by_choice:
+        raise UsageError(
+            f"A baseline holds one answer to each seed, and {run.path} has {run.traits.choices} "
+            "choices of one: measure it with several `seeds`, and without `choices`."
+        )
 
 
 def check_evidence(analysis: Analysis, groups: Sequence[Group]) -> None:

@@ -18,6 +18,7 @@ from detcheck.gate.baseline import (
     AcceptedPrompt,
     Baseline,
     Key,
+    check_no_choices,
     key_of,
     machine_of,
     prompt_digest,
@@ -71,6 +72,7 @@ def check_held(baseline: Baseline, analysis: Analysis, groups: Sequence[Group]) 
     if baseline.run_id == analysis.run.run_id:
         raise UsageError("The baseline is of the run itself, so it shows nothing: give another.")
     check_same_question(baseline, analysis.run)
+    check_no_choices(analysis.run)
     known = dict.fromkeys(entry.kernels for entry in baseline.prompts)
     for name in dict.fromkeys(group.kernels for group in groups):
         if name not in known:

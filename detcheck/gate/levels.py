@@ -95,7 +95,7 @@ def _count(
 ) -> AtLevel:
     """Count the completions in `rows`, which are those of `group` that came back."""
     run, table = analysis.run, analysis.run.completions
-    seed_of = np.array([record.seed for record in run.conditions])
+    seed_of = np.array([run.sample_of(record) for record in run.conditions])
     keys = _keys(analysis, rows, level, compared)
     differs = np.zeros(len(rows), dtype=bool)
     distinct = 0

@@ -161,6 +161,6 @@ def counted(group: Group, distinct: int | None = None) -> str:
     Of several seeds, those of the seed that has most.
     """
     number = group.distinct_within_seed if distinct is None else distinct
-    seeds = f" to one of {len(group.seeds)} seeds" if len(group.seeds) > 1 else ""
+    seeds = f" to one of {len(group.seeds)} {group.sample}s" if len(group.seeds) > 1 else ""
     completions = count(group.completions, "completion")
     return f"{count(number, 'distinct answer')}{seeds} in {completions}"

@@ -43,7 +43,7 @@ def answers_of(group: Group, *, several: bool) -> str:
     distinct = group.distinct_within_seed
     at_most = "" if distinct == 1 else "up to "
     if len(group.by_seed) > 1:
-        return f"{at_most}{distinct:,} for each seed"
+        return f"{at_most}{distinct:,} for each {group.sample}"
     if several:
         return f"{at_most}{distinct:,} distinct each"
     return f"{distinct:,} distinct of {group.completions:,}"
@@ -55,6 +55,6 @@ def samples_sentence(group: Group) -> str:
         return ""
     return (
         f"You asked for {count(len(group.by_seed), 'sample')} and got "
-        f"{group.answers_from_seeds:,} from the seeds and {group.answers_from_system:,} from the "
-        "system"
+        f"{group.answers_from_seeds:,} from the {group.sample}s and "
+        f"{group.answers_from_system:,} from the system"
     )

@@ -80,10 +80,10 @@ def _draw_answers(axes: Axes, rows: Sequence[Row]) -> None:
         name = clip(short_kernels(group.kernels), 16)
         look.note(axes, name, (0, place), (-6, 0), ha="right", color=look.INK)
     most = max(group.distinct_within_seed for group, _ in rows)
-    seeds = any(len(group.by_seed) > 1 for group, _ in rows)
+    seeds = next((group.sample for group, _ in rows if len(group.by_seed) > 1), "")
     axes.set_xlim(0, 1.35 * most)
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-    axes.set_xlabel("answers to one seed" if seeds else "distinct answers")
+    axes.set_xlabel(f"answers to one {seeds}" if seeds else "distinct answers")
 
 
 def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:

@@ -21,7 +21,7 @@ MAX_NUMBERED = 12
 MAX_CONDITIONS = 16
 """Conditions in an agreement matrix; with more, its cells are too small to read."""
 BATCH_TITLE = "Distinct answers by batch size"
-SEED_TITLE = "Distinct answers to one seed, by batch size"
+SAMPLE_TITLE = "Distinct answers to one {sample}, by batch size"
 AGREEMENT_TITLE = "Agreement between conditions, in %"
 AGREEMENT_CAPTION = (
     "Each cell compares two conditions, named by kernels and batch size (b8: 8 requests in flight "
@@ -43,7 +43,8 @@ def distinct_by_batch_size(groups: Sequence[Group], prefix: str = "") -> Drawing
     if len(groups) > look.MAX_LEGEND:
         return _settings_by_batch_size(groups, prefix)
     cells = _cells_of(groups)
-    title = SEED_TITLE if any(len(group.by_seed) > 1 for group in groups) else BATCH_TITLE
+    several = any(len(group.by_seed) > 1 for group in groups)
+    title = SAMPLE_TITLE.format(sample=groups[0].sample) if several else BATCH_TITLE
     figure = look.new_figure()
     axes = look.new_axes(figure, title, left=56, bottom=56)
     width = 0.72 / len(groups)

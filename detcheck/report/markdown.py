@@ -124,7 +124,7 @@ def _prompt(view: PromptView, figures: Sequence[str]) -> Iterator[str]:
     if figures:
         yield "Figures: " + ", ".join(f"[{_title(name)}]({name})" for name in figures)
     if view.seeds is not None:
-        yield "### Seeds and loads"
+        yield f"### {view.seeds.sample.capitalize()}s and loads"
         yield "\n".join(f"- {kernels}: {words}." for kernels, words in view.seeds.sentences)
         yield _seeds_table(view.seeds)
     yield "### By batch size"
@@ -190,7 +190,12 @@ def _by_shared(parts: Sequence[DiffPart]) -> Iterator[tuple[str, str]]:
 
 def _seeds_table(seeds: SeedsView) -> str:
     """Different answers to each seed at each batch size, and over all loads."""
-    headings = ("kernels", "seed", *(f"batch {size}" for size in seeds.batch_sizes), "all loads")
+    headings = (
+        "kernels",
+        seeds.sample,
+        *(f"batch {size}" for size in seeds.batch_sizes),
+        "all loads",
+    )
     rows = [
         (
             row.kernels,

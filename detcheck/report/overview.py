@@ -31,6 +31,8 @@ class GroupRow:
     """Flips by kind."""
     tokens_per_second: float | None
     cost: Cost | None
+    sample: str = "seed"
+    """The word for a wanted sample: `seed` or `choice`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ def _group_row(group: Group) -> GroupRow:
         distinct=group.distinct,
         distinct_within_seed=group.distinct_within_seed,
         num_seeds=len(group.by_seed),
+        sample=group.sample,
         completions=group.completions,
         asked=group.asked,
         most_common=group.most_common,

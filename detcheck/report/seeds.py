@@ -51,6 +51,8 @@ class SeedsView:
     """(kernels, the number of samples asked for and the sources of the answers)."""
     hidden: int
     """Seeds of each kernels setting that are not in `rows`."""
+    sample: str = "seed"
+    """The word for a wanted sample: `seed` or `choice`."""
 
 
 def seeds_view(groups: Sequence[Group]) -> SeedsView | None:
@@ -65,6 +67,7 @@ def seeds_view(groups: Sequence[Group]) -> SeedsView | None:
         rows=tuple(row for group in groups for row in _rows(group, sizes, start)),
         sentences=tuple((group.kernels, samples_sentence(group)) for group in groups),
         hidden=max(0, num_seeds - MAX_SEEDS),
+        sample=groups[0].sample,
     )
 
 

@@ -13,12 +13,12 @@ from detcheck.report import figure_style as look
 from detcheck.report.figure_style import Drawing
 from detcheck.report.seeds import SeedRow, SeedsView, seeds_view
 
-TITLE = "Answers to each seed, by batch size"
+TITLE = "Answers to each {sample}, by batch size"
 CAPTION = (
-    "Each row is a seed, which asks for one sample. A cell holds the number of different answers "
-    "that the seed got at this batch size; it is dark if many completions left the answer that "
-    "the seed gives under the smallest load. Without influence of the load, every number is 1 and "
-    "no cell is dark."
+    "Each row is a {sample}, which asks for one sample. A cell holds the number of different "
+    "answers that the {sample} got at this batch size; it is dark if many completions left the "
+    "answer that the {sample} gives under the smallest load. Without influence of the load, every "
+    "number is 1 and no cell is dark."
 )
 MAX_ROWS = 24
 """Seeds that are drawn."""
@@ -35,14 +35,15 @@ def seeds_by_load(groups: Sequence[Group], prefix: str = "") -> Drawing | None:
     settings = list(dict.fromkeys(row.kernels for row in view.rows))[:MAX_SETTINGS]
     num_rows = min(MAX_ROWS, max(len(group.by_seed) for group in groups))
     figure = look.new_figure(height=TOP + BOTTOM + ROW_HEIGHT * num_rows)
-    look.title_of(figure, TITLE)
+    title = TITLE.format(sample=view.sample)
+    look.title_of(figure, title)
     for index, kernels in enumerate(settings):
         rows = [row for row in view.rows if row.kernels == kernels][:MAX_ROWS]
         axes = _panel(figure, index, len(settings))
         _draw(axes, rows, look.kernels_colour(kernels))
         _label(axes, view, rows, kernels, first=index == 0)
-    alt = f"{TITLE}: " + "; ".join(f"{kernels}, {words}" for kernels, words in view.sentences)
-    return look.finish(figure, f"{prefix}seeds", alt, CAPTION)
+    alt = f"{title}: " + "; ".join(f"{kernels}, {words}" for kernels, words in view.sentences)
+    return look.finish(figure, f"{prefix}seeds", alt, CAPTION.format(sample=view.sample))
 
 
 def _panel(figure: Figure, index: int, panels: int) -> Axes:
@@ -76,4 +77,4 @@ def _label(
     axes.set_title(kernels, loc="left", color=look.MUTED)
     axes.set_xlabel("batch size")
     if first:
-        axes.set_ylabel("seed")
+        axes.set_ylabel(view.sample)

@@ -37,7 +37,7 @@ def summary_table(analysis: Analysis) -> Group:
         table.add_column("", justify="right")
     table.add_column("kernels", max_width=KERNELS_CELLS, no_wrap=True)
     seeds = any(row.several_seeds for row in rows)
-    third = "for one\nseed" if seeds else "most\ncommon"
+    third = f"for one\n{rows[0].groups[0].sample}" if seeds else "most\ncommon"
     for heading in ("came\nback", "distinct", third, "diverge\nat"):
         table.add_column(heading, justify="right")
     table.add_column("flips", no_wrap=True)

@@ -104,24 +104,29 @@ def headline(analysis: Analysis) -> str:
 
 def _finding(worst: Group, *, several: bool) -> str:
     """How many answers the control gave; `worst` has the most of `several` prompts."""
-    seeds = len(worst.by_seed) > 1
+    sample = _sample(worst)
     if worst.distinct_within_seed == 1:
-        return "One answer" + _to_each(several=several, seeds=seeds)
+        return "One answer" + _to_each(several=several, sample=sample)
     finding = f"{count(worst.distinct_within_seed, 'different answer')} to one "
-    finding += "seed" if seeds else "question"
-    return f"Up to {finding}" if several or seeds else finding
+    finding += sample or "question"
+    return f"Up to {finding}" if several or sample else finding
 
 
-def _to_each(*, several: bool, seeds: bool) -> str:
+def _sample(group: Group) -> str:
+    """The word for a wanted sample, `seed` or `choice`; empty if there is only one."""
+    return group.sample if len(group.by_seed) > 1 else ""
+
+
+def _to_each(*, several: bool, sample: str) -> str:
     """The units that have one answer each: ` to each question`, ` to each seed`."""
-    if seeds:
-        return " to each seed"
+    if sample:
+        return f" to each {sample}"
     return " to each question" if several else ""
 
 
 def _one_answer(analysis: Analysis, control: tuple[Group, ...]) -> str:
     """The headline if no prompt has a second answer under any kernels."""
-    each = _to_each(several=len(control) > 1, seeds=len(control[0].by_seed) > 1)
+    each = _to_each(several=len(control) > 1, sample=_sample(control[0]))
     doubt = doubt_about(analysis, analysis.groups)
     if not doubt:
         return f"One answer{each}, whatever the load"

@@ -135,11 +135,12 @@ def _check_grid(records: Sequence[ConditionRecord], experiment: Experiment, targ
         raise ValueError("its conditions are not those of its experiment")
 
 
-def _cell(condition: Condition | ConditionRecord) -> tuple[int, str, int, str, int]:
+def _cell(condition: Condition | ConditionRecord) -> tuple[int, str, int, str, int, int]:
     return (
         condition.prompt_index,
         condition.kernels,
         condition.batch_size,
         condition.placement,
         condition.seed,
+        condition.choice,
     )

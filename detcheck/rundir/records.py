@@ -73,6 +73,8 @@ class ConditionRecord(msgspec.Struct, forbid_unknown_fields=True):
     """Where it was computed, such as `endpoint 2`; empty if the grid has only one place."""
     seed: int = 0
     """Seed of the wanted sample."""
+    choice: Count = 0
+    """0-based number of the choice, if each request asks for several."""
     evidence_source: str = ""
     """How batches were observed: a source of `LoadEvidence`; empty if they were not."""
     rows_mean: float | None = None
@@ -286,6 +288,23 @@ class Run:
     endpoint_checks: tuple[EndpointCheck, ...] = ()
     budget_s: float | None = None
     """Seconds that the run was given when it was last started; None if there was no limit."""
+
+    @property
+    def by_choice(self) -> bool:
+        """True if the wanted samples are the choices of a request, and not its seeds.
+
+        At temperature 0 all choices are one sample, and must be equal.
+        """
+        return self.traits.choices > 1 and self.experiment.temperature > 0
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """The wanted samples: the seeds, or the numbers of the choices if `by_choice`."""
+        return tuple(range(self.traits.choices)) if self.by_choice else self.experiment.seeds
+
+    def sample_of(self, record: ConditionRecord) -> int:
+        """The wanted sample of a condition; one of `samples`."""
+        return record.choice if self.by_choice else record.seed
 
     @property
     def complete(self) -> bool:

@@ -50,8 +50,8 @@ SMALL_BYTES = 1 << 18
 BYTES_A_SECOND = 2e6
 """A larger one is replaced so often that no more than this is written."""
 REFERENCE_MEMBER = b'"reference_gaps"'
-ReferenceKey = tuple[int, str, int]
-"""(prompt index, kernels, seed)."""
+ReferenceKey = tuple[int, str, int, int]
+"""(prompt index, kernels, seed, choice)."""
 
 
 class RunWriter:
@@ -314,7 +314,7 @@ class RunWriter:
 
 
 def _reference_key(record: ConditionRecord) -> ReferenceKey:
-    return record.prompt_index, record.kernels, record.seed
+    return record.prompt_index, record.kernels, record.seed, record.choice
 
 
 def _record(condition: Condition) -> ConditionRecord:
@@ -326,4 +326,5 @@ def _record(condition: Condition) -> ConditionRecord:
         asked=condition.completions,
         placement=condition.placement,
         seed=condition.seed,
+        choice=condition.choice,
     )

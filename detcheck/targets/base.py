@@ -61,6 +61,8 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Requests arrive at random times, whether or not earlier ones are answered."""
     varies_prefix_cache: bool = False
     """Requests find an empty prefix cache in one place and a filled one in another."""
+    choices: int = 1
+    """Completions that it returns for each request."""
     planted: bool = False
     """The answers are made up, for tests: nothing was measured."""
 

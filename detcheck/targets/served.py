@@ -12,6 +12,9 @@ from detcheck.targets.base import ChatTemplate, Target, Traits
 from detcheck.targets.endpoints import TOGETHER, check_endpoint, poisson_rate
 from detcheck.targets.prefix_cache import AS_IS, PrefixCache, cache_name, check_states
 
+MOST_CHOICES = 128
+"""Servers allow no more choices of one request."""
+
 
 class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One or more endpoints of OpenAI-compatible servers; several are compared with each other."""
@@ -44,6 +47,15 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = TOGETHER
     prefix_cache: PrefixCache = (AS_IS,)
+    choices: Annotated[
+        int,
+        Option(
+            "Choices that each request asks for, as the field n of the API. Each is a completion, "
+            "and compared with the choice of the same number under other loads.",
+            (),
+            "N",
+        ),
+    ] = 1
     chat_template: ChatTemplate = True
 
     def __post_init__(self) -> None:
@@ -57,6 +69,11 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
             check_endpoint(url)
         if len({url.rstrip("/") for url in self.endpoints}) != len(self.endpoints):
             raise UsageError("An endpoint is given twice: list each once.")
+        if not 1 <= self.choices <= MOST_CHOICES:
+            raise UsageError(
+                f"`choices` must be from 1 to {MOST_CHOICES}, not {self.choices}: each request "
+                "returns so many completions."
+            )
         poisson_rate(self.arrivals)
         check_states(self.prefix_cache)
 
@@ -69,6 +86,7 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
             computes_here=False,
             open_loop=poisson_rate(self.arrivals) is not None,
             varies_prefix_cache=len(self.prefix_cache) > 1,
+            choices=self.choices,
         )
 
     @property
@@ -100,7 +118,12 @@ class Served(Target, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.model or "the served model"
 
     def check(self, experiment: Experiment) -> None:
-        """See `Target.check`: a server's kernels cannot be chosen."""
+        """See `Target.check`: a server's kernels cannot be chosen, and one seed has choices."""
+        if self.choices > 1 and len(experiment.seeds) > 1:
+            raise UsageError(
+                "Several `seeds` and several `choices` are given: both ask for several samples, "
+                "so give one seed, or leave `choices` out."
+            )
         if experiment.kernels != (AS_SERVED,):
             raise UsageError(
                 "detcheck cannot change the kernels of a server: leave `kernels` out. To compare "

@@ -157,6 +157,7 @@ def over_the_run(tally: ReplyTally) -> list[EndpointCheck]:
         *_reply_ids(tally),
         *_partial_ids(tally),
         *_whole_answers(tally),
+        *tally.choices.checks(),
     ]
 
 

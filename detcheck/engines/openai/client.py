@@ -15,6 +15,7 @@ import aiohttp
 
 from detcheck import __version__
 from detcheck.engines.openai.body import Body
+from detcheck.engines.openai.choices import new_reply
 from detcheck.engines.openai.complaints import parse_json, server_words
 from detcheck.engines.openai.connection import Connection, redact
 from detcheck.engines.openai.failures import (
@@ -129,13 +130,19 @@ class Client:
         await asyncio.gather(*(self._touch() for _ in range(number)))
 
     async def ask(
-        self, path: str, body: bytes, max_new_tokens: int, on_tokens: Callable[[], None]
+        self,
+        path: str,
+        body: bytes,
+        max_new_tokens: int,
+        on_tokens: Callable[[], None],
+        choices: int = 1,
     ) -> Reply:
         """Send one request and read its reply to the end. `on_tokens` is called as tokens come.
 
-        Raises Failure, and never waits longer than the connection's limits.
+        The reply holds `choices` completions of at most `max_new_tokens` each. Raises Failure, and
+        never waits longer than the connection's limits.
         """
-        reply = Reply(max_new_tokens, self.secrets)
+        reply = new_reply(max_new_tokens, choices, self.secrets)
         with _as_failures():
             async with asyncio.timeout(self._connection.first_token_s) as patience:
                 async with self._session.post(

@@ -75,14 +75,14 @@ class Endpoint:
         total_s = self.connection.total_s if limit_s is None else limit_s
         try:
             async with asyncio.timeout(total_s) as patience:
-                return await self._persist(body, question.max_new_tokens, on_tokens, patience)
+                return await self._persist(body, question, on_tokens, patience)
         except TimeoutError:
             raise Failure(TIMEOUT, f"the reply did not end within {total_s:g} s") from None
 
     async def _persist(
         self,
         body: bytes,
-        max_new_tokens: int,
+        question: Question,
         on_tokens: Callable[[], None],
         patience: asyncio.Timeout,
     ) -> Reply:
@@ -91,7 +91,9 @@ class Endpoint:
         pause = FIRST_PAUSE_S
         for attempt in range(MOST_RETRIES + 1):
             try:
-                return await self.client.ask(self.dialect.path, body, max_new_tokens, on_tokens)
+                return await self.client.ask(
+                    self.dialect.path, body, question.max_new_tokens, on_tokens, question.choices
+                )
             except Failure as failure:
                 if not failure.nothing_generated or attempt == MOST_RETRIES:
                     raise

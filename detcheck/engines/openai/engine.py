@@ -191,28 +191,25 @@ class OpenAIEngine:
         retries_before = endpoint.retries
         await endpoint.watch.start()
         try:
-            completions, elapsed_s = await self._release(place, trial, streams, progress, on_tokens)
+            answers, elapsed_s = await self._release(place, trial, streams, progress, on_tokens)
         except BaseException:
             await endpoint.watch.abandon()
             raise
         progress.report(on_tokens)
-        self._warm[endpoint.name] = (len(completions), perf_counter())
+        self._warm[endpoint.name] = (len(answers), perf_counter())
         counted = await endpoint.watch.stop(progress.done)
         place.count(counted)
-        answered = list(zip(trial.requests, completions, strict=True))
+        first, *others = _by_choice(trial, answers)
         return TrialResult(
-            completions=tuple(
-                (position, completion)
-                for position, (request, completion) in enumerate(answered)
-                if request.is_probe
-            ),
+            completions=first,
+            more_choices=tuple(others),
             generated_tokens=progress.tokens,
             elapsed_s=elapsed_s,
             load=agreed(counted, streams),
             filler_failures=Counter(
-                completion.failure or MALFORMED
-                for request, completion in answered
-                if completion.failed and not request.is_probe
+                answer[0].failure or MALFORMED
+                for request, answer in zip(trial.requests, answers, strict=True)
+                if answer[0].failed and not request.is_probe
             ),
             retries=endpoint.retries - retries_before,
         )
@@ -224,8 +221,8 @@ class OpenAIEngine:
         streams: Sequence[Stream],
         progress: TrialProgress,
         on_tokens: OnTokens | None,
-    ) -> tuple[list[Completion], float]:
-        """(completions in the order of the requests, seconds from the release to the last)."""
+    ) -> tuple[list[tuple[Completion, ...]], float]:
+        """(choices of each request, seconds from the release to the last)."""
         barrier = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             reporting = group.create_task(keep_reporting(progress, on_tokens))
@@ -251,8 +248,8 @@ class OpenAIEngine:
         barrier: asyncio.Event,
         stream: Stream,
         progress: TrialProgress,
-    ) -> Completion:
-        """One request of a trial; a failure is a completion too."""
+    ) -> tuple[Completion, ...]:
+        """The choices of one request of a trial; a failure is a completion too."""
         loop = asyncio.get_running_loop()
         reads = 0
 
@@ -269,22 +266,27 @@ class OpenAIEngine:
         sent = loop.time()
         try:
             reply = await place.endpoint.ask(question, on_tokens)
-            completion = reply.completion()
+            completions = reply.completions()
             if reply.hidden:  # any two such replies look equal
                 raise Failure(MALFORMED, "tokens were generated, and none of them shown")
         except Failure as failure:
             progress.failed += 1
-            return Completion("", "error", error=failure.phrase, failure=failure.kind)
+            failed = Completion("", "error", error=failure.phrase, failure=failure.kind)
+            return (failed,) * question.choices
         place.endpoint.tally.add(reply, loop.time() - sent)
+        if question.temperature > 0:
+            place.endpoint.tally.choices.add(question, completions)
         progress.done += 1
         progress.tokens += reply.num_tokens - reads
-        return completion
+        return completions
 
     def _question(self, request: PlannedRequest, cache_salt: str | None) -> Question:
         temperature = self._experiment.temperature
         chat = self._experiment.chat_of(request.prompt)
+        choices = self._target.choices if request.is_probe else 1
         return Question(
-            request.prompt, request.max_new_tokens, temperature, request.seed, cache_salt, chat
+            *(request.prompt, request.max_new_tokens, temperature, request.seed, cache_salt, chat),
+            choices=choices,
         )
 
     def _delays(self, trial: Trial) -> list[float]:
@@ -312,6 +314,22 @@ class OpenAIEngine:
 
 def _ignore(_: str) -> None:
     """A callback that does nothing."""
+
+
+def _by_choice(
+    trial: Trial, answers: Sequence[Sequence[Completion]]
+) -> list[tuple[tuple[int, Completion], ...]]:
+    """(position in the trial, completion) of the probes, choice by choice."""
+    probes = [
+        (position, answer)
+        for position, (request, answer) in enumerate(zip(trial.requests, answers, strict=True))
+        if request.is_probe
+    ]
+    choices = len(probes[0][1])
+    return [
+        tuple((position, answer[choice]) for position, answer in probes)
+        for choice in range(choices)
+    ]
 
 
 def _probe_of(trial: Trial) -> PlannedRequest:

@@ -66,7 +66,7 @@ async def ask_once(endpoint: Endpoint, question: Question) -> Probe:
     loop = asyncio.get_running_loop()
     started = loop.time()
     reply = await endpoint.ask(question, on_tokens, limit_s=limit_s)
-    reply.completion()
+    reply.completions()
     endpoint.has_answered = True
     return Probe(reply, loop.time() - started, arrivals)
 

@@ -58,6 +58,15 @@ class Reply:
 
     def add(self, chunk: dict[str, Any]) -> bool:
         """Take one chunk, or a whole reply; return True if it brought tokens. Raises Failure."""
+        choices = self._read_beside(chunk)
+        if not choices:
+            return False
+        self._check_one_answer(choices)
+        self._has_choices = True
+        return sum([self._take_choice(choice) for choice in choices]) > 0
+
+    def _read_beside(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
+        """Read all of a chunk but its choices, and return these. Raises Failure."""
         words = complaint(chunk, self._secrets)
         if words is not None:
             raise Failure(ABORTED, f"the server gave up: {words}")
@@ -71,12 +80,10 @@ class Reply:
         choices = chunk.get("choices")
         if not choices:
             self._instead = self._instead or {**chunk, "choices": None, "usage": None}
-            return False
+            return []
         if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
             raise Failure(MALFORMED, "the reply's choices are not a list of objects")
-        self._check_one_answer(choices)
-        self._has_choices = True
-        return sum([self._take_choice(choice) for choice in choices]) > 0
+        return choices
 
     def add_whole(self, data: dict[str, Any]) -> bool:
         """Take a reply that is one object, which ends it; see `add`."""
@@ -84,6 +91,10 @@ class Reply:
         kind = data.get("object")
         self.done = not (isinstance(kind, str) and kind.endswith("chunk"))
         return has_tokens
+
+    def completions(self) -> tuple[Completion, ...]:
+        """The whole answer to each choice; raises Failure as `completion` does."""
+        return (self.completion(),)
 
     def completion(self) -> Completion:
         """The whole answer; raises Failure if it did not end, or the server gave it up."""
@@ -162,7 +173,7 @@ class Reply:
         return self._redacted(self._once())
 
     def _check_one_answer(self, choices: Sequence[dict[str, Any]]) -> None:
-        """Raise Failure if the reply holds several answers: detcheck asks for one, as `n` 1.
+        """Raise Failure if the reply holds several answers and one was asked for, as `n` 1.
 
         Several choices of one index are pieces of one answer.
         """

@@ -35,6 +35,8 @@ class Question:
     """Name of a prefix cache of its own; None shares the server's."""
     chat: tuple[ChatMessage, ...] = ()
     """The messages that ask the prompt; if it is empty, one message of the user."""
+    choices: int = 1
+    """Completions that are asked for, as `n`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Dialect:
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
         }
+        if question.choices > 1:
+            fields["n"] = question.choices
         if question.temperature > 0:
             fields |= dict(self.filters)
         if self.chat:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from detcheck.engines.openai import checks, reach, seeds
+from detcheck.engines.openai import checks, choices_checks, reach, seeds
 from detcheck.engines.openai.endpoint import Endpoint
 from detcheck.engines.openai.failures import Failure
 from detcheck.engines.openai.later_answers import LaterAnswers
@@ -58,13 +58,17 @@ async def check(endpoint: Endpoint, experiment: Experiment, target: Served) -> N
         repeats.append(await probe(endpoint, REPEATED, temperature, seed=1))
     greedy = await _greedy(endpoint, repeats, temperature)
     seed_checks, sampled = await seeds.check(endpoint, temperature)
+    if target.choices > 1:
+        seed_checks += await choices_checks.check(endpoint, temperature, target.choices)
     probes = (first, *repeats, *fresh, *sampled)
     _count(endpoint, probes)
     replies = [one.reply for one in probes]
     asked_before = zip((GREETING, REPEATED, *FRESH), (first, repeats[0], *fresh), strict=True)
     before = {prompt: without_numbers(one.reply.text) for prompt, one in asked_before}
     endpoint.later = LaterAnswers(before, fewest=3 if temperature > 0 else 2)
-    asked = Question("", experiment.max_new_tokens, temperature, experiment.seeds[0])
+    asked = Question(
+        *("", experiment.max_new_tokens, temperature, experiment.seeds[0]), choices=target.choices
+    )
     endpoint.checks = [
         checks.served_model(endpoint),
         checks.request(endpoint.dialect, asked),

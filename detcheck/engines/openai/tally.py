@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from detcheck.completion import fingerprint_text
+from detcheck.engines.openai.choices_tally import ChoicesTally
 from detcheck.engines.openai.reply import Reply
 
 MOST_REMEMBERED = 4096
@@ -47,6 +48,8 @@ class ReplyTally:
     """Tokens that the server counted and did not show, at the least."""
     unread: set[str] = field(default_factory=set)
     """Names of fields of replies that detcheck does not know."""
+    choices: ChoicesTally = field(default_factory=ChoicesTally)
+    """Of the requests that asked for several choices above temperature 0."""
     _by_id: dict[str, RememberedReply] = field(default_factory=dict)
     _fastest_token_s: float = math.inf
     _latest_created: int = 0

@@ -61,6 +61,11 @@ class Behaviour:
     redirect: str | None = None
     echo_key: bool = False
     metrics: str | None = None
+    choice_fault: str | None = None
+    """Of requests for several choices: `cloned`, `missing`, `duplicated`, or `renumbered`, which
+    swaps the first two with more than one request in flight."""
+    whole: bool = False
+    """Replies with several choices are one object and no stream."""
 
     seen: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -156,6 +161,8 @@ class ToyServer:
         await response.prepare(request)
         if fault == "stall":
             await asyncio.sleep(30)
+        if body.get("n", 1) > 1:
+            return await self._choices(request, response, body, number)
         if (canned := b.canned(number, body, b.in_flight)) is not None:
             return await self._send_canned(response, body, canned)
         if fault == "flood":
@@ -168,6 +175,54 @@ class ToyServer:
         else:
             await self._tokens(request, response, body, number, truncate=fault == "truncate")
         return response
+
+    async def _choices(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        body: dict[str, Any],
+        number: int,
+    ) -> web.StreamResponse:
+        """Several choices: each sampled by a seed of its own, their tokens in turn, last first."""
+        b, n = self.behaviour, body["n"]
+        crowded = b.in_flight > 1
+        seeds = [f"{body.get('seed')}/{0 if b.choice_fault == 'cloned' else i}" for i in range(n)]
+        answers = [self._answer(request, body | {"seed": seed}, number)[1] for seed in seeds]
+        indices = list(range(n))
+        if b.choice_fault == "renumbered" and crowded:
+            indices[:2] = [1, 0]
+        if b.choice_fault == "missing":
+            indices, answers = indices[:-1], answers[:-1]
+        if b.choice_fault == "duplicated":
+            indices[-1] = 0
+        numbered = list(zip(indices, answers, strict=True))[::-1]
+        if b.whole:
+            await asyncio.sleep(10 * b.token_s)
+            await response.write(json.dumps(self._whole(body, number, numbered)).encode())
+            return response
+        length = max(map(len, answers))
+        for place in range(length + 1):
+            for index, ids in numbered:
+                chunk = self._chunk(body, f"cmpl-{number}", number, [*ids, None][place])
+                chunk["choices"][0]["index"] = index
+                await response.write(event(chunk | {"usage": None}))
+            await asyncio.sleep(b.token_s)
+        used = {"completion_tokens": sum(len(ids) for _, ids in numbered)}
+        await response.write(event({"choices": [], "usage": used}) + b"data: [DONE]\n\n")
+        return response
+
+    def _whole(
+        self, body: dict[str, Any], number: int, numbered: list[tuple[int, list[int]]]
+    ) -> dict[str, Any]:
+        """One object with all choices."""
+        choices = []
+        for index, ids in numbered:
+            text = "".join(f" {WORDS[token]}" for token in ids)
+            choice = {"index": index, "finish_reason": "length", "token_ids": ids}
+            said = {"message": {"role": "assistant", "content": text}}
+            choices.append(choice | (said if "messages" in body else {"text": text}))
+        usage = {"completion_tokens": sum(len(ids) for _, ids in numbered)}
+        return {"id": f"cmpl-{number}", "choices": choices, "usage": usage}
 
     async def _send_canned(
         self, response: web.StreamResponse, body: dict[str, Any], text: str

@@ -1,0 +1,297 @@
+"""Requests for several choices: each is compared by its number, and faults are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import ask
+from msgspec.structs import replace
+
+from detcheck import rundir
+from detcheck.analysis import Analysis, analyse
+from detcheck.analysis.batches import evidence
+from detcheck.budget import Budget
+from detcheck.engines.openai.choices import ChoicesReply, new_reply
+from detcheck.engines.openai.choices_tally import ChoicesTally
+from detcheck.engines.openai.failures import MALFORMED, TRUNCATED, Failure
+from detcheck.engines.openai.reply import Reply
+from detcheck.errors import MeasurementError, UsageError
+from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS
+from detcheck.experiment import Experiment
+from detcheck.gate.baseline import baseline_of
+from detcheck.rundir import ConditionRecord
+from detcheck.runner import run
+from detcheck.targets import Served
+
+from .server import ToyServer
+
+Serve = Callable[..., ToyServer]
+Measure = Callable[..., Analysis]
+SAMPLED = {"temperature": 0.8, "choices": 3}
+
+
+def check_of(analysis: Analysis, name: str) -> Any:
+    """The endpoint check of that name; None if there is none."""
+    return next((one for one in analysis.run.endpoint_checks if one.name == name), None)
+
+
+@pytest.mark.parametrize("chat_template", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_each_choice_is_a_sample_of_its_own_and_the_same_under_every_load(
+    serve: Serve, measure: Measure, chat_template: bool, whole: bool
+) -> None:
+    server = serve(whole=whole)
+    analysis = measure(server, chat_template=chat_template, **SAMPLED)
+    (group,) = analysis.groups
+    assert group.completions == group.asked == 3 * 27
+    assert group.failed == 0
+    assert [split.seed for split in group.by_seed] == [0, 1, 2]
+    assert group.answers_from_seeds == group.distinct == 3
+    assert group.distinct_within_seed == 1
+    assert group.sample == "choice"
+    assert check_of(analysis, "choices of equal requests").holds
+    other = "choices on /completions" if chat_template else "choices on /chat/completions"
+    assert check_of(analysis, other).holds
+    assert check_of(analysis, "choices").holds
+    probes = [body for body in server.behaviour.seen if body.get("n") == 3]
+    assert len(probes) == 27 + 2 + 2  # the experiment's, and the checks' on each path
+
+
+def test_a_choice_that_changes_under_load_is_held_against_the_choice_of_its_number(
+    serve: Serve, measure: Measure
+) -> None:
+    analysis = measure(serve(differ_above=4), **SAMPLED)
+    (group,) = analysis.groups
+    assert group.distinct == 6
+    assert group.distinct_within_seed == 2
+    assert {(one.seed, one.position) for one in group.divergences} == {(0, 3), (1, 3), (2, 3)}
+
+
+def test_choices_at_temperature_0_are_one_sample(serve: Serve, measure: Measure) -> None:
+    analysis = measure(serve(), choices=3)
+    (group,) = analysis.groups
+    assert (group.completions, group.distinct, len(group.by_seed)) == (81, 1, 1)
+    assert group.sample == "seed"
+    assert check_of(analysis, "choices of equal requests").holds
+
+
+def test_choices_that_differ_at_temperature_0_are_counted_as_answers(
+    serve: Serve, measure: Measure
+) -> None:
+    analysis = measure(serve(ignores_temperature=True), choices=3)
+    (group,) = analysis.groups
+    assert group.distinct == 3
+    assert group.distinct_within_seed == 3
+    assert max(row.distinct_within_seed for row in group.by_batch_size) == 3
+    assert check_of(analysis, "choices of equal requests").holds is False
+
+
+def test_cloned_choices_are_found(serve: Serve, measure: Measure) -> None:
+    analysis = measure(serve(choice_fault="cloned"), **SAMPLED)
+    (group,) = analysis.groups
+    assert group.answers_from_seeds == 1
+    check = check_of(analysis, "choices of equal requests")
+    assert check.holds is False
+    assert check.decisive
+    assert "cloned" in check.sentence
+    assert "all choices are equal in each of 27 requests" in check_of(analysis, "choices").sentence
+
+
+def test_choices_under_other_numbers_are_named(serve: Serve, measure: Measure) -> None:
+    analysis = measure(serve(choice_fault="renumbered"), **SAMPLED)
+    (group,) = analysis.groups
+    assert group.distinct == 3
+    assert group.distinct_within_seed == 2  # choices 0 and 1 have changed places
+    check = check_of(analysis, "numbers of choices")
+    assert check.holds is False
+    assert check.decisive
+    assert "under other numbers" in check.sentence
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("fault", ["missing", "duplicated"])
+def test_a_server_that_does_not_give_every_choice_is_refused(
+    serve: Serve, measure: Measure, fault: str, whole: bool
+) -> None:
+    with pytest.raises(MeasurementError, match=r"does not give 3 choices .*: leave `choices` out"):
+        measure(serve(choice_fault=fault, whole=whole), **SAMPLED)
+
+
+def test_a_choice_that_is_missing_later_fails_all_choices_of_its_request(
+    serve: Serve, measure: Measure
+) -> None:
+    server = serve()
+
+    def later(number: int, body: dict[str, Any]) -> None:
+        crowded = body.get("n", 1) > 1 and server.behaviour.in_flight > 4
+        server.behaviour.choice_fault = "missing" if crowded else None
+
+    server.behaviour.fault = later
+    (group,) = measure(server, **SAMPLED).groups
+    assert group.failed % 3 == 0
+    assert group.failed > 0
+    assert group.failures == {"malformed": group.failed}
+
+
+def test_a_run_with_choices_is_kept_and_loaded(serve: Serve, measure: Measure) -> None:
+    stored = measure(serve(), **SAMPLED).run
+    loaded = rundir.load(stored.path)
+    assert loaded.traits.choices == loaded.setting("choices") == 3
+    names = [record.condition_id for record in loaded.conditions]
+    assert names[:4] == [f"p0/as-served/b1/c{i}" for i in range(3)] + ["p0/as-served/b8/c0"]
+    assert len({record.trials for record in loaded.conditions[:3]}) == 1
+    tokens = sum(record.generated_tokens for record in loaded.conditions)
+    assert tokens == 3 * 27 * 12
+
+
+def test_an_interrupted_run_with_choices_goes_on(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detcheck.rundir import RunWriter
+    from detcheck.runner import resume
+
+    experiment, target = ask(
+        endpoints=[serve().url], batch_sizes=(1, 4), completions=11, max_new_tokens=8, **SAMPLED
+    )
+    whole, calls = RunWriter.append_trial, []
+
+    def killed(self: RunWriter, index: int, *args: Any, **kwargs: Any) -> None:
+        calls.append(index)
+        if len(calls) == 6:  # within the second trial: its first choice is not committed
+            raise KeyboardInterrupt
+        whole(self, index, *args, **kwargs)
+
+    monkeypatch.setattr(RunWriter, "append_trial", killed)
+    cut = run(experiment, target, tmp_path / "run")
+    assert [record.trials for record in cut.conditions[:3]] == [1, 2, 2]
+    monkeypatch.setattr(RunWriter, "append_trial", whole)
+    done = resume(tmp_path / "run")
+    assert done.complete
+    (group,) = analyse(done).groups
+    assert (group.completions, group.distinct_within_seed) == (33, 1)
+
+
+def test_settings_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+    url = "http://localhost:1/v1"
+    with pytest.raises(UsageError, match="`choices` must be from 1 to 128, not 0"):
+        Served(endpoints=(url,), choices=0)
+    with pytest.raises(UsageError, match="Several `seeds` and several `choices`"):
+        ask(endpoints=[url], seeds=(1, 2), temperature=1.0, choices=2)
+    with pytest.raises(UsageError, match="budget cannot plan requests for several `choices`"):
+        run(
+            Experiment(kernels=("as-served",)),
+            Served(endpoints=(url,), choices=2),
+            tmp_path / "run",
+            budget=Budget(60),
+        )
+
+
+def test_a_baseline_takes_no_choices(serve: Serve, measure: Measure) -> None:
+    with pytest.raises(UsageError, match="A baseline holds one answer to each seed"):
+        baseline_of(measure(serve(), **SAMPLED), ("as-served",))
+
+
+def test_the_report_names_choices(serve: Serve, measure: Measure) -> None:
+    from detcheck.report.markdown import render
+    from detcheck.report.view import build_view
+
+    text = render(build_view(measure(serve(), **SAMPLED)), {})
+    assert "You asked for 3 samples and got 3 from the choices and 0 from the system" in text
+    assert "Choices and loads" in text
+    assert "--choices 3" in text
+
+
+@pytest.mark.parametrize(("seen", "enough"), [(32, True), (24, True), (23, False)])
+def test_counters_of_a_server_count_each_choice(seen: int, enough: bool) -> None:
+    record = ConditionRecord("p0/as-served/b8/c0", 0, "as-served", 8, 8, rows_max=seen)
+    record.evidence_source = SERVER_COUNTERS
+    found = evidence([record], choices=4)
+    assert (found.observed, found.asked_max) == (enough, 32)
+    assert "other clients" not in found.sentence
+    assert "other clients" in evidence([replace(record, rows_max=33)], choices=4).sentence
+
+
+def test_streams_are_one_for_each_request() -> None:
+    record = ConditionRecord("p0/as-served/b8/c0", 0, "as-served", 8, 8, rows_max=8)
+    record.evidence_source = STREAMED_TOKENS
+    assert evidence([record], choices=4).observed
+
+
+# The reply itself.
+
+
+def piece(index: Any, text: str, **more: Any) -> dict[str, Any]:
+    """A chunk with a piece of one choice."""
+    return {"choices": [{"index": index, "text": text, **more}]}
+
+
+def test_pieces_of_choices_are_told_apart_by_their_index() -> None:
+    reply = new_reply(8, 2)
+    reply.add(piece(1, "b"))
+    reply.add(piece(0, "a"))
+    reply.add(piece(1, "B", finish_reason="stop"))
+    reply.add(piece(0, "A", finish_reason="length"))
+    reply.done = True
+    found = reply.completions()
+    assert [(one.text, one.finish_reason) for one in found] == [("aA", "length"), ("bB", "stop")]
+
+
+def test_one_choice_is_a_plain_reply() -> None:
+    assert type(new_reply(8, 1)) is Reply
+    assert isinstance(new_reply(8, 2), ChoicesReply)
+
+
+@pytest.mark.parametrize("index", [2, -1, None, "0", True])
+def test_an_index_that_was_not_asked_for_fails_the_request(index: Any) -> None:
+    with pytest.raises(Failure, match=r"a choice has the index .*, and 2 were asked for"):
+        new_reply(8, 2).add(piece(index, "a"))
+
+
+def test_two_whole_choices_of_one_index_fail_the_request() -> None:
+    message = {"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}
+    with pytest.raises(Failure, match="two choices have the index 0"):
+        new_reply(8, 2).add({"choices": [message, message]})
+
+
+@pytest.mark.parametrize(("done", "kind"), [(True, MALFORMED), (False, TRUNCATED)])
+def test_a_missing_choice_is_named(done: bool, kind: str) -> None:
+    reply = new_reply(8, 3)
+    reply.add(piece(0, "a", finish_reason="stop"))
+    reply.add(piece(2, "c", finish_reason="stop"))
+    reply.done = done
+    with pytest.raises(Failure, match=r"holds 2 of the 3 choices .*, and none of index 1") as found:
+        reply.completions()
+    assert found.value.kind == kind
+
+
+def test_a_choice_that_was_cut_fails_the_request() -> None:
+    reply = new_reply(8, 2)
+    reply.add(piece(0, "a", finish_reason="stop"))
+    reply.add(piece(1, "b"))
+    with pytest.raises(Failure, match="without a finish reason"):
+        reply.completions()
+
+
+def test_a_reply_without_any_choice_says_so() -> None:
+    reply = new_reply(8, 2)
+    reply.add({"note": "later"})
+    reply.done = True
+    with pytest.raises(Failure, match="the reply holds no answer, but"):
+        reply.completions()
+
+
+def test_tokens_that_are_counted_and_not_shown_are_found() -> None:
+    reply = new_reply(8, 2)
+    for index in (0, 1):
+        reply.add(piece(index, "a b", token_ids=[1, 2], finish_reason="stop"))
+    reply.add({"choices": [], "usage": {"completion_tokens": 6}})  # two may end the sequences
+    assert reply.unseen_tokens == 0
+    reply.add({"choices": [], "usage": {"completion_tokens": 16}})
+    assert reply.unseen_tokens == 10
+
+
+def test_no_check_without_requests_for_several_choices() -> None:
+    assert list(ChoicesTally().checks()) == []
