@@ -1,6 +1,7 @@
 """On-policy reinforcement learning with a sampler that equals the trainer, and ones that do not.
 
     python experiments/on_policy_rl.py            # minutes on two cores; no downloads
+    python experiments/on_policy_rl.py --model embedded --steps 6 --warm-up 12 --seeds 2
 
 A Llama of about 0.3 million weights learns to reverse a row of digits: a short supervised warm-up,
 then policy gradients with advantages within groups of samples (as GRPO has them), one update a
@@ -17,7 +18,9 @@ In the arm `bitwise` K3 and max |r| must be exactly 0 at every step; the script 
 not. Each arm runs twice for one seed, to see whether its curves repeat bit for bit.
 
 The model is tiny and made here, so that all arms fit into minutes: the size of the gap is that of
-a tiny model. Writes `results.json`, `table.md` and `curves.svg` to `results/on_policy_rl/`.
+a tiny model. `--model embedded` trains the embedded model of 135 million weights for a few steps,
+in the arms `none` and `bitwise` alone. Writes `results.json`, `table.md` and `curves.svg` to
+`results/on_policy_rl/`, those of the embedded model to its folder `embedded/`.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from rl_tasks import TASKS, Problem, Task, reward, tiny
 
 import detcheck
 from detcheck import environment
@@ -42,11 +45,6 @@ from detcheck.analysis.mismatch.measures import measure
 from detcheck.kernels.settings import FAMILIES
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "on_policy_rl"
-BOS, SEP, EOS, PAD = 10, 11, 12, 13
-"""Token ids after the ten digits."""
-LENGTHS = (3, 4, 5, 6)
-PROMPTS, SAMPLES = 8, 8
-"""Prompts of a batch, and samples of each."""
 TRUNCATION = 2.0
 STALE_UPDATES = 8
 
@@ -69,6 +67,7 @@ ARMS = (
     Arm("float32", trainer_float32=True),
     Arm("stale", stale=STALE_UPDATES),
 )
+EMBEDDED_ARMS = ("none", "bitwise")
 
 
 @dataclass
@@ -93,53 +92,38 @@ class Curves:
 def main() -> None:
     """Run every arm, and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=tuple(TASKS), default="tiny")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warm-up", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    curves, repeats = [], {}
+    large = args.model == "embedded"
+    folder = args.out or (RESULTS / "embedded" if large else RESULTS)
+    task, curves, repeats = TASKS[args.model](), [], {}
     for seed in range(args.seeds):
-        start = warmed_up(seed, args.warm_up)
-        for arm in ARMS:
-            curves.append(train(arm, start, seed, args.steps))
+        start = warmed_up(seed, args.warm_up, task)
+        for arm in (arm for arm in ARMS if not large or arm.name in EMBEDDED_ARMS):
+            curves.append(train(arm, start, seed, args.steps, task))
             print(line_of(curves[-1]), flush=True)
             if seed == 0:
-                again = train(arm, start, seed, args.steps)
+                again = train(arm, start, seed, args.steps, task)
                 repeats[arm.name] = again.numbers == curves[-1].numbers
-    write(args.out, curves, repeats, vars(args) | {"out": args.out.name})
-    print((args.out / "table.md").read_text())
+    if not repeats["bitwise"]:
+        raise RuntimeError("The bitwise arm does not repeat bit for bit.")
+    write(folder, curves, repeats, vars(args) | {"out": folder.name})
+    print((folder / "table.md").read_text())
 
 
-def new_model() -> Any:
-    """A small Llama in float32, in evaluation mode."""
-    config = LlamaConfig(
-        vocab_size=16, hidden_size=96, intermediate_size=256, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
-    )  # fmt: skip
-    model: Any = LlamaForCausalLM(config)
-    return model.eval()
-
-
-def problems(generator: torch.Generator, count: int) -> list[tuple[list[int], list[int]]]:
-    """Prompts of a few digits, and the completions that reverse them."""
-    found = []
-    for _ in range(count):
-        length = LENGTHS[int(torch.randint(len(LENGTHS), (1,), generator=generator))]
-        digits = torch.randint(10, (length,), generator=generator).tolist()
-        found.append(([BOS, *digits, SEP], [*digits[::-1], EOS]))
-    return found
-
-
-def warmed_up(seed: int, steps: int) -> Any:
+def warmed_up(seed: int, steps: int, task: Task | None = None) -> Any:
     """A model after supervised steps, the same for every arm of a seed."""
+    task = task or tiny()
     torch.manual_seed(seed)
-    model, generator = new_model(), torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    model, generator = task.new_model(), torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=task.warm_up_rate)
     for _ in range(steps):
-        batch = problems(generator, 64)
-        logprobs, mask = trainer_logprobs(model, batch)
+        batch = task.problems(generator, task.warm_up_rows)
+        logprobs, mask = trainer_logprobs(model, batch, task.pad)
         loss: Any = -(logprobs * mask).sum() / mask.sum()
         optimiser.zero_grad()
         loss.backward()
@@ -147,10 +131,11 @@ def warmed_up(seed: int, steps: int) -> Any:
     return model
 
 
-def train(arm: Arm, start: Any, seed: int, steps: int) -> Curves:
+def train(arm: Arm, start: Any, seed: int, steps: int, task: Task | None = None) -> Curves:
     """One run of an arm. Raises RuntimeError if the bitwise arm has a gap."""
+    task = task or tiny()
     master = copy.deepcopy(start)
-    optimiser = torch.optim.AdamW(master.parameters(), lr=2e-4, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(master.parameters(), lr=task.learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(1000 + seed)
     curves, began = Curves(arm.name, seed), perf_counter()
     policies: list[Any] = []
@@ -158,14 +143,16 @@ def train(arm: Arm, start: Any, seed: int, steps: int) -> Curves:
         for _ in range(steps):
             policy = copy.deepcopy(master).bfloat16()
             policies = [*policies, policy][-arm.stale - 1 :]
-            batch = [each for each in problems(generator, PROMPTS) for _ in range(SAMPLES)]
-            completions, recorded = sample(policies[0], [prompt for prompt, _ in batch], generator)
+            asked = task.problems(generator, task.prompts)
+            batch = [each for each in asked for _ in range(task.samples)]
+            prompts = [prompt for prompt, _ in batch]
+            completions, recorded = sample(policies[0], prompts, generator, task)
             rewards = torch.tensor(
                 [reward(own, wanted) for own, (_, wanted) in zip(completions, batch, strict=True)]
             )
             trainer = master if arm.trainer_float32 else policy
-            answered = [(prompt, own) for (prompt, _), own in zip(batch, completions, strict=True)]
-            update(arm, trainer, master, optimiser, answered, recorded, rewards, curves)
+            answered = list(zip(prompts, completions, strict=True))
+            update(arm, trainer, master, optimiser, answered, recorded, rewards, curves, task)
     curves.elapsed_s = round(perf_counter() - began, 1)
     if arm.invariant and max(curves.max_abs) > 0:
         raise RuntimeError("The bitwise arm has a gap between sampler and trainer.")
@@ -185,18 +172,20 @@ def kernels(arm: Arm) -> Iterator[None]:
 
 
 def sample(
-    policy: Any, prompts: list[list[int]], generator: torch.Generator
+    policy: Any, prompts: list[list[int]], generator: torch.Generator, task: Task
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Completions at temperature 1, and the log-probability of each of their tokens."""
     longest = max(map(len, prompts))
-    ids = torch.tensor([[PAD] * (longest - len(each)) + each for each in prompts])
-    mask = (ids != PAD).long()
+    padding = [longest - len(each) for each in prompts]
+    rows = zip(padding, prompts, strict=True)
+    ids = torch.tensor([[task.pad] * missing + each for missing, each in rows])
+    mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     completions: list[list[int]] = [[] for _ in prompts]
     recorded: list[list[float]] = [[] for _ in prompts]
     with torch.no_grad():
         cache = None
-        for _ in range(max(LENGTHS) + 2):
+        for _ in range(task.most_tokens):
             out = policy(
                 input_ids=ids, attention_mask=mask, position_ids=positions,
                 past_key_values=cache, use_cache=True,
@@ -206,7 +195,7 @@ def sample(
             tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)
             own = logprobs.gather(1, tokens)
             for row, (token, logprob) in enumerate(zip(tokens[:, 0], own[:, 0], strict=True)):
-                if EOS not in completions[row]:
+                if task.eos not in completions[row]:
                     completions[row].append(int(token))
                     recorded[row].append(float(logprob))
             ids, positions = tokens, positions[:, -1:] + 1
@@ -214,20 +203,12 @@ def sample(
     return completions, recorded
 
 
-def reward(completion: list[int], wanted: list[int]) -> float:
-    """Share of the wanted tokens that are in their place; 0 for what is too long."""
-    if len(completion) > len(wanted):
-        return 0.0
-    hits = sum(a == b for a, b in zip(completion, wanted, strict=False))
-    return hits / len(wanted)
-
-
 def trainer_logprobs(
-    model: Any, answered: list[tuple[list[int], list[int]]]
+    model: Any, answered: list[Problem], pad: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of the completions' tokens, (rows, tokens), and 1 for each such token."""
     sequences = [torch.tensor(prompt + own) for prompt, own in answered]
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=PAD)
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad)
     lengths = torch.tensor([len(each) for each in sequences])
     starts = torch.tensor([len(prompt) for prompt, _ in answered])
     at = torch.arange(ids.shape[1])
@@ -243,20 +224,21 @@ def update(
     trainer: Any,
     master: Any,
     optimiser: Any,
-    answered: list[tuple[list[int], list[int]]],
+    answered: list[Problem],
     recorded: list[list[float]],
     rewards: torch.Tensor,
     curves: Curves,
+    task: Task,
 ) -> None:
     """One policy-gradient step; adds its measures to `curves`."""
-    logprobs, mask = trainer_logprobs(trainer, answered)
+    logprobs, mask = trainer_logprobs(trainer, answered, task.pad)
     own = [row[chosen.bool()] for row, chosen in zip(logprobs, mask, strict=True)]
     gap = measure(
         [np.array(each, np.float32) for each in recorded],
         [each.detach().numpy() for each in own],
         resamples=0,
     )
-    groups = rewards.view(PROMPTS, SAMPLES)
+    groups = rewards.view(task.prompts, task.samples)
     advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
     terms = []
     for values, record, advantage in zip(own, recorded, advantages.flatten(), strict=True):

@@ -64,6 +64,7 @@ def attention(
     window = _window(module, cache, kwargs)
     if cache is not None:
         key, value = _update_paged(module, cache, key, value, window, kwargs)
+    query, key, value = _autocast(query, key, value)
     value_dim = value.shape[3]
     if value_dim != key.shape[3]:
         scaling = key.shape[3] ** -0.5 if scaling is None else scaling
@@ -80,6 +81,17 @@ def attention(
     else:
         out = _padded_batch(query, key, value, attention_mask, scores, window, query_by_query)
     return out[..., :value_dim], None
+
+
+def _autocast(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors in the dtype of autocast, which casts the inputs of PyTorch's own attention.
+
+    Under autocast a rotary embedding gives queries and keys in float32, and values come in 16 bits.
+    """
+    device = states[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return states
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in states)
 
 
 def _equally_wide(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:

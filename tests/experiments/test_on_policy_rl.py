@@ -6,6 +6,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     module = importlib.import_module("on_policy_rl")
-    monkeypatch.setattr(module, "PROMPTS", 2)
-    monkeypatch.setattr(module, "SAMPLES", 3)
+    small = replace(module.tiny(), prompts=2, samples=3)
+    monkeypatch.setattr(module, "tiny", lambda: small)
     return module
 
 
