@@ -10,9 +10,7 @@ for biases, attention in both directions and other masks. On a GPU it is
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
-from functools import cache as memoise
 from typing import Any
 
 import torch
@@ -23,7 +21,9 @@ from detcheck.kernels.cpu import attention as cpu_attention
 from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
 from detcheck.kernels.cpu.attention import Segment
 from detcheck.kernels.cpu.masked import Scores, attend_block, visible_mask
+from detcheck.kernels.paged_cache import update_paged, window_of
 from detcheck.kernels.visible_keys import (
+    HIDDEN,
     Block,
     UnreadableMaskError,
     read_mask_once,
@@ -61,9 +61,9 @@ def attention(
     """
     packed = cache is not None or kwargs.get("cu_seq_lens_q") is not None
     _refuse_unsupported(dropout, kwargs, packed=packed)
-    window = _window(module, cache, kwargs)
+    window = window_of(module, cache, kwargs)
     if cache is not None:
-        key, value = _update_paged(module, cache, key, value, window, kwargs)
+        key, value = update_paged(module, cache, key, value, window, kwargs)
     query, key, value = _autocast(query, key, value)
     value_dim = value.shape[3]
     if value_dim != key.shape[3]:
@@ -150,11 +150,34 @@ def _row_by_row(
     query_by_query: bool,
 ) -> torch.Tensor:
     """A batch in which some row's mask is no interval: the other rows are computed as if alone."""
+    if len(query) == 1 and query_by_query and query.shape[2] > 1:
+        return _one_by_one(query, key, value, mask, scores)
     if len(query) == 1:
         return attend_any_mask(query, key, value, mask[..., : key.shape[2]], scores)
     masks = mask.expand(len(query), *mask.shape[1:]).split(1)
     rows = zip(query.split(1), key.split(1), value.split(1), masks, strict=True)
     return torch.cat([_padded_batch(*row, scores, None, query_by_query) for row in rows])
+
+
+def _one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scores: Scores,
+) -> torch.Tensor:
+    """A row whose mask is no interval for some queries: each by the kernel that decodes it."""
+    q_len, k_len = query.shape[2], key.shape[2]
+    parts = []
+    for at in range(q_len):
+        stop = k_len - q_len + at + 1
+        own = mask[:, :, at : at + 1, :k_len]
+        later = own[..., stop:]
+        if not bool((later if later.dtype == torch.bool else later > HIDDEN).any()):
+            own = own[..., :stop]
+        keys, values = (x[:, :, : own.shape[-1]] for x in (key, value))
+        parts.append(_padded_batch(query[:, :, at : at + 1], keys, values, own, scores, None, True))
+    return torch.cat(parts, dim=1)
 
 
 def _any_mask(
@@ -226,24 +249,6 @@ def _sinks(module: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
     return getattr(module, "sinks", None) if sinks is None else sinks
 
 
-def _window(module: Any, cache: Any, kwargs: dict[str, Any]) -> int | None:
-    """Keys that a query of this layer sees, itself included; None: all.
-
-    A paged cache rolls by the model's window, whether or not the layer hands it over.
-    """
-    window: int | None = kwargs.get("sliding_window")
-    if window is None and cache is not None:
-        allocators = getattr(cache, "layer_to_allocator", None)
-        if allocators is not None:
-            window = getattr(allocators[module.layer_idx], "sliding_window", None)
-    if window == 1:
-        raise UsageError(
-            "A sliding window of 1 is not covered: transformers keeps all keys for it. Set "
-            "`sliding_window` in the model's config to 2 or more, or to null."
-        )
-    return window
-
-
 def _refuse_on_gpu(scores: Scores, narrow: bool) -> None:
     """Raise UsageError, one sentence, for a feature that only the CPU has."""
     found = [
@@ -260,39 +265,6 @@ def _refuse_on_gpu(scores: Scores, narrow: bool) -> None:
             f"On a GPU batch-invariant attention does not cover {found[0]}, which this model uses: "
             'use `device="cpu"` or `kernels="stock"`.'
         )
-
-
-def _update_paged(
-    module: Any,
-    cache: Any,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    window: int | None,
-    kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write new keys and values, (1, kv_heads, new, head_dim), to the cache; returns all of them.
-
-    `cu_seq_lens_k` in `kwargs` becomes this layer's.
-    """
-    states = {"key_states": key, "value_states": value, "layer_idx": module.layer_idx}
-    cache_type: Any = type(cache)
-    if not _takes_indices(cache_type):
-        updated: tuple[torch.Tensor, torch.Tensor] = cache.update(**states, kwargs=kwargs)
-        return updated
-    # transformers 5.17 returns (tokens, kv_heads, head_dim). If a model has several kinds of
-    # layers, the lengths are a dictionary by kind.
-    indices = {name: kwargs[name] for name in ("read_index", "write_index")}
-    key, value = (x.transpose(0, 1).unsqueeze(0) for x in cache.update(**states, **indices))
-    if isinstance(kwargs["cu_seq_lens_k"], dict):
-        kind = "full_attention" if window is None else "sliding_attention"
-        kwargs["cu_seq_lens_k"] = kwargs["cu_seq_lens_k"][kind]
-    return key, value
-
-
-@memoise
-def _takes_indices(cache_type: Any) -> bool:
-    """True if a paged cache takes its indices as arguments (5.17), false if inside `kwargs`."""
-    return "read_index" in inspect.signature(cache_type.update).parameters
 
 
 _PACKED_BIAS = "a position bias in continuous batching"

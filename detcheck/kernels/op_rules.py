@@ -63,13 +63,9 @@ kernels differ, such as silu or exp2, our own kernels use only one."""
 EVEN_POWERS = (0, 0.5, 1, 2, 3, -1, -2)
 """Exponents for which the same holds for pow; -0.5 in float32 only."""
 ROW_BY_ROW = {
-    "cpu": frozenset(
-        {*("native_layer_norm", "_log_softmax", "cumsum", "topk"), *("max", "min", "amax", "amin")}
-    )
+    "cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "max", "min", "amax", "amin"})
 }
-"""Ops whose stock kernels, by device, take each row by itself, in one order.
-
-Among equal entries topk takes those that the same row alone would give."""
+"""Ops whose stock kernels, by device, take each row by itself, in one order."""
 PAST_THE_INTERFACE = ("bmm", FLASH_OP)
 """Ops of attention that was not called through transformers' interface.
 

@@ -26,6 +26,7 @@ from detcheck.kernels.cpu import pointwise as cpu_pointwise
 from detcheck.kernels.cpu import power as cpu_power
 from detcheck.kernels.cpu import reduce as cpu_reduce
 from detcheck.kernels.cpu import softmax as cpu_softmax
+from detcheck.kernels.cpu import topk as cpu_topk
 from detcheck.kernels.cpu import triangular as cpu_triangular
 from detcheck.kernels.cpu.any_mask import scaled_dot_product_attention
 from detcheck.kernels.cpu.linear import linear as cpu_linear
@@ -40,7 +41,7 @@ ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
     "attention": {"CPU": cpu_flash.KERNELS},
     "norm": {"CPU": cpu_norm.KERNELS},
     "softmax": {"CPU": cpu_softmax.KERNELS},
-    "reduce": {"CPU": cpu_reduce.KERNELS},
+    "reduce": {"CPU": cpu_reduce.KERNELS | cpu_topk.KERNELS},
     "pointwise": {"CPU": cpu_pointwise.KERNELS | cpu_power.KERNELS | cpu_complex.KERNELS},
 }
 """Op family, then dispatch key, then aten op; `kernels_of` adds those for CUDA."""

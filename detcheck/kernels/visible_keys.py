@@ -18,7 +18,7 @@ import torch
 
 from detcheck.errors import UsageError
 
-_HIDDEN = -1e4
+HIDDEN = -1e4
 """A mask's value for a hidden key is this or less; a value between this and 0 is a bias."""
 
 
@@ -108,7 +108,7 @@ def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
     unread = is_padding & ((num_seen <= 1) | (num_seen == k_len) | within)
     # From one query to the next the first key never moves back.
     ordered = torch.where(on_the_left, starts[:, None], torch.where(on_the_right, k_len, firsts))
-    biased = mask.dtype != torch.bool and bool(((mask != 0) & (mask > _HIDDEN)).any())
+    biased = mask.dtype != torch.bool and bool(((mask != 0) & (mask > HIDDEN)).any())
     readable = (is_interval & ~is_padding | unread).all() & (ordered.diff(dim=-1) >= 0).all()
     readable &= ((ends > 0) | (num_seen <= 1).all(-1)).all()
     if mask.shape[1] != 1 or biased or not bool(readable):

@@ -17,7 +17,7 @@ def test_a_covered_architecture(detcheck):
     assert (found["level"], found["reason"], found["uncovered"]) == ("fully-invariant", None, [])
     by = {one["op"]: one["by"] for one in found["covered"]}
     assert by["transformers::sdpa"] == "the attention kernels"
-    assert by["aten::topk"] == "stock, row by row"
+    assert by["aten::topk"] == "the reduce kernels"
 
 
 def test_an_architecture_that_computes_with_its_padding(detcheck):

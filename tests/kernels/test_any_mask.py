@@ -248,3 +248,29 @@ def test_other_calls_of_pytorchs_function_are_stock() -> None:
         torch.testing.assert_close(F.scaled_dot_product_attention(query, query, query), expected)
         with pytest.raises(RuntimeError):
             F.scaled_dot_product_attention(query, query[:, :3], query)
+
+
+def test_query_by_query_each_query_has_the_kernel_that_decodes_it() -> None:
+    """The first queries of such a row see all their keys: decoded, they are read as intervals."""
+    query, key, value = states(1, 9, 9, torch.float32)
+    mask = causal(9)
+    mask[..., 5:, 2] = False
+    whole = attention(Causal(), query, key, value, mask, query_by_query=True)[0]
+    steps = [
+        attention(
+            Causal(), query[:, :, at : at + 1], key[:, :, : at + 1], value[:, :, : at + 1],
+            mask[:, :, at : at + 1, : at + 1], query_by_query=True,
+        )[0]
+        for at in range(9)
+    ]  # fmt: skip
+    assert torch.equal(torch.cat(steps, 1), whole)
+    at_once = attention(Causal(), query, key, value, mask)[0]
+    assert not torch.equal(at_once, whole)  # the batch-invariant level does not promise it
+    torch.testing.assert_close(at_once, whole)
+
+
+def test_query_by_query_a_bias_may_reach_later_keys() -> None:
+    parts = states(1, 6, 6, torch.float32)
+    both = MASKS["padding on the right, bidirectional"]
+    found = attention(Causal(), *parts, both, query_by_query=True)[0]
+    torch.testing.assert_close(found, stock(*parts, both))

@@ -50,7 +50,7 @@ def test_ops_are_named_with_what_covers_them() -> None:
     found = {one.op: one for one in coverage(model).covered}
     assert found["transformers::sdpa"].by == "the attention kernels"
     assert found["transformers::sdpa"].module == "model.layers.0.self_attn"
-    assert found["aten::topk"].by == "stock, row by row"
+    assert found["aten::topk"].by == "the reduce kernels"
     assert found["aten::index_add_"].by == "adds once to each row"
     assert found["aten::mean"].calls > 0
 

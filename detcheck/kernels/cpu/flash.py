@@ -1,8 +1,9 @@
 """PyTorch's fused attention on the CPU: one stock call per batch entry.
 
 transformers' models do not come here directly. They go through its attention interface
-(`attention.py`), or call a function of PyTorch's that is replaced (`any_mask.py`). An entry's result
-does not depend on the rest of the batch. It does depend on its padding, which only those take away.
+(`attention.py`), or call a function of PyTorch's that is replaced (`any_mask.py`). An entry's
+result does not depend on the rest of the batch. It does depend on its padding, which only those
+take away.
 """
 
 from __future__ import annotations

@@ -1,0 +1,62 @@
+"""transformers' paged cache and the windows of its layers, as attention needs them."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache as memoise
+from typing import Any
+
+import torch
+
+from detcheck.errors import UsageError
+
+
+def window_of(module: Any, cache: Any, kwargs: dict[str, Any]) -> int | None:
+    """Keys that a query of this layer sees, itself included; None: all.
+
+    A paged cache rolls by the model's window, whether or not the layer hands it over.
+    """
+    window: int | None = kwargs.get("sliding_window")
+    if window is None and cache is not None:
+        allocators = getattr(cache, "layer_to_allocator", None)
+        if allocators is not None:
+            window = getattr(allocators[module.layer_idx], "sliding_window", None)
+    if window == 1:
+        raise UsageError(
+            "A sliding window of 1 is not covered: transformers keeps all keys for it. Set "
+            "`sliding_window` in the model's config to 2 or more, or to null."
+        )
+    return window
+
+
+def update_paged(
+    module: Any,
+    cache: Any,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write new keys and values, (1, kv_heads, new, head_dim), to the cache; returns all of them.
+
+    `cu_seq_lens_k` in `kwargs` becomes this layer's.
+    """
+    states = {"key_states": key, "value_states": value, "layer_idx": module.layer_idx}
+    cache_type: Any = type(cache)
+    if not _takes_indices(cache_type):
+        updated: tuple[torch.Tensor, torch.Tensor] = cache.update(**states, kwargs=kwargs)
+        return updated
+    # transformers 5.17 returns (tokens, kv_heads, head_dim). If a model has several kinds of
+    # layers, the lengths are a dictionary by kind.
+    indices = {name: kwargs[name] for name in ("read_index", "write_index")}
+    key, value = (x.transpose(0, 1).unsqueeze(0) for x in cache.update(**states, **indices))
+    if isinstance(kwargs["cu_seq_lens_k"], dict):
+        kind = "full_attention" if window is None else "sliding_attention"
+        kwargs["cu_seq_lens_k"] = kwargs["cu_seq_lens_k"][kind]
+    return key, value
+
+
+@memoise
+def _takes_indices(cache_type: Any) -> bool:
+    """True if a paged cache takes its indices as arguments (5.17), false if inside `kwargs`."""
+    return "read_index" in inspect.signature(cache_type.update).parameters
