@@ -28,11 +28,17 @@ from detcheck.engines.sampling import Filters, Sampler
 from detcheck.errors import OutOfMemory, UsageError
 from detcheck.evidence import KernelsProof, LoadEvidence, ModelIdentity
 from detcheck.experiment import Experiment
-from detcheck.kernels.coverage import require_coverage
+from detcheck.kernels.coverage import require_coverage, require_level
 from detcheck.kernels.in_force import kernels_in_force
 from detcheck.kernels.mode import Proof, keep_packed_weights, whole_mode_is_on
 from detcheck.kernels.one_length import refuse_padding
-from detcheck.kernels.settings import STOCK, KernelSettings
+from detcheck.kernels.settings import (
+    CORE_FAMILIES,
+    FULLY_INVARIANT,
+    PREFILL,
+    STOCK,
+    KernelSettings,
+)
 from detcheck.kernels.triton import why_unavailable
 from detcheck.models import LoadedModel
 from detcheck.targets import InProcess
@@ -65,6 +71,8 @@ class InProcessEngine:
         self._detokenize = Detokenizer(loaded.tokenizer)
         self._proofs: dict[str, list[Proof]] = {}
         self._warm: set[str] = set()
+        self._idle_families: set[str] = set()
+        """Core families of which this model has no op."""
         self._observer: PassObserver | None = None
         self._pass: ForwardPass | None = None
         self._around: AbstractContextManager[Any] | None = None
@@ -146,7 +154,7 @@ class InProcessEngine:
             calls.update(proof.overrides)
             outside |= proof.outside
         idle = {family for proof in proofs for family in proof.idle_families}
-        required = KernelSettings.parse(kernels).required_families
+        required = self._required_families(kernels)
         missing = tuple(family for family in required if family in idle or not proofs)
         problems = [proof.self_check for proof in proofs if proof.self_check != "passed"]
         self_check = problems[0] if problems else "passed"
@@ -276,8 +284,19 @@ class InProcessEngine:
             raise UsageError(problem)
         if any(KernelSettings.parse(name).whole_level for name in wanted):
             model, name = self.loaded.model, self.loaded.name
-            if require_coverage(model, name, self._longest, one_length=self.one_length):
+            found = require_coverage(model, name, self._longest, one_length=self.one_length)
+            self._idle_families = {*CORE_FAMILIES} - found.families
+            if FULLY_INVARIANT in wanted:
+                require_level(model, name)
+            if found.one_length:
                 self._on_close.callback(refuse_padding(model, name, when=whole_mode_is_on))
+
+    def _required_families(self, kernels: str) -> tuple[str, ...]:
+        """Families that must be seen to run; not those that no op of this model belongs to."""
+        setting = KernelSettings.parse(kernels)
+        idle = self._idle_families if setting.whole_level else set()
+        without = {*idle, PREFILL} if "attention" in idle else idle
+        return tuple(family for family in setting.required_families if family not in without)
 
     def _completion(self, partial: PartialCompletion) -> Completion:
         if partial.error is not None:

@@ -44,15 +44,21 @@ class Coverage:
         """True if the model is held, but only in batches of requests of one length."""
         return self.padding_matters and not self.batch_matters and not self.uncovered
 
+    @property
+    def families(self) -> frozenset[str]:
+        """The op families whose kernels ran: a pure state-space model has no attention."""
+        used = {one.by for one in self.covered}
+        return frozenset(family for family in OP_FAMILIES if f"the {family} kernels" in used)
+
 
 def require_coverage(
     model: torch.nn.Module, name: str, longest: int = 0, *, one_length: bool = False
-) -> bool:
+) -> Coverage:
     """Refuse a model that the whole batch-invariant mode cannot make invariant.
 
     Runs a few forward passes of a few tokens. `longest` is the number of tokens of the longest
     request. With `one_length` a model is taken that is held only without padding: the caller then
-    keeps padding from it (see `refuse_padding`). Returns true for such a model.
+    keeps padding from it (see `refuse_padding`). Returns the findings of the passes.
 
     Raises UsageError that names the first op that is not covered.
     """
@@ -61,8 +67,17 @@ def require_coverage(
         found = coverage(model)
         sentence = refusal(found, name)
         if sentence is None and (one_length or not found.one_length):
-            return found.one_length
+            return found
     raise UsageError(sentence or why_padding(name))
+
+
+def require_level(model: torch.nn.Module, name: str) -> None:
+    """Raise UsageError if a covered model is not fully invariant in a short run."""
+    if level_held(model) != FULLY_INVARIANT:
+        raise UsageError(
+            f"{name} gives other bits when it decodes than when it prefills, so it is not fully "
+            'invariant: use `kernels="batch-invariant"`.'
+        )
 
 
 def why_padding(name: str) -> str:
@@ -165,10 +180,12 @@ def _scans_chunks(model: Any) -> bool:
 def level_held(model: torch.nn.Module) -> str:
     """The highest level that a covered model held in a short run.
 
-    `fully-invariant` if decoding gives the bits of one forward pass; else `batch-invariant`.
+    `fully-invariant` if decoding gives the bits of one forward pass; else `batch-invariant`, as for
+    scans in chunks, which decode by another formula.
     """
     with batch_invariant(FAMILIES), torch.no_grad():
-        return FULLY_INVARIANT if decoding_agrees(model) else BATCH_INVARIANT
+        held = not _scans_chunks(model) and decoding_agrees(model)
+    return FULLY_INVARIANT if held else BATCH_INVARIANT
 
 
 def shortest_window(model: Any) -> int | None:

@@ -205,7 +205,7 @@ def _checked(model: torch.nn.Module) -> Callable[[], None]:
     from detcheck.kernels.one_length import refuse_padding
 
     name = type(model).__name__
-    if require_coverage(model, name, one_length=True):
+    if require_coverage(model, name, one_length=True).one_length:
         return refuse_padding(model, name)
     return lambda: None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from asking import conditions_of, settled
@@ -105,3 +106,41 @@ def test_other_models_get_no_positions(tiny_model: LoadedModel) -> None:
     assert set(engine._pad([(5, 6), (7,)])) == {"input_ids", "attention_mask"}
     engine.close()
     assert torch.is_tensor(engine._pad([(5,)])["input_ids"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "traffic"), [("mamba", "mixed"), ("qwen3_5_text", "alone"), ("nemotron_h", "alone")]
+)
+def test_scans_give_one_answer_and_prove_their_kernels(
+    tiny_model: LoadedModel, name: str, traffic: str
+) -> None:
+    experiment = asked("static", traffic=traffic)
+    engine = StaticEngine(loaded_as(tiny_model, name), experiment)
+    found = log_probabilities(engine, experiment)
+    proof = engine.proof("batch-invariant")
+    engine.close()
+    assert [len(found["batch-invariant", prompt]) for prompt in (0, 1)] == [1, 1]
+    assert max(len(found["stock", prompt]) for prompt in (0, 1)) > 1
+    assert (proof.missing, proof.outside) == ((), {})
+    attended = proof.overrides["transformers::sdpa"]
+    assert (attended == 0) == (name == "mamba")  # which has no attention to prove
+
+
+def test_attention_that_does_not_run_is_still_missing(tiny_model: LoadedModel) -> None:
+    """The twin: a model that has attention, and of which nothing was computed."""
+    engine = StaticEngine(tiny_model, asked("static"))
+    assert set(engine.proof("batch-invariant").missing) == {"matmul", "attention"}
+    engine.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_level_that_is_not_held_is_refused(tiny_model: LoadedModel) -> None:
+    experiment = replace_kernels(asked("static"), "fully-invariant")
+    with pytest.raises(UsageError, match='is not fully invariant: use `kernels="batch-invariant"`'):
+        StaticEngine(loaded_as(tiny_model, "mamba2"), experiment)
+    StaticEngine(loaded_as(tiny_model, "bart"), experiment).close()
+
+
+def replace_kernels(experiment: Experiment, kernels: str) -> Experiment:
+    return msgspec.structs.replace(experiment, kernels=("stock", kernels))

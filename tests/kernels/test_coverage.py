@@ -15,6 +15,7 @@ from detcheck.kernels.coverage import (
     coverage,
     level_held,
     require_coverage,
+    require_level,
     rescaled_beyond,
     shortest_window,
     uncovered,
@@ -140,13 +141,27 @@ def test_a_scan_in_chunks_is_held_for_one_length_only() -> None:
     model = T.Mamba2ForCausalLM(config).eval()
     with pytest.raises(UsageError, match="Mamba computes with its padding, so it is held for req"):
         require_coverage(model, "Mamba")
-    assert require_coverage(model, "Mamba", one_length=True)
+    assert require_coverage(model, "Mamba", one_length=True).one_length
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_scan_token_by_token_is_held_with_padding() -> None:
     config = T.MambaConfig(vocab_size=64, hidden_size=64, num_hidden_layers=1, pad_token_id=0)
-    assert not require_coverage(T.MambaForCausalLM(config).eval(), "Mamba", one_length=True)
+    found = require_coverage(T.MambaForCausalLM(config).eval(), "Mamba")
+    assert not found.one_length
+    assert found.families >= {"matmul", "norm", "pointwise"}
+    assert "attention" not in found.families
+    assert "attention" in coverage(TAKEN["Llama"]().eval()).families
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_formula_in_decoding_is_not_fully_invariant() -> None:
+    config = T.Mamba2Config(
+        vocab_size=64, hidden_size=64, num_hidden_layers=1, pad_token_id=0, num_heads=8, head_dim=16
+    )
+    with pytest.raises(UsageError, match="Mamba gives other bits when it decodes than when it pre"):
+        require_level(T.Mamba2ForCausalLM(config).eval(), "Mamba")
+    require_level(TAKEN["Llama"]().eval(), "Llama")
 
 
 class Packed(nn.Module):

@@ -25,7 +25,7 @@ def test_learned_positions_are_held_for_one_length(bart: torch.nn.Module) -> Non
     found = coverage(bart)
     assert (found.uncovered, found.padding_matters, found.batch_matters) == ((), True, False)
     assert found.one_length
-    assert require_coverage(bart, "Bart", one_length=True)
+    assert require_coverage(bart, "Bart", one_length=True).one_length
     with pytest.raises(UsageError, match=r"^Bart computes with its padding, so it is held for req"):
         require_coverage(bart, "Bart")
 
@@ -33,7 +33,7 @@ def test_learned_positions_are_held_for_one_length(bart: torch.nn.Module) -> Non
 def test_a_model_that_ignores_its_padding_is_not_limited() -> None:
     llama = tiny_model(shrunk(config_of("llama")))
     assert not coverage(llama).one_length
-    assert not require_coverage(llama, "Llama", one_length=True)
+    assert not require_coverage(llama, "Llama", one_length=True).one_length
 
 
 def test_the_mode_computes_rows_of_one_length_and_refuses_padding(bart: torch.nn.Module) -> None:

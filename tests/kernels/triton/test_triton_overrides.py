@@ -14,6 +14,7 @@ from under_test import INTERPRETED, ops, random
 
 from detcheck.errors import UsageError
 from detcheck.kernels import overrides, triton
+from detcheck.kernels.coverage import Coverage
 from detcheck.kernels.triton import experts as triton_experts
 from detcheck.kernels.triton import self_check as cuda_self_check
 
@@ -169,7 +170,12 @@ def test_an_engine_refuses_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch
         engine._check_kernels()
     monkeypatch.setattr(in_process, "why_unavailable", lambda: None)
     looked_at: list[object] = []
-    monkeypatch.setattr(in_process, "require_coverage", lambda *model, **_: looked_at.append(model))
+
+    def require_coverage(*model: object, one_length: bool) -> Coverage:
+        looked_at.append(model)
+        return Coverage((), (), False)
+
+    monkeypatch.setattr(in_process, "require_coverage", require_coverage)
     engine.loaded = SimpleNamespace(device=torch.device("cuda"), model="model", name="name")
     engine._check_kernels()
     assert looked_at == [("model", "name", 40)]
