@@ -8,6 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from detcheck.kernels.cpu import in_order
+from detcheck.kernels.cpu.in_order import multiply
 from detcheck.kernels.mode import batch_invariant
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -136,3 +138,13 @@ def test_gradients_are_those_of_stock() -> None:
     with batch_invariant():
         ours = torch.autograd.grad((left @ right).softmax(-1).square().sum(), (left, right))
     torch.testing.assert_close(ours, stock)
+
+
+@pytest.mark.parametrize("entries", [1, 100, 1000, 10_000])
+def test_parts_that_fit_the_cache_change_nothing(
+    entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = random(4, 37, 96), random(4, 96, 51)
+    whole = multiply(left, right)
+    monkeypatch.setattr(in_order, "PART_ENTRIES", entries)
+    assert torch.equal(multiply(left, right), whole)
