@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from detcheck.completion import Completion, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.vllm.process import VAGUE, Message, WorkerDied, WorkerProcess
+from detcheck.engines.vllm.scheduler_steps import check_cache
 from detcheck.engines.vllm.worker import Setup
 from detcheck.errors import MeasurementError, ModelError, OutOfMemory, UsageError
 from detcheck.evidence import KernelsProof, LoadEvidence, ModelIdentity, ObservedBatch
@@ -81,14 +82,11 @@ class VllmEngine:
         """See `Engine.run_trial`. An error kills the worker; the next trial starts another."""
         kernels = trial.condition.kernels
         try:
-            worker = self._worker_for((kernels, self._tensor_parallel(trial.condition)))
-            worker.send(
-                {
-                    "requests": [
-                        (r.prompt, r.arrival_step, r.max_new_tokens, r.seed) for r in trial.requests
-                    ]
-                }
-            )
+            size, cache = self._place(trial.condition)
+            worker = self._worker_for((kernels, size))
+            fields = ("prompt", "arrival_step", "max_new_tokens", "seed")
+            requests = [[getattr(each, name) for name in fields] for each in trial.requests]
+            worker.send({"requests": requests, "prefix_cache": cache})
             message = self._answers(worker, on_tokens)
         except BaseException as error:
             self._drop()
@@ -99,7 +97,9 @@ class VllmEngine:
                 ) from error
             raise
         self._count(kernels)
-        return _result(trial, message)
+        result = _result(trial, message)
+        check_cache(cache, result.load)
+        return result
 
     def proof(self, kernels: str) -> KernelsProof:
         """See `Engine.proof`: for batch-invariant, vLLM's own report and the number of trials."""
@@ -196,9 +196,11 @@ class VllmEngine:
             kernels, {VARIABLE: served}, before.missing, before.self_check
         )
 
-    def _tensor_parallel(self, condition: Condition) -> int:
-        sizes, names = self.target.tensor_parallel, self.target.placements
-        return sizes[names.index(condition.placement)]
+    def _place(self, condition: Condition) -> tuple[int, str]:
+        """(tensor-parallel size, state of the prefix cache) of a condition."""
+        return next(
+            (size, state) for name, size, state in self.target.places if name == condition.placement
+        )
 
     def _setup(self, key: WorkerKey) -> Setup:
         experiment, target = self.experiment, self.target

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from detcheck.errors import MeasurementError
 from detcheck.evidence import FORWARD_PASSES, LoadEvidence
+from detcheck.targets.prefix_cache import AS_IS, WARM
 
 
 class SchedulerSteps:
@@ -49,6 +51,18 @@ class SchedulerSteps:
             self._query_tokens_max,
             self._preemptions,
             self._prefix_cache_hits,
+        )
+
+
+def check_cache(state: str, load: LoadEvidence | None) -> None:
+    """Raise MeasurementError if vLLM's counters show another state of its prefix cache."""
+    if state == AS_IS:
+        return
+    hits = None if load is None else load.prefix_cache_hits
+    if hits is None or (hits > 0) != (state == WARM):
+        raise MeasurementError(
+            f"vLLM counted {hits or 0} prompt tokens from a {state} prefix cache: it keeps whole "
+            "blocks only, so ask longer prompts, or leave `prefix_cache` out."
         )
 
 

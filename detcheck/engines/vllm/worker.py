@@ -25,10 +25,15 @@ from detcheck.engines.vllm.scheduler_steps import SchedulerSteps, stat_logger
 from detcheck.errors import DetcheckError, ModelError, UsageError
 from detcheck.models.identity import digest_of_template
 from detcheck.prompts import ChatMessage
+from detcheck.targets.prefix_cache import AS_IS, COLD, WARM
 
 PROGRESS_S = 0.2
 WARM_UP_TOKENS = 2
 OLDEST = "This vLLM does not report its scheduler's batch at each step: install 0.32 or newer."
+
+
+Request = tuple[str, int, int, int]
+"""(prompt, arrival step, token limit, seed)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +87,25 @@ class Worker:
         self._trials = 0
         self.run([(prompt, 0, WARM_UP_TOKENS, 0) for prompt in setup.prompts[:1]], None)
 
-    def run(self, requests: list[tuple[str, int, int, int]], out: IO[str] | None) -> dict[str, Any]:
+    def run(
+        self, requests: list[Request], out: IO[str] | None, prefix_cache: str = AS_IS
+    ) -> dict[str, Any]:
         """Generate for requests of (prompt, arrival step, token limit, seed).
 
         Progress messages go to `out` unless it is None. The prefix cache is emptied first, so that
-        no trial depends on the previous one.
+        no trial depends on the previous one. If it must be warm, each prompt is then asked once; if
+        cold, no request finds the blocks of another.
         """
         self._engine.reset_prefix_cache()
+        if prefix_cache == WARM:
+            for prompt in dict.fromkeys(request[0] for request in requests):
+                self._generate([(prompt, 0, WARM_UP_TOKENS, 0)], None, AS_IS)
+        return self._generate(requests, out, prefix_cache)
+
+    def _generate(
+        self, requests: list[Request], out: IO[str] | None, prefix_cache: str
+    ) -> dict[str, Any]:
+        """Step vLLM until every request is answered; see `run`."""
         self._steps.reset()
         self._trials += 1
         ids = [f"{self._trials}-{position}" for position in range(len(requests))]
@@ -97,7 +114,7 @@ class Worker:
         step, reported, started = 0, 0.0, perf_counter()
         while waiting or self._engine.has_unfinished_requests():
             while waiting and waiting[0][1][1] <= step:
-                self._submit(*waiting.pop(0))
+                self._submit(*waiting.pop(0), own_cache=prefix_cache == COLD)
             self._step(partials)
             step += 1
             if out is not None and perf_counter() - reported > PROGRESS_S:
@@ -133,7 +150,8 @@ class Worker:
         """Let vLLM end its own processes."""
         self._engine.engine_core.shutdown()
 
-    def _submit(self, request_id: str, request: tuple[str, int, int, int]) -> None:
+    def _submit(self, request_id: str, request: Request, *, own_cache: bool) -> None:
+        """Hand a request to vLLM; with `own_cache` it shares no blocks of the prefix cache."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -147,8 +165,10 @@ class Worker:
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
-        token_ids = list(self._prompts[prompt])
-        self._engine.add_request(request_id, {"prompt_token_ids": token_ids}, params)
+        given: dict[str, Any] = {"prompt_token_ids": list(self._prompts[prompt])}
+        if own_cache:
+            given["cache_salt"] = request_id
+        self._engine.add_request(request_id, given, params)
 
     def _step(self, partials: Mapping[str, PartialCompletion]) -> None:
         """Run one step of vLLM; its tokens belong to the batch that its scheduler reported."""
@@ -281,8 +301,9 @@ def _serve(out: IO[str]) -> None:
     try:
         _send(out, ready=worker.ready())
         for line in sys.stdin:
-            requests = [tuple(request) for request in json.loads(line)["requests"]]
-            _send(out, **worker.run(requests, out))
+            asked = json.loads(line)
+            requests = [tuple(request) for request in asked["requests"]]
+            _send(out, **worker.run(requests, out, asked["prefix_cache"]))
     finally:
         worker.close()
 

@@ -59,7 +59,8 @@ def main():
     }
     send(ready={"version": "0", "batch_invariant": on, **identity})
     for line in sys.stdin:
-        requests = json.loads(line)["requests"]
+        asked = json.loads(line)
+        requests, cache = asked["requests"], asked.get("prefix_cache")
         if FAKE == "dies":
             os._exit(9)
         if FAKE == "dies in a word":
@@ -80,7 +81,7 @@ def main():
             "rows_mean": float(rows),
             "query_tokens_max": rows,
             "preemptions": 2,
-            "prefix_cache_hits": 3,
+            "prefix_cache_hits": 0 if cache == "cold" or FAKE == "keeps no blocks" else 3,
         }
         answers = [answer(setup, request, rows) for request in requests]
         send(answers=answers, elapsed_s=0.5, load=load)

@@ -120,6 +120,33 @@ def test_the_model_is_identified_by_its_worker_and_its_files(tmp_path):
     assert identity.weights_digest is not None
 
 
+def test_cold_and_warm_prefix_caches_are_places_of_one_worker():
+    asked = experiment(prefix_cache=("cold", "warm"), tensor_parallel=(1, 3))
+    names = ("tp1 cold cache", "tp1 warm cache", "tp3 cold cache", "tp3 warm cache")
+    assert asked.target.placements == names
+    assert asked.target.traits.varies_prefix_cache
+    engine = VllmEngine(*asked)
+    try:
+        hits = {
+            trial.condition.placement: engine.run_trial(trial).load.prefix_cache_hits
+            for trial in first_trials(asked)
+        }
+    finally:
+        engine.close()
+    assert hits == dict(zip(names, (0, 3, 0, 3), strict=True))
+
+
+def test_a_warm_cache_that_answers_nothing_is_no_measurement(misbehave):
+    misbehave("keeps no blocks")
+    asked = experiment(prefix_cache=("warm",))
+    engine = VllmEngine(*asked)
+    try:
+        with pytest.raises(MeasurementError, match="counted 0 prompt tokens from a warm prefix"):
+            engine.run_trial(first_trials(asked)[0])
+    finally:
+        engine.close()
+
+
 def test_a_mode_that_vllm_does_not_report_is_not_proved(misbehave):
     misbehave("forgets the mode")
     asked = experiment(kernels=(BATCH_INVARIANT,))
