@@ -10,7 +10,7 @@ for biases, attention in both directions and other masks. On a GPU it is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from detcheck.errors import UsageError
 from detcheck.kernels.cpu import attention as cpu_attention
 from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
-from detcheck.kernels.cpu.attention import Segment
 from detcheck.kernels.cpu.masked import Scores, attend_block, visible_mask
+from detcheck.kernels.cpu.queries import Segment, packing_of
 from detcheck.kernels.paged_cache import update_paged, window_of
 from detcheck.kernels.visible_keys import (
     HIDDEN,
@@ -295,13 +295,17 @@ def _packed_batch(
 
         _refuse_on_gpu(scores, window is not None and window < _longest(key, kwargs))
         return packed_attention(query, key, value, scores.scaling, kwargs, kwargs["layer"])
-    segments = [*_packed_segments(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])]
-    bites = window is not None and any(one.k_len > window for one in segments)
-    if scores.plain and not bites:
+    packing = packing_of(
+        tuple(kwargs["cu_seq_lens_q"].tolist()), tuple(kwargs["cu_seq_lens_k"].tolist())
+    )
+    bites = window is not None and packing.longest > window
+    if scores.plain and (query_by_query or not packing.prompts or not bites):
         return cpu_attention.packed_attention(
-            query, key, value, segments, scores.scaling, query_by_query=query_by_query
+            *(query, key, value, packing, scores.scaling),
+            query_by_query=query_by_query,
+            window=window if bites else None,
         )
-    parts = [(0, _block(one, window)) for one in segments]
+    parts = [(0, _block(one, window)) for one in packing.segments]
     return _attend_blocks(query, key, value, parts, scores, query_by_query)
 
 
@@ -317,13 +321,3 @@ def _block(segment: Segment, window: int | None) -> Block:
     k = firsts[0]
     own = tuple(first - k for first in firsts)
     return Block(segment.q, segment.q_len, segment.k + k, segment.k_len - k, own)
-
-
-def _packed_segments(cu_q: torch.Tensor, cu_k: torch.Tensor) -> Iterator[Segment]:
-    """Requests from cumulative lengths, (requests + 1,) each; empty ones (padding) left out."""
-    q_bounds, k_bounds = cu_q.tolist(), cu_k.tolist()
-    for index in range(min(len(q_bounds), len(k_bounds)) - 1):
-        q, k = q_bounds[index], k_bounds[index]
-        q_len, k_len = q_bounds[index + 1] - q, k_bounds[index + 1] - k
-        if q_len > 0 and k_len > 0:
-            yield Segment(q, q_len, k, k_len)

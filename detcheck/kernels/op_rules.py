@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from detcheck.kernels.cpu.attention import FLASH_OP
 from detcheck.kernels.cpu.linear import OP as PACKED_OP
 from detcheck.kernels.cpu.matmul import is_weight
+from detcheck.kernels.cpu.queries import FLASH_OP
 from detcheck.kernels.overrides import op_names
 from detcheck.kernels.settings import OP_FAMILIES
 

@@ -1,71 +1,73 @@
-"""Batch-invariant causal attention on the CPU: one stock call per request.
+"""Batch-invariant causal attention on the CPU: one stock call per prompt.
 
 The stock kernel computes a packed batch in one call, and its blocks over the keys depend on the
-other requests in that call. Here each request has a call of its own: its queries, its keys, its
-order of summation. A batched call of requests of equal lengths would not be invariant either.
-PyTorch's CPU kernel gives each thread a scratch buffer, the buffers differ in alignment, and MKL
-rounds small products differently if the alignment differs. For the same reason operands whose
-heads do not start on cache lines are copied.
+other requests in that call. Here each request of several queries has a call of its own: its
+queries, its keys, its order of summation. Operands whose heads do not start on cache lines are
+copied, since MKL rounds small products differently if their alignment differs. Requests of one
+query, as in decoding, share calls that do not depend on each other: see `queries.py`.
 
 This holds `batch-size`, `position`, `neighbours` and `padding`. Under `chunking` and
 `prefill-decode` the number of queries of a call changes, and with it the stock kernel's blocks.
-With `query_by_query` each query of a prompt has a call of its own, as it has when it is decoded:
-then these two hold as well.
+With `query_by_query` each query of a prompt is computed as it is in decoding: then these two hold
+as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Sequence
 
 import torch
 
-from detcheck.kernels.cpu.stock import stock_attention, stock_kernel
-
-CACHE_LINE_BYTES = 64
-
-FLASH_OP = "_scaled_dot_product_flash_attention_for_cpu"
-"""The aten op that `F.scaled_dot_product_attention` calls on the CPU."""
-_flash = getattr(torch.ops.aten, FLASH_OP).default
-_stock_flash = stock_kernel(FLASH_OP)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Where one request lies in packed tensors: queries `[q, q + q_len)`, keys `[k, k + k_len)`."""
-
-    q: int
-    q_len: int
-    k: int
-    k_len: int
+from detcheck.kernels.cpu.queries import (
+    CACHE_LINE_BYTES,
+    Packing,
+    Plan,
+    attend_queries,
+    padded_packing_of,
+)
+from detcheck.kernels.cpu.stock import stock_attention
 
 
 def packed_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    segments: Iterable[Segment],
+    packing: Packing,
     scaling: float | None = None,
     *,
     query_by_query: bool = False,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Causal attention of requests packed along the length; returns (1, q, heads, dim).
 
     query (1, heads, q, dim), key and value (1, kv_heads, k, dim). The last query of each segment
-    is at its last key. Queries in no segment get zeros.
+    is at its last key. Queries in no segment get zeros. With `window`, the number of keys that a
+    query sees, all queries must be computed by themselves.
     """
-    parts = tuple(segments)
-    bounds = [(part.k, part.k_len) for part in parts]
-    keys = [*zip(_cut(key, bounds), _cut(value, bounds), strict=True)]
-    if parts and [part.q for part in parts if part.q_len == 1] == [*range(query.shape[2])]:
-        return _decode(query, keys, scaling)
-    out = query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3]))
-    for part, own in zip(parts, keys, strict=True):
+    if query_by_query or not packing.prompts:
+        plan = packing.one_by_one if window is None else packing.within(window)
+        return _by_themselves(query, key, value, plan, scaling)
+    if len(packing.segments) > len(packing.prompts):
+        out = _by_themselves(query, key, value, packing.singles, scaling)
+    else:
+        out = query.new_zeros((1, query.shape[2], query.shape[1], query.shape[3]))
+    for part in packing.prompts:
         queries = slice(part.q, part.q + part.q_len)
-        out[:, queries] = _attend(query[:, :, queries], *own, scaling, query_by_query)
+        own = (on_cache_lines(x.narrow(2, part.k, part.k_len)) for x in (key, value))
+        out[:, queries] = _attend(query[:, :, queries], *own, scaling)
     return out
+
+
+def _by_themselves(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: Plan,
+    scaling: float | None,
+) -> torch.Tensor:
+    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend_queries(*rows, plan, scaling)[None]
 
 
 def padded_attention(
@@ -82,47 +84,31 @@ def padded_attention(
     query (batch, heads, q, dim), key and value (batch, kv_heads, k, dim); `padding` has the number
     of padded keys of each row. Queries that are padding get zeros.
     """
-    q_len, k_len = query.shape[2], key.shape[2]
-    out = query.new_zeros((query.shape[0], q_len, query.shape[1], value.shape[3]))
+    batch, heads, q_len, dim = query.shape
+    k_len = key.shape[2]
+    if q_len == 1 or query_by_query:
+        plan = padded_packing_of(tuple(padding), q_len, k_len).one_by_one
+        rows = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+        return attend_queries(*rows, plan, scaling).view(batch, q_len, heads, dim)
+    out = query.new_zeros((batch, q_len, heads, dim))
     for row, start in enumerate(padding):
         skip = max(0, start - (k_len - q_len))
         one = slice(row, row + 1)
-        keys = on_cache_lines(key[one, :, start:]), on_cache_lines(value[one, :, start:])
-        out[one, skip:] = _attend(query[one, :, skip:], *keys, scaling, query_by_query)
+        if skip < q_len:
+            keys = on_cache_lines(key[one, :, start:]), on_cache_lines(value[one, :, start:])
+            out[one, skip:] = _attend(query[one, :, skip:], *keys, scaling)
     return out
 
 
-def _cut(x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> Sequence[torch.Tensor]:
-    """Parts of `x` (1, heads, length, dim), given as (start, length), each on cache lines."""
-    lengths = [length for _, length in bounds]
-    if lengths == [x.shape[2]]:
-        parts: Sequence[torch.Tensor] = (x,)
-    elif [start for start, _ in bounds] == [0, *accumulate(lengths[:-1])]:
-        parts = x.narrow(2, 0, sum(lengths)).split(lengths, 2)  # faster than one by one
-    else:
-        parts = tuple(x.narrow(2, start, length) for start, length in bounds)
-    if _every_row_on_cache_line(x):
-        return parts
-    return [on_cache_lines(part) for part in parts]
-
-
 def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    query_by_query: bool,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Causal attention of one request whose last query is at its last key.
+    """Causal attention of one request whose last query is at its last key, of several queries.
 
     query (1, heads, q, dim), key and value (1, kv_heads, k, dim), on cache lines; returns
     (1, q, heads, dim).
     """
     q_len, k_len = query.shape[2], key.shape[2]
-    if q_len == 1 or query_by_query:
-        lengths = range(k_len - q_len + 1, k_len + 1)
-        keys = [(key.narrow(2, 0, length), value.narrow(2, 0, length)) for length in lengths]
-        return _decode(query, keys, scaling)
     mask = None
     if k_len > q_len:
         mask = torch.ones(q_len, k_len, dtype=torch.bool, device=query.device)
@@ -137,50 +123,6 @@ def _attend(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2)
-
-
-def _decode(
-    query: torch.Tensor,
-    keys: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    scaling: float | None,
-) -> torch.Tensor:
-    """Each query with keys and values of its own; returns (1, q, heads, dim).
-
-    query (1, heads, q, dim); `keys` has a key and a value (1, kv_heads, k, dim) for each query, on
-    cache lines. The heads that share a key-value head become the queries of one call.
-    """
-    _, heads, q_len, dim = query.shape
-    key, value = keys[0]
-    kv_heads = key.shape[1]
-    rows = query.transpose(1, 2).reshape(q_len, kv_heads, heads // kv_heads, dim).contiguous()
-    each: Sequence[torch.Tensor] = rows.split(1)
-    if not _every_row_on_cache_line(rows):
-        each = [on_cache_lines(row) for row in each]
-    if value.shape[3] == dim:
-        flash = _flash if _seen_by_others(query, key, value) else _stock_flash
-        out = [flash(row, *own, scale=scaling)[0] for row, own in zip(each, keys, strict=True)]
-    else:
-        out = [
-            stock_attention(row, *own, scale=scaling) for row, own in zip(each, keys, strict=True)
-        ]
-    return torch.cat(out).view(1, q_len, heads, value.shape[3])
-
-
-def _seen_by_others(*tensors: torch.Tensor) -> bool:
-    """True if autograd or a dispatch mode has to see each op."""
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def _every_row_on_cache_line(x: torch.Tensor) -> bool:
-    """True if each row of `x` (batch, heads, length, dim) is contiguous, on a cache line."""
-    steps = (x.stride(0), x.stride(1), x.stride(2))
-    return (
-        x.stride(3) == 1
-        and x.data_ptr() % CACHE_LINE_BYTES == 0
-        and all(step * x.element_size() % CACHE_LINE_BYTES == 0 for step in steps)
-    )
 
 
 def on_cache_lines(x: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from detcheck.kernels.cpu.attention import CACHE_LINE_BYTES, Segment, packed_attention
+from detcheck.kernels.cpu.attention import packed_attention
 from detcheck.kernels.cpu.matmul import stock_bmm_out
+from detcheck.kernels.cpu.queries import CACHE_LINE_BYTES, Plan, Segment, attend_queries, packing_of
 from detcheck.kernels.cpu.stock import stock_attention
 from detcheck.kernels.visible_keys import Block
 
@@ -51,11 +53,14 @@ def attend_block(
     """
     query = query.narrow(2, block.q, block.q_len)
     key, value = (x.narrow(2, block.k, block.k_len) for x in (key, value))
-    whole = Segment(0, block.q_len, 0, block.k_len)
     if scores.plain and not any(block.firsts):
+        whole = packing_of((0, block.q_len), (0, block.k_len))
         return packed_attention(
-            query, key, value, (whole,), scores.scaling, query_by_query=query_by_query
+            query, key, value, whole, scores.scaling, query_by_query=query_by_query
         )
+    if scores.plain and (block.q_len == 1 or query_by_query):
+        rows = (x[0].transpose(0, 1) for x in (query, key, value))
+        return attend_queries(*rows, _plan_of(block.firsts, block.k_len), scores.scaling)[None]
     if block.q_len > 1 and query_by_query:
         parts = [
             attend_block(query, key, value, _one_query(block, index), scores)
@@ -74,6 +79,13 @@ def attend_block(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2)
+
+
+@lru_cache(maxsize=16)
+def _plan_of(firsts: tuple[int, ...], k_len: int) -> Plan:
+    """The last queries of `k_len` keys, given the first key that each of them sees."""
+    past = k_len - len(firsts) + 1
+    return Plan([Segment(q, 1, first, past + q - first) for q, first in enumerate(firsts)])
 
 
 def _one_query(block: Block, index: int) -> Block:
