@@ -301,7 +301,11 @@ def _packed_batch(
     bites = window is not None and packing.longest > window
     if scores.plain and (query_by_query or not packing.prompts or not bites):
         return cpu_attention.packed_attention(
-            *(query, key, value, packing, scores.scaling),
+            query,
+            key,
+            value,
+            packing,
+            scores.scaling,
             query_by_query=query_by_query,
             window=window if bites else None,
         )

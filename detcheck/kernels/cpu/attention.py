@@ -54,8 +54,8 @@ def packed_attention(
         out = query.new_zeros((1, query.shape[2], query.shape[1], query.shape[3]))
     for part in packing.prompts:
         queries = slice(part.q, part.q + part.q_len)
-        own = (on_cache_lines(x.narrow(2, part.k, part.k_len)) for x in (key, value))
-        out[:, queries] = _attend(query[:, :, queries], *own, scaling)
+        k, v = (on_cache_lines(x.narrow(2, part.k, part.k_len)) for x in (key, value))
+        out[:, queries] = _attend(query[:, :, queries], k, v, scaling)
     return out
 
 
@@ -66,8 +66,8 @@ def _by_themselves(
     plan: Plan,
     scaling: float | None,
 ) -> torch.Tensor:
-    rows = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend_queries(*rows, plan, scaling)[None]
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend_queries(q, k, v, plan, scaling)[None]
 
 
 def padded_attention(
@@ -88,15 +88,15 @@ def padded_attention(
     k_len = key.shape[2]
     if q_len == 1 or query_by_query:
         plan = padded_packing_of(tuple(padding), q_len, k_len).one_by_one
-        rows = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-        return attend_queries(*rows, plan, scaling).view(batch, q_len, heads, dim)
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+        return attend_queries(q, k, v, plan, scaling).view(batch, q_len, heads, dim)
     out = query.new_zeros((batch, q_len, heads, dim))
     for row, start in enumerate(padding):
         skip = max(0, start - (k_len - q_len))
         one = slice(row, row + 1)
         if skip < q_len:
-            keys = on_cache_lines(key[one, :, start:]), on_cache_lines(value[one, :, start:])
-            out[one, skip:] = _attend(query[one, :, skip:], *keys, scaling)
+            k, v = (on_cache_lines(x[one, :, start:]) for x in (key, value))
+            out[one, skip:] = _attend(query[one, :, skip:], k, v, scaling)
     return out
 
 

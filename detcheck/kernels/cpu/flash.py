@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from detcheck.kernels.cpu.attention import on_cache_lines
-from detcheck.kernels.cpu.queries import FLASH_OP, is_as_it_is
+from detcheck.kernels.cpu.queries import FLASH_OP, calls_are_whole
 from detcheck.kernels.cpu.stock import stock_kernel
 
 _stock = stock_kernel(FLASH_OP)
@@ -31,7 +31,7 @@ def flash(
     scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """aten's flash attention: (batch, heads, q, dim), and the log-sums (batch, heads, q)."""
-    if not len(query) or is_as_it_is():
+    if not len(query) or calls_are_whole():
         whole: tuple[torch.Tensor, torch.Tensor] = _stock(
             query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
         )

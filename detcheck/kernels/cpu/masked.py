@@ -59,8 +59,9 @@ def attend_block(
             query, key, value, whole, scores.scaling, query_by_query=query_by_query
         )
     if scores.plain and (block.q_len == 1 or query_by_query):
-        rows = (x[0].transpose(0, 1) for x in (query, key, value))
-        return attend_queries(*rows, _plan_of(block.firsts, block.k_len), scores.scaling)[None]
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        plan = _plan_of(block.firsts, block.k_len)
+        return attend_queries(q, k, v, plan, scores.scaling)[None]
     if block.q_len > 1 and query_by_query:
         parts = [
             attend_block(query, key, value, _one_query(block, index), scores)

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -44,6 +45,7 @@ FLASH_OP = "_scaled_dot_product_flash_attention_for_cpu"
 """The aten op that `F.scaled_dot_product_attention` calls on the CPU."""
 _flash = getattr(torch.ops.aten, FLASH_OP).default
 _stock_flash = stock_kernel(FLASH_OP)
+Kernel = Callable[..., Any]
 _local = threading.local()
 
 
@@ -223,8 +225,26 @@ def attend_queries(
     """Attention of each query of the plan by itself; returns (q, heads, dim).
 
     query (q, heads, dim), key and value (k, kv_heads, dim), as numbered in the plan's segments.
-    The last query of a segment is at its last key. Queries in no segment get zeros.
+    The last query of a segment is at its last key. Queries in no segment get zeros. Dispatch modes
+    see the ops inside only if gradients are needed: an op's entries are not in the order of the
+    requests, and so cannot be compared between batches.
     """
+    if needs_gradients(query, key, value):
+        with _whole_calls():
+            return _attend_queries(query, key, value, plan, scaling, _flash)
+    unseen = _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
+    with unseen:
+        return _attend_queries(query, key, value, plan, scaling, _stock_flash)
+
+
+def _attend_queries(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: Plan,
+    scaling: float | None,
+    flash: Kernel,
+) -> torch.Tensor:
     num_queries, heads, dim = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
@@ -241,7 +261,7 @@ def attend_queries(
     for number, call in enumerate(plan.calls):
         stop = start + len(call.queries)
         mask = plan.mask(number, query.dtype)
-        outs.append(_attend(tiles[start:stop], key, value, call, mask, scaling))
+        outs.append(_attend(tiles[start:stop], key, value, call, mask, scaling, flash))
         start = stop
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     if parts > 1:
@@ -260,6 +280,7 @@ def _attend(
     call: _Call,
     mask: torch.Tensor,
     scaling: float | None,
+    flash: Kernel,
 ) -> torch.Tensor:
     """One call of the stock kernel for tiles (entries, kv_heads, rows, dim)."""
     entries, kv_heads, rows, dim = tiles.shape
@@ -273,32 +294,25 @@ def _attend(
     if len(keys) != count:
         keys, values = (x.expand(count, -1, -1, -1) for x in (keys, values))
     mask = mask.expand(count, 1, rows, call.length)
-    if not seen_by_others(tiles, keys, values):
-        out = _stock_flash(tiles, keys, values, attn_mask=mask, scale=scaling)[0]
-    else:
-        with as_it_is():
-            out = _flash(tiles, keys, values, attn_mask=mask, scale=scaling)[0]
-    result: torch.Tensor = out[:entries]
-    return result
+    out: torch.Tensor = flash(tiles, keys, values, attn_mask=mask, scale=scaling)[0]
+    return out[:entries]
 
 
-def seen_by_others(*tensors: torch.Tensor) -> bool:
-    """True if autograd or a dispatch mode has to see each op."""
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return True
+def needs_gradients(*tensors: torch.Tensor) -> bool:
+    """True if autograd has to see each op."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 @contextmanager
-def as_it_is() -> Iterator[None]:
-    """Inside this context, calls of the flash op in this thread are not cut into entries."""
-    _local.as_it_is = True
+def _whole_calls() -> Iterator[None]:
+    """Inside this context, calls of the flash op in this thread are not cut into their entries."""
+    _local.whole = True
     try:
         yield
     finally:
-        _local.as_it_is = False
+        _local.whole = False
 
 
-def is_as_it_is() -> bool:
-    """True inside `as_it_is`."""
-    return getattr(_local, "as_it_is", False)
+def calls_are_whole() -> bool:
+    """True while a call of the flash op in this thread must not be cut into its entries."""
+    return getattr(_local, "whole", False)
