@@ -59,7 +59,7 @@ class Row:
     outcome: str = UNBUILT
     level: str | None = None
     reason: str | None = None
-    """Why it is refused or was not built."""
+    """Why it is refused or was not built; or the dtype in which its own code fails."""
     rows: int = 0
     """Rows that were compared with each kernels setting."""
     differ: dict[str, int] = field(default_factory=dict)
@@ -112,7 +112,11 @@ def measure(name: str, limit_s: int = 60) -> Row:
             if row.reason is None:
                 row.outcome = VARIANT
                 models = {dtype: tiny_model(config, DTYPES[dtype]) for dtype in DTYPES}
-                compare(row, models, one_length=found.one_length)
+                fail = [dtype for dtype, each in models.items() if not runs(each)]
+                if fail:
+                    row.reason = f"It does not run in {', '.join(fail)} with stock kernels either."
+                running = {dtype: models[dtype] for dtype in models if dtype not in fail}
+                compare(row, running, one_length=found.one_length)
                 row.level = level_held(model)
     except (ModelError, TooLongError) as error:
         row = Row(name, UNBUILT, reason=str(error))
@@ -133,6 +137,17 @@ def require_to_run(model: Any) -> None:
     except Exception as error:  # of the model's own code
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:150]
         raise ModelError(f"Its tiny model does not run with stock kernels ({reason}).") from error
+
+
+def runs(model: Any) -> bool:
+    """True if a request can be computed and generated with stock kernels."""
+    try:
+        with torch.no_grad():
+            forward(model, [[*range(4, 4 + max(LENGTHS))]])
+            generate(model, [[*range(4, 4 + max(LENGTHS))]])
+    except Exception:  # of the model's own code
+        return False
+    return True
 
 
 def compare(row: Row, models: dict[str, Any], *, one_length: bool = False) -> None:
@@ -214,6 +229,8 @@ def table(rows: Sequence[Row]) -> str:
     """The results as Markdown."""
     counts = Counter(row.outcome for row in rows)
     built = len(rows) - counts[UNBUILT]
+    dead = [row.architecture for row in rows if row.rows and not row.differ["stock"]]
+    dead_control = f" (no row differs for {', '.join(dead)})" if dead else ""
     lines = [
         f"{len(rows)} architectures, as tiny random models; {built} could be built by rules. "
         f"Of these {counts[HELD]} are held, {counts[HELD_UNPADDED]} more are held for requests of "
@@ -221,7 +238,8 @@ def table(rows: Sequence[Row]) -> str:
         f"{counts[VARIANT] + counts[FAILED]} are covered but not held. Rows in batches, padded "
         "unless of one length, against the same rows alone, forward and generated, float32 and "
         "bfloat16. "
-        "*Stock*: rows that differ with stock kernels, the control.",
+        "*Stock*: rows that differ with stock kernels, the control"
+        f"{dead_control}.",
         "",
         "| architecture | outcome | level | stock | batch-invariant | reason |",
         "|---|---|---|---|---|---|",

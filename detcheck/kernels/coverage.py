@@ -24,6 +24,7 @@ from detcheck.kernels.short_runs import (
     beside_equal,
     beside_longer,
     decoding_agrees,
+    drops_mask,
     keeps_state,
 )
 
@@ -144,7 +145,9 @@ def coverage(model: torch.nn.Module) -> Coverage:
                 row = alone(model)
                 padded = beside_longer(model)
             beside = beside_equal(model)
-            padding_matters = not torch.equal(row, padded) or _scans_chunks(model)
+            padding_matters = (
+                drops_mask(model) or _scans_chunks(model) or not torch.equal(row, padded)
+            )
         except UsageError:
             raise
         except Exception as error:  # of the model's own code, which may be of any kind

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import wraps
 from typing import Any
 
 import torch
@@ -24,21 +26,35 @@ def refuse_padding(
 ) -> Callable[[], None]:
     """Let forward passes of `model` raise UsageError if a row is padded or holds two sequences.
 
-    Only passes during which `when()` is true are looked at. Returns the function that ends this.
+    `generate` does so too, since some models leave the mask out before the forward pass. Only
+    passes during which `when()` is true are looked at. Returns the function that ends this.
     """
-    signature = inspect.signature(model.forward)
 
-    def look(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not when():
-            return
-        problem = why_not_one_length(signature.bind_partial(*args, **kwargs).arguments)
+    def look(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+        problem = why_not_one_length(given) if when() else None
         if problem is not None:
             raise UsageError(
                 f"{name} is held for requests of one length only, and {problem}: batch requests "
                 'of equal length without padding, or use `kernels="stock"`.'
             )
 
-    return model.register_forward_pre_hook(look, prepend=True, with_kwargs=True).remove
+    on_exit = ExitStack()
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: look(model.forward, args, kwargs), prepend=True, with_kwargs=True
+    )
+    on_exit.callback(hook.remove)
+    prepare: Any = getattr(model, "prepare_inputs_for_generation", None)
+    if prepare is not None:
+
+        @wraps(prepare)
+        def prepared(*args: Any, **kwargs: Any) -> Any:
+            look(prepare, args, kwargs)
+            return prepare(*args, **kwargs)
+
+        model.__dict__["prepare_inputs_for_generation"] = prepared
+        on_exit.callback(model.__dict__.pop, "prepare_inputs_for_generation", None)
+    return on_exit.close
 
 
 def why_not_one_length(inputs: Mapping[str, Any]) -> str | None:

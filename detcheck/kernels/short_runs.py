@@ -74,6 +74,19 @@ def decoding_agrees(model: Any) -> bool:
     return torch.equal(torch.cat(rows), whole)
 
 
+def drops_mask(model: Any) -> bool:
+    """True if the model's own code leaves the attention mask out when it generates."""
+    ids = torch.tensor([TOKENS[:NUM_PROMPT_TOKENS]], device=next(model.parameters()).device)
+    mask = torch.ones_like(ids)
+    try:
+        inputs = model.prepare_inputs_for_generation(
+            ids, attention_mask=mask, use_cache=True, is_first_iteration=True
+        )
+    except Exception:  # of the model's own code, which may need more
+        return False
+    return inputs.get("attention_mask") is None
+
+
 def keeps_state(model: Any) -> bool:
     """True if the model's cache holds more than keys and values: the state of a recurrence."""
     if "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):

@@ -134,6 +134,13 @@ def test_a_tiny_model_that_does_not_run_is_not_called_refused(
     assert "does not run with stock kernels (RuntimeError" in row.reason
 
 
+@pytest.mark.sweep
+def test_a_dtype_in_which_the_model_s_own_code_fails_is_named(matrix: ModuleType) -> None:
+    row = matrix.measure("xlstm", PATIENCE_S)
+    assert (row.outcome, row.rows) == ("held, one length", 40)
+    assert row.reason == "It does not run in bfloat16 with stock kernels either."
+
+
 def test_an_architecture_that_takes_too_long_is_named(matrix: ModuleType) -> None:
     with pytest.raises(matrix.TooLongError, match="more than 1 s"), matrix.limited(1):
         time.sleep(30)

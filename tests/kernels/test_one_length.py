@@ -9,6 +9,7 @@ from detcheck.errors import UsageError
 from detcheck.kernels.coverage import coverage, require_coverage
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.one_length import refuse_padding, why_not_one_length
+from detcheck.kernels.short_runs import drops_mask
 from detcheck.models.tiny import config_of, shrunk, tiny_model
 
 ROWS = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5], [4, 5, 4, 5, 4]])
@@ -105,3 +106,22 @@ def test_passes_outside_the_condition_are_not_looked_at(bart: torch.nn.Module) -
     with pytest.raises(UsageError, match="is padded"):
         bart(ROWS, PADDED)
     leave()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mask_that_does_not_reach_the_forward_pass_is_seen() -> None:
+    """XLNet's own code leaves it out when it generates, and computes with the padding."""
+    xlnet = tiny_model(shrunk(config_of("xlnet")))
+    assert coverage(xlnet).one_length
+    options = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad(), batch_invariant(model=xlnet):
+        xlnet.generate(input_ids=ROWS, attention_mask=torch.ones_like(ROWS), **options)
+        with pytest.raises(UsageError, match=r"of one length only, and a row .* is padded"):
+            xlnet.generate(input_ids=ROWS, attention_mask=PADDED, **options)
+    assert "prepare_inputs_for_generation" not in vars(xlnet)
+    xlnet.generate(input_ids=ROWS, attention_mask=PADDED, **options)
+
+
+def test_masks_of_other_models_reach_the_forward_pass(bart: torch.nn.Module) -> None:
+    assert drops_mask(tiny_model(shrunk(config_of("xlnet"))))
+    assert not drops_mask(bart)
