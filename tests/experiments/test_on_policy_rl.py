@@ -63,11 +63,33 @@ def test_the_reward_counts_tokens_in_their_place(
     assert script.reward(completion, [3, 2, 1, 12]) == expected
 
 
-def test_the_committed_table_is_made_from_its_curves(script: ModuleType) -> None:
-    folder = ROOT / "results" / "on_policy_rl"
-    stored = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("folder", ["on_policy_rl", "on_policy_rl/embedded"])
+def test_the_committed_table_is_made_from_its_curves(script: ModuleType, folder: str) -> None:
+    kept = ROOT / "results" / folder
+    stored = json.loads((kept / "results.json").read_text(encoding="utf-8"))
     curves = [script.Curves(**each) for each in stored["curves"]]
-    committed = (folder / "table.md").read_text(encoding="utf-8")
+    committed = (kept / "table.md").read_text(encoding="utf-8")
     assert script.table_of(curves, stored["repeats"]) == committed
     curves[0].k3[0] += 1
     assert script.table_of(curves, stored["repeats"]) != committed
+
+
+def test_the_committed_bitwise_arm_of_the_embedded_model_has_no_gap_at_any_step() -> None:
+    folder = ROOT / "results" / "on_policy_rl" / "embedded"
+    stored = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert stored["repeats"] == {"none": True, "bitwise": True}
+    gaps = {(each["arm"], gap > 0) for each in stored["curves"] for gap in each["max_abs"]}
+    assert gaps == {("none", True), ("bitwise", False)}
+
+
+@pytest.mark.slow
+def test_the_embedded_model_trains_without_a_gap_in_the_mode(script: ModuleType) -> None:
+    small = replace(script.TASKS["embedded"](), prompts=1, samples=2)
+    prompt, wanted = small.encode([3, 1, 4])
+    assert len(wanted) == 2 * 3 + 1 <= small.most_tokens
+    assert wanted[-1] == small.eos
+    assert small.eos not in prompt
+    start = script.warmed_up(0, 0, small)
+    bitwise = script.train(arm(script, "bitwise"), start, 0, 1, small)
+    assert bitwise.max_abs == [0]
+    assert script.train(arm(script, "none"), start, 0, 1, small).max_abs[0] > 0
