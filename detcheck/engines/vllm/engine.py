@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -305,44 +306,41 @@ def _cause(worker: WorkerProcess, message: Message) -> str:
 
 
 def _result(trial: Trial, message: Message) -> TrialResult:
-    answers = message["answers"]
-    completions = tuple(
-        (position, _completion(answer))
-        for position, (answer, request) in enumerate(zip(answers, trial.requests, strict=True))
-        if request.is_probe
-    )
+    answered = list(zip(trial.requests, message["answers"], strict=True))
+    failed = sum("error" in answer for request, answer in answered if not request.is_probe)
     load = message["load"]
     return TrialResult(
-        completions,
-        sum(len(answer.get("token_ids", ())) for answer in answers),
+        tuple(
+            (position, _completion(answer))
+            for position, (request, answer) in enumerate(answered)
+            if request.is_probe
+        ),
+        sum(len(answer.get("token_ids", ())) for _, answer in answered),
         message["elapsed_s"],
         load=None if load is None else LoadEvidence(**load),
-        filler_failures=_filler_failures(trial, answers),
+        filler_failures={"engine": failed} if failed else {},
     )
-
-
-def _filler_failures(trial: Trial, answers: list[Mapping[str, Any]]) -> dict[str, int]:
-    failed = sum(
-        "error" in answer
-        for answer, request in zip(answers, trial.requests, strict=True)
-        if not request.is_probe
-    )
-    return {"engine": failed} if failed else {}
 
 
 def _completion(reply: Mapping[str, Any]) -> Completion:
     if "error" in reply:
         return Completion("", "error", error=reply["error"], failure="engine")
-    top_two = reply.get("top_two")
     batch = reply["observed_batch"]
     return Completion(
         text=reply["text"],
         finish_reason=reply["finish_reason"],
         token_ids=tuple(reply["token_ids"]),
         token_ends=tuple(reply["token_ends"]),
-        top_two=None if top_two is None else TopTwo(*map(tuple, top_two)),
+        top_two=_top_two(reply),
         observed_batch=None if batch is None else ObservedBatch(**batch),
     )
+
+
+def _top_two(reply: Mapping[str, Any]) -> TopTwo:
+    """The two best tokens; of sampled tokens, which need not be the best, their own logprobs."""
+    if "top_two" in reply:
+        return TopTwo(*map(tuple, reply["top_two"]))
+    return TopTwo(None, (math.nan,) * len(reply["logprobs"]), tuple(reply["logprobs"]))
 
 
 def _is_out_of_memory(text: str) -> bool:

@@ -189,7 +189,8 @@ class Worker:
     def _reply(self, partial: PartialCompletion) -> dict[str, Any]:
         """A completion as plain data.
 
-        Above temperature 0 it has no `top_two`: a sampled token need not be the best one.
+        Above temperature 0 it has log-probabilities and no `top_two`: a sampled token need not be
+        the best one.
         """
         if partial.finish_reason not in ("stop", "length"):
             return {"error": f"vLLM ended the request: {partial.finish_reason}"}
@@ -204,6 +205,8 @@ class Worker:
         }
         if self._setup.temperature == 0:
             reply["top_two"] = [partial.runner_up_token_ids, partial.gaps, partial.logprobs]
+        else:
+            reply["logprobs"] = partial.logprobs
         return reply
 
 

@@ -32,7 +32,11 @@ def answer(setup, request, rows):
             "query_tokens_max": rows,
             "steps": limit,
         },
-        "top_two": [[0] * limit, [0.5] * limit, [-0.5] * limit],
+        **(
+            {"logprobs": [-1.5] * limit}
+            if setup.get("temperature")
+            else {"top_two": [[0] * limit, [0.5] * limit, [-0.5] * limit]}
+        ),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -76,6 +77,19 @@ def test_answers_come_back_with_the_batches_of_vllms_own_scheduler():
     assert completion.top_two is not None
     assert result.load is not None
     assert (result.load.preemptions, result.load.prefix_cache_hits) == (2, 3)
+
+
+def test_sampled_tokens_have_logprobs_and_no_runner_up():
+    """A trainer's are compared with them; the sampled token need not be the best one."""
+    asked = experiment(temperature=1.0)
+    engine = VllmEngine(*asked)
+    try:
+        (_, completion), *_ = engine.run_trial(first_trials(asked)[0]).completions
+    finally:
+        engine.close()
+    assert completion.top_two.logprobs == (-1.5,) * 6
+    assert completion.top_two.runner_up_token_ids is None
+    assert all(math.isnan(gap) for gap in completion.top_two.gaps)
 
 
 def test_each_kernels_setting_and_size_has_a_worker_and_only_one_runs(monkeypatch):
