@@ -56,6 +56,35 @@ def test_fully_invariant_on_both_sides_is_exactly_equal(
 
 
 @pytest.mark.sweep
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("engine", ["continuous", "static"])
+@pytest.mark.parametrize("kind", ["gemma3_text", "gpt_oss"])
+def test_windows_of_some_layers_are_exactly_equal(
+    loaded: Load, kind: str, engine: str, dtype: torch.dtype
+) -> None:
+    """Windowed layers between others; gpt_oss also has experts and sinks.
+
+    Stock is the twin, in float32: these models are so small that 16 bits may round every gap away.
+    """
+    model = loaded(kind, dtype)
+    assert len({*model.model.config.layer_types}) == 2
+    report = report_of(model, engine=engine, trainer_layout=("single", "padded"))
+    assert (report.missing, report.unproven) == ((), {})
+    full = [row for row in report.rows if row.kernels == "fully-invariant"]
+    assert {row.trainer_layout for row in full} == {None, "single", "padded"}
+    assert {(row.bitwise_tokens, row.max_abs, row.k3) for row in full} == {(1, 0, 0)}
+    stock = [row.bitwise_tokens for row in report.rows if row.kernels == "stock"]
+    assert dtype != torch.float32 or min(stock) < 1
+
+
+def test_gpt_oss_lets_packed_sequences_see_each_other(loaded: Load) -> None:
+    """With any kernels: its code hands the mask no positions, so nothing separates them."""
+    report = report_of(loaded("gpt_oss", torch.float32), trainer_layout=("packed",))
+    for kernels in ("stock", "fully-invariant"):
+        (layout,) = rows(report, kernels, results.PREFILL_LAYOUT)
+        assert layout.max_abs > 0.01
+
+
 def test_batch_invariant_closes_the_batch_and_not_the_prefill(loaded: Load) -> None:
     model = loaded("llama", torch.bfloat16)
     kernels = ("stock", "batch-invariant")
