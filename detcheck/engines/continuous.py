@@ -55,7 +55,7 @@ class ContinuousEngine(InProcessEngine):
         self._loops: dict[str, _Loop] = {}
         super().__init__(loaded, experiment, target)
         if WARM in self.target.prefix_cache:
-            check_prompts((len(self.encode(prompt)) for prompt in self._prompts()), PAGE_TOKENS)
+            check_prompts([len(self.encode(each)) for each in experiment.prompts], PAGE_TOKENS)
             with paged_attention(self.loaded.model):
                 self._loops[WARM] = _Loop(self, WARM)
 

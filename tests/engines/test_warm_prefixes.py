@@ -20,7 +20,7 @@ from detcheck.gate import judge as judge_run
 from detcheck.models import LoadedModel
 from detcheck.targets import InProcess
 from detcheck.targets.prefix_cache import COLD, WARM, cache_name
-from detcheck.traffic import PlannedRequest, Trial, plan_trials
+from detcheck.traffic import FILLER_PROMPTS, PlannedRequest, Trial, plan_trials
 
 TEXT = "The tide turned before dawn, and nobody on the pier had seen the last boat go out. " * 2
 LENGTHS = (PAGE_TOKENS + 1, PAGE_TOKENS + 2, 2 * PAGE_TOKENS, 2 * PAGE_TOKENS + 1, 100)
@@ -81,6 +81,13 @@ def test_warm_requests_take_every_whole_block_and_cold_ones_none(
         per_request = cached_part(length, PAGE_TOKENS) if warm else 0
         assert load.prefix_cache_hits == per_request * len(trial.requests)
         assert per_request < length
+
+
+def test_fillers_may_be_shorter_than_a_block(tiny_model: LoadedModel) -> None:
+    """They share the batch and are not compared; those that are longer are warm as well."""
+    engine = opened(tiny_model, "fully-invariant", TEXT[:70], traffic="mixed")
+    assert len(bits_of_all(engine)) == 1
+    assert any(len(engine.encode(prompt)) < PAGE_TOKENS for prompt in FILLER_PROMPTS)
 
 
 def test_a_block_of_another_prefix_is_seen(

@@ -196,3 +196,19 @@ def test_products_cancel() -> None:
 
 def test_the_relations_are_the_eight_and_layout() -> None:
     assert len(RELATIONS) == 9
+
+
+def test_fully_invariant_attention_holds_the_relations_about_requests() -> None:
+    """Stock attention is the twin: the same rows differ there."""
+    relations = ["chunking", "prefill-decode", "prefix-cache"]
+    cells = audit(
+        TINY,
+        ops=["attention-prefill"],
+        relations=relations,
+        dtypes=["float32"],
+        kernels=["stock", "fully-invariant"],
+    )
+    differing = {(cell.kernels, cell.relation): cell.rows_differ for cell in cells}
+    assert {cell.relation for cell in cells if cell.promised} == {*relations}
+    assert all(differing["fully-invariant", relation] == 0 for relation in relations)
+    assert differing["stock", "prefill-decode"] > 0 < differing["stock", "prefix-cache"]
