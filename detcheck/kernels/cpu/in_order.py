@@ -41,8 +41,9 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     end of K do not change it.
     """
     summed_as = _SUMMED_AS[left.dtype]
-    rows = left.permute(2, 0, 1).to(summed_as, memory_format=torch.contiguous_format)
-    columns = right.permute(1, 0, 2).to(summed_as, memory_format=torch.contiguous_format)
+    # `to` with a memory format leaves a tensor of this dtype as it lies, strided, which is slow.
+    rows = left.permute(2, 0, 1).to(summed_as).contiguous()
+    columns = right.permute(1, 0, 2).to(summed_as).contiguous()
     total = rows.new_zeros((left.shape[0], left.shape[1], right.shape[2]))
     for part, each_row, each_column in _parts(total, rows[..., None], columns[:, :, None]):
         for row, column in zip(each_row.unbind(), each_column.unbind(), strict=True):
