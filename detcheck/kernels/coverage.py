@@ -98,6 +98,13 @@ def why_too_long(model: torch.nn.Module, name: str, longest: int = 0) -> str | N
             f"{limit} tokens, and the longest here may have {longest}: use shorter prompts, lower "
             '`max_new_tokens`, or use `kernels="stock"`.'
         )
+    blocks = sparse_beyond(model)
+    if blocks is not None and longest > blocks:
+        return (
+            f"{name} attends in sparse blocks once the batch has more than {blocks} tokens a row, "
+            f"padding included, and the longest request here may have {longest}: use shorter "
+            'prompts, lower `max_new_tokens`, or use `kernels="stock"`.'
+        )
     window = shortest_window(model)
     if window is not None and window < longest and next(model.parameters()).is_cuda:
         return (
@@ -146,7 +153,10 @@ def coverage(model: torch.nn.Module) -> Coverage:
                 padded = beside_longer(model)
             beside = beside_equal(model)
             padding_matters = (
-                drops_mask(model) or _scans_chunks(model) or not torch.equal(row, padded)
+                drops_mask(model)
+                or _hides_padding(model)
+                or _scans_chunks(model)
+                or not torch.equal(row, padded)
             )
         except UsageError:
             raise
@@ -168,8 +178,16 @@ def coverage(model: torch.nn.Module) -> Coverage:
     )
 
 
+UNSEEN_PADDING = frozenset({"cpmant"})
+"""Architectures that compute with their padding in a way that the short runs do not show.
+
+CPM-Ant counts it, in steps, in the distance to its learnt prompt."""
 STEPWISE = frozenset({"zaya", "mamba", "falcon_mamba", "jamba"})
 """Architectures whose state goes from token to token, and stays at its start on padding."""
+
+
+def _hides_padding(model: Any) -> bool:
+    return model.config.model_type in UNSEEN_PADDING
 
 
 def _scans_chunks(model: Any) -> bool:
@@ -196,6 +214,15 @@ def shortest_window(model: Any) -> int | None:
     config = model.config.get_text_config()
     sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return min((size for size in sizes if isinstance(size, int)), default=None)
+
+
+def sparse_beyond(model: Any) -> int | None:
+    """Tokens of a row from which on BigBird leaves full attention, for good; None: never."""
+    config = model.config.get_text_config()
+    if config.model_type != "big_bird" or config.attention_type != "block_sparse":
+        return None
+    limit: int = (5 + 2 * config.num_random_blocks) * config.block_size
+    return limit
 
 
 def rescaled_beyond(model: Any) -> int | None:

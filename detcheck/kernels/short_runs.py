@@ -51,9 +51,22 @@ def _first_row(model: Any, rows: Sequence[Sequence[int]], padding: int = 0) -> t
     caches = _caches(out)
     if not caches:
         return logits
-    step = [row[stop : stop + 1] for row in rows]
-    out = _forward(model, step, padding=padding, past=stop, caches=caches)
+    out = _next_step(model, rows, stop, caches, padding)
     return torch.cat([logits, out.logits[0]])
+
+
+WHOLE_INPUTS = frozenset({"cpmant"})
+"""Architectures that take all tokens in a decoding step, and leave out those in the cache."""
+
+
+def _next_step(
+    model: Any, rows: Sequence[Sequence[int]], past: int, caches: dict[str, Any], padding: int = 0
+) -> Any:
+    """Decode the token of each row that follows the first `past`, which are in `caches`."""
+    if model.config.model_type in WHOLE_INPUTS:
+        return _forward(model, [row[: past + 1] for row in rows], caches=caches)
+    step = [row[past : past + 1] for row in rows]
+    return _forward(model, step, padding=padding, past=past, caches=caches)
 
 
 def decoding_agrees(model: Any) -> bool:
@@ -69,7 +82,7 @@ def decoding_agrees(model: Any) -> bool:
         caches = _caches(out)
         if not caches:
             return False
-        out = _forward(model, [TOKENS[at : at + 1]], past=at, caches=caches)
+        out = _next_step(model, [TOKENS], at, caches)
         rows.append(out.logits[0])
     return torch.equal(torch.cat(rows), whole)
 

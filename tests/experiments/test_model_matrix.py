@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from detcheck.errors import ModelError
 from detcheck.kernels.mode import batch_invariant
 from detcheck.models.tiny import architectures, config_of, shrunk, tiny_model
 
@@ -139,6 +140,25 @@ def test_a_dtype_in_which_the_model_s_own_code_fails_is_named(matrix: ModuleType
     row = matrix.measure("xlstm", PATIENCE_S)
     assert (row.outcome, row.rows) == ("held, one length", 40)
     assert row.reason == "It does not run in bfloat16 with stock kernels either."
+
+
+def test_a_dtype_in_which_a_model_fails_is_left_out(
+    matrix: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = tiny_model
+
+    def broken(config: object, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+        model = stock(config, dtype)
+        if dtype == torch.bfloat16 or everywhere:
+            model.model.layers[1].post_attention_layernorm = Broken()
+        return model
+
+    monkeypatch.setattr(matrix, "tiny_model", broken)
+    everywhere = False
+    assert list(matrix.models_that_run(shrunk(config_of("llama")))) == ["float32"]
+    everywhere = True
+    with pytest.raises(ModelError, match="does not generate with stock kernels"):
+        matrix.models_that_run(shrunk(config_of("llama")))
 
 
 def test_an_architecture_that_takes_too_long_is_named(matrix: ModuleType) -> None:

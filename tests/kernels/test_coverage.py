@@ -18,6 +18,7 @@ from detcheck.kernels.coverage import (
     require_level,
     rescaled_beyond,
     shortest_window,
+    sparse_beyond,
     uncovered,
 )
 from detcheck.kernels.mode import batch_invariant
@@ -298,3 +299,21 @@ def test_scales_by_positions_that_count_the_padding_are_refused(
     require_coverage(model, name, longest=limit)
     with pytest.raises(UsageError, match=f"longer than {limit} tokens"):
         require_coverage(model, name, longest=limit + 1)
+
+
+@pytest.mark.parametrize("name", ["xlnet", "cpmant"])
+def test_padding_that_short_runs_do_not_show_is_known(name: str) -> None:
+    found = coverage(tiny_model(shrunk(config_of(name))))
+    assert found.one_length
+    assert not found.batch_matters
+
+
+def test_sparse_blocks_that_move_with_the_padding_are_refused() -> None:
+    config = shrunk(config_of("big_bird"))
+    config.block_size, config.num_random_blocks = 4, 1
+    model = tiny_model(config)
+    require_coverage(model, "Bird", longest=28)
+    with pytest.raises(UsageError, match="sparse blocks once the batch has more than 28 tokens"):
+        require_coverage(model, "Bird", longest=29)
+    config.attention_type = "original_full"
+    assert sparse_beyond(tiny_model(config)) is None

@@ -148,3 +148,5 @@ def test_parts_that_fit_the_cache_change_nothing(
     whole = multiply(left, right)
     monkeypatch.setattr(in_order, "PART_ENTRIES", entries)
     assert torch.equal(multiply(left, right), whole)
+    assert multiply(left[:, :0], right).shape == (4, 0, 51)
+    assert multiply(left, right[..., :0]).shape == (4, 37, 0)

@@ -60,7 +60,7 @@ def _parts(
     """
     batch, length, width = total.shape
     together = max(1, PART_ENTRIES // max(1, length * width))
-    at_once = length if together > 1 else max(1, PART_ENTRIES // max(1, width))
+    at_once = max(1, length if together > 1 else PART_ENTRIES // max(1, width))
     for b in range(0, batch, together):
         for m in range(0, length, at_once):
             entries, lines = slice(b, b + together), slice(m, m + at_once)
