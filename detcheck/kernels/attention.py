@@ -73,14 +73,14 @@ def attention(
     if packed:
         kwargs["layer"] = getattr(module, "layer_idx", None)
         out = _packed_batch(query, key, value, scores, window, query_by_query, kwargs)
-        return out[..., :value_dim], None
+        return out[..., :value_dim].contiguous(), None
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     bias = kwargs.get("position_bias")
     if not causal or bias is not None:
         out = _any_mask(query, key, value, attention_mask, scores, window, bias, causal=causal)
     else:
         out = _padded_batch(query, key, value, attention_mask, scores, window, query_by_query)
-    return out[..., :value_dim], None
+    return out[..., :value_dim].contiguous(), None
 
 
 def _autocast(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -302,3 +302,18 @@ def test_an_exception_ends_query_by_query() -> None:
     with pytest.raises(ZeroDivisionError), batch_invariant(("attention", "prefill")):
         raise ZeroDivisionError
     assert AttentionInterface._global_mapping["sdpa"] is stock
+
+
+@pytest.mark.parametrize("query_by_query", [False, True])
+@pytest.mark.parametrize("value_dim", [64, 48])
+@pytest.mark.parametrize("q_len", [1, 9])
+def test_results_are_contiguous_as_those_of_stock(
+    q_len: int, value_dim: int, query_by_query: bool
+) -> None:
+    """Models take views of them."""
+    query, key, value = request(0, q_len, 9, 64, torch.float32)
+    several = [torch.cat((x, x)) for x in (query, key, value[..., :value_dim])]
+    out, _ = attention(Layer(), *several, None, query_by_query=query_by_query)
+    assert out.is_contiguous()
+    narrow, _ = attention(Layer(), *several, None, sliding_window=3, query_by_query=query_by_query)
+    assert narrow.is_contiguous()
