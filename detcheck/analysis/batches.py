@@ -136,7 +136,7 @@ def _exact_repeats(run: Run, conditions: Sequence[int], rows: Rows) -> int | Non
     exact = [
         index
         for index in conditions
-        if run.traits.repeats_exactly or run.conditions[index].batch_size == 1
+        if run.traits.repeats_exactly or run.conditions[index].batch_size * run.traits.choices == 1
     ]
     return sum_known(repeats_differ(run, rows.of([index]), by_bits=True) for index in exact)
 

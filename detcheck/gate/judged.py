@@ -55,6 +55,8 @@ class Judged:
     temperature: float
     seeds: tuple[int, ...]
     """Seeds of the wanted samples; without effect at temperature 0."""
+    choices: int
+    """Completions of each request; above temperature 0 each is a wanted sample."""
     batch_sizes: tuple[int, ...]
     """Batch sizes that were asked for."""
     observed_batches: tuple[int, ...]
@@ -119,6 +121,7 @@ class Judged:
             seeds = ", ".join(map(str, self.seeds[:MOST_SEEDS]))
             more = " …" if len(self.seeds) > MOST_SEEDS else ""
             asked += f", temperature {self.temperature:g} with seed {seeds}{more}"
+            asked += f" and {self.choices} choices" if self.choices > 1 else ""
         return f"{asked}, batch sizes {sizes}"
 
     def _compared(self) -> str:
@@ -165,6 +168,7 @@ def judged_of(given: GateInput) -> Judged:
         returned=sum(group.completions for group in given.groups),
         temperature=experiment.temperature,
         seeds=experiment.seeds,
+        choices=run.traits.choices,
         batch_sizes=experiment.batch_sizes,
         observed_batches=tuple(_observed(given, size) for size in experiment.batch_sizes),
         observed="; ".join(dict.fromkeys(group.evidence.sentence for group in given.groups)),

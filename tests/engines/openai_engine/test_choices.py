@@ -21,6 +21,7 @@ from detcheck.engines.openai.reply import Reply
 from detcheck.errors import MeasurementError, UsageError
 from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS
 from detcheck.experiment import Experiment
+from detcheck.gate import GateOptions, judge
 from detcheck.gate.baseline import baseline_of
 from detcheck.rundir import ConditionRecord
 from detcheck.runner import run
@@ -68,6 +69,22 @@ def test_a_choice_that_changes_under_load_is_held_against_the_choice_of_its_numb
     assert group.distinct == 6
     assert group.distinct_within_seed == 2
     assert {(one.seed, one.position) for one in group.divergences} == {(0, 3), (1, 3), (2, 3)}
+
+
+def test_a_single_request_with_choices_is_a_batch_that_a_server_forms(
+    serve: Serve, measure: Measure
+) -> None:
+    """So its repeats are no exact repeats, as those of a single choice are."""
+    analysis = measure(serve(), **SAMPLED)
+    (alone, _) = analysis.groups[0].by_batch_size
+    assert alone.exact_repeats_differ is None
+    asked = dict(judge(analysis, GateOptions()).judged.facts())["asked"]
+    assert "temperature 0.8 with seed 0 and 3 choices, batch sizes 1, 8" in asked
+
+
+def test_a_single_request_with_one_choice_repeats_exactly(serve: Serve, measure: Measure) -> None:
+    analysis = measure(serve())
+    assert analysis.groups[0].by_batch_size[0].exact_repeats_differ == 0
 
 
 def test_choices_at_temperature_0_are_one_sample(serve: Serve, measure: Measure) -> None:
