@@ -71,7 +71,7 @@ def stock(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: tor
     return out.transpose(1, 2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_that_are_no_intervals_give_the_values_of_stock(
     name: str, dtype: torch.dtype
@@ -80,7 +80,7 @@ def test_masks_that_are_no_intervals_give_the_values_of_stock(
     with pytest.raises(UnreadableMaskError, match="On a GPU"):
         read_mask(mask, 1, 6)
     parts = states(2, mask.shape[2], 6, dtype)
-    bound = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
     found = attention(Causal(), *parts, mask)[0]
     torch.testing.assert_close(found, stock(*parts, mask), atol=bound, rtol=bound)
 
@@ -111,6 +111,29 @@ def test_a_row_does_not_depend_on_its_padding(name: str, dtype: torch.dtype, pad
     other = seen if mask.dtype == torch.bool else torch.zeros(seen.shape)
     found = attention(Causal(), *batch, beside(mask, padding, other))[0]
     assert torch.equal(found[:1, q_pad:], attention(Causal(), *alone, mask)[0])
+
+
+VIEWED: dict[str, tuple[int, dict[str, Any]]] = {
+    "decoding": (1, {}),
+    "a prompt": (6, {}),
+    "query by query": (6, {"query_by_query": True}),
+    "a window": (6, {"sliding_window": 3, "query_by_query": True}),
+    "another mask": (6, {"attention_mask": moving_back()}),
+    "a bias": (6, {"position_bias": torch.zeros(1, HEADS, 6, 6)}),
+}
+
+
+@pytest.mark.parametrize("value_dim", [DIM, 24])
+@pytest.mark.parametrize("name", VIEWED)
+def test_results_are_contiguous_as_those_of_transformers(name: str, value_dim: int) -> None:
+    """Models may take a view of them. The twin: one kernel's own result cannot be viewed so."""
+    q_len, options = VIEWED[name]
+    query, key, value = states(2, q_len, 6, torch.float32)
+    options = {"attention_mask": None, **options}
+    found = attention(Causal(), query, key, value[..., :value_dim], **options)[0]
+    assert found.view(2, q_len, -1).shape == (2, q_len, HEADS * value_dim)
+    raw = attend(query, key, value, None, Scores())
+    assert raw.is_contiguous() == (q_len == 1)
 
 
 def test_a_readable_row_is_the_same_beside_an_unreadable_one() -> None:
@@ -209,7 +232,7 @@ def test_pytorchs_function_gives_the_values_of_stock(name: str, dtype: torch.dty
         found = called(name, parts, **added)
         assert mode.proof().overrides[FUNCTION_OP] == 1
     assert F.scaled_dot_product_attention is before
-    bound = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
     torch.testing.assert_close(found, expected, atol=bound, rtol=bound)
 
 

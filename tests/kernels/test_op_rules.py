@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -124,6 +125,23 @@ def test_rotations_stay_rotations_until_they_meet_a_tensor() -> None:
     torch.testing.assert_close(
         torch.view_as_real(moved)[:, 0], torch.stack((angles.cos(), angles.sin()), -1)
     )
+
+
+def test_rotations_take_what_complex_tensors_take() -> None:
+    angles = torch.linspace(0, 3, 12)
+    stock = torch.polar(torch.ones(12), angles)
+    with batch_invariant():
+        ours = torch.polar(torch.ones(12), angles)
+        torch.testing.assert_close(stock * ours.conj(), stock * stock.conj())
+        turned = ours.conj() * (2 + 1j)
+        assert type(turned) is type(ours)
+        copied = copy.deepcopy({"table": ours, "same": ours})
+        with pytest.raises(RuntimeError, match="scalar type"):
+            torch.polar(torch.ones(12), angles.double())
+    torch.testing.assert_close(turned.as_subclass(torch.Tensor), stock.conj() * (2 + 1j))
+    assert copied["table"] is copied["same"]
+    assert type(copied["table"]) is type(ours)
+    assert torch.equal(torch.view_as_real(copied["table"]), torch.view_as_real(ours))
 
 
 def test_sums_over_experts_count_if_each_token_has_as_many() -> None:

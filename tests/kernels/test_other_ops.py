@@ -130,6 +130,12 @@ REFUSED: dict[str, Callable[[], torch.Tensor]] = {
     "bmm of other sizes": lambda: torch.bmm(twice(LEFT), twice(WEIGHT.t())[:1]),
     "mv of a matrix": lambda: torch.mv(LEFT, WEIGHT.t()),
     "addmm of other sizes": lambda: torch.addmm(BIAS, LEFT, WEIGHT),
+    "triangular systems of other sizes": lambda: torch.linalg.solve_triangular(
+        torch.eye(4).expand(3, 4, 4), torch.ones(3, 5, 2), upper=False
+    ),
+    "triangular systems in half precision": lambda: torch.linalg.solve_triangular(
+        torch.eye(4).bfloat16(), torch.ones(4, 2).bfloat16(), upper=False
+    ),
 }
 
 
@@ -140,6 +146,15 @@ def test_what_stock_refuses_is_refused(name: str) -> None:
     with batch_invariant("matmul"), pytest.raises(RuntimeError) as ours:
         REFUSED[name]()
     assert str(ours.value) == str(stock.value)
+
+
+def test_an_out_of_another_dtype_is_refused() -> None:
+    operands = twice(LEFT), twice(WEIGHT.t())
+    out = torch.empty(0, dtype=torch.float64)
+    with batch_invariant("matmul"):
+        with pytest.raises(RuntimeError, match="Expected out tensor to have dtype"):
+            torch.bmm(*operands, out=out)
+        assert torch.equal(torch.bmm(*operands, out=torch.empty(0)), torch.bmm(*operands))
 
 
 QUERIES = random(65, 4, 17, 64)

@@ -30,7 +30,8 @@ def attend(
     """
     batch, heads, q_len, dim = query.shape
     scaling = dim**-0.5 if scores.scaling is None else scores.scaling
-    weights = _by_heads(query.float(), key.float().mT) * scaling
+    summed_as = torch.promote_types(query.dtype, torch.float32)
+    weights = _by_heads(query.to(summed_as), key.to(summed_as).mT) * scaling
     if scores.softcap is not None:
         weights = torch.tanh(weights / scores.softcap) * scores.softcap
     if bias is not None:
@@ -41,10 +42,10 @@ def attend(
         weights = weights + mask
     sees_nothing = (weights == -torch.inf).all(-1, keepdim=True)
     if scores.sinks is not None:
-        sinks = scores.sinks.float().view(1, heads, 1, 1).expand(batch, -1, q_len, -1)
+        sinks = scores.sinks.to(summed_as).view(1, heads, 1, 1).expand(batch, -1, q_len, -1)
         weights = torch.cat((weights, sinks), -1)
     shares = in_order.softmax(weights)[..., : key.shape[2]].masked_fill(sees_nothing, 0.0)
-    return _by_heads(shares, value.float()).to(value.dtype).transpose(1, 2)
+    return _by_heads(shares, value.to(summed_as)).to(value.dtype).transpose(1, 2)
 
 
 def scaled_dot_product_attention(

@@ -8,10 +8,14 @@ differently. Overriding `mul` would slow down every model. So the op that makes 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 
+from detcheck.kernels.cpu.stock import stock_kernel
+
+_stock_polar = stock_kernel("polar")
 _PRODUCTS = frozenset(
     getattr(place, name)
     for place in (torch, torch.Tensor)
@@ -38,20 +42,34 @@ class Rotations(torch.Tensor):
             return result.as_subclass(cls)
         return result
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rotations:
+        copied = deepcopy(self.as_subclass(torch.Tensor), memo).as_subclass(Rotations)
+        memo[id(self)] = copied
+        return copied
+
 
 def polar(size: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """Complex numbers of these absolute values and angles, as `Rotations`."""
+    """Complex numbers of these absolute values and angles, as `Rotations`.
+
+    Raises RuntimeError if the two differ in dtype, as the stock op.
+    """
+    if size.dtype != angle.dtype:
+        refused: torch.Tensor = _stock_polar(size, angle)
+        return refused
     return torch.complex(size * angle.cos(), size * angle.sin()).as_subclass(Rotations)
 
 
 def _product(left: torch.Tensor, right: Any) -> torch.Tensor:
-    """`left` by a real number, as Rotations; or by a tensor, as a plain tensor."""
-    a, b = torch.view_as_real(left).unbind(-1)
+    """`left` by a number, as Rotations; or by a tensor, as a plain tensor."""
+    a, b = torch.view_as_real(left.resolve_conj()).unbind(-1)
+    if isinstance(right, complex):
+        re, im = right.real, right.imag
+        return torch.complex(a * re - b * im, a * im + b * re).as_subclass(Rotations)
     if not isinstance(right, torch.Tensor):
         return torch.complex(a * right, b * right).as_subclass(Rotations)
     if not right.is_complex():
         return torch.complex(a * right, b * right)
-    c, d = torch.view_as_real(right).unbind(-1)
+    c, d = torch.view_as_real(right.resolve_conj()).unbind(-1)
     return torch.complex(a * c - b * d, a * d + b * c)
 
 

@@ -110,10 +110,14 @@ def addmv(
 
 
 def into_out(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The `out=` variant of a kernel."""
+    """The `out=` variant of a kernel. Raises RuntimeError for an `out` of another dtype."""
 
     def write(*args: Any, out: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         result = kernel(*args, **kwargs)
+        if out.dtype != result.dtype:
+            raise RuntimeError(
+                f"Expected out tensor to have dtype {result.dtype}, but got {out.dtype} instead"
+            )
         return out.resize_(result.shape).copy_(result)
 
     return write

@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 
+from detcheck.kernels.cpu.stock import stock_kernel
+
+_stock = stock_kernel("linalg_solve_triangular")
+
 
 def solve_triangular(
     system: torch.Tensor,
@@ -24,11 +28,15 @@ def solve_triangular(
     """aten::linalg_solve_triangular: x with `system @ x = right`, or `x @ system = right`.
 
     `system` (…, n, n), of which only one triangle is read, and `right` (…, n, k), or (…, k, n) if
-    not `left`; float32 or float64.
+    not `left`; float32 or float64. Raises RuntimeError, as the stock op, for shapes or dtypes that
+    do not fit.
     """
     if not left:
         solved = solve_triangular(system.mT, right.mT, upper=not upper, unitriangular=unitriangular)
         return solved.mT
+    if not _fit(system, right):
+        refused: torch.Tensor = _stock(system, right, upper=upper, unitriangular=unitriangular)
+        return refused
     batch = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
     solution = right.expand(*batch, *right.shape[-2:]).clone(memory_format=torch.contiguous_format)
     size = system.shape[-1]
@@ -39,6 +47,16 @@ def solve_triangular(
         column = system[..., others, row, None]
         solution[..., others, :].addcmul_(column, solution[..., row, None, :], value=-1)
     return solution
+
+
+def _fit(system: torch.Tensor, right: torch.Tensor) -> bool:
+    """True for operands that the stock op solves; it refuses others."""
+    return (
+        min(system.dim(), right.dim()) >= 2
+        and system.shape[-2] == system.shape[-1] == right.shape[-2]
+        and system.dtype == right.dtype
+        and system.dtype in (torch.float32, torch.float64)
+    )
 
 
 KERNELS: dict[str, Callable[..., Any]] = {"linalg_solve_triangular": solve_triangular}
