@@ -96,6 +96,12 @@ def probes_per_trial(batch_size: int, traffic: str) -> int:
     return batch_size if traffic == "alone" else max(1, batch_size // 2)
 
 
+def sequences_per_trial(batch_size: int, traffic: str, choices: int) -> int:
+    """Sequences that a server computes together in a whole batch: fillers ask for one choice."""
+    probes = probes_per_trial(batch_size, traffic)
+    return batch_size + probes * (choices - 1)
+
+
 def share_completions(
     completions: int, batch_sizes: tuple[int, ...], traffic: str
 ) -> dict[int, int]:

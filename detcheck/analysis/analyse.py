@@ -138,7 +138,12 @@ def _group(run: Run, cell: _Cell, counted: Counted, noise: Noise) -> Group:
         by_seed=splits,
         sample="choice" if run.by_choice else "seed",
         statistics=group_statistics(run, cell.seeds, counted.rows),
-        evidence=evidence(records, open_loop=run.traits.open_loop, choices=run.traits.choices),
+        evidence=evidence(
+            records,
+            open_loop=run.traits.open_loop,
+            choices=run.traits.choices,
+            traffic=run.experiment.traffic,
+        ),
         tokens_per_second=tokens_per_second(records),
         relative_cost=relative_cost(records, counted.stock),
         prefix_cache=prefix_cache(run, cell.conditions, counted.rows),

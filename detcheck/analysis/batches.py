@@ -19,6 +19,7 @@ from detcheck.analysis.variants import (
     tally,
 )
 from detcheck.evidence import FORWARD_PASSES, SERVER_COUNTERS, STREAMED_TOKENS
+from detcheck.grid import sequences_per_trial
 from detcheck.kernels.settings import AS_SERVED, STOCK
 from detcheck.rundir import ConditionRecord, Run
 
@@ -169,53 +170,67 @@ def repeats_differ(run: Run, rows: IntArray, *, by_bits: bool = False) -> int | 
 
 
 def evidence(
-    records: Sequence[ConditionRecord], *, open_loop: bool = False, choices: int = 1
+    records: Sequence[ConditionRecord],
+    *,
+    open_loop: bool = False,
+    choices: int = 1,
+    traffic: str = "alone",
 ) -> BatchEvidence:
     """Whether each batch size that was asked for was seen.
 
     In full in some forward pass; or, if a server forms the batches, SERVER_SHARE of it. `choices`
-    are those of each request: a server computes and counts each by itself.
+    are those of each request that is no filler: a server computes and counts each by itself.
     """
-    asked = max(_sent(record, choices) for record in records)
+    sent = _Sent(choices, traffic)
+    asked = max(sent(record) for record in records)
     seen = max(record.rows_max for record in records)
-    short = [record for record in records if record.rows_max < _enough(record, open_loop, choices)]
+    short = [record for record in records if record.rows_max < _enough(record, open_loop, sent)]
     if seen == 0:
         sentence = _nothing_seen(records)
     elif short:
-        sentence = _short(max(short, key=lambda record: record.batch_size), seen)
+        worst = max(short, key=lambda record: record.batch_size)
+        sentence = _short(worst, sent(worst), seen)
     else:
         sources = dict.fromkeys(record.evidence_source or FORWARD_PASSES for record in records)
         observed_by = ", ".join(HOW_OBSERVED.get(source, source) for source in sources)
         where = " under open-loop arrivals" if open_loop else ""
-        shared = ", other clients' requests among them" if _shared(records, choices) else ""
+        shared = ", other clients' requests among them" if _shared(records, sent) else ""
         sentence = f"batches of up to {seen} of {asked} asked{where}, {observed_by}{shared}"
     return BatchEvidence(not short, asked, seen, sentence)
 
 
-def _sent(record: ConditionRecord, choices: int) -> int:
-    """The batch size as it is counted: a server's counters count each choice of a request."""
-    counted = record.evidence_source == SERVER_COUNTERS
-    return record.batch_size * (choices if counted else 1)
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Counts what was sent as the evidence does: a server's counters count each choice."""
+
+    choices: int
+    traffic: str
+
+    def __call__(self, record: ConditionRecord, batch_size: int | None = None) -> int:
+        """Requests, or sequences if counters tell, of a batch; by default the record's own."""
+        size = record.batch_size if batch_size is None else batch_size
+        counted = record.evidence_source == SERVER_COUNTERS
+        return sequences_per_trial(size, self.traffic, self.choices if counted else 1)
 
 
-def _enough(record: ConditionRecord, open_loop: bool, choices: int) -> int:
+def _enough(record: ConditionRecord, open_loop: bool, sent: _Sent) -> int:
     """Requests that must have been seen together for a condition to count as loaded."""
     if open_loop:  # how many requests meet is up to their arrivals: some must
-        return min(2, record.batch_size) * (_sent(record, choices) // record.batch_size)
+        return sent(record, min(2, record.batch_size))
     if record.evidence_source in ("", FORWARD_PASSES):
         return record.batch_size
-    return math.ceil(SERVER_SHARE * _sent(record, choices))
+    return math.ceil(SERVER_SHARE * sent(record))
 
 
-def _shared(records: Sequence[ConditionRecord], choices: int) -> bool:
+def _shared(records: Sequence[ConditionRecord], sent: _Sent) -> bool:
     """True if a server computed more requests together than it was sent.
 
     By the mean over its iterations. Its largest value counts only beyond the largest batch size,
     since a gauge may still show the condition before.
     """
-    largest = max(_sent(record, choices) for record in records)
+    largest = max(sent(record) for record in records)
     return any(
-        (record.rows_mean or 0.0) > SHARED * _sent(record, choices) or record.rows_max > largest
+        (record.rows_mean or 0.0) > SHARED * sent(record) or record.rows_max > largest
         for record in records
     )
 
@@ -226,13 +241,13 @@ def _nothing_seen(records: Sequence[ConditionRecord]) -> str:
     return "no batches were observed: neither counters of the server nor its streams show any"
 
 
-def _short(worst: ConditionRecord, seen: int) -> str:
+def _short(worst: ConditionRecord, asked: int, seen: int) -> str:
     where = f" at {worst.placement}" if worst.placement else ""
     if worst.rows_max == 0:
-        return f"no batches were observed where {worst.batch_size} were asked{where}"
+        return f"no batches were observed where {asked} were asked{where}"
     if seen == 1:
         return f"this server answered one request at a time{where}: no batch was ever formed"
-    return f"batches of up to {worst.rows_max} where {worst.batch_size} were asked{where}"
+    return f"batches of up to {worst.rows_max} where {asked} were asked{where}"
 
 
 def prefix_cache(run: Run, conditions: Sequence[int], rows: Rows) -> PrefixCache | None:

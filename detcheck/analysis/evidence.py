@@ -15,6 +15,7 @@ from detcheck.analysis.one_text import SharedText, shared_texts
 from detcheck.analysis.results import Analysis, Group
 from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.evidence import MIN_COMPARISONS, EndpointCheck
+from detcheck.grid import sequences_per_trial
 from detcheck.kernels.settings import AS_SERVED, STOCK, KernelSettings
 from detcheck.rundir import ENOUGH, Run
 from detcheck.text import count, one_line, quoted
@@ -193,7 +194,7 @@ def _load_varied(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Findin
                 "could not have failed. Run several batch sizes, such as 1, 4 and 8."
             )
             yield _lack(LOAD_VARIED, sentence, group)
-        elif (busy := _busy(group, analysis.run.traits.choices)) is not None:
+        elif (busy := _busy(analysis.run, group)) is not None:
             yield _lack(LOAD_VARIED, busy, group)
 
 
@@ -289,7 +290,7 @@ def _two_loads(analysis: Analysis, group: Group) -> bool:
     return analysis.run.experiment.traffic == "mixed" or _num_observed_loads(analysis, group) > 1
 
 
-def _busy(group: Group, choices: int) -> str | None:
+def _busy(run: Run, group: Group) -> str | None:
     """A sentence if other clients' requests were most of a server's load; None otherwise."""
     means = [
         (row.batch_size, row.observed_rows_mean)
@@ -299,7 +300,8 @@ def _busy(group: Group, choices: int) -> str | None:
     if len(means) < 2:
         return None
     (smallest, low), (largest, high) = min(means), max(means)
-    if low <= SHARED * smallest * choices or high >= BUSY * low:
+    sent = sequences_per_trial(smallest, run.experiment.traffic, run.traits.choices)
+    if low <= SHARED * sent or high >= BUSY * low:
         return None
     return (
         f"Other clients' requests kept the server busy ({low:.3g} were computed together when "

@@ -16,7 +16,8 @@ def summary_rows(analysis: Analysis) -> list[dict[str, Any]]:
     Keys: prompt, kernels, completions, failed, distinct (whatever the seed), most_common,
     first_divergence (token index or None), flips (branchings by kind), batch_evidence (a sentence),
     tokens_per_second, relative_cost (time a token as a multiple of stock's, or None), seeds (how
-    many), distinct_within_seed (the largest over seeds).
+    many wanted samples: seeds, or choices of one request), distinct_within_seed (the largest over
+    these).
     """
     return [_row(group) for group in analysis.groups]
 

@@ -121,7 +121,8 @@ class Judged:
             seeds = ", ".join(map(str, self.seeds[:MOST_SEEDS]))
             more = " …" if len(self.seeds) > MOST_SEEDS else ""
             asked += f", temperature {self.temperature:g} with seed {seeds}{more}"
-            asked += f" and {self.choices} choices" if self.choices > 1 else ""
+        if self.choices > 1:
+            asked += f"{' and' if self.temperature > 0 else ','} {self.choices} choices"
         return f"{asked}, batch sizes {sizes}"
 
     def _compared(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from detcheck.completion import Completion
+from detcheck.engines.openai.endings import finish_reason
 from detcheck.engines.openai.failures import MALFORMED, TRUNCATED, Failure
 from detcheck.engines.openai.reply import Reply
 
@@ -36,7 +38,7 @@ class ChoicesReply(Reply):
             by_index[self._index_of(choice)].append(choice)
         has_tokens = False
         for index, pieces in by_index.items():
-            if sum(bool(piece.get("message")) for piece in pieces) > 1:
+            if sum(map(_is_whole, pieces)) > 1:
                 raise Failure(MALFORMED, f"two choices have the index {index}")
             has_tokens |= self.choices[index].add({"choices": pieces})
         return has_tokens
@@ -51,7 +53,15 @@ class ChoicesReply(Reply):
                 raise self._missing(index)
             one.done = self.done
             found.append(one.completion())
-        return tuple(found)
+        return self._with_unseen(found)
+
+    def _with_unseen(self, completions: Sequence[Completion]) -> tuple[Completion, ...]:
+        """The completions, with the unseen tokens shared out: which choice has them is not told."""
+        each, left = divmod(self.unseen_tokens, len(completions))
+        return tuple(
+            replace(completion, unseen_tokens=each + (index < left))
+            for index, completion in enumerate(completions)
+        )
 
     def _missing(self, index: int) -> Failure:
         here = sum(bool(one.finish_reason or one.num_tokens) for one in self.choices)
@@ -74,7 +84,9 @@ class ChoicesReply(Reply):
     @property
     def hidden(self) -> bool:
         """True if tokens of some choice were generated and none of it shown."""
-        return any(one.hidden for one in self.choices)
+        if any(one.hidden for one in self.choices):
+            return True
+        return self.unseen_tokens > 0 and not all(one.num_tokens for one in self.choices)
 
     @property
     def has_token_ids(self) -> bool:
@@ -94,10 +106,13 @@ class ChoicesReply(Reply):
     @property
     def unseen_tokens(self) -> int:
         """Tokens that the server counted and did not show, of all choices, at the least."""
-        if not self.has_token_ids:
-            return 0
-        shown = sum(one.num_tokens + 1 for one in self.choices)  # an end of sequence may have no id
-        return max(0, (self.usage.completion_tokens or 0) - shown)
+        shown = sum(one.shown_tokens for one in self.choices)
+        shown += len(self.choices) - 1  # each choice may end with a token that has no text
+        counted = self.usage.completion_tokens
+        if self.has_token_ids and counted is not None and counted <= shown + 1:
+            return 0  # reasoning is among the ids
+        shows_reasoning = any(one.shows_reasoning for one in self.choices)
+        return self.usage.unseen(shown, has_reasoning=shows_reasoning)
 
     def _index_of(self, choice: dict[str, Any]) -> int:
         index = choice.get("index")
@@ -107,3 +122,8 @@ class ChoicesReply(Reply):
                 f"a choice has the index {index!r}, and {len(self.choices)} were asked for (n)",
             )
         return index
+
+
+def _is_whole(piece: Mapping[str, Any]) -> bool:
+    """True if nothing of this choice follows: it is a whole message, or its last piece."""
+    return bool(piece.get("message")) or finish_reason(piece.get("finish_reason")) is not None

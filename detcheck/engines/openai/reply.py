@@ -156,10 +156,19 @@ class Reply:
     @property
     def unseen_tokens(self) -> int:
         """Tokens that the server counted and did not show, at the least."""
-        pieces = self._once()
-        if self._whole_ids(pieces) is not None:
+        if self.has_token_ids:
             return 0
-        return self.usage.unseen(folding.most_tokens(pieces), has_reasoning=self._has_reasoning)
+        return self.usage.unseen(self.shown_tokens, has_reasoning=self._has_reasoning)
+
+    @property
+    def shown_tokens(self) -> int:
+        """The most tokens that the shown text can have."""
+        return folding.most_tokens(self._once())
+
+    @property
+    def shows_reasoning(self) -> bool:
+        """True if the server showed what the model reasoned."""
+        return self._has_reasoning
 
     @property
     def has_candidates(self) -> bool:

@@ -66,6 +66,8 @@ class Behaviour:
     swaps the first two with more than one request in flight."""
     whole: bool = False
     """Replies with several choices are one object and no stream."""
+    hidden_tokens: int = 0
+    """Tokens of reasoning that `whole` replies count, and do not show: they have no token ids."""
 
     seen: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -222,6 +224,11 @@ class ToyServer:
             said = {"message": {"role": "assistant", "content": text}}
             choices.append(choice | (said if "messages" in body else {"text": text}))
         usage = {"completion_tokens": sum(len(ids) for _, ids in numbered)}
+        if (hidden := self.behaviour.hidden_tokens) > 0:
+            usage |= {"reasoning_tokens": hidden}
+            usage["completion_tokens"] += hidden
+            for choice in choices:
+                del choice["token_ids"]
         return {"id": f"cmpl-{number}", "choices": choices, "usage": usage}
 
     async def _send_canned(

@@ -14,10 +14,7 @@ from detcheck import rundir
 from detcheck.analysis import Analysis, analyse
 from detcheck.analysis.batches import evidence
 from detcheck.budget import Budget
-from detcheck.engines.openai.choices import ChoicesReply, new_reply
 from detcheck.engines.openai.choices_tally import ChoicesTally
-from detcheck.engines.openai.failures import MALFORMED, TRUNCATED, Failure
-from detcheck.engines.openai.reply import Reply
 from detcheck.errors import MeasurementError, UsageError
 from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS
 from detcheck.experiment import Experiment
@@ -206,6 +203,24 @@ def test_settings_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("choices", [1, 3])
+def test_the_verdict_names_the_choices_at_temperature_0(
+    serve: Serve, measure: Measure, choices: int
+) -> None:
+    judged = judge(measure(serve(), choices=choices), GateOptions()).judged
+    assert judged.choices == choices
+    assert (", 3 choices, batch sizes" in dict(judged.facts())["asked"]) is (choices == 3)
+
+
+@pytest.mark.parametrize("hidden", [0, 900])
+def test_reasoning_that_no_choice_shows_is_counted(
+    serve: Serve, measure: Measure, hidden: int
+) -> None:
+    analysis = measure(serve(whole=True, hidden_tokens=hidden), **SAMPLED)
+    unseen = sum(record.unseen_tokens for record in analysis.run.conditions)
+    assert unseen == 27 * hidden
+
+
 def test_a_baseline_takes_no_choices(serve: Serve, measure: Measure) -> None:
     with pytest.raises(UsageError, match="A baseline holds one answer to each seed"):
         baseline_of(measure(serve(), **SAMPLED), ("as-served",))
@@ -231,83 +246,19 @@ def test_counters_of_a_server_count_each_choice(seen: int, enough: bool) -> None
     assert "other clients" in evidence([replace(record, rows_max=33)], choices=4).sentence
 
 
+@pytest.mark.parametrize(("seen", "enough"), [(20, True), (15, True), (14, False)])
+def test_fillers_of_mixed_traffic_have_one_choice(seen: int, enough: bool) -> None:
+    record = ConditionRecord("p0/as-served/b8/c0", 0, "as-served", 8, 8, rows_max=seen)
+    record.evidence_source = SERVER_COUNTERS
+    found = evidence([record], choices=4, traffic="mixed")  # four probes and four fillers
+    assert (found.observed, found.asked_max) == (enough, 20)
+    assert ("where 20 were asked" in found.sentence) is not enough
+
+
 def test_streams_are_one_for_each_request() -> None:
     record = ConditionRecord("p0/as-served/b8/c0", 0, "as-served", 8, 8, rows_max=8)
     record.evidence_source = STREAMED_TOKENS
     assert evidence([record], choices=4).observed
-
-
-# The reply itself.
-
-
-def piece(index: Any, text: str, **more: Any) -> dict[str, Any]:
-    """A chunk with a piece of one choice."""
-    return {"choices": [{"index": index, "text": text, **more}]}
-
-
-def test_pieces_of_choices_are_told_apart_by_their_index() -> None:
-    reply = new_reply(8, 2)
-    reply.add(piece(1, "b"))
-    reply.add(piece(0, "a"))
-    reply.add(piece(1, "B", finish_reason="stop"))
-    reply.add(piece(0, "A", finish_reason="length"))
-    reply.done = True
-    found = reply.completions()
-    assert [(one.text, one.finish_reason) for one in found] == [("aA", "length"), ("bB", "stop")]
-
-
-def test_one_choice_is_a_plain_reply() -> None:
-    assert type(new_reply(8, 1)) is Reply
-    assert isinstance(new_reply(8, 2), ChoicesReply)
-
-
-@pytest.mark.parametrize("index", [2, -1, None, "0", True])
-def test_an_index_that_was_not_asked_for_fails_the_request(index: Any) -> None:
-    with pytest.raises(Failure, match=r"a choice has the index .*, and 2 were asked for"):
-        new_reply(8, 2).add(piece(index, "a"))
-
-
-def test_two_whole_choices_of_one_index_fail_the_request() -> None:
-    message = {"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}
-    with pytest.raises(Failure, match="two choices have the index 0"):
-        new_reply(8, 2).add({"choices": [message, message]})
-
-
-@pytest.mark.parametrize(("done", "kind"), [(True, MALFORMED), (False, TRUNCATED)])
-def test_a_missing_choice_is_named(done: bool, kind: str) -> None:
-    reply = new_reply(8, 3)
-    reply.add(piece(0, "a", finish_reason="stop"))
-    reply.add(piece(2, "c", finish_reason="stop"))
-    reply.done = done
-    with pytest.raises(Failure, match=r"holds 2 of the 3 choices .*, and none of index 1") as found:
-        reply.completions()
-    assert found.value.kind == kind
-
-
-def test_a_choice_that_was_cut_fails_the_request() -> None:
-    reply = new_reply(8, 2)
-    reply.add(piece(0, "a", finish_reason="stop"))
-    reply.add(piece(1, "b"))
-    with pytest.raises(Failure, match="without a finish reason"):
-        reply.completions()
-
-
-def test_a_reply_without_any_choice_says_so() -> None:
-    reply = new_reply(8, 2)
-    reply.add({"note": "later"})
-    reply.done = True
-    with pytest.raises(Failure, match="the reply holds no answer, but"):
-        reply.completions()
-
-
-def test_tokens_that_are_counted_and_not_shown_are_found() -> None:
-    reply = new_reply(8, 2)
-    for index in (0, 1):
-        reply.add(piece(index, "a b", token_ids=[1, 2], finish_reason="stop"))
-    reply.add({"choices": [], "usage": {"completion_tokens": 6}})  # two may end the sequences
-    assert reply.unseen_tokens == 0
-    reply.add({"choices": [], "usage": {"completion_tokens": 16}})
-    assert reply.unseen_tokens == 10
 
 
 def test_no_check_without_requests_for_several_choices() -> None:
