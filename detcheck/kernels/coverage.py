@@ -17,6 +17,7 @@ import torch
 from detcheck.errors import UsageError
 from detcheck.kernels.first_passes import FIRST_PASSES
 from detcheck.kernels.mode import batch_invariant
+from detcheck.kernels.one_length import STEPWISE
 from detcheck.kernels.op_watch import CoveredOp, OpWatch, Uncovered
 from detcheck.kernels.settings import BATCH_INVARIANT, FAMILIES, FULLY_INVARIANT, OP_FAMILIES
 from detcheck.kernels.short_runs import (
@@ -145,7 +146,7 @@ def coverage(model: torch.nn.Module) -> Coverage:
     """
     with batch_invariant(), torch.no_grad():
         watch = OpWatch(model)
-        FIRST_PASSES.remember(model, watch.outside)
+        passes = FIRST_PASSES.remember(model, watch.outside)
         try:
             alone(model)  # tables that are made once are made here
             with watch:
@@ -158,6 +159,7 @@ def coverage(model: torch.nn.Module) -> Coverage:
                 or _scans_chunks(model)
                 or not torch.equal(row, padded)
             )
+            passes.padding_matters = padding_matters
         except UsageError:
             raise
         except Exception as error:  # of the model's own code, which may be of any kind
@@ -182,8 +184,6 @@ UNSEEN_PADDING = frozenset({"cpmant"})
 """Architectures that compute with their padding in a way that the short runs do not show.
 
 CPM-Ant counts it, in steps, in the distance to its learnt prompt."""
-STEPWISE = frozenset({"zaya", "mamba", "falcon_mamba", "jamba"})
-"""Architectures whose state goes from token to token, and stays at its start on padding."""
 
 
 def _hides_padding(model: Any) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from detcheck.kernels.one_length import has_chunked_state
 from detcheck.kernels.op_watch import OpWatch
 
 _module_class: Any = torch.nn.Module
@@ -27,9 +28,13 @@ NUM_PASSES = 2
 class Passes:
     """Knowledge of one module that was called from outside any other module."""
 
+    name: str
+    """Its class."""
     watched: int = 0
     outside: Counter[str] = field(default_factory=Counter)
     """Calls of ops that no kernel covers, by op."""
+    padding_matters: bool = False
+    """True if its rows depend on their padding, or may do so."""
 
 
 class Listener:
@@ -37,6 +42,17 @@ class Listener:
 
     def __init__(self) -> None:
         self._seen: list[Passes] = []
+        self.guarded: Passes | None = None
+        """The module whose padding is refused, so that it does not matter."""
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """Classes of the modules called whose padding matters and is not refused."""
+        return tuple(
+            passes.name
+            for passes in self._seen
+            if passes.padding_matters and passes is not self.guarded
+        )
 
     @property
     def outside(self) -> dict[str, int]:
@@ -87,9 +103,17 @@ class FirstPasses:
             if not self._listeners and self._stock is not None:
                 _module_class.__call__, self._stock = self._stock, None
 
-    def remember(self, module: torch.nn.Module, outside: Counter[str]) -> None:
+    def remember(self, module: torch.nn.Module, outside: Counter[str]) -> Passes:
         """Take `outside` as found for `module`, which is not watched any more."""
-        self._known[module] = Passes(NUM_PASSES, outside)
+        passes = self._known[module] = Passes(type(module).__name__, NUM_PASSES, outside)
+        return passes
+
+    def known(self, module: torch.nn.Module) -> Passes:
+        """The knowledge of a module, which may be none yet."""
+        if module not in self._known:
+            matters = has_chunked_state(module)
+            self._known[module] = Passes(type(module).__name__, padding_matters=matters)
+        return self._known[module]
 
     def call(self, stock: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
         """Call a module; watch it if it is called from outside any other and is not known yet."""
@@ -97,7 +121,7 @@ class FirstPasses:
             return stock(module, *args, **kwargs)
         self._local.inside = True
         try:
-            passes = self._known.setdefault(module, Passes())
+            passes = self.known(module)
             for listener in tuple(self._listeners):
                 if listener.saw(passes):
                     self._leave(listener)

@@ -58,6 +58,8 @@ class Proof:
 
     Only watched for if all op families are on. A proof with any is no proof.
     """
+    unchecked: tuple[str, ...] = ()
+    """Classes of models that were called, whose padding matters and was not refused."""
 
     @property
     def fault(self) -> str | None:
@@ -67,6 +69,11 @@ class Proof:
         if self.outside:
             ops = ", ".join(list(self.outside)[:5])
             return f"ops ran that no batch-invariant kernel covers: {ops}"
+        if self.unchecked:
+            return (
+                f"the rows of {self.unchecked[0]} depend on their padding, which was not refused: "
+                "use `batch_invariant(model=model)`"
+            )
         return None
 
     @property
@@ -112,7 +119,13 @@ class BatchInvariantMode:
             self._packing,
             self._packed_bytes,
             {} if self._listener is None else self._listener.outside,
+            () if self._listener is None else self._listener.unchecked,
         )
+
+    def guards(self, model: torch.nn.Module) -> None:
+        """Note that padding is refused for `model` as long as this mode is on."""
+        if self._listener is not None:
+            self._listener.guarded = FIRST_PASSES.known(model)
 
     def _enter(self) -> None:
         with _lock:
@@ -174,7 +187,8 @@ def batch_invariant(
     covered. A model that computes with its padding is held for requests of one length: inside, a
     forward pass of it with padding raises UsageError. Without `model` the first two forward passes
     inside are watched: ops that are not covered are in `mode.proof().outside`, and
-    `mode.proof().fault` says so; padding is not checked.
+    `mode.proof().fault` says so. Padding is not refused then; if the model keeps a state that
+    padding may change, such as Mamba 2, the fault says that too.
 
     `pack_weights="auto"` keeps packed copies of linear layers' parameters on the CPU while the
     mode is on: faster than stock, for as much memory as the weights take. Copies that would take
@@ -196,6 +210,8 @@ def batch_invariant(
         mode = BatchInvariantMode(families, pack_weights == "auto")
         stack.callback(mode._exit)
         mode._enter()
+        if model is not None:
+            mode.guards(model)
         yield mode
 
 

@@ -17,8 +17,21 @@ import torch
 
 from detcheck.errors import UsageError
 
+STEPWISE = frozenset({"zaya", "mamba", "falcon_mamba", "jamba"})
+"""Architectures whose state goes from token to token, and stays at its start on padding."""
 _PACKED = ("cu_seq_lens_q", "cu_seqlens", "seq_idx")
 """Inputs that say where the sequences of one row begin."""
+
+
+def has_chunked_state(model: torch.nn.Module) -> bool:
+    """True if transformers says that a layer keeps a state which padding may change."""
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        return False
+    text = config.get_text_config()
+    linear = "linear_attention" in (getattr(text, "layer_types", None) or ())
+    stateful = linear or bool(getattr(model, "_is_stateful", False))
+    return stateful and text.model_type not in STEPWISE
 
 
 def refuse_padding(

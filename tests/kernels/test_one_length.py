@@ -54,6 +54,36 @@ def test_without_the_check_padded_rows_differ(bart: torch.nn.Module) -> None:
         assert not torch.equal(bart(input_ids=ROWS[:1, 2:]).logits[0], padded)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["mamba2", "qwen3_next", "rwkv"])
+def test_without_the_check_the_proof_says_that_padding_matters(name: str) -> None:
+    model = tiny_model(shrunk(config_of(name)))
+    with torch.no_grad(), batch_invariant() as mode:
+        model(input_ids=ROWS)
+    fault = mode.proof().fault
+    assert fault is not None
+    assert fault.startswith(f"the rows of {type(model).__name__} depend on their padding")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["mamba", "llama"])
+def test_a_model_whose_padding_does_not_matter_needs_no_check(name: str) -> None:
+    """The twin."""
+    model = tiny_model(shrunk(config_of(name)))
+    with torch.no_grad(), batch_invariant() as mode:
+        model(input_ids=ROWS, attention_mask=PADDED)
+    assert mode.proof().fault is None
+
+
+def test_what_the_check_found_is_known_to_a_mode_without_it(bart: torch.nn.Module) -> None:
+    with torch.no_grad(), batch_invariant(model=bart) as checked:
+        bart(input_ids=ROWS)
+    assert checked.proof().fault is None
+    with torch.no_grad(), batch_invariant() as mode:
+        bart(input_ids=ROWS)
+    assert mode.proof().unchecked == (type(bart).__name__,)
+
+
 class SeesItsNeighbours(torch.nn.Module):
     """Adds the mean of all rows to each."""
 

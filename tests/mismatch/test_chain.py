@@ -11,6 +11,8 @@ from sweeps import few
 
 from detcheck.analysis.mismatch import results
 from detcheck.errors import UsageError
+from detcheck.kernels.mode import batch_invariant
+from detcheck.mismatch.chain import Chain
 from detcheck.mismatch.measure import score
 from detcheck.mismatch.options import LAYOUTS, TrainerOptions
 from detcheck.mismatch.passes import prefilled
@@ -75,6 +77,18 @@ def test_windows_of_some_layers_are_exactly_equal(
     assert {(row.bitwise_tokens, row.max_abs, row.k3) for row in full} == {(1, 0, 0)}
     stock = [row.bitwise_tokens for row in report.rows if row.kernels == "stock"]
     assert dtype != torch.float32 or min(stock) < 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_padding_that_matters_is_measured_and_no_fault_of_the_kernels(loaded: Load) -> None:
+    model = loaded("mamba2", torch.float32).model
+    chain = Chain("batch-invariant", (), processed=False)
+    with torch.no_grad(), chain._kernels("batch-invariant"):
+        model(input_ids=torch.tensor([[5, 6, 7]]))
+    assert chain.unproven == {}
+    with torch.no_grad(), batch_invariant() as mode:  # the twin: a mode by itself says so
+        model(input_ids=torch.tensor([[5, 6, 7]]))
+    assert mode.proof().unchecked == (type(model).__name__,)
 
 
 def test_gpt_oss_lets_packed_sequences_see_each_other(loaded: Load) -> None:
