@@ -8,6 +8,7 @@ keeps padding from them: it looks at the inputs of every forward pass.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import wraps
@@ -39,6 +40,8 @@ def refuse_padding(
 ) -> Callable[[], None]:
     """Let forward passes of `model` raise UsageError if a row is padded or holds two sequences.
 
+    So do those of its `base_model`, which has no head, if it is called by itself.
+
     `generate` does so too, since some models leave the mask out before the forward pass. Only
     passes during which `when()` is true are looked at. Returns the function that ends this.
     """
@@ -53,6 +56,9 @@ def refuse_padding(
             )
 
     on_exit = ExitStack()
+    base: Any = getattr(model, "base_model", model)
+    if base is not model:  # called by itself, such as for hidden states
+        on_exit.callback(_watched(base, model, look))
     hook = model.register_forward_pre_hook(
         lambda _, args, kwargs: look(model.forward, args, kwargs), prepend=True, with_kwargs=True
     )
@@ -67,6 +73,32 @@ def refuse_padding(
 
         model.__dict__["prepare_inputs_for_generation"] = prepared
         on_exit.callback(model.__dict__.pop, "prepare_inputs_for_generation", None)
+    return on_exit.close
+
+
+def _watched(
+    base: torch.nn.Module, model: torch.nn.Module, look: Callable[..., None]
+) -> Callable[[], None]:
+    """Look at the passes of `base` that `model` did not start; returns the end of this."""
+    inside = threading.local()
+
+    def enter(*_: Any) -> None:
+        inside.depth = getattr(inside, "depth", 0) + 1
+
+    def leave(*_: Any) -> None:
+        inside.depth = max(0, getattr(inside, "depth", 0) - 1)  # `enter` may not have been reached
+
+    def check(_: Any, args: Any, kwargs: Any) -> None:
+        if not getattr(inside, "depth", 0):
+            look(base.forward, args, kwargs)
+
+    on_exit = ExitStack()
+    for hook in (
+        model.register_forward_pre_hook(enter, prepend=True),
+        model.register_forward_hook(leave, always_call=True),
+        base.register_forward_pre_hook(check, prepend=True, with_kwargs=True),
+    ):
+        on_exit.callback(hook.remove)
     return on_exit.close
 
 

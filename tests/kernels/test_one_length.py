@@ -44,6 +44,10 @@ def test_the_mode_computes_rows_of_one_length_and_refuses_padding(bart: torch.nn
             assert torch.equal(bart(input_ids=ROWS[row : row + 1]).logits[0], together[row])
         with pytest.raises(UsageError, match=r"of one length only, and a row .* is padded: batch"):
             bart(input_ids=ROWS, attention_mask=PADDED)
+        with pytest.raises(UsageError, match=r"of one length only, and a row .* is padded: batch"):
+            bart.base_model(input_ids=ROWS, attention_mask=PADDED)
+        hidden = bart.base_model(input_ids=ROWS, attention_mask=torch.ones_like(ROWS))[0]
+        assert torch.equal(bart.base_model(input_ids=ROWS[:1])[0][0], hidden[0])
     bart(input_ids=ROWS, attention_mask=PADDED)  # outside the mode the model is as it was
 
 
