@@ -148,8 +148,9 @@ def _count_sentence(given: GateInput, group: Group) -> str:
         )
     if group.distinct_within_seed == 1:
         return f"Different in some bit: {differing} of {count(group.completions, 'completion')}."
+    times = count(group.most_common, "time")
     return (
-        f"{counted(group)}; the most common came back {group.most_common} times. An estimated "
+        f"{counted(group)}; the most common came back {times}. An estimated "
         f"{100 * statistics.coverage:.0f} % of answers are of these variants, of which there are "
         f"at least {statistics.chao1:.0f}."
     )

@@ -28,7 +28,7 @@ from detcheck.report.costs import Cost, total_cost
 from detcheck.report.cure_card import cure_card
 from detcheck.report.roles import control_groups, cure_groups
 from detcheck.report.text import factor, flip_counts, number
-from detcheck.text import one_line
+from detcheck.text import count, one_line
 
 HOW_MANY = "How many answers?"
 WHERE = "Where do they diverge?"
@@ -61,7 +61,7 @@ def _how_many(groups: Sequence[Group], mark_if_one: str) -> Card:
     answer = answers_of(worst, several=len(groups) > 1)
     if len(groups) == 1:
         detail = samples_sentence(worst) or (
-            f"{worst.kernels} kernels; the most common came back {worst.most_common:,} times"
+            f"{worst.kernels} kernels; the most common came back {count(worst.most_common, 'time')}"
         )
         return Card(HOW_MANY, answer, detail, mark)
     differing = sum(group.distinct_within_seed > 1 for group in groups)

@@ -22,6 +22,8 @@ class ChoicesTally:
     requests: int = 0
     cloned: int = 0
     """Requests all of whose choices are equal."""
+    repeated: int = 0
+    """Requests some of whose choices are equal, but not all."""
     reordered: int = 0
     """Requests with the choices of the first equal request, under other numbers."""
     _first: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
@@ -33,7 +35,9 @@ class ChoicesTally:
             return
         prints = tuple(completion.fingerprint for completion in completions)
         self.requests += 1
-        self.cloned += len(set(prints)) == 1
+        distinct = len(set(prints))
+        self.cloned += distinct == 1
+        self.repeated += 1 < distinct < len(prints)
         if len(self._first) < MOST_QUESTIONS:
             self._first.setdefault((question.prompt, question.seed), prints)
         first = self._first.get((question.prompt, question.seed), prints)
@@ -53,6 +57,12 @@ class ChoicesTally:
         elif self.cloned:
             sentence = f"all choices are equal in {self.cloned} of {asked}"
             yield EndpointCheck(CHOICES, False, sentence)
+        elif self.repeated:
+            sentence = (
+                f"some choices are equal in {self.repeated} of {asked}: they share a sample, or "
+                "the model is sure of its words"
+            )
+            yield EndpointCheck(CHOICES, None, sentence)
         else:
             yield EndpointCheck(CHOICES, True, f"{asked} got choices that differ")
         if self.reordered:

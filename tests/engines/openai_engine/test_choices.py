@@ -14,7 +14,9 @@ from detcheck import rundir
 from detcheck.analysis import Analysis, analyse
 from detcheck.analysis.batches import evidence
 from detcheck.budget import Budget
+from detcheck.completion import Completion
 from detcheck.engines.openai.choices_tally import ChoicesTally
+from detcheck.engines.openai.request import Question
 from detcheck.errors import MeasurementError, UsageError
 from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS
 from detcheck.experiment import Experiment
@@ -263,3 +265,30 @@ def test_streams_are_one_for_each_request() -> None:
 
 def test_no_check_without_requests_for_several_choices() -> None:
     assert list(ChoicesTally().checks()) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "holds", "words"),
+    [
+        ("aaa", False, "all choices are equal in each of 1 request"),
+        ("aab", None, "some choices are equal in 1 of 1 request"),
+        ("abc", True, "1 request got choices that differ"),
+    ],
+)
+def test_equal_choices_are_counted(texts: str, holds: bool | None, words: str) -> None:
+    tally = ChoicesTally()
+    tally.add(Question("Hi", 8, 0.8, 0), [Completion(text, "stop") for text in texts])
+    (check,) = tally.checks()
+    assert check.holds is holds
+    assert words in check.sentence
+
+
+@pytest.mark.parametrize(("ignores_seed", "often"), [(True, "1 time."), (False, None)])
+def test_answers_that_came_back_once_are_counted_in_the_singular(
+    serve: Serve, measure: Measure, ignores_seed: bool, often: str | None
+) -> None:
+    analysis = measure(serve(ignores_seed=ignores_seed), temperature=0.8, choices=2)
+    reasons = " ".join(judge(analysis, GateOptions()).reasons)
+    assert "1 times" not in reasons
+    assert ("came back" in reasons) is (often is not None)
+    assert often is None or f"the most common came back {often}" in reasons
