@@ -72,9 +72,13 @@ def _asked_fields() -> tuple[Field, ...]:
     return tuple(found)
 
 
+_NOT_OF_A_SAMPLER = ("model", "choices", "prefix_cache")
+"""Fields of targets that are an argument here, or that a sampler does not vary."""
+
+
 @takes(
     *parameters(_asked_fields()),
-    *parameters(field for field in target_fields() if field.name not in ("model", "choices")),
+    *parameters(field for field in target_fields() if field.name not in _NOT_OF_A_SAMPLER),
     *parameters(fields_of(TrainerOptions)),
     *parameters(fields_of(MismatchLimits)),
 )

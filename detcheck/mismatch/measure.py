@@ -203,6 +203,7 @@ def _sampled(
     say: Say,
 ) -> tuple[dict[str, tuple[Rollout, ...]], LoadedModel]:
     """The rollouts under each kernels setting, and the model that scores them."""
+    _check_one_place(target)
     experiment = target.settle(experiment)
     say("loading the sampler")
     engine = open_engine(experiment, target, connection)
@@ -229,6 +230,17 @@ def _sampled(
     finally:
         engine.close()
     return found, loaded
+
+
+def _check_one_place(target: Target) -> None:
+    """Raise UsageError unless each request is answered once, by one sampler as it is."""
+    if target.traits.choices > 1:
+        raise UsageError("Each rollout is one request with a seed: leave `choices` out.")
+    if target.placements != ("",):
+        raise UsageError(
+            "A mismatch has one sampler, as it is: give one of `endpoints` or `tensor_parallel`, "
+            "and leave `prefix_cache` out."
+        )
 
 
 def _sampler_name(engine: Engine, target: Target) -> str | None:
