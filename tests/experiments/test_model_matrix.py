@@ -65,10 +65,19 @@ def _matrix(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize("kind", SAMPLE)
 def test_every_kind_is_held_and_its_control_is_alive(matrix: ModuleType, kind: str) -> None:
     row = matrix.measure(SAMPLE[kind], PATIENCE_S)
-    assert (row.outcome, row.level, row.reason) == ("held", "fully-invariant", None)
+    scans = SAMPLE[kind] == "jamba"  # decodes to other bits in bfloat16
+    level = "batch-invariant" if scans else "fully-invariant"
+    assert (row.outcome, row.level, row.reason) == ("held", level, None)
     assert row.differ["batch-invariant"] == 0
     assert row.differ["stock"] > 0
     assert row.rows == 40
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_level_is_that_of_all_dtypes(matrix: ModuleType) -> None:
+    models = matrix.models_that_run(shrunk(config_of("mamba")))
+    assert matrix.lowest_level([models["float32"]]) == "fully-invariant"
+    assert matrix.lowest_level(models.values()) == "batch-invariant"
 
 
 @pytest.mark.sweep
