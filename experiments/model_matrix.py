@@ -132,7 +132,8 @@ def measure(name: str, limit_s: int = 60) -> Row:
 def lowest_level(models: Iterable[Any]) -> str:
     """The level that a model holds in all dtypes: 16 bits may round a state between two steps."""
     held = {level_held(model) for model in models}
-    return BATCH_INVARIANT if BATCH_INVARIANT in held else FULLY_INVARIANT
+    lowest: str = BATCH_INVARIANT if BATCH_INVARIANT in held else FULLY_INVARIANT
+    return lowest
 
 
 def require_to_run(model: Any) -> None:
@@ -185,11 +186,12 @@ def compare(row: Row, models: dict[str, Any], *, one_length: bool = False) -> No
 
 def rows_equal(model: Any, lengths: Sequence[int] = LENGTHS) -> list[bool]:
     """For each row of each batch, forward and generated: whether it equals the row alone."""
-    requests = [
-        torch.randint(4, 96, (length,), generator=torch.Generator().manual_seed(length + seed))
+    requests: list[list[int]] = [
+        torch.randint(
+            4, 96, (length,), generator=torch.Generator().manual_seed(length + seed)
+        ).tolist()
         for seed, length in enumerate(lengths)
     ]
-    requests = [request.tolist() for request in requests]
     equal = []
     for run in (forward, generate):
         alone = [run(model, [request])[0] for request in requests]
