@@ -67,7 +67,7 @@ def prompts() -> tuple[str, str]:
 
 def converted() -> Path:
     """Folder of the model as safetensors in bfloat16, made if it is not there yet."""
-    folder = cache_folder() / "gemma-3-270m"
+    folder: Path = cache_folder() / "gemma-3-270m"
     if (folder / "tokenizer.json").is_file():
         return folder
     try:
