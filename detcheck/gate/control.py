@@ -51,6 +51,11 @@ def check_control(control: Analysis, analysis: Analysis) -> None:
             f"`control` has larger batches ({max(theirs.batch_sizes)}) than the run "
             f"({max(ours.batch_sizes)}): give one under the same load."
         )
+    if control.run.traits.choices > analysis.run.traits.choices:
+        raise UsageError(
+            f"`control` asks each request for more choices ({control.run.traits.choices}) than the "
+            f"run ({analysis.run.traits.choices}): give one under the same load."
+        )
 
 
 def _check_model(control: Run, run: Run) -> None:

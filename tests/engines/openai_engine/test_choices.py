@@ -22,6 +22,7 @@ from detcheck.evidence import SERVER_COUNTERS, STREAMED_TOKENS
 from detcheck.experiment import Experiment
 from detcheck.gate import GateOptions, judge
 from detcheck.gate.baseline import baseline_of
+from detcheck.gate.control import check_control
 from detcheck.rundir import ConditionRecord
 from detcheck.runner import run
 from detcheck.targets import Served
@@ -221,6 +222,19 @@ def test_reasoning_that_no_choice_shows_is_counted(
     analysis = measure(serve(whole=True, hidden_tokens=hidden), **SAMPLED)
     unseen = sum(record.unseen_tokens for record in analysis.run.conditions)
     assert unseen == 27 * hidden
+
+
+def test_a_control_of_more_choices_had_another_load(serve: Serve, tmp_path: Path) -> None:
+    runs = {}
+    for choices in (1, 3):
+        experiment, target = ask(
+            endpoints=[serve().url], batch_sizes=(1, 8), completions=27, max_new_tokens=12,
+            temperature=0.8, choices=choices,
+        )  # fmt: skip
+        runs[choices] = analyse(run(experiment, target, tmp_path / str(choices)))
+    check_control(runs[1], runs[3])
+    with pytest.raises(UsageError, match=r"more choices \(3\) than the run \(1\)"):
+        check_control(runs[3], runs[1])
 
 
 def test_a_baseline_takes_no_choices(serve: Serve, measure: Measure) -> None:
