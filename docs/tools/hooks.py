@@ -12,6 +12,7 @@ FLAG = re.compile(r"(?<=[ >])--?[a-z][a-z-]*(?=[^<]*</code>)")
 ROOT = Path(__file__).resolve().parents[2]
 PATTERNS = (
     "results/*/table.md",
+    "results/*/*/table.md",
     "results/*/roofline.md",
     "results/*/report.html",
     "results/*/figures/*.svg",

@@ -1,0 +1,61 @@
+"""A model of middle size with random weights, in a folder: for timings of other architectures.
+
+    python experiments/random_model.py experts FOLDER    # 16 experts, 4 for each token (Qwen3-MoE)
+    python experiments/random_model.py windows FOLDER    # windows of 64 keys, all layers (Mistral)
+    python experiments/bench_kernels.py FOLDER
+
+It has the tokenizer of the embedded model, whose prompts it takes. What it says means nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig, Qwen3MoeConfig
+
+from detcheck import models
+
+SIZE = {
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+
+
+def main() -> None:
+    if len(sys.argv) != 3 or sys.argv[1] not in ("experts", "windows"):
+        sys.exit(f"Usage: {Path(sys.argv[0]).name} experts|windows FOLDER")
+    kind, folder = sys.argv[1:]
+    embedded = models.load(None, dtype="bfloat16", device="cpu")
+    vocabulary = embedded.model.config.vocab_size
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(kind, vocabulary), dtype=torch.bfloat16)
+    model.generation_config.eos_token_id = None  # every answer has the length that is asked for
+    model.save_pretrained(folder)
+    embedded.tokenizer.save_pretrained(folder)
+    print(f"{folder}: {sum(each.numel() for each in model.parameters()) / 1e6:.0f} M parameters")
+
+
+def config(kind: str, vocabulary: int) -> PreTrainedConfig:
+    """The architecture, with the vocabulary of the tokenizer."""
+    if kind == "windows":
+        return MistralConfig(
+            vocab_size=vocabulary, intermediate_size=1536, sliding_window=64, **SIZE
+        )
+    return Qwen3MoeConfig(
+        vocab_size=vocabulary,
+        moe_intermediate_size=384,
+        num_experts=16,
+        num_experts_per_tok=4,
+        **SIZE,
+    )
+
+
+if __name__ == "__main__":
+    main()
