@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from detcheck import models
 
-SIZE = {
+SIZE: dict[str, Any] = {
     "hidden_size": 512,
     "num_hidden_layers": 12,
     "num_attention_heads": 8,
