@@ -36,7 +36,8 @@ def main() -> None:
     embedded = models.load(None, dtype="bfloat16", device="cpu")
     vocabulary = embedded.model.config.vocab_size
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(kind, vocabulary), dtype=torch.bfloat16)
+    made: Any = AutoModelForCausalLM  # transformers gives this method no types
+    model = made.from_config(config(kind, vocabulary), dtype=torch.bfloat16)
     model.generation_config.eos_token_id = None  # every answer has the length that is asked for
     model.save_pretrained(folder)
     embedded.tokenizer.save_pretrained(folder)
