@@ -24,6 +24,7 @@ from detcheck.kernels.short_runs import (
     alone,
     beside_equal,
     beside_longer,
+    chunks_agree,
     decoding_agrees,
     drops_mask,
     keeps_state,
@@ -77,8 +78,8 @@ def require_level(model: torch.nn.Module, name: str) -> None:
     """Raise UsageError if a covered model is not fully invariant in a short run."""
     if level_held(model) != FULLY_INVARIANT:
         raise UsageError(
-            f"{name} gives other bits when it decodes than when it prefills, so it is not fully "
-            'invariant: use `kernels="batch-invariant"`.'
+            f"{name} gives other bits when it decodes, or computes a prompt in chunks, than in one "
+            'forward pass, so it is not fully invariant: use `kernels="batch-invariant"`.'
         )
 
 
@@ -201,11 +202,11 @@ def _scans_chunks(model: Any) -> bool:
 def level_held(model: torch.nn.Module) -> str:
     """The highest level that a covered model held in a short run.
 
-    `fully-invariant` if decoding gives the bits of one forward pass; else `batch-invariant`, as for
-    scans in chunks, which decode by another formula.
+    `fully-invariant` if decoding and chunks of a prompt give the bits of one forward pass; else
+    `batch-invariant`, as for scans in chunks, which decode by another formula.
     """
     with batch_invariant(FAMILIES), torch.no_grad():
-        held = not _scans_chunks(model) and decoding_agrees(model)
+        held = not _scans_chunks(model) and decoding_agrees(model) and chunks_agree(model)
     return FULLY_INVARIANT if held else BATCH_INVARIANT
 
 

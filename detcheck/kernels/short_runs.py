@@ -19,6 +19,8 @@ TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 """Token ids of the probed request."""
 NUM_PROMPT_TOKENS = 3
 """Tokens of it that are prefilled; the others are decoded."""
+CHUNK = 4
+"""Tokens of a chunk, if a prompt is computed in chunks."""
 _LONGER = (6, 5, 4, 3, 2, 1, 2, 3, 4, 5, 6, 7, 8)
 """Token ids of the other request, which makes the probed one padded."""
 _PADDING = len(_LONGER) - len(TOKENS)
@@ -60,12 +62,18 @@ WHOLE_INPUTS = frozenset({"cpmant"})
 
 
 def _next_step(
-    model: Any, rows: Sequence[Sequence[int]], past: int, caches: dict[str, Any], padding: int = 0
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    past: int,
+    caches: dict[str, Any],
+    padding: int = 0,
+    count: int = 1,
 ) -> Any:
-    """Decode the token of each row that follows the first `past`, which are in `caches`."""
+    """Compute the `count` tokens of each row after the first `past`, which are in `caches`."""
+    stop = past + count
     if model.config.model_type in WHOLE_INPUTS:
-        return _forward(model, [row[: past + 1] for row in rows], caches=caches)
-    step = [row[past : past + 1] for row in rows]
+        return _forward(model, [row[:stop] for row in rows], caches=caches)
+    step = [row[past:stop] for row in rows]
     return _forward(model, step, padding=padding, past=past, caches=caches)
 
 
@@ -74,15 +82,31 @@ def decoding_agrees(model: Any) -> bool:
 
     False also for models without a cache.
     """
+    return _steps_agree(model, 1)
+
+
+def chunks_agree(model: Any) -> bool:
+    """True if a prompt that is computed in chunks gives the bits of one forward pass.
+
+    Models that keep a state take the cached one for single tokens only: transformers starts the
+    state of a chunk anew, so that the logits are others.
+    """
+    try:
+        return _steps_agree(model, CHUNK)
+    except Exception:  # of the model's own code, which may take single tokens only
+        return False
+
+
+def _steps_agree(model: Any, count: int) -> bool:
     first_position(model)  # found before there is a cache
     whole = _forward(model, [TOKENS], use_cache=False).logits[0]
     out = _forward(model, [TOKENS[:NUM_PROMPT_TOKENS]])
     rows = [out.logits[0]]
-    for at in range(NUM_PROMPT_TOKENS, len(TOKENS)):
+    for at in range(NUM_PROMPT_TOKENS, len(TOKENS), count):
         caches = _caches(out)
         if not caches:
             return False
-        out = _next_step(model, [TOKENS], at, caches)
+        out = _next_step(model, [TOKENS], at, caches, count=count)
         rows.append(out.logits[0])
     return torch.equal(torch.cat(rows), whole)
 
