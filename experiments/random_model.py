@@ -9,8 +9,7 @@ It has the tokenizer of the embedded model, whose prompts it takes. What it says
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import argparse
 from typing import Any
 
 import torch
@@ -30,18 +29,17 @@ SIZE: dict[str, Any] = {
 
 
 def main() -> None:
-    if len(sys.argv) != 3 or sys.argv[1] not in ("experts", "windows"):
-        sys.exit(f"Usage: {Path(sys.argv[0]).name} experts|windows FOLDER")
-    kind, folder = sys.argv[1:]
+    options = arguments()
     embedded = models.load(None, dtype="bfloat16", device="cpu")
     vocabulary = embedded.model.config.vocab_size
     torch.manual_seed(0)
     made: Any = AutoModelForCausalLM  # transformers gives this method no types
-    model = made.from_config(config(kind, vocabulary), dtype=torch.bfloat16)
+    model = made.from_config(config(options.kind, vocabulary), dtype=torch.bfloat16)
     model.generation_config.eos_token_id = None  # every answer has the length that is asked for
-    model.save_pretrained(folder)
-    embedded.tokenizer.save_pretrained(folder)
-    print(f"{folder}: {sum(each.numel() for each in model.parameters()) / 1e6:.0f} M parameters")
+    model.save_pretrained(options.folder)
+    embedded.tokenizer.save_pretrained(options.folder)
+    size = sum(each.numel() for each in model.parameters())
+    print(f"{options.folder}: {size / 1e6:.0f} M parameters")
 
 
 def config(kind: str, vocabulary: int) -> PreTrainedConfig:
@@ -57,6 +55,13 @@ def config(kind: str, vocabulary: int) -> PreTrainedConfig:
         num_experts_per_tok=4,
         **SIZE,
     )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("kind", choices=("experts", "windows"))
+    parser.add_argument("folder")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ class Durations:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write the report, and show the total and the slowest tests."""
+        if not self.found:  # tests were only collected: the last report stays
+            return
         slowest = sorted(self.found, key=lambda duration: -duration.cpu_s)
         with REPORT.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
