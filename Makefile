@@ -24,7 +24,7 @@ test: install-dev browser  ## Everything: unit, property, browser, command line,
 	$(BIN)/python -m pytest -m "not servers"
 
 test-fast: install-dev  ## A case of every kind, without the real model and the browser: under two minutes.
-	$(BIN)/python -m pytest -m "not slow and not servers and not sweep"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not servers and not sweep"
 
 servers:  ## Install the real servers of the tests (SERVERS="vllm transformers llama").
 	PYTHON=$(PYTHON) tests/servers/install.sh $(SERVERS)

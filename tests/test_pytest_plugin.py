@@ -76,6 +76,7 @@ def test_strict_makes_inconclusive_fail(run: Run) -> None:
     result.stdout.fnmatch_lines(["*detcheck: inconclusive*"])
 
 
+@pytest.mark.sweep
 def test_a_baseline_is_accepted_and_then_held(run: Run, pytester: pytest.Pytester) -> None:
     run({}, "--detcheck-update").assert_outcomes(passed=1)
     (baseline,) = pytester.path.glob("detcheck_baselines/*.json")

@@ -65,6 +65,7 @@ def planted_silu() -> Iterator[None]:
     library._destroy()
 
 
+@pytest.mark.sweep
 @pytest.mark.usefixtures("planted_silu")
 def test_the_planted_op_is_in_the_summary_and_in_the_run(ci) -> None:
     result = ci()

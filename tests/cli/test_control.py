@@ -14,6 +14,7 @@ QUICK = {"quiet_s": 0.01, "answer_tokens": 6}
 ASKED = ("-n", "40", "-b", "1,8", "--max-new-tokens", "6", "-o", "run")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("faults", "code"), [({"flip_at": 3}, 0), ({"noise": 0.01}, 0), ({}, 3)])
 def test_a_control_that_moves_lets_the_other_pass(detcheck, faults, code):
     with serve(Faults(**QUICK)) as sound, serve(Faults(**QUICK | faults)) as control:

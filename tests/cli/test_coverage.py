@@ -20,6 +20,7 @@ def test_a_covered_architecture(detcheck):
     assert by["aten::topk"] == "the reduce kernels"
 
 
+@pytest.mark.sweep
 def test_an_architecture_that_computes_with_its_padding(detcheck):
     result = detcheck("coverage", "bart")
     shown = " ".join(result.out.split())

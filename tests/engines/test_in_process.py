@@ -145,6 +145,7 @@ def test_arrivals_are_staggered_and_seen(tiny_model: LoadedModel) -> None:
     assert min(c.observed_batch.rows_min for _, c in staggered.completions) < 4  # type: ignore[union-attr]
 
 
+@pytest.mark.sweep
 @few("name", ENGINES)
 def test_invariant_kernels_give_bitwise_equal_log_probabilities(
     tiny_model: LoadedModel, name: str
@@ -173,6 +174,7 @@ def test_proof_names_the_overrides_that_ran(tiny_model: LoadedModel, name: str) 
     assert proof.overrides["transformers::sdpa"] > 0
 
 
+@pytest.mark.sweep
 @few("name", ENGINES)
 def test_seeded_sampling_repeats_and_follows_the_seed(tiny_model: LoadedModel, name: str) -> None:
     answers = []

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 from asking import conditions_of, settled
+from sweeps import few
 
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.engines.static import StaticEngine
@@ -46,6 +47,7 @@ def log_probabilities(engine: StaticEngine, experiment: Experiment) -> dict[Any,
     return found
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings("ignore")
 def test_copies_of_one_prompt_give_one_answer(tiny_model: LoadedModel) -> None:
     experiment = asked("static")
@@ -56,6 +58,7 @@ def test_copies_of_one_prompt_give_one_answer(tiny_model: LoadedModel) -> None:
     assert max(len(found["stock", prompt]) for prompt in (0, 1)) > 1
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings("ignore")
 def test_padding_is_refused_in_a_pass_until_the_engine_is_closed(tiny_model: LoadedModel) -> None:
     loaded = loaded_as(tiny_model, "bart")
@@ -77,9 +80,7 @@ def test_padding_is_refused_in_a_pass_until_the_engine_is_closed(tiny_model: Loa
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("engine", "traffic"), [("static", "mixed"), ("continuous", "alone"), ("continuous", "mixed")]
-)
+@few(("engine", "traffic"), [("static", "mixed"), ("continuous", "alone"), ("continuous", "mixed")])
 def test_loads_of_several_lengths_are_refused_before_anything_runs(
     tiny_model: LoadedModel, engine: str, traffic: str
 ) -> None:
@@ -88,6 +89,7 @@ def test_loads_of_several_lengths_are_refused_before_anything_runs(
         kind(loaded_as(tiny_model, "bart"), asked(engine, traffic=traffic))
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings("ignore")
 def test_padded_rows_get_the_positions_of_the_model(tiny_model: LoadedModel) -> None:
     """RoBERTa counts from behind its padding token, `generate` by itself from 0."""
@@ -108,6 +110,7 @@ def test_other_models_get_no_positions(tiny_model: LoadedModel) -> None:
     assert torch.is_tensor(engine._pad([(5,)])["input_ids"])
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "traffic"), [("mamba", "mixed"), ("qwen3_5_text", "alone"), ("nemotron_h", "alone")]
@@ -134,6 +137,7 @@ def test_attention_that_does_not_run_is_still_missing(tiny_model: LoadedModel) -
     engine.close()
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings("ignore")
 def test_a_level_that_is_not_held_is_refused(tiny_model: LoadedModel) -> None:
     experiment = replace_kernels(asked("static"), "fully-invariant")

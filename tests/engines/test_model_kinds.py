@@ -67,6 +67,7 @@ def log_probabilities(found: list[Completion]) -> set[tuple[float, ...]]:
     return {one.top_two.logprobs for one in found if one.top_two is not None}
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings("ignore")
 @few("engine", ENGINES)
 @few("name", MODELS)

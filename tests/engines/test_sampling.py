@@ -183,6 +183,7 @@ def test_a_filter_of_one_token_is_greedy_whatever_the_seed(
     assert tokens == {token_ids for token_ids, _ in greedy[0]}
 
 
+@pytest.mark.sweep
 def test_a_seed_that_is_lost_would_be_seen(
     tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

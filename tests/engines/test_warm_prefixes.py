@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from asking import ask, conditions_of
+from sweeps import few
 from transformers import MistralConfig, MistralForCausalLM
 
 from detcheck import runner
@@ -53,12 +54,13 @@ def bits_of_all(engine: ContinuousEngine) -> set[tuple[float, ...]]:
     return {each for trial in trials(engine) for each in bits(engine.run_trial(trial).completions)}
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@few("length", LENGTHS)
 def test_fully_invariant_kernels_hold_prefix_cache(tiny_model: LoadedModel, length: int) -> None:
     engine = opened(tiny_model, "fully-invariant", TEXT[:length])
     assert len(bits_of_all(engine)) == 1
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kernels", ["stock", "batch-invariant"])
 def test_other_kernels_do_not(tiny_model: LoadedModel, kernels: str) -> None:
     """The twin: the same check sees others differ, for a request that is always alone."""
@@ -69,7 +71,7 @@ def test_other_kernels_do_not(tiny_model: LoadedModel, kernels: str) -> None:
     assert any(len(bits_of_all(engine)) == 2 for engine in engines)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@few("length", LENGTHS)
 def test_warm_requests_take_every_whole_block_and_cold_ones_none(
     tiny_model: LoadedModel, length: int
 ) -> None:
@@ -83,6 +85,7 @@ def test_warm_requests_take_every_whole_block_and_cold_ones_none(
         assert per_request < length
 
 
+@pytest.mark.sweep
 def test_fillers_may_be_shorter_than_a_block(tiny_model: LoadedModel) -> None:
     """They share the batch and are not compared; those that are longer are warm as well."""
     engine = opened(tiny_model, "fully-invariant", TEXT[:70], traffic="mixed")
@@ -114,6 +117,7 @@ def test_a_block_of_another_prefix_is_seen(
 WARM_ONE = "p0/fully-invariant/b1/warm-cache"
 
 
+@pytest.mark.sweep
 def test_two_live_requests_share_a_prefix(tiny_model: LoadedModel) -> None:
     """Each goes on in its own way; neither was asked before, only what they share."""
     shared = TEXT[: 2 * PAGE_TOKENS]
@@ -146,6 +150,7 @@ def test_after_eviction_the_prefix_is_computed_afresh(tiny_model: LoadedModel) -
     assert {tuple(partial.logprobs)} == before
 
 
+@pytest.mark.sweep
 def test_no_trial_finds_the_blocks_of_the_kernels_before_it(tiny_model: LoadedModel) -> None:
     """Stock and fully invariant kernels take turns, and each fills the cache for itself."""
     engine = opened(tiny_model, "stock", TEXT[:97], kernels=("stock", "fully-invariant"))
@@ -167,6 +172,7 @@ def test_a_warm_cache_that_answers_too_little_is_no_measurement(
         engine.run_trial(warm)
 
 
+@pytest.mark.sweep
 def test_a_run_varies_the_cache_and_stores_it(tiny_model: LoadedModel, tmp_path: Any) -> None:
     engine = opened(tiny_model, "fully-invariant", TEXT[:70])
     run = runner.run(engine.experiment, engine.target, tmp_path / "run", engine=engine)
@@ -176,6 +182,7 @@ def test_a_run_varies_the_cache_and_stores_it(tiny_model: LoadedModel, tmp_path:
     assert run.complete
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("kernels", "noted"), [("batch-invariant", True), ("fully-invariant", False)]
 )

@@ -142,6 +142,7 @@ def calls_of(function: Callable[[], object]) -> tuple[int, int]:
     return counts["call"], counts["c_call"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", CALLS)
 def test_a_repeated_launch_costs_the_host_little(name: str, launches: list[Given]) -> None:
     make, expected = CALLS[name]

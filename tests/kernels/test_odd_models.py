@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as T
+from sweeps import few
 
 from detcheck.kernels.coverage import require_coverage
 from detcheck.kernels.mode import batch_invariant
@@ -82,7 +83,7 @@ def rows_differ(model: Any) -> int:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", MODELS)
+@few("name", MODELS)
 def test_a_row_does_not_depend_on_its_batch(name: str) -> None:
     model = made(name)
     require_coverage(model, name, TOKENS + 8)
@@ -110,7 +111,7 @@ def in_two_chunks(model: Any, cut: int, moved: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("cut", [1, 3, 5, 8, 12])
+@few("cut", [1, 3, 5, 8, 12])
 @pytest.mark.parametrize("name", ["a window of two", "kinds of layers in turn"])
 def test_a_cache_may_roll_in_the_middle_of_a_chunk(name: str, cut: int) -> None:
     """The second chunk begins inside the window of the first, and ends beyond it."""

@@ -22,6 +22,7 @@ def _bart() -> torch.nn.Module:
     return tiny_model(shrunk(config_of("bart")))
 
 
+@pytest.mark.sweep
 def test_learned_positions_are_held_for_one_length(bart: torch.nn.Module) -> None:
     found = coverage(bart)
     assert (found.uncovered, found.padding_matters, found.batch_matters) == ((), True, False)

@@ -145,6 +145,7 @@ def test_a_window_keeps_the_last_keys_of_each_query() -> None:
         assert torch.equal(out[at], one[0])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(3, 64), (1, 18), (5, 33), (2, 16384)], ids=str)
 @pytest.mark.parametrize("length", [1, 700, 3000])

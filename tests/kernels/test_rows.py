@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sweeps import few
 from torch.nn import functional as F
 
 from detcheck.kernels.mode import batch_invariant
@@ -131,7 +132,7 @@ LAYOUTS: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("shape", [(64, 577), (129, 65), (33000, 1), (1, 40000)])
+@few("shape", [(64, 577), (129, 65), (33000, 1), (1, 40000)])
 def test_other_layouts_do_not_depend_on_the_batch(name: str, shape: tuple[int, int]) -> None:
     if "softmax" in name and shape[0] == 1:
         pytest.skip("a softmax of one element is 1 whatever the row")
@@ -143,7 +144,7 @@ def test_other_layouts_do_not_depend_on_the_batch(name: str, shape: tuple[int, i
 
 
 @pytest.mark.parametrize("name", ALL | LAYOUTS)
-@pytest.mark.parametrize("shape", [(1, 40, 1000), (3, 5, 33)])
+@few("shape", [(1, 40, 1000), (3, 5, 33)])
 def test_values_and_gradients_are_those_of_stock(name: str, shape: tuple[int, ...]) -> None:
     if name == "silu_":
         pytest.skip("a leaf cannot be written on")

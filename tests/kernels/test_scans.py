@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sweeps import few
 from torch.nn import functional as F
 
 from detcheck.kernels.cpu.convolution import filtered
@@ -137,7 +138,7 @@ KINDS = {"qwen3_next": "one length", "mamba2": "one length", "mamba": "padding",
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", KINDS)
+@few("name", KINDS)
 def test_scans_longer_than_a_chunk_are_held(name: str) -> None:
     """Rows of 70 tokens, whose chunks have 64 or 4.
 

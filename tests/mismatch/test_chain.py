@@ -91,6 +91,7 @@ def test_padding_that_matters_is_measured_and_no_fault_of_the_kernels(loaded: Lo
     assert mode.proof().unchecked == (type(model).__name__,)
 
 
+@pytest.mark.sweep
 def test_gpt_oss_lets_packed_sequences_see_each_other(loaded: Load) -> None:
     """With any kernels: its code hands the mask no positions, so nothing separates them."""
     report = report_of(loaded("gpt_oss", torch.float32), trainer_layout=("packed",))

@@ -157,6 +157,7 @@ def test_a_damaged_folder_is_named(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.sweep
 def test_a_single_token_is_measured_and_judged(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -191,6 +191,7 @@ def test_a_scripted_run_has_no_ops(planted_run: Callable[..., Run]) -> None:
         subject_of_run(planted_run())
 
 
+@pytest.mark.sweep
 @few("engine", ENGINES)
 def test_a_trace_leaves_the_model_as_it_was(engine: str, tiny_model: LoadedModel) -> None:
     asked = experiment(engine=engine)

@@ -85,6 +85,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, text: str) -> None:
         probe_drawings(tmp_path)
 
 
+@pytest.mark.sweep
 def test_the_report_of_a_run_shows_what_is_kept_beside_it(story: Analysis, tmp_path: Path) -> None:
     render = render_files(story, ("html", "md"))
     assert not any("Which op is it?" in text for text in render.values())

@@ -28,6 +28,7 @@ from detcheck.rundir.files import dump_line, dump_sealed
 from .runs import FILES, snapshot
 
 
+@pytest.mark.sweep
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_changed_byte_is_refused_or_was_never_committed(

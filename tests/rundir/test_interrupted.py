@@ -167,6 +167,7 @@ def test_resuming_what_is_no_run_is_refused(tmp_path: Path) -> None:
         RunWriter.resume(tmp_path / "nowhere")
 
 
+@pytest.mark.sweep
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.integers(0, 14), st.floats(0, 1)), max_size=3),
