@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--completions", type=int, default=1000)
     parser.add_argument("--batch-sizes", default="1,8,16,32,64")
     parser.add_argument("--max-new-tokens", type=int, default=80)
-    parser.add_argument("--kernels", default="stock,batch-invariant")
+    parser.add_argument("--kernels", default="stock,batch-invariant,fully-invariant")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS)
