@@ -20,7 +20,7 @@ from detcheck.errors import UsageError
 from detcheck.kernels.cpu import attention as cpu_attention
 from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
 from detcheck.kernels.cpu.masked import Scores, attend_block, visible_mask
-from detcheck.kernels.cpu.queries import Segment, packing_of
+from detcheck.kernels.cpu.packing import Segment, packing_of
 from detcheck.kernels.paged_cache import update_paged, window_of
 from detcheck.kernels.visible_keys import (
     HIDDEN,

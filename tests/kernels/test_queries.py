@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from detcheck.kernels.cpu import queries
-from detcheck.kernels.cpu.queries import Packing, Plan, Segment, attend_queries, packing_of
+from detcheck.kernels.cpu.packing import Packing, Plan, Segment, packing_of
+from detcheck.kernels.cpu.queries import attend_queries
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -19,13 +19,8 @@ from collections.abc import Sequence
 
 import torch
 
-from detcheck.kernels.cpu.queries import (
-    CACHE_LINE_BYTES,
-    Packing,
-    Plan,
-    attend_queries,
-    padded_packing_of,
-)
+from detcheck.kernels.cpu.packing import Packing, Plan, padded_packing_of
+from detcheck.kernels.cpu.queries import CACHE_LINE_BYTES, attend_queries
 from detcheck.kernels.cpu.stock import stock_attention
 
 

@@ -16,7 +16,8 @@ import torch
 
 from detcheck.kernels.cpu.attention import packed_attention
 from detcheck.kernels.cpu.matmul import stock_bmm_out
-from detcheck.kernels.cpu.queries import CACHE_LINE_BYTES, Plan, Segment, attend_queries, packing_of
+from detcheck.kernels.cpu.packing import Plan, Segment, packing_of
+from detcheck.kernels.cpu.queries import CACHE_LINE_BYTES, attend_queries
 from detcheck.kernels.cpu.stock import stock_attention
 from detcheck.kernels.visible_keys import Block
 
