@@ -89,7 +89,7 @@ class LoadEvidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KernelsProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Evidence that a kernels setting was in force: what was overridden and observed to run."""
+    """Evidence that a kernels setting was in force: the ops overridden and seen to run."""
 
     kernels: str
     """Kernels setting."""

@@ -120,7 +120,7 @@ class Execution:
                     self._end(index, "done")
 
     def _spend(self, budget: Budget, deadline: Deadline) -> None:
-        """Measure in the order of a plan until the time has passed, then mark what is enough.
+        """Measure in a plan's order until the time has passed, then mark conditions with enough.
 
         No trial is begun that lasted longer than the time left when one like it ran last.
         """

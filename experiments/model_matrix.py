@@ -253,8 +253,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = [
         f"{len(rows)} architectures, as tiny random models; {built} could be built by rules. "
         f"Of these {counts[HELD]} are held, {counts[HELD_UNPADDED]} more are held for requests of "
-        f"one length, {counts[REFUSED]} are refused with a sentence, and "
-        f"{counts[VARIANT] + counts[FAILED]} are covered but not held. Rows in batches, padded "
+        f"one length; refused with a sentence: {counts[REFUSED]}; covered but not held: "
+        f"{counts[VARIANT] + counts[FAILED]}. Rows in batches, padded "
         "unless of one length, against the same rows alone, forward and generated, float32 and "
         "bfloat16. "
         "*Stock*: rows that differ with stock kernels, the control"

@@ -201,7 +201,7 @@ def evidence(
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """Counts what was sent as the evidence does: a server's counters count each choice."""
+    """Counts requests as the evidence counts them: a server's counters count each choice."""
 
     choices: int
     traffic: str

@@ -1,4 +1,4 @@
-"""The gate: judges a run as pass, fail or inconclusive, and says what was judged.
+"""The gate: judges a run as pass, fail or inconclusive, and names the run that it judged.
 
     from detcheck.gate import GateOptions, judge
 

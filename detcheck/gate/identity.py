@@ -1,4 +1,4 @@
-"""Which model a run asked, and where it was computed."""
+"""The model that a run asked, and the machine that computed it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ ELEMENTS = {FAIL: "failure", INCONCLUSIVE: "error"}
 
 
 def junit_xml(verdict: Verdict) -> bytes:
-    """The verdict as a JUnit document in UTF-8; what was judged stands in its properties."""
+    """The verdict as a JUnit document in UTF-8; its properties name the run judged."""
     counts = {
         "tests": str(len(verdict.groups)),
         "failures": str(sum(judged.value == FAIL for judged in verdict.groups)),

@@ -92,7 +92,7 @@ def why_padding(name: str) -> str:
 
 
 def why_too_long(model: torch.nn.Module, name: str, longest: int = 0) -> str | None:
-    """What is wrong and what to do, in a sentence, if a request is too long; else None."""
+    """A sentence with the fault and its remedy if a request is too long; else None."""
     limit = rescaled_beyond(model)
     if limit is not None and longest > limit:
         return (

@@ -30,7 +30,7 @@ MOVES = frozenset(
         *("_unsafe_view", "index_put_", "index_copy_", "lift_fresh", "_reshape_alias", "split"),
         *("split_with_sizes", "unbind", "chunk", "resize_", "_local_scalar_dense", "equal"),
         *("detach_", "set_", "scatter_", "masked_scatter", "slice_scatter", "select_scatter"),
-        *("repeat_interleave", "eye", "complex"),
+        *("repeat_interleave", "complex"),
     }
 )
 """aten ops that put values elsewhere and compute none."""
@@ -38,19 +38,8 @@ EVEN = frozenset(
     {
         *("add", "sub", "rsub", "mul", "div", "neg", "abs", "reciprocal", "sqrt", "square", "sign"),
         *("exp", "expm1", "log", "log1p", "log2", "log10", "erf", "erfc", "erfinv", "sin", "cos"),
-        *(
-            "tan",
-            "asin",
-            "acos",
-            "atan",
-            "asinh",
-            "acosh",
-            "tanh",
-            "sinc",
-            "lgamma",
-            "frac",
-            "relu",
-        ),
+        *("tan", "asin", "acos", "atan", "asinh", "acosh", "tanh", "sinc", "lgamma", "frac"),
+        "relu",
         *("celu", "leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "floor"),
         *("log_sigmoid_forward", "ceil", "round", "trunc", "clamp", "clamp_min", "clamp_max"),
         *("minimum", "maximum", "lerp", "addcmul", "addcdiv", "nan_to_num", "threshold"),

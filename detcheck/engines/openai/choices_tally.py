@@ -44,7 +44,7 @@ class ChoicesTally:
         self.reordered += prints != first and sorted(prints) == sorted(first)
 
     def checks(self) -> Iterator[EndpointCheck]:
-        """What the replies show; nothing if no request asked for several choices."""
+        """The checks of several choices by their replies; none if no request asked for several."""
         if not self.requests:
             return
         asked = count(self.requests, "request")

@@ -167,7 +167,7 @@ class Reply:
 
     @property
     def shows_reasoning(self) -> bool:
-        """True if the server showed what the model reasoned."""
+        """True if the server showed the model's reasoning."""
         return self._has_reasoning
 
     @property

@@ -70,7 +70,7 @@ class ReplyTally:
         self._add_id(reply, elapsed_s)
 
     def forget_repeats(self) -> None:
-        """Count repeated ids from now on: what came before is judged by its own check."""
+        """Count repeated ids from now on: a check of its own judges the earlier ones."""
         self.repeated_ids = self.cached = 0
 
     def _add_id(self, reply: Reply, elapsed_s: float) -> None:
