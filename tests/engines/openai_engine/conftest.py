@@ -15,7 +15,8 @@ from detcheck.analysis import Analysis, analyse
 from detcheck.engines.openai.connection import Connection
 from detcheck.runner import run
 
-from .server import Behaviour, ToyServer, serving
+from .behaviour import Behaviour
+from .server import ToyServer, serving
 
 
 @pytest.fixture

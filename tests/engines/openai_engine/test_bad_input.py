@@ -17,7 +17,8 @@ from asking import ask
 from detcheck.cli.app import run_program
 from detcheck.errors import UsageError
 
-from .server import Behaviour, serving
+from .behaviour import Behaviour
+from .server import serving
 
 SMALL = ("-n", "6", "-b", "1,2", "--max-new-tokens", "6")
 SECRET = "sk-do-not-show-this"

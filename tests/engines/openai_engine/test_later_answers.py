@@ -14,7 +14,8 @@ from detcheck.engines.openai.later_answers import DIFFERENT_PROMPTS, LaterAnswer
 from detcheck.evidence import SERVER_COUNTERS, EndpointCheck, LoadEvidence
 from detcheck.gate import PASS, GateOptions, judge
 
-from .server import Canned, ToyServer, prompt_of
+from .behaviour import Canned
+from .server import ToyServer, prompt_of
 
 OVERLOADED = "Service temporarily overloaded. Please try again in 3 seconds."
 PROMPT = "Tell me about Richard Feynman"
