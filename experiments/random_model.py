@@ -1,10 +1,13 @@
 """A model of middle size with random weights, in a folder: for timings of other architectures.
 
-    python experiments/random_model.py experts FOLDER    # 16 experts, 4 for each token (Qwen3-MoE)
-    python experiments/random_model.py windows FOLDER    # windows of 64 keys, all layers (Mistral)
-    python experiments/bench_kernels.py FOLDER
+    python experiments/random_model.py experts FOLDER      # 16 experts, 4 for a token (Qwen3-MoE)
+    python experiments/random_model.py windows FOLDER      # windows of 64 keys (Mistral)
+    python experiments/random_model.py own-code FOLDER     # its own attention code (GPT-J)
+    python experiments/random_model.py scans FOLDER        # scans in chunks (Mamba-2)
+    python experiments/bench_kernels.py FOLDER             # experts and windows
+    detcheck run FOLDER --engine static --traffic alone    # the others
 
-It has the tokenizer of the embedded model, whose prompts it takes. What it says means nothing.
+It has the tokenizer of the embedded model, whose prompts it takes. Its answers mean nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +16,14 @@ import argparse
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPTJConfig,
+    Mamba2Config,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen3MoeConfig,
+)
 
 from detcheck import models
 
@@ -26,15 +36,28 @@ SIZE: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
+CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "experts": (
+        Qwen3MoeConfig,
+        SIZE | {"moe_intermediate_size": 384, "num_experts": 16, "num_experts_per_tok": 4},
+    ),
+    "windows": (MistralConfig, SIZE | {"intermediate_size": 1536, "sliding_window": 64}),
+    "own-code": (GPTJConfig, {"n_embd": 768, "n_layer": 6, "n_head": 12, "n_positions": 2048}),
+    "scans": (
+        Mamba2Config,
+        {"hidden_size": 512, "num_hidden_layers": 12, "num_heads": 16, "head_dim": 64},
+    ),
+}
 
 
 def main() -> None:
     options = arguments()
     embedded = models.load(None, dtype="bfloat16", device="cpu")
-    vocabulary = embedded.model.config.vocab_size
+    make, sizes = CONFIGS[options.kind]
+    config = make(**sizes, vocab_size=embedded.model.config.vocab_size)
     torch.manual_seed(0)
-    made: Any = AutoModelForCausalLM  # transformers gives this method no types
-    model = made.from_config(config(options.kind, vocabulary), dtype=torch.bfloat16)
+    auto: Any = AutoModelForCausalLM  # transformers gives this method no types
+    model = auto.from_config(config, dtype=torch.bfloat16)
     model.generation_config.eos_token_id = None  # every answer has the length that is asked for
     model.save_pretrained(options.folder)
     embedded.tokenizer.save_pretrained(options.folder)
@@ -42,24 +65,9 @@ def main() -> None:
     print(f"{options.folder}: {size / 1e6:.0f} M parameters")
 
 
-def config(kind: str, vocabulary: int) -> PreTrainedConfig:
-    """The architecture, with the vocabulary of the tokenizer."""
-    if kind == "windows":
-        return MistralConfig(
-            vocab_size=vocabulary, intermediate_size=1536, sliding_window=64, **SIZE
-        )
-    return Qwen3MoeConfig(
-        vocab_size=vocabulary,
-        moe_intermediate_size=384,
-        num_experts=16,
-        num_experts_per_tok=4,
-        **SIZE,
-    )
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("kind", choices=("experts", "windows"))
+    parser.add_argument("kind", choices=CONFIGS)
     parser.add_argument("folder")
     return parser.parse_args()
 
