@@ -13,6 +13,7 @@ It has the tokenizer of the embedded model, whose prompts it takes. Its answers 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ SIZE: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+CONFIGS: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any]]] = {
     "experts": (
         Qwen3MoeConfig,
         SIZE | {"moe_intermediate_size": 384, "num_experts": 16, "num_experts_per_tok": 4},
