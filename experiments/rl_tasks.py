@@ -18,7 +18,9 @@ from detcheck import models
 BOS, SEP, EOS, PAD = 10, 11, 12, 13
 """Token ids of the tiny model after the ten digits."""
 LENGTHS = (3, 4, 5, 6)
-"""Digits of a row."""
+"""Digits of a row, for the tiny model."""
+FEWER = (3, 4)
+"""The same for the embedded model, of which every token costs processor time."""
 Problem = tuple[list[int], list[int]]
 
 
@@ -30,6 +32,8 @@ class Task:
     """Makes a model in float32, in evaluation mode."""
     encode: Callable[[list[int]], Problem]
     """The problem of a row of digits."""
+    digits: tuple[int, ...]
+    """How many digits a row may have."""
     eos: int
     pad: int
     most_tokens: int
@@ -42,13 +46,25 @@ class Task:
     """Sequences of a step of the supervised warm-up."""
     warm_up_rate: float
     learning_rate: float
+    held_out: int = 64
+    """Problems by which the policy is judged after its last step."""
+    last_layers: int | None = None
+    """How many layers policy gradients train, counted from the last; None for the whole model."""
+
+    def freeze(self, model: Any) -> None:
+        """Leave gradients on for the weights that policy gradients train, and only for them."""
+        if self.last_layers is None:
+            return
+        model.requires_grad_(False)
+        for layer in model.model.layers[-self.last_layers :]:
+            layer.requires_grad_(True)
 
     def problems(self, generator: torch.Generator, count: int) -> list[Problem]:
         """Random rows of digits."""
         found = []
         for _ in range(count):
-            length = LENGTHS[int(torch.randint(len(LENGTHS), (1,), generator=generator))]
-            digits = torch.randint(10, (length,), generator=generator).tolist()
+            at = int(torch.randint(len(self.digits), (1,), generator=generator))
+            digits = torch.randint(10, (self.digits[at],), generator=generator).tolist()
             found.append(self.encode(digits))
         return found
 
@@ -87,17 +103,21 @@ def _embedded_problem(digits: list[int]) -> Problem:
 def tiny() -> Task:
     """A Llama of about 0.3 million weights, made here."""
     return Task(
-        _tiny_model, _tiny_problem, EOS, PAD, max(LENGTHS) + 2,
+        _tiny_model, _tiny_problem, LENGTHS, EOS, PAD, max(LENGTHS) + 2,
         prompts=8, samples=8, warm_up_rows=64, warm_up_rate=2e-3, learning_rate=2e-4,
     )  # fmt: skip
 
 
 def embedded() -> Task:
-    """SmolLM2-135M-Instruct, all of its weights trained. A digit has two tokens: a space and it."""
+    """SmolLM2-135M-Instruct. A digit has two tokens: a space and it.
+
+    The supervised warm-up trains all weights, policy gradients those of the last layers.
+    """
     eos = _tokenizer().eos_token_id
     return Task(
-        _embedded_model, _embedded_problem, eos, eos, 2 * max(LENGTHS) + 2,
-        prompts=4, samples=4, warm_up_rows=16, warm_up_rate=1e-4, learning_rate=1e-5,
+        _embedded_model, _embedded_problem, FEWER, eos, eos, 2 * max(FEWER) + 2,
+        prompts=4, samples=4, warm_up_rows=16, warm_up_rate=1e-4, learning_rate=4e-4,
+        last_layers=4,
     )  # fmt: skip
 
 

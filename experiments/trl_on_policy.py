@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from on_policy_rl import warmed_up
+from rl_loop import warmed_up
 from rl_tasks import BOS, EOS, LENGTHS, PAD, SEP, reward, tiny
 
 import detcheck

@@ -17,7 +17,7 @@ RESULTS = ROOT / "results"
 SCRIPTS = sorted(
     path.stem
     for path in EXPERIMENTS.glob("*.py")
-    if path.stem not in ("cures", "gpu", "instant_server", "rl_tasks")
+    if path.stem not in ("cures", "gpu", "instant_server", "rl_loop", "rl_report", "rl_tasks")
 )
 
 
