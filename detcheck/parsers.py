@@ -2,7 +2,7 @@
 
     number       the last number, without thousands separators: `1,234.50` is `1234.5`
     letter       the letter of a choice, A to Z, such as `(B)`, `B.` or `the answer is B`; a small
-                 letter only if it is the whole text
+                 letter only if it is the whole text, or in `answer: b` and `the answer is (b)`
     regex:P      the last match of the regular expression P that is not empty; its first group, if
                  it has one
     json:path    a member of the first JSON value, such as `json:result.items.0`
@@ -32,10 +32,17 @@ _NUMBER = re.compile(
     r"|(?:(?<!\w)[-+−])?(?<!\d)\.\d+"
 )
 """A sign after a letter or a digit is a hyphen or a minus between two numbers, as in `10-15`."""
-_CHOSEN = re.compile(r"(?i:answer)(?i:\s+is)?\s*:?\s*[*_]*\(?([A-Z])\b")
-_NAMED = re.compile(r"(?i:choice|option)(?i:\s+is)?\s*:?\s*[*_]*\(?([A-Z])\b")
-_WHOLE = re.compile(r"\A[\s*_]*\(?([A-Za-z])[).:]*[\s*_]*\Z")
-_ALONE = re.compile(r"^[ \t*_]*\(?([A-Z])[).:]*[ \t\r*_]*$", re.MULTILINE)
+_GAP = r"[\s:*_'\"‘“`$]{0,12}(?:\\(?:boxed|text|textbf|mathrm)\{)?"
+"""Between `answer` and its letter: marks that models put around an answer, LaTeX among them."""
+_END = r"[*_'\"’”`$)\]}.:]*"
+_LETTER = r"[(\[]?([A-HJ-Z]|I(?!['’]|[ \t]+[a-z]))\b"
+"""I before a small letter or an apostrophe is a word, as in `Answer: I do not know`."""
+_SMALL = rf"(?:\(([a-z])\)|(?<=:)[\s*_]{{0,4}}([a-z]){_END}[ \t\r]*$)"
+"""A small letter in brackets, or alone after a colon: elsewhere `a` is a word."""
+_CHOSEN = re.compile(rf"(?i:answer)(?i:\s+is)?{_GAP}(?:{_LETTER}|{_SMALL})", re.MULTILINE)
+_NAMED = re.compile(rf"(?i:choice|option)(?i:\s+is)?{_GAP}{_LETTER}")
+_WHOLE = re.compile(rf"\A[\s*_'\"‘“`$]*[(\[]?([A-Za-z]){_END}\s*\Z")
+_ALONE = re.compile(rf"^[ \t*_'\"‘“`$]*[(\[]?([A-Z]){_END}[ \t\r]*$", re.MULTILINE)
 _MARKED = re.compile(r"\(([A-Z])\)|(?:^|(?<=\s))([A-Z])[).:](?=\s|$)")
 _STANDING = re.compile(r"(?<![\w'’.-])([B-HJ-Z])(?![\w'’+#-]|\.\w)")
 """A and I are words as well: they count only in one of the forms above. `X-ray`, `U.S.` and `C++`
@@ -90,7 +97,7 @@ def _letter(text: str) -> str | None:
         letters = [letter for match in pattern.finditer(text) for letter in match.groups("")]
         found = [str(letter) for letter in letters if letter]
         if found:
-            return found[-1]
+            return found[-1].upper()
     return None
 
 

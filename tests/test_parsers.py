@@ -66,6 +66,18 @@ def test_number(text: str, answer: str | None) -> None:
         ("BOTH", None),
         ("(b)", "B"),
         ("the b side", None),
+        ("'B'", "B"),
+        ("The answer is 'C'. A is too small, and so is D.", "C"),
+        (r"The answer is \boxed{C}. B and D are too small.", "C"),
+        ("**Answer:** B\n\nC and D are wrong.", "B"),
+        ("answer: b", "B"),
+        ("**Answer:** b.\nThe others are wrong.", "B"),
+        ("The answer is (d).", "D"),
+        ("The answer is a number", None),
+        ("Answer: a number", None),
+        ("Answer: I do not know", None),
+        ("Answer: I don't know", None),
+        ("Answer: I", "I"),
         ("The answer is D. Option A is wrong.", "D"),
         ("an X-ray in the U.S. of C++", None),
         ("", None),
@@ -120,6 +132,7 @@ def test_a_text_of_line_breaks_is_parsed_in_linear_time() -> None:
     """With backtracking over lines this takes minutes."""
     started = time.perf_counter()
     assert answer_parser("letter")("\n" * 100_000) is None
+    assert answer_parser("letter")("answer" + " *" * 50_000) is None
     assert time.perf_counter() - started < 10
 
 

@@ -1,7 +1,8 @@
 """Two evaluations of the same items: which answers differ, and is the difference of scores noise?
 
 Reads the samples files that lm-evaluation-harness writes with `--log_samples` (versions 0.4 and
-later): one JSON object a line and item.
+later): one JSON object a line and item; before version 0.4.3 one array of these. Its early versions
+name no filter: what an item has under the task's second filter is then called `none 2`.
 
 Of the items that both files have with the same prompt, those whose score changed went up or down.
 If a change of load, and nothing better or worse, made them change, up and down are equally likely:
@@ -13,7 +14,8 @@ from __future__ import annotations
 import json
 import math
 from codecs import BOM_UTF8
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import comb
@@ -22,6 +24,7 @@ from typing import Any
 
 from detcheck.analysis.compare import PromptDivergence, divergence_of_text
 from detcheck.errors import UsageError
+from detcheck.prompts.lm_eval import array_items
 
 SIGNIFICANCE = 0.05
 """Differences of scores that chance gives less often than this are not called noise."""
@@ -146,22 +149,21 @@ def read_samples(path: Path) -> SamplesFile:
 
     Raises UsageError, naming the line, if the file cannot be read or is not such a file.
     """
-    try:
-        lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     samples: dict[str, list[EvaluationSample]] = {}
     seen: set[tuple[str, str]] = set()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    unnamed: Counter[str] = Counter()
+    for number, value in _values(path):
         try:
-            sample, name = _sample(_object(line))
+            data = _object(value)
+            sample = _sample(data)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"{path} line {number} is not an item of a samples file of lm-evaluation-harness "
                 f"0.4 or later ({_reason(error)}): write it with --log_samples."
             ) from error
+        unnamed[sample.item] += "filter" not in data
+        nth = f" {unnamed[sample.item]}" if unnamed[sample.item] > 1 else ""
+        name = str(data.get("filter", f"{DEFAULT_FILTER}{nth}"))
         if (name, sample.item) in seen:
             raise UsageError(f"{path} line {number} holds item {sample.item} a second time.")
         seen.add((name, sample.item))
@@ -240,9 +242,10 @@ def _common(kind: str, wanted: str | None, left: Sequence[str], right: Sequence[
     if wanted is not None and wanted in common:
         return wanted
     if wanted is not None or not common:
+        ours, theirs = (", ".join(map(repr, names)) or "none" for names in (left, right))
         raise UsageError(
-            f"The samples files have no {kind} {wanted or 'in common'}: one has "
-            f"{', '.join(left) or 'none'}, the other {', '.join(right) or 'none'}."
+            f"The samples files have no {kind} {wanted or 'in common'}: one has {ours}, the other "
+            f"{theirs}."
             + " A metric counts if every compared item has a number for it."
             * (kind == "metric")
         )
@@ -254,8 +257,20 @@ def _metrics(samples: Sequence[EvaluationSample]) -> list[str]:
     return [name for name in samples[0].scores if all(name in one.scores for one in samples)]
 
 
-def _sample(data: Mapping[str, Any]) -> tuple[EvaluationSample, str]:
-    """One line as a sample, and its filter; raises LookupError or TypeError if it is none."""
+def _values(path: Path) -> Iterator[tuple[int, Any]]:
+    """The items of a samples file with their lines: JSON as bytes, or members of one array."""
+    try:
+        data = path.read_bytes().removeprefix(BOM_UTF8)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+    if items := array_items(data.decode(errors="replace")):
+        return iter(items)
+    lines = enumerate(data.split(b"\n"), start=1)
+    return ((number, line) for number, line in lines if line.strip())
+
+
+def _sample(data: Mapping[str, Any]) -> EvaluationSample:
+    """One item as a sample; raises LookupError or TypeError if it is none."""
     names = data.get("metrics")
     if not isinstance(names, list):  # older versions do not list them
         names = [name for name in data if name not in _BOOKKEEPING and not name.endswith("_hash")]
@@ -263,10 +278,10 @@ def _sample(data: Mapping[str, Any]) -> tuple[EvaluationSample, str]:
     requests = _requests(data["arguments"])
     options = requests[0][1] if len(requests[0]) > 1 else None
     log_likelihoods = _log_likelihoods(requests, data["filtered_resps"])
-    sample = EvaluationSample(
+    return EvaluationSample(
         item=str(data["doc_id"]),
         prompt=_text(requests[0][0]),
-        response=_text(data["resps"]),
+        response=_text(log_likelihoods or data["resps"]),
         answer=_text(requests[log_likelihoods.index(max(log_likelihoods))][1]).strip()
         if log_likelihoods
         else _text(data["filtered_resps"]),
@@ -275,12 +290,11 @@ def _sample(data: Mapping[str, Any]) -> tuple[EvaluationSample, str]:
         options=_text(options) if isinstance(options, Mapping) else "",
         log_likelihoods=log_likelihoods,
     )
-    return sample, str(data.get("filter", DEFAULT_FILTER))
 
 
-def _object(line: bytes) -> Mapping[str, Any]:
+def _object(value: Any) -> Mapping[str, Any]:
     """The JSON object of a line, in which the harness may write NaN; else raises ValueError."""
-    data = json.loads(line.decode())
+    data = json.loads(value.decode()) if isinstance(value, bytes) else value
     if not isinstance(data, dict):
         raise TypeError("it is no JSON object")
     return data

@@ -1,14 +1,16 @@
-"""One line of a samples file of lm-evaluation-harness as a prompt: what the model was sent.
+"""One item of a samples file of lm-evaluation-harness as a prompt: what the model was sent.
 
-The harness writes these files with `--log_samples` (versions 0.4 and later): an object a line with
-`doc_id`, `target` and `arguments`. A request to a chat model is logged as its messages, in JSON;
-any other request as the text that was sent, to which no chat template may be applied again.
+The harness writes these files with `--log_samples` (versions 0.4 and later): an object a line, or
+before version 0.4.3 one array of objects, with `doc_id`, `target` and `arguments`. A request to a
+chat model is logged as its messages, in JSON; any other request as the text that was sent, to which
+no chat template may be applied again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from detcheck.errors import UsageError
@@ -16,6 +18,35 @@ from detcheck.prompts.item import ChatMessage, PromptItem, chat_text, check_text
 from detcheck.prompts.rows import FileRow, chat_of
 
 _READ = frozenset(("doc_id", "target", "arguments"))
+
+
+def array_items(text: str) -> list[tuple[int, Any]]:
+    """The objects of a text that is one JSON array, each with the number of its first line.
+
+    Empty if the text is anything else.
+    """
+    if not text.lstrip().startswith("["):
+        return []
+    try:
+        found = list(_objects(text))
+    except (ValueError, RecursionError):
+        return []
+    return found if all(isinstance(value, Mapping) for _, value in found) else []
+
+
+def _objects(text: str) -> Iterator[tuple[int, Any]]:
+    """The values of a JSON array with their lines; raises ValueError if it is none."""
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    at, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        at = between.match(text, at).end()  # type: ignore[union-attr]  # matches nothing, too
+        if text.startswith("]", at):
+            if text[at + 1 :].strip():
+                raise ValueError("text behind the array")
+            return
+        line, counted = line + text.count("\n", counted, at), at
+        value, at = decoder.raw_decode(text, at)
+        yield line, value
 
 
 def is_sample(value: Any) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from detcheck.errors import UsageError
 from detcheck.prompts.item import PromptItem, PromptSet
-from detcheck.prompts.lm_eval import is_sample, sample_row
+from detcheck.prompts.lm_eval import array_items, is_sample, sample_row
 from detcheck.prompts.rows import FileRow, json_row
 
 JSON_LINES = (".jsonl", ".ndjson", ".jsonlines", ".jl", ".ldjson")
@@ -75,10 +75,21 @@ def _rows(name: str, suffix: str, text: str) -> Iterator[FileRow]:
     # Only line feeds end a line: JSON strings may hold the other characters that splitlines() cuts.
     lines = [line.strip() for line in text.split("\n")]
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line]
+    items = array_items(text) if not suffix or suffix in JSON_LINES else []
+    if items and _holds_prompt(items[0][1]):
+        return _array_rows(name, items)
     if suffix in JSON_LINES or (not suffix and numbered and _is_json(numbered[0][1])):
         return (_json_line(name, number, line) for number, line in numbered)
     _refuse_json(name, numbered)
     return (FileRow(f"{name} line {n}", n, line, PromptItem()) for n, line in numbered)
+
+
+def _array_rows(name: str, items: Sequence[tuple[int, Any]]) -> Iterator[FileRow]:
+    """The rows of a samples file that is one JSON array, as the harness wrote it before 0.4.3."""
+    for number, value in items:
+        if not is_sample(value):
+            raise UsageError(f"{name} is one JSON array: write one JSON value a line.")
+        yield sample_row(value, f"{name} line {number}", number)
 
 
 def _stdin() -> str:
@@ -146,7 +157,7 @@ def _header(name: str, cells: Sequence[str]) -> list[str]:
     if "prompt" not in header:
         raise UsageError(
             f"{name} has no column `prompt` in its header ({', '.join(header)[:80]}): name the "
-            "column of the questions so."
+            "column of the questions so, and divide cells by commas (.csv) or tabs (.tsv)."
         )
     for column in header:
         if header.count(column) > 1:
@@ -197,7 +208,7 @@ def _merged_samples(rows: Sequence[FileRow]) -> list[FileRow]:
     kept = []
     for row in rows:
         key = (row.item.id, row.prompt)
-        if "filter" in row.item.fields and key in seen:
+        if key in seen and not {"filter", "filtered_resps"}.isdisjoint(row.item.fields):
             continue
         seen.add(key)
         kept.append(row)

@@ -30,6 +30,10 @@ LARGEST_CHANGE = 0.05
 """Changes beyond this share of the largest entry are no rounding."""
 LONGEST_S = 600
 """Longest time that the script may take when it is tried."""
+FUNCTIONS = {
+    "aten.scaled_dot_product_attention.default": "torch.nn.functional.scaled_dot_product_attention"
+}
+"""For an op, the function that takes its arguments and that other kernels are put in place of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,7 @@ def _script(
         "op.py.j2",
         name=first.op,
         op=calls.batch.op,
+        function=FUNCTIONS.get(calls.batch.op, ""),
         module=first.module or "the model itself",
         model=files.public_name(model),
         version=__version__,

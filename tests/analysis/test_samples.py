@@ -115,7 +115,7 @@ def test_filters_and_metrics_are_chosen(tmp_path: Path) -> None:
     assert (found.filter, found.metric, found.better) == ("flexible", "exact_match", 1)
     found = compared(tmp_path, both(0.0), both(1.0), filter="flexible", metric="f1")
     assert (found.metric, found.better, found.left_score) == ("f1", 0, 0.5)
-    with pytest.raises(UsageError, match="no filter other: one has strict-match, flexible"):
+    with pytest.raises(UsageError, match="no filter other: one has 'strict-match', 'flexible'"):
         compared(tmp_path, both(0.0), both(1.0), filter="other")
     with pytest.raises(UsageError, match="no metric bleu"):
         compared(tmp_path, both(0.0), both(1.0), metric="bleu")
@@ -220,6 +220,37 @@ def test_a_metric_that_is_not_a_number_everywhere_is_not_averaged(tmp_path: Path
     assert compared(tmp_path, left, left).metric == "exact_match"
     with pytest.raises(UsageError, match="every compared item has a number for it"):
         compared(tmp_path, left, left, metric="f1")
+
+
+def of_version_0_4_2(number: int, response: str = "The answer is 4", **members: Any) -> Any:
+    """An item as that version writes it: its requests as lists, no filter, no list of metrics."""
+    sent = [f"Q: {number} + 2?\nA:", {"until": ["\n"]}]
+    taken = item(number, response, arguments=[sent], **members)
+    others = ("filter", "metrics", "doc_hash", "prompt_hash", "target_hash")
+    return {name: value for name, value in taken.items() if name not in others}
+
+
+def test_one_array_of_early_versions_is_read(tmp_path: Path) -> None:
+    """The items of the second filter come after all of the first; neither is named."""
+    first = [of_version_0_4_2(number) for number in range(3)]
+    second = [of_version_0_4_2(number, "It is 4.", score=0.0) for number in range(3)]
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text(json.dumps([*first, *second], indent=2))
+    found = read_samples(path)
+    assert found.filters == ("none", "none 2")
+    assert [each.scores["exact_match"] for each in found.samples["none 2"]] == [0.0] * 3
+    assert compare_samples(found, found, filter="none 2").right_score == 0
+    path.write_text(json.dumps([*first, {"doc_id": 7}], indent=2))
+    with pytest.raises(UsageError, match=r"line \d+ is not an item .*it has no arguments"):
+        read_samples(path)
+
+
+def test_a_choice_of_an_early_version_is_compared_by_its_numbers(tmp_path: Path) -> None:
+    """They are written as numbers there, and as text today."""
+    new = choice(1, -1.5, -2.0)
+    old = new | {name: [[-1.5, False], [-2.0, False]] for name in ("resps", "filtered_resps")}
+    found = compared(tmp_path, [old], [new])
+    assert (found.items, found.responses_differ, found.differences) == (1, 0, ())
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:

@@ -48,6 +48,27 @@ def test_an_item_under_several_filters_is_one_prompt(tmp_path: Path) -> None:
     assert [item.id for item in found.items] == ["1", "2"]
 
 
+def test_one_array_of_early_versions_is_read(tmp_path: Path) -> None:
+    """Versions before 0.4.3 write one indented array, and name no filter."""
+    lines = [sample(number, arguments=[[f"Q: {number}?", {}]]) for number in (1, 2, 1, 2)]
+    for line in lines:
+        del line["filter"]
+    path = tmp_path / "out_task.jsonl"
+    path.write_text(json.dumps(lines, indent=2), encoding="utf-8")
+    found = read_prompts(path)
+    assert (found.prompts, found.as_sent) == (("Q: 1?", "Q: 2?"), True)
+    path.write_text(json.dumps([*lines, {"doc_id": 3}], indent=2), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"line \d+ is not an item .* \(it has no arguments\)"):
+        read_prompts(path)
+
+
+def test_another_array_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('[\n{"prompt": "Why?"}\n]', encoding="utf-8")
+    with pytest.raises(UsageError, match="is one JSON array: write one JSON value a line"):
+        read_prompts(path)
+
+
 @pytest.mark.parametrize("wrap", [lambda chat: chat, lambda chat: [chat]], ids=["text", "list"])
 def test_a_chat_is_logged_as_json_and_sent_as_a_chat(tmp_path: Path, wrap) -> None:
     chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "1 + 2?"}]

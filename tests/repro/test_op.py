@@ -18,7 +18,8 @@ from detcheck.errors import MeasurementError
 from detcheck.models import LoadedModel
 from detcheck.probes.calls import CallPair, OpCall
 from detcheck.probes.trace import subject_of_prompt, trace
-from detcheck.probes.trace_results import Trace
+from detcheck.probes.trace_results import FirstOp, Trace
+from detcheck.repro import op
 from detcheck.repro.inputs import pair_inputs
 from detcheck.repro.op import write_op
 
@@ -121,13 +122,47 @@ def test_no_differing_op_is_no_reproduction(tmp_path: Path) -> None:
 
 def pair(batch: torch.Tensor, alone: torch.Tensor, *others: Any) -> CallPair:
     """Calls of an op whose request is row 1 of the batch."""
-    op = torch.ops.aten.mul.Tensor
+    mul = torch.ops.aten.mul.Tensor
 
     def cut(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | None:
         return x[1:2] if tuple(x[1:2].shape) == shape else None
 
-    calls = [OpCall.of(op, (x, *others), {}, ()) for x in (alone, batch)]
+    calls = [OpCall.of(mul, (x, *others), {}, ()) for x in (alone, batch)]
     return CallPair(*calls, cut, alone, batch)
+
+
+def packed_attention(requests: int, length: int) -> CallPair:
+    """Calls of attention over packed requests, and over the first of them alone."""
+    torch.manual_seed(0)
+    total = requests * length
+    query, key, value = (torch.randn(1, 9, total, 64).bfloat16() for _ in range(3))
+    request = torch.arange(total) // length
+    seen = (request[:, None] == request).tril()
+    mask = torch.zeros(total, total).masked_fill(~seen, torch.finfo(torch.bfloat16).min)
+    attend = torch.ops.aten.scaled_dot_product_attention.default
+    whole = (query, key, value, mask[None, None].bfloat16())
+
+    def cut(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        return x[tuple(slice(size) for size in shape)]
+
+    alone = (*(x[:, :, :length] for x in whole[:3]), whole[3][:, :, :length, :length])
+    calls = [OpCall.of(attend, args, {"scale": 0.125}, ()) for args in (alone, whole)]
+    return CallPair(*calls, cut, attend(*alone, scale=0.125), attend(*whole, scale=0.125))
+
+
+@SWEEP
+def test_the_script_of_packed_attention_takes_the_invariant_kernel(tmp_path: Path) -> None:
+    """Kernels replace the function, so the script has to call that and not the op."""
+    calls = packed_attention(8, 39)
+    name = "aten::scaled_dot_product_attention"
+    first = FirstOp(name, "", 0, (1, 9, 39, 64), (1, 9, 312, 64), 1, 1, 1, 1, indirect=False)
+    script = op._script(first, calls, pair_inputs(calls), (), {"variables": {}}, None, saved=True)
+    (tmp_path / "repro.py").write_text(script)
+    assert op._save(pair_inputs(calls), (), tmp_path / "inputs.pt")
+    main = runpy.run_path(str(tmp_path / "repro.py"))["main"]
+    assert main() == 1
+    with detcheck.batch_invariant():
+        assert main() == 0
 
 
 @pytest.mark.parametrize(
@@ -158,9 +193,6 @@ def laid(x: torch.Tensor, how: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("how", ["contiguous", "transposed", "offset", "expanded"])
 def test_saved_inputs_keep_values_and_layout(how: str, tmp_path: Path) -> None:
-    from detcheck.probes.trace_results import FirstOp
-    from detcheck.repro import op
-
     x = laid(torch.randn(4, 40), how)
     one = x[1:2].clone()
     calls = pair(x, one, 2.5)
