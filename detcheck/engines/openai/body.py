@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from detcheck.engines.openai.complaints import parse_json
+from detcheck.engines.openai.complaints import parse_json, words_of_error
 from detcheck.engines.openai.connection import redact
-from detcheck.engines.openai.failures import MALFORMED, Failure
+from detcheck.engines.openai.failures import ABORTED, MALFORMED, Failure
 from detcheck.engines.openai.reply import Reply
-from detcheck.engines.openai.sse import BYTE_ORDER_MARK, DONE, EventParser
+from detcheck.engines.openai.sse import BYTE_ORDER_MARK, DONE, ErrorEvent, EventParser
 from detcheck.text import one_line
 
 MOST_BYTES_A_TOKEN = 16_384
@@ -20,6 +20,8 @@ _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 """Beginnings of a line of server-sent events."""
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x9c", b"\x78\xda")
 """First bytes of gzip, zstd and zlib."""
+_KEEP_ALIVE = (b"null", b"[]", b"{}", b'""')
+"""Data of events that say nothing."""
 _TITLE = re.compile(r"<title[^>]{0,200}>([^<]{1,400})", re.IGNORECASE)
 
 
@@ -75,23 +77,30 @@ class Body:
 
     def _close_object(self, data: bytes) -> bool:
         """One object, or one a line."""
-        lines = [line for line in data.split(b"\n") if line.strip()]
-        if len(lines) > 1 and all(line.strip().endswith(b"}") for line in lines):
+        lines = [line.strip() for line in data.split(b"\n") if line.strip()]
+        if len(lines) > 1 and all(line.endswith(b"}") or _is_done(line) for line in lines):
             try:
-                chunks = [parse_json(line) for line in lines]
+                for line in lines:
+                    if not _is_done(line):
+                        parse_json(line)
             except Failure:  # one object on several lines
-                chunks = []
-            if chunks:
-                return sum(self._reply.add(chunk) for chunk in chunks) > 0
+                lines = []
+            if lines:
+                return self._take(lines)
         return self._reply.add_whole(parse_json(data, self._secrets))
 
     def _take(self, events: list[bytes]) -> bool:
         """Add events to the reply."""
         has_tokens = False
         for data in events:
-            if data.strip(b'"').upper() == DONE:
+            if isinstance(data, ErrorEvent):
+                words = words_of_error(data, self._secrets)
+                raise Failure(ABORTED, f"the server gave up: {words}")
+            if _is_done(data):
                 self._reply.done = True
                 break
+            if data in _KEEP_ALIVE:
+                continue
             has_tokens |= self._reply.add(parse_json(data, self._secrets))
         return has_tokens
 
@@ -103,3 +112,8 @@ class Body:
         title = _TITLE.search(text)
         said = f": {one_line(title[1].strip())[:120]}" if title else ""
         return f"the server answered with a web page{said}"
+
+
+def _is_done(data: bytes) -> bool:
+    """True if the data of an event says that nothing follows."""
+    return data.strip(b'"').upper() == DONE

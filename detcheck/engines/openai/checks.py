@@ -14,7 +14,7 @@ from detcheck.engines.openai.request import Dialect, Question
 from detcheck.engines.openai.tally import IMPOSSIBLE, MEASURABLE_S, ReplyTally
 from detcheck.engines.openai.texts import without_numbers
 from detcheck.evidence import UNKNOWN_FIELDS, EndpointCheck, Precision
-from detcheck.text import quoted
+from detcheck.text import count, quoted
 
 QUICKER = 0.5
 """With an earlier reply's id, a repeat that takes less than this share is a sign of a cache."""
@@ -196,6 +196,12 @@ def _reply_ids(tally: ReplyTally) -> list[EndpointCheck]:
 
 
 def _partial_ids(tally: ReplyTally) -> list[EndpointCheck]:
+    if tally.with_other_text:
+        sentence = (
+            f"equal token ids came with different texts ({count(tally.with_other_text, 'time')}): "
+            "the ids are not those of the whole answer, and nothing can be compared by them"
+        )
+        return [EndpointCheck("token ids", False, sentence, decisive=True)]
     if not tally.with_partial_ids:
         return []
     sentence = (

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from detcheck.completion import Completion
-from detcheck.engines.openai.endings import finish_reason
+from detcheck.engines.openai.endings import REASON_FIELDS, reason_of
 from detcheck.engines.openai.failures import MALFORMED, TRUNCATED, Failure
 from detcheck.engines.openai.reply import Reply
 
@@ -37,10 +37,11 @@ class ChoicesReply(Reply):
         for choice in self._read_beside(chunk):
             by_index[self._index_of(choice)].append(choice)
         has_tokens = False
+        reasons = {name: chunk[name] for name in REASON_FIELDS & chunk.keys()}
         for index, pieces in by_index.items():
             if sum(map(_is_whole, pieces)) > 1:
                 raise Failure(MALFORMED, f"two choices have the index {index}")
-            has_tokens |= self.choices[index].add({"choices": pieces})
+            has_tokens |= self.choices[index].add({"choices": pieces, **reasons})
         return has_tokens
 
     def completions(self) -> tuple[Completion, ...]:
@@ -126,4 +127,4 @@ class ChoicesReply(Reply):
 
 def _is_whole(piece: Mapping[str, Any]) -> bool:
     """True if nothing of this choice follows: it is a whole message, or its last piece."""
-    return bool(piece.get("message")) or finish_reason(piece.get("finish_reason")) is not None
+    return bool(piece.get("message")) or reason_of(piece) is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from detcheck.engines.openai.candidates import Ranked
@@ -19,6 +20,23 @@ class Piece:
     text: str
     token_ids: tuple[int, ...] = ()
     ranked: tuple[Ranked, ...] = ()
+    reasoning: tuple[tuple[str, str], ...] = ()
+    """(field, text) of the reasoning with which `text` begins; equal texts are in it once."""
+
+    @property
+    def thought(self) -> str:
+        """The reasoning at the beginning of `text`."""
+        return _joined(text for _, text in self.reasoning)
+
+    @property
+    def answer(self) -> str:
+        """`text` without its reasoning."""
+        return self.text.removeprefix(self.thought)
+
+
+def _joined(texts: Iterable[str]) -> str:
+    """The texts one after the other, equal ones once."""
+    return "".join(dict.fromkeys(texts))
 
 
 def said_once(pieces: Sequence[Piece], counted: int | None) -> Sequence[Piece]:
@@ -28,12 +46,65 @@ def said_once(pieces: Sequence[Piece], counted: int | None) -> Sequence[Piece]:
     `counted` is the number of tokens that the server counted, None if it did not: it tells a
     repeat from an answer that says something twice.
     """
+    pieces = _one_field(pieces)
+    once = _without_repeats(pieces, counted)
+    if once is pieces and any(piece.reasoning for piece in pieces):
+        return _each_once(pieces, counted)
+    return once
+
+
+def _without_repeats(pieces: Sequence[Piece], counted: int | None) -> Sequence[Piece]:
+    """`pieces` themselves if none repeats all of the text before it."""
     spoken = [index for index, piece in enumerate(pieces) if piece.text]
     if _cumulative([pieces[index].text for index in spoken]):
         return _last_of_cumulative(pieces, spoken[-1])
     if len(spoken) > 1 and _repeats(pieces, spoken, counted):
         return [piece for index, piece in enumerate(pieces) if index != spoken[-1]]
     return pieces
+
+
+def _one_field(pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """The pieces without the fields of reasoning that hold, over the reply, the text of another."""
+    whole: defaultdict[str, list[str]] = defaultdict(list)
+    for piece in pieces:
+        for name, text in piece.reasoning:
+            whole[name].append(text)
+    names_of: dict[str, str] = {}
+    for name, texts in whole.items():
+        names_of.setdefault("".join(texts), name)
+    if len(names_of) == len(whole):
+        return pieces
+    kept = [
+        tuple(pair for pair in piece.reasoning if pair[0] in names_of.values()) for piece in pieces
+    ]
+    return [
+        replace(piece, reasoning=fields, text=_joined(text for _, text in fields) + piece.answer)
+        for piece, fields in zip(pieces, kept, strict=True)
+    ]
+
+
+def _each_once(pieces: Sequence[Piece], counted: int | None) -> Sequence[Piece]:
+    """The pieces without reasoning that repeats all reasoning before it, and answers likewise."""
+    thoughts = _once_of([piece.thought for piece in pieces], pieces, counted)
+    answers = _once_of([piece.answer for piece in pieces], pieces, counted)
+    kept = []
+    for piece, thought, answer in zip(pieces, thoughts, answers, strict=True):
+        if thought or answer or not piece.text:
+            reasoning = piece.reasoning if thought else ()
+            kept.append(replace(piece, text=thought + answer, reasoning=reasoning))
+    return kept
+
+
+def _once_of(texts: Sequence[str], pieces: Sequence[Piece], counted: int | None) -> list[str]:
+    """`texts`, one of each piece, with empty ones instead of repeats."""
+    of_texts = [replace(piece, text=text) for piece, text in zip(pieces, texts, strict=True)]
+    spoken = [index for index, text in enumerate(texts) if text]
+    once = list(texts)
+    if _cumulative([texts[index] for index in spoken]):
+        once[: spoken[-1]] = [""] * spoken[-1]
+    elif len(spoken) > 1 and _repeats(of_texts, spoken, counted):
+        once[spoken[-1]] = ""
+    return once
 
 
 def token_ids(pieces: Sequence[Piece]) -> tuple[int, ...]:
@@ -101,7 +172,9 @@ def _ends(start: int, piece: Piece, number: int) -> list[int]:
 
 
 def _cumulative(texts: Sequence[str]) -> bool:
-    """True if every text begins with the one before it, and is longer."""
+    """True if every text begins with the one before it and is longer; the last may come again."""
+    while len(texts) > 1 and texts[-1] == texts[-2]:
+        texts = texts[:-1]
     if len(texts) < FEWEST_CUMULATIVE:
         return False
     return all(len(one) < len(two) and two.startswith(one) for one, two in pairwise(texts))
@@ -121,7 +194,7 @@ def _repeats(pieces: Sequence[Piece], spoken: Sequence[int], counted: int | None
     last, before = pieces[spoken[-1]], [pieces[index] for index in spoken[:-1]]
     if last.text != "".join(piece.text for piece in before):
         return False
-    tokens, own = _num_tokens(before), _num_tokens([last])
+    tokens, own = _num_tokens(pieces[: spoken[-1]]), _num_tokens([last])
     several = len(before) > 1
     if tokens and counted is not None:
         # Without tokens of its own it has one at least; an end-of-sequence token may be counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from detcheck.engines.openai import reach
@@ -18,6 +19,8 @@ MOST_ATTEMPTS = 5
 """A short request may fail this often less one: some failures are data, and no reason to stop."""
 MOST_TIMEOUTS = 2
 MOST_REFUSALS = 2
+MOST_NAMED = 4
+"""A refusal that names so many fields, and all of them, shows the request."""
 BAD_REQUEST = (400, 422)
 FORBIDDEN = 403
 
@@ -137,7 +140,7 @@ def _simpler(endpoint: Endpoint, question: Question, failure: Failure) -> Dialec
     dialect, client = endpoint.dialect, endpoint.client
     status = failure.status or 0
     left = [name for name in OPTIONAL if name in dialect.fields(question)]
-    named = [name for name in left if name in failure.phrase]
+    named = _named(left, failure.phrase)
     if status == FORBIDDEN and named:  # a field that this key may not use, as OpenAI's logprobs
         return dialect.without(_with_parts(named, dialect))
     refused = reach.refusal(client, endpoint.connection, status, failure.location)
@@ -149,7 +152,7 @@ def _simpler(endpoint: Endpoint, question: Question, failure: Failure) -> Dialec
         raise _useless(endpoint, failure)
     if NEWER_LIMIT in failure.body and dialect.limit_field != NEWER_LIMIT:
         return dialect.with_newer_limit()
-    named = named or [name for name in left if name in failure.body]
+    named = named or _named(left, failure.body)
     if "chat template" in failure.body.lower() and dialect.chat:
         raise UsageError(
             f"{client.base_url} cannot chat with {dialect.model} ({failure.phrase}): use "
@@ -168,6 +171,12 @@ def _not_served(endpoint: Endpoint, failure: Failure) -> UsageError:
             f"{endpoint.name} does not serve {endpoint.dialect.model} ({failure.phrase})."
         )
     return reach.not_the_api(endpoint.client, failure, endpoint.dialect.path)
+
+
+def _named(names: list[str], words: str) -> list[str]:
+    """Those of `names` that a refusal is about; none if it repeats the whole request."""
+    named = [name for name in names if re.search(rf"(?<![a-z_]){name}(?![a-z_])", words)]
+    return [] if len(named) == len(names) > MOST_NAMED else named
 
 
 def _with_parts(names: list[str], dialect: Dialect) -> list[str]:

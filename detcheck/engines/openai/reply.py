@@ -15,7 +15,7 @@ from detcheck.engines.openai import pieces as folding
 from detcheck.engines.openai.candidates import Ranked, chat_token, legacy_tokens
 from detcheck.engines.openai.complaints import as_words, complaint
 from detcheck.engines.openai.connection import redact
-from detcheck.engines.openai.endings import NOT_EMPTY, UNTOLD, finish_reason, gave_up
+from detcheck.engines.openai.endings import NOT_EMPTY, UNTOLD, gave_up, reason_of
 from detcheck.engines.openai.failures import ABORTED, MALFORMED, TRUNCATED, Failure
 from detcheck.engines.openai.parts import NOTHING, beside, spoken
 from detcheck.engines.openai.pieces import Piece
@@ -63,13 +63,15 @@ class Reply:
             return False
         self._check_one_answer(choices)
         self._has_choices = True
-        return sum([self._take_choice(choice) for choice in choices]) > 0
+        return sum([self._take_choice(choice, chunk) for choice in choices]) > 0
 
     def _read_beside(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
         """Read all of a chunk but its choices, and return these. Raises Failure."""
         words = complaint(chunk, self._secrets)
         if words is not None:
             raise Failure(ABORTED, f"the server gave up: {words}")
+        beside = chunk.get("x_groq")
+        self.usage = self.usage.updated(beside.get("usage") if isinstance(beside, dict) else None)
         self.usage = self.usage.updated(chunk.get("usage"))
         if self.reply_id is None:
             self.reply_id = self._word(chunk.get("id"))
@@ -78,8 +80,11 @@ class Reply:
         if self.system_fingerprint is None:
             self.system_fingerprint = self._word(chunk.get("system_fingerprint"))
         choices = chunk.get("choices")
+        if isinstance(choices, list):  # some servers keep the place of a choice that says nothing
+            choices = [one for one in choices if one is not None]
         if not choices:
             self._instead = self._instead or {**chunk, "choices": None, "usage": None}
+            self._reason = self._word(reason_of({}, chunk)) or self._reason
             return []
         if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
             raise Failure(MALFORMED, "the reply's choices are not a list of objects")
@@ -120,7 +125,7 @@ class Reply:
 
     def _no_answer(self) -> str:
         """What came instead of choices, in the server's own words."""
-        words = redact(as_words(self._instead), self._secrets)
+        words = as_words(self._instead, self._secrets)
         return f", but {words}" if words else ": there are no choices in it"
 
     @property
@@ -191,26 +196,29 @@ class Reply:
         if len(self._indices) > 1 or (len(choices) > 1 and None in indices):
             raise Failure(MALFORMED, "the reply holds several choices, and one was asked for (n 1)")
 
-    def _take_choice(self, choice: dict[str, Any]) -> bool:
+    def _take_choice(self, choice: dict[str, Any], chunk: dict[str, Any]) -> bool:
         delta, message = choice.get("delta"), choice.get("message")
         reasoning, unread = beside(choice)
         said = spoken({**reasoning, **(delta or {})} if reasoning else delta, choice.get("text"))
         whole = spoken(message) if message else NOTHING
         self._has_reasoning |= said.has_reasoning or whole.has_reasoning
         self._note_unread((*unread, *said.unread, *whole.unread))
-        reason = finish_reason(choice.get("finish_reason"))
+        reason = reason_of(choice, chunk)
         repeats = bool(message) and bool(said.text or self._pieces)
         text = said.text or whole.text
         if repeats:
             text = said.text + self._unsaid(said.text, whole.text, is_last=reason is not None)
-        is_new = False if repeats and not text else self._append(text, choice)
+        self.usage = self.usage.updated(choice.get("usage"))
+        is_new = False if repeats and not text else self._append(text, choice, said.reasoning)
         if is_new and self._reason is not None:
             self._early_reasons.add(self._reason)
             self._reason = None
         self._reason = self._word(reason) or self._reason
         return is_new
 
-    def _append(self, text: str, choice: dict[str, Any]) -> bool:
+    def _append(
+        self, text: str, choice: dict[str, Any], reasoning: tuple[tuple[str, str], ...]
+    ) -> bool:
         """Keep the text and tokens of a choice; return False if it has none."""
         ranked, ids = _ranked(choice.get("logprobs")), _ids(choice)
         if not ids and ranked and all(one.token_id is not None for one in ranked):
@@ -220,7 +228,7 @@ class Reply:
         self._num_tokens += max(len(ids), len(ranked))
         if self._num_tokens > 4 * self.max_new_tokens + 64:
             raise Failure(MALFORMED, "the reply holds many more tokens than were asked for")
-        self._pieces.append(Piece(text, tuple(ids), tuple(ranked)))
+        self._pieces.append(Piece(text, tuple(ids), tuple(ranked), reasoning))
         return True
 
     def _unsaid(self, coming: str, whole: str, *, is_last: bool) -> str:
@@ -288,7 +296,11 @@ class Reply:
 
 def _ids(choice: dict[str, Any]) -> list[int]:
     """Token ids that the choice brings: vLLM's, or SGLang's meta information."""
-    ids = choice.get("token_ids")
+    places = (choice, choice.get("delta"), choice.get("message"))
+    found = (
+        place["token_ids"] for place in places if isinstance(place, dict) and "token_ids" in place
+    )
+    ids = next((each for each in found if each is not None), None)
     if ids is None and isinstance(choice.get("meta_info"), dict):
         entries = choice["meta_info"].get("output_token_logprobs")
         if isinstance(entries, list):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from detcheck.engines.openai.endings import gave_up
 from detcheck.engines.openai.failures import MALFORMED, Failure
 
 DONE = b"[DONE]"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class ErrorEvent(bytes):
+    """The data of an event whose name says that the server gave up, such as `event: error`."""
 
 
 class EventParser:
@@ -19,6 +24,7 @@ class EventParser:
         self._left = longest_stream
         self._rest = b""
         self._data: list[bytes] = []
+        self._is_error = False
         self._begun = False
 
     def feed(self, piece: bytes) -> list[bytes]:
@@ -56,10 +62,16 @@ class EventParser:
             if self._is_whole(before=data):
                 self._take(b"", events)
             self._data.append(data)
-        elif not line and self._data:
-            if any(self._data):  # an empty one keeps the connection alive
-                events.append(b"\n".join(self._data).strip())
+        elif line.startswith(b"event:"):
+            self._is_error = gave_up(line[6:].decode("utf-8", "replace"))
+        elif not line:
+            data = b"\n".join(self._data).strip()
+            if self._is_error:
+                events.append(ErrorEvent(data))
+            elif data:  # an empty one keeps the connection alive
+                events.append(data)
             self._data.clear()
+            self._is_error = False
 
     def _is_whole(self, *, before: bytes) -> bool:
         """True if the data so far is a whole object: some servers leave out the blank line."""

@@ -43,6 +43,8 @@ class ReplyTally:
     """Those of them that a cache must have sent: by their time or their time stamp."""
     with_partial_ids: int = 0
     """Replies whose token ids are not those of the whole answer."""
+    with_other_text: int = 0
+    """Completions whose token ids an earlier one had with another text."""
     with_unseen_tokens: int = 0
     unseen_tokens: int = 0
     """Tokens that the server counted and did not show, at the least."""
@@ -50,6 +52,8 @@ class ReplyTally:
     """Names of fields of replies that detcheck does not know."""
     choices: ChoicesTally = field(default_factory=ChoicesTally)
     """Of the requests that asked for several choices above temperature 0."""
+    _text_of_ids: dict[str, str] = field(default_factory=dict)
+    """By fingerprint of the token ids, the fingerprint of the text that first came with them."""
     _by_id: dict[str, RememberedReply] = field(default_factory=dict)
     _fastest_token_s: float = math.inf
     _latest_created: int = 0
@@ -62,6 +66,8 @@ class ReplyTally:
         elif len(self.system_fingerprints) < MOST_FINGERPRINTS:
             self.system_fingerprints.add(reply.system_fingerprint)
         self.with_partial_ids += reply.misses_token_ids
+        if reply.has_token_ids:
+            self._hold_ids_to_text(reply)
         unseen = reply.unseen_tokens
         self.with_unseen_tokens += unseen > 0
         self.unseen_tokens += unseen
@@ -72,6 +78,16 @@ class ReplyTally:
     def forget_repeats(self) -> None:
         """Count repeated ids from now on: a check of its own judges the earlier ones."""
         self.repeated_ids = self.cached = 0
+
+    def _hold_ids_to_text(self, reply: Reply) -> None:
+        """Equal token ids have equal text, or they are not the ids of all that was generated."""
+        for completion in reply.completions():
+            if len(self._text_of_ids) >= MOST_REMEMBERED:
+                self._text_of_ids.clear()
+            text = fingerprint_text(completion.text)
+            self.with_other_text += text != self._text_of_ids.setdefault(
+                completion.fingerprint, text
+            )
 
     def _add_id(self, reply: Reply, elapsed_s: float) -> None:
         token_s = elapsed_s / max(1, reply.num_tokens)

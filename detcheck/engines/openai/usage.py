@@ -26,7 +26,7 @@ class Usage:
         """The same with what a chunk's `usage` says; unusable numbers say nothing."""
         if not isinstance(usage, dict):
             return self
-        counted = _first(usage, _COUNTED)
+        counted = _first(usage, _COUNTED) or None  # 0 of an answer that has text says nothing
         total, prompt = _count(usage, "total_tokens"), _count(usage, "prompt_tokens")
         if counted is None and total is not None and prompt is not None and total > prompt:
             counted = total - prompt
@@ -55,4 +55,6 @@ def _first(usage: Mapping[str, Any], names: Sequence[str]) -> int | None:
 
 def _count(usage: Mapping[str, Any], name: str) -> int | None:
     value = usage.get(name)
+    if type(value) is float and value.is_integer():
+        value = int(value)
     return value if type(value) is int and 0 <= value <= MOST_TOKENS else None

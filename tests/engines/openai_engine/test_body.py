@@ -47,6 +47,7 @@ def test_one_object_a_line() -> None:
     ended = [*CHUNKS, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
     lines = b"\n".join(json.dumps(chunk).encode() for chunk in ended)
     assert read(lines).completion().text == "one two"
+    assert read(lines + b"\r\n[DONE]\r\n").completion().text == "one two"
     with pytest.raises(Failure) as caught:
         read(b"\n".join(json.dumps(chunk).encode() for chunk in CHUNKS)).completion()
     assert caught.value.kind == TRUNCATED
@@ -83,7 +84,16 @@ def test_end_of_a_stream(done: bytes) -> None:
         (b'{"choices": null, "message": "Not now"}', ABORTED, "Not now"),
         (b'{"choices": [{"error": {"message": "Not now"}, "delta": {}}]}', ABORTED, "Not now"),
         (b'data: {"object":"error","message":"Not now"}\n\n', ABORTED, "Not now"),
-        (b"event: error\ndata: Not now\n\n", MALFORMED, "Not now"),
+        (b"event: error\ndata: Not now\n\n", ABORTED, "Not now"),
+        (b'event: server_error\ndata: {"code": 7, "why": "Not now"}\n\n', ABORTED, "Not now"),
+        (b"event: error\n\n", ABORTED, "no reason"),
+        (b'{"success": false, "reason": "Not now"}', ABORTED, "Not now"),
+        (b'{"status": "failed", "reason": "Not now"}', ABORTED, "Not now"),
+        (b'{"error": true, "message": "Not now"}', ABORTED, "Not now"),
+        (b'{"base_resp": {"status_code": 7, "status_msg": "Not now"}}', ABORTED, "Not now"),
+        (b'{"choices": [{"delta": {"error": {"message": "Not now"}}}]}', ABORTED, "Not now"),
+        (b'{"choices": [{"message": {"content": "a", "error": "Not now"}}]}', ABORTED, "Not now"),
+        (b'{"message": {"content": "Not here"}, "done": true}', MALFORMED, "Not here"),
         (b"upstream connect error", MALFORMED, "plain words: upstream connect error"),
         (b"<html><title>Sign in</title>", MALFORMED, "web page: Sign in"),
         (b"<html>", MALFORMED, "a web page"),
@@ -102,6 +112,41 @@ def test_servers_own_words_are_shown(body: bytes, kind: str, words: str) -> None
         read(body).completion()
     assert caught.value.kind == kind
     assert words in caught.value.phrase
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'event: error\ndata: {"code": 7}\n\n',
+        b"event: error\ndata: dead\n\n",
+        b'data: {"code": 500, "reason": "dead"}\n\n',
+        b'data: {"status": "error"}\n\n',
+        b'data: {"success": false}\n\n',
+        b'data: {"choices": [], "finish_reason": "abort"}\n\n',
+    ],
+)
+def test_error_in_the_middle_of_a_stream_that_ends_in_order_is_no_answer(error: bytes) -> None:
+    assert read(STREAM + DONE).completion().text == "one two"
+    with pytest.raises(Failure) as caught:
+        read(STREAM + error + DONE).completion()
+    assert caught.value.kind == ABORTED
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        b"data: null\n\n",
+        b"data: []\n\n",
+        b"data: {}\n\n",
+        b'data: {"choices": [null]}\n\n',
+        b'data: {"type": "ping"}\n\n',
+        b"event: ping\ndata\n\n",
+        b'data: {"base_resp": {"status_code": 0, "status_msg": "success"}}\n\n',
+        b'data: {"code": 200, "status": "in_progress", "success": true}\n\n',
+    ],
+)
+def test_event_that_says_nothing_is_left_out(nothing: bytes) -> None:
+    assert read(nothing + STREAM + nothing + DONE).completion().text == "one two"
 
 
 @pytest.mark.parametrize("error", ["null", '""', "{}", "false"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -53,6 +54,45 @@ def test_reason_of_sglangs_own_api_is_an_object() -> None:
     assert folded(None, {"type": "length", "length": 2}).completion().finish_reason == "length"
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [
+        {"choices": [{"delta": {}, "finishReason": "stop"}]},
+        {"choices": [{"delta": {"finish_reason": "stop"}}]},
+        {"choices": [{"delta": {}, "finish_details": {"type": "stop", "stop": "</s>"}}]},
+        {"choices": [{"delta": {}, "stop_reason": "stop"}]},
+        {"choices": [{"delta": {}, "finish_reason": {"reason": "stop"}}]},
+        {"choices": [{"delta": {}}], "finish_reason": "stop"},
+        {"choices": [], "finish_reason": "stop"},
+    ],
+)
+def test_reason_is_read_wherever_it_stands(ending: dict[str, Any]) -> None:
+    reply = folded(None)
+    reply.add(ending)
+    assert (reply.completion().finish_reason, reply.unread) == ("stop", set())
+    for done in (False, True):
+        reply = folded(None, done=done)
+        reply.add(json.loads(json.dumps(ending).replace('"stop"', '"abort"')))
+        assert failure_of(reply).kind == ABORTED
+
+
+def test_provider_behind_a_proxy_that_gave_up() -> None:
+    for native, kind in (("error", ABORTED), ("STOP", None), (None, None)):
+        reply = folded(None)
+        choice = {"delta": {}, "finish_reason": "stop", "native_finish_reason": native}
+        reply.add({"choices": [choice]})
+        if kind is None:
+            assert reply.completion().finish_reason == "stop"
+        else:
+            assert failure_of(reply).kind == kind
+
+
+def test_stop_token_of_vllm_is_no_reason() -> None:
+    reply = folded(None)
+    reply.add({"choices": [{"delta": {}, "finish_reason": "stop", "stop_reason": 151645}]})
+    assert reply.completion().finish_reason == "stop"
+
+
 def test_another_reason_after_the_last_text_is_the_end() -> None:
     assert folded("busy", "busy", "length").completion().finish_reason == "length"
     assert failure_of(folded("busy", "length", "busy")).kind == TRUNCATED
@@ -82,6 +122,8 @@ def test_reason_before_the_last_text_is_no_end() -> None:
         ),
         *("server_error", "InternalError", "insufficient_system_resource", "engine_failure"),
         *("max_time", "rateLimit", "throttled", "quota_exceeded", "rejected", "INTERNAL"),
+        *("time_limit", "expired", "modelUnloaded", "userStopped", "incomplete", "client_closed"),
+        *("connection_lost", "worker_died", "server_busy", "engine dead"),
         *("network-error", "preempted", "deadline_exceeded", "interrupted", "OOM", "overloaded"),
     ],
 )

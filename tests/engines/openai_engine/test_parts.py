@@ -34,7 +34,7 @@ CALL = {"index": 0, "id": "call_1", "type": "function"}
         ({"reasoning": "so", "content": "yes"}, "soyes"),
         ({"thinking": "so", "content": "yes"}, "soyes"),
         ({"content": None, "refusal": "no"}, "no"),
-        ({"audio": {"id": "a", "transcript": "yes", "data": "UklGR"}}, "yes"),
+        ({"audio": {"id": "a", "transcript": "yes", "data": "UklGR"}}, "yesUklGR"),
         (
             {"tool_calls": [CALL | {"function": {"name": "f", "arguments": '{"a": 1}'}}]},
             'f{"a": 1}',
@@ -43,7 +43,20 @@ CALL = {"index": 0, "id": "call_1", "type": "function"}
         ({"content": {"type": "text", "text": "yes"}}, "yes"),
         ({"content": 7}, ""),
         (None, ""),
-        ("yes", ""),
+        ("yes", "yes"),
+        (
+            {"tool_calls": [{"type": "custom", "id": "x", "custom": {"name": "f", "input": "1"}}]},
+            "f1",
+        ),
+        (
+            {
+                "tool_calls": [
+                    CALL | {"function": {"name": "f", "arguments": {"text": "a", "n": 1}}}
+                ]
+            },
+            'f{"n":1,"text":"a"}',
+        ),
+        ({"tool_calls": [CALL | {"function": {"name": "f", "code": "1"}}]}, 'f{"code":"1"}'),
     ],
 )
 def test_text_of_a_message(message: Any, text: str) -> None:
@@ -94,6 +107,33 @@ def test_labels_and_cipher_text_are_no_part_of_the_answer() -> None:
 def test_unknown_field_with_content_is_named() -> None:
     said = spoken({"content": "yes", "pondering": "so", "empty": None, "number": 3})
     assert (said.text, said.unread) == ("yes", ("pondering",))
+
+
+@pytest.mark.parametrize(
+    ("message", "unread"),
+    [
+        ({"content": "yes", "annotations": [{"url_citation": {"url": "a"}}]}, ("annotations",)),
+        ({"content": [ANSWER | {"citations": [3]}]}, ("citations",)),
+        ({"content": [ANSWER | {"language": "en"}]}, ("language",)),
+        ({"content": 7}, ("content",)),
+        (
+            {"content": "yes", "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]},
+            ("reasoning.encrypted",),
+        ),
+        (
+            {"content": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}, ANSWER]},
+            ("encrypted_content",),
+        ),
+        ({"content": "yes", "provider_specific_fields": {"refusal": None}}, ()),
+        (
+            {"content": "yes", "provider_specific_fields": {"refusal": "no"}},
+            ("provider_specific_fields",),
+        ),
+        ({"content": "yes", "annotations": [], "audio": None, "finish_reason": "stop"}, ()),
+    ],
+)
+def test_content_beside_the_text_is_named(message: dict[str, Any], unread: tuple[str, ...]) -> None:
+    assert spoken(message).unread == unread
 
 
 def test_nesting_without_end_is_no_answer() -> None:

@@ -33,6 +33,7 @@ def ranked(*tokens: str) -> tuple[Ranked, ...]:
         ([Piece("ab", (1, 2)), Piece("ab")], 2),
         ([Piece("a"), Piece("ab"), Piece("ab c")], None),
         ([Piece("ab"), Piece("ab")], 1),
+        ([Piece("a"), Piece("ab"), Piece("ab c"), Piece("ab c")], None),
     ],
 )
 def test_whole_text_that_is_sent_again_counts_once(pieces: list[Piece], counted: int) -> None:
@@ -94,6 +95,53 @@ def test_whole_message_at_the_end_of_a_stream_counts_once() -> None:
         tokens = {"token_ids": [1]}, {"token_ids": [2]}
         completion = stream(said("one ", **tokens[0]), said("two", **tokens[1]), last).completion()
         assert (completion.text, completion.token_ids) == ("one two", (1, 2))
+
+
+def thought(text: str, field: str = "reasoning", **message: Any) -> dict[str, Any]:
+    return {"delta": {field: text, **message}}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [thought("so "), thought("on"), thought("so on", "reasoning_content", content="yes")],
+        [thought("so "), thought("on"), thought("so on", content="yes")],
+        [thought("so on"), thought("so on", "reasoning_content"), said("yes")],
+        [thought(one, f) for one in ("so ", "on") for f in ("reasoning", "thinking")]
+        + [said("yes")],
+        [thought("so "), thought("on"), said("y"), said("es"), said("yes")],
+        [thought("so "), thought("on"), said("y"), said("es"), thought("so on", content="yes")],
+        [thought("so on"), said("y"), said("ye"), said("yes"), said("yes")],
+    ],
+)
+def test_reasoning_or_answer_that_is_sent_again_counts_once(choices: list[dict[str, Any]]) -> None:
+    ending = {"delta": {}, "finish_reason": "stop"}
+    assert stream(*choices, ending).completion().text == "so onyes"
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [thought("so "), thought("on"), thought("so", "reasoning_content"), said("yes")],
+        [thought("yes"), said("yes")],
+        [thought("ha"), thought("ha"), said("yes")],
+        [thought("so "), said("ha"), said("ha")],
+    ],
+)
+def test_reasoning_that_is_not_all_of_another_field_is_left(choices: list[dict[str, Any]]) -> None:
+    texts = [text for one in choices for text in one["delta"].values()]
+    assert stream(*choices, {"delta": {}, "finish_reason": "stop"}).text == "".join(texts)
+
+
+def test_ids_stay_with_the_tokens_of_an_answer_that_is_sent_again() -> None:
+    reply = stream(
+        thought("so") | {"token_ids": [1]},
+        said("a ", token_ids=[2]),
+        said("b", token_ids=[3]),
+        said("a b", finish_reason="stop"),
+        usage={"completion_tokens": 3},
+    )
+    assert (reply.text, reply.completion().token_ids) == ("soa b", (1, 2, 3))
 
 
 def test_message_with_the_text_so_far_beside_each_delta_counts_once() -> None:

@@ -194,7 +194,7 @@ def test_several_pieces_of_one_answer_in_one_chunk_are_all_read() -> None:
 @pytest.mark.parametrize(
     ("instead", "words"),
     [
-        ({"success": False, "reason": "engine dead"}, ', but {"success": false, "reason": "engine'),
+        ({"dead": True, "reason": "engine dead"}, ', but {"dead": true, "reason": "engine dead'),
         ({"base_resp": {"status_msg": "rate limit"}, "choices": None}, "rate limit"),
         ({"id": "x", "key": "sk-secret"}, "[redacted]"),
         ({"usage": {"completion_tokens": 2}, "choices": []}, "there are no choices in it"),
@@ -241,6 +241,32 @@ def test_reasoning_beside_the_delta_counts_and_unknown_fields_are_named() -> Non
     odd = reply(chunk("A", reason="stop", musings="so", stop_reason="</s>", score=0.5))
     assert (odd.text, odd.unread) == ("A", {"musings"})
     assert not reply(chunk("A", reason="stop", stop_reason="</s>")).unread
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"usage": {"completion_tokens": 43}},
+        {"usage": {"completion_tokens": 43.0}},
+        {"usage": {"completion_tokens": "43", "reasoning_tokens": 41}},
+    ],
+)
+def test_usage_within_a_choice_is_read(fields: dict[str, Any]) -> None:
+    assert reply(chunk("A", reason="stop", **fields)).completion().unseen_tokens == 41
+    beside = {"x_groq": fields, **chunk("A", reason="stop")}
+    assert reply(beside).completion().unseen_tokens == 41
+
+
+def test_a_count_of_zero_tokens_says_nothing() -> None:
+    last = {"choices": [], "usage": {"completion_tokens": 0}}
+    assert reply(chunk("A", reason="stop", token_ids=[5]), last).completion().token_ids == (5,)
+
+
+def test_token_ids_within_a_delta_are_read() -> None:
+    pieces = [{"delta": {"content": text, "token_ids": [n]}} for n, text in enumerate("ab")]
+    folded = reply(*({"choices": [one]} for one in pieces), chunk(reason="stop"))
+    assert folded.completion().token_ids == (0, 1)
+    assert not folded.unread
 
 
 @pytest.mark.parametrize(

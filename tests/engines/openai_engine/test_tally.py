@@ -38,6 +38,18 @@ def checks(tally: ReplyTally) -> dict[str, tuple[bool | None, bool]]:
     return {check.name: (check.holds, check.decisive) for check in over_the_run(tally)}
 
 
+def test_equal_ids_with_different_texts_are_no_identity() -> None:
+    tally = ReplyTally()
+    for number, text in enumerate(("yes", "yes", "no")):
+        assert "token ids" not in checks(tally)
+        made = Reply(8)
+        choice = {"delta": {"content": text}, "token_ids": [5], "finish_reason": "stop"}
+        made.add({"id": f"id-{number}", "choices": [choice]})
+        tally.add(made, 1.0)
+    assert tally.with_other_text == 1
+    assert checks(tally)["token ids"] == (False, True)
+
+
 def test_ids_from_a_small_pool_are_no_cache() -> None:
     tally = ReplyTally()
     for number in range(100):
