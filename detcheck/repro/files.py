@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from detcheck.environment import settings
 from detcheck.errors import StorageError, UsageError
 from detcheck.report.files import write_files
+from detcheck.report.markdown_parts import code, fenced
 from detcheck.rundir.folder import check_vacant
+from detcheck.text import one_line
 
 SCRIPT = "repro.py"
 INPUTS = "inputs.pt"
@@ -60,10 +63,24 @@ def _shown(value: Any) -> str:
 
 
 def _templates() -> Environment:
-    return Environment(
+    """The templates, with filters for untrusted text: `code` and `fenced` for Markdown, and
+    `in_docstring` for a script."""
+    environment = Environment(
         loader=PackageLoader("detcheck.repro"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"code": _code, "fenced": fenced, "in_docstring": _in_docstring}
+    return environment
+
+
+def _code(text: str) -> str:
+    """`text` as inline code: between backticks if it needs no escaping."""
+    return f"`{text}`" if re.fullmatch(r"[\w ./:@+=()-]+", text) else code(text)
+
+
+def _in_docstring(text: str) -> str:
+    """`text` on one line, without the characters that have a meaning in a docstring."""
+    return one_line(text).replace("\\", "/").replace('"', "'")

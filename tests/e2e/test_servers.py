@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from servers.launch import Server, launch, missing, python
+from servers.ray_cluster import RANKS, cluster, missing_ray
 
 from detcheck import load
 
@@ -116,6 +117,25 @@ def test_vllm_in_process_with_one_rank_and_with_three(detcheck):
         assert condition.status == "done"
     assert run.completions.rows_max.min() >= 1
     assert row["flips"]["confident"] == 0
+
+
+@pytest.mark.skipif(missing_ray() is not None, reason=str(missing_ray()))
+def test_vllm_runs_its_ranks_on_two_ray_nodes(detcheck, monkeypatch):
+    with cluster() as nodes:
+        for name, value in nodes.variables.items():
+            monkeypatch.setenv(name, value)
+        (row,) = measured(
+            detcheck(
+                *("run", "--engine", "vllm", "--vllm-executor", "ray", "--tensor-parallel", "3"),
+                *("-k", "stock", "-p", LIGHTHOUSE, "-n", "5", "-b", "1,4", "-o", "ray", "--json"),
+                *("--max-new-tokens", "20"),
+                inside="vllm",
+            )
+        )
+        assert nodes.ranks_by_node() == list(RANKS)
+    assert (row["completions"], row["failed"]) == (5, 0)
+    run = load(detcheck.folder / "ray")
+    assert [(each.placement, each.rows_max) for each in run.conditions] == [("", 1), ("", 4)]
 
 
 @needs("vllm")

@@ -90,6 +90,22 @@ def test_no_secret_is_written_and_a_key_comes_from_the_environment(
     assert alone(paths[0], API_KEY=KEY).returncode == 1
 
 
+def test_a_servers_words_are_neither_code_nor_markup(
+    serve: Make, measure: Make, alone: Make, tmp_path: Path
+) -> None:
+    name = 'toy"""\nprint("run")\n"""\\ `<b>` ```'
+    server = serve(differ_above=4, token_s=0.005, models=(name,))
+    paths = write_burst(measure(server).run, tmp_path / "repro")
+    done = alone(paths[0])
+    assert done.returncode == 1, done.stderr
+    assert "run" not in done.stdout
+    assert server.behaviour.seen[-1]["model"] == name
+    issue = paths[2].read_text()
+    assert "<b>" not in issue.partition("## Reproduce")[0]
+    fence = next(line for line in issue.splitlines() if line.endswith("python"))
+    assert fence == "````python"
+
+
 def test_a_server_that_is_gone_is_told_apart(
     serve: Make, measure: Make, alone: Make, tmp_path: Path
 ) -> None:

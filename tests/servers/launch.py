@@ -128,7 +128,7 @@ def launch(kind: str) -> Iterator[Server]:
     The server and every process it started end with this process too, however this one ends.
     Raises RuntimeError with the end of its log if it ends early or is not ready in `START_S`.
     """
-    settings, port = KINDS[kind], _free_port()
+    settings, port = KINDS[kind], free_port()
     log = Path(tempfile.mkstemp(prefix=f"detcheck-{kind}-", suffix=".log")[1])
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -160,7 +160,8 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, "HF_HUB_OFFLINE": "1", **variables}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

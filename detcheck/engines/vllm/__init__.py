@@ -9,5 +9,6 @@ So each (kernels, tensor-parallel size) has its own process, started after the l
 
 On several machines vLLM runs its ranks through Ray, as it documents: start `ray start` on each of
 them, then `detcheck run --engine vllm --vllm-executor ray --tensor-parallel 8,16` on one. detcheck
-only passes the name to vLLM. On a local cluster of CPUs vLLM refuses it; GPUs were not tried.
+only passes the name to vLLM. vLLM refuses it on CPUs, unless a plugin names a resource of Ray for
+them, as `tests/servers/ray_cluster.py` does; GPUs were not tried.
 """

@@ -148,6 +148,9 @@ class VllmEngine:
             sentence = _cause(worker, message)
             if message["usage"]:
                 raise UsageError(sentence + ".")
+            executor = self.target.vllm_executor
+            if executor != AUTO and re.search(rf"\b{executor}\b", sentence, re.IGNORECASE):
+                instead = f' Use `vllm_executor="{AUTO}"`.'
             raise ModelError(f"vLLM does not run here{where} ({sentence}).{instead}")
         ready = message["ready"]
         self._identify(ready)

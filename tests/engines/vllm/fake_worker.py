@@ -51,6 +51,9 @@ def main():
         print("TypeError: no such kernel\nEngineDeadError: x", file=sys.stderr)
         send(failed="EngineDeadError: See stack trace", usage=False)
         return
+    if FAKE == "refuses ray":
+        send(failed="ValueError: current platform cpu does not support ray.", usage=False)
+        return
     if FAKE == "too long":
         send(failed="Prompt 1 is too long.", usage=True)
         return

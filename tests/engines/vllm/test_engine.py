@@ -191,6 +191,15 @@ def test_the_cause_of_a_failed_start_is_reported(misbehave, how, error, sentence
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_executor_that_is_refused_is_named_and_not_the_kernels(misbehave):
+    misbehave("refuses ray")
+    with pytest.raises(ModelError) as raised:
+        VllmEngine(*experiment(kernels=(STOCK, BATCH_INVARIANT), vllm_executor="ray"))
+    assert "current platform cpu does not support ray" in str(raised.value)
+    assert 'Use `vllm_executor="auto"`.' in str(raised.value)
+    assert "stock" not in str(raised.value)
+
+
 def test_a_worker_that_hangs_at_the_start_is_ended(misbehave, monkeypatch):
     misbehave("hangs at start")
     monkeypatch.setattr(engine_module, "START_S", 0.2)
