@@ -14,7 +14,7 @@ from detcheck import rundir
 from detcheck.analysis import Analysis, analyse
 from detcheck.analysis.batches import evidence
 from detcheck.budget import Budget
-from detcheck.completion import Completion
+from detcheck.completion import Completion, TopTwo
 from detcheck.engines.openai.choices_tally import ChoicesTally
 from detcheck.engines.openai.request import Question
 from detcheck.errors import MeasurementError, UsageError
@@ -295,6 +295,23 @@ def test_equal_choices_are_counted(texts: str, holds: bool | None, words: str) -
     (check,) = tally.checks()
     assert check.holds is holds
     assert words in check.sentence
+
+
+def test_equal_choices_of_a_sure_model_are_no_fault() -> None:
+    """The twins: an improbable answer, and one sure answer beside an improbable one."""
+    sure = TopTwo((5,), (9.0,), (-0.1,))
+    unsure = TopTwo((5, 6), (0.1, 0.2), (-0.6, -0.5))
+    empty = Completion("", "stop", (2,), top_two=sure)
+    tally = ChoicesTally()
+    tally.add(Question("Hi", 8, 0.8, 0), [empty] * 3)
+    (check,) = tally.checks()
+    assert check.holds is None
+    assert "in each of 1 request, and empty: no proof of a fault" in check.sentence
+    tally.add(Question("Hi", 8, 0.8, 1), [Completion("ab", "stop", (3, 4), top_two=unsure)] * 3)
+    (check,) = tally.checks()
+    assert check.holds is False
+    assert "the server clones one sample" in check.sentence
+    assert "empty" not in check.sentence
 
 
 @pytest.mark.parametrize(("ignores_seed", "often"), [(True, "1 time."), (False, None)])
