@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib import metadata
+from itertools import pairwise
 
 import pytest
 from servers.faults import Faults
 from servers.running import serve
+
+from detcheck.rundir import load
 
 INSTALLED = any(
     entry.value == "detcheck.pytest_plugin" for entry in metadata.entry_points(group="pytest11")
@@ -154,7 +157,83 @@ def test_tests_are_skipped_or_left_out(run: Run) -> None:
 def test_an_unknown_option_is_one_sentence(run: Run) -> None:
     result = run({}, more="batch_size=4")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*Unknown option `batch_size` of a determinism test.*"])
+    result.stdout.fnmatch_lines(["*Unknown option `batch_size` *test. Did you mean `batch_sizes`?"])
+
+
+def test_a_target_of_another_type_is_one_sentence(run: Run) -> None:
+    result = run({}, test=TEST.replace("target=Served(endpoints=({url!r},))", "target={url!r}"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*`target` must be a target, such as *, not 'http://*'."])
+    assert "Traceback" not in str(result.stdout)
+
+
+@pytest.mark.parametrize("name", ["baseline", "control"])
+def test_a_named_file_that_is_not_there_is_no_pass(run: Run, name: str) -> None:
+    result = run({"flip_at": 3}, more=f"{name}='nowhere.json'")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*There is nothing at the path of `{name}`, *nowhere.json: *"])
+
+
+@pytest.mark.sweep
+def test_a_named_baseline_is_written_and_held(run: Run, pytester: pytest.Pytester) -> None:
+    named = {"more": "baseline='kept/mine.json'"}
+    run({}, "--detcheck-update", **named).assert_outcomes(passed=1)
+    assert (pytester.path / "kept/mine.json").exists()
+    assert not (pytester.path / "detcheck_baselines").exists()
+    run({}, **named).assert_outcomes(passed=1)
+    changed = run({"flip_at": 2, "flip_above": 0}, **named)
+    changed.assert_outcomes(failed=1)
+    changed.stdout.fnmatch_lines(["*that the baseline does not accept*they diverge at token 2*"])
+
+
+@pytest.mark.sweep
+def test_a_named_control_is_judged(run: Run, pytester: pytest.Pytester) -> None:
+    run({}, "--detcheck-report", "kept").assert_outcomes(passed=1)
+    (control,) = pytester.path.glob("kept/*")
+    result = run({}, more=f"control={str(control)!r}, require_control=True")
+    assert result.parseoutcomes() == {"inconclusive": 1}
+    result.stdout.fnmatch_lines(["*The control shows nothing*"])
+
+
+@pytest.mark.sweep
+def test_a_test_with_a_long_name_has_files_of_its_own(run: Run, pytester: pytest.Pytester) -> None:
+    mark = "@pytest.mark.determinism"
+    test = TEST.replace(mark, f"@pytest.mark.parametrize('text', ['so long ' * 50])\n    {mark}")
+    test = test.replace("(detcheck)", "(detcheck, text)")
+    run({}, "--detcheck-update", "--detcheck-report", "kept", test=test).assert_outcomes(passed=1)
+    for pattern in ("kept/*", "detcheck_baselines/*"):
+        (path,) = pytester.path.glob(pattern)
+        assert len(path.name) < 255
+
+
+def test_ctrl_c_ends_pytest(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detcheck.rundir import RunWriter
+
+    def pressed(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunWriter, "append_trial", pressed)
+    with pytest.raises(KeyboardInterrupt):  # as pytester tells that pytest was interrupted
+        run({})
+
+
+@pytest.mark.sweep
+def test_workers_of_xdist_measure_one_after_the_other(run: Run, pytester: pytest.Pytester) -> None:
+    """Requests of two workers would be in each other's batches, and be counted as others'."""
+    mark = "@pytest.mark.determinism"
+    test = TEST.replace(mark, f"@pytest.mark.parametrize('number', range(4))\n    {mark}")
+    result = run(
+        PATIENT,
+        *("-n", "2", "--detcheck-update", "--detcheck-report", "kept"),
+        test=test.replace("(detcheck)", "(detcheck, number)"),
+    )
+    result.assert_outcomes(passed=4)
+    assert "accepted as baselines" in str(result.stdout)
+    assert len(list(pytester.path.glob("detcheck_baselines/*.json"))) == 4
+    spans = sorted(
+        (load(path).created, load(path).finished) for path in pytester.path.glob("kept/*")
+    )
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
 def test_kernels_have_their_assertion(pytester: pytest.Pytester) -> None:

@@ -58,9 +58,9 @@ def baseline_command(
 
     Exit codes: 0 written, 2 usage.
     """
-    from detcheck.cli.gate import load_analysis
     from detcheck.gate.accept import accept
     from detcheck.gate.baseline import read_baseline, write_baseline
+    from detcheck.gate.files import load_analysis
     from detcheck.gate.options import GateOptions
 
     if action != "update":

@@ -72,8 +72,9 @@ def ci_command(
     Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive or not measured.
     """
     from detcheck.analysis import analyse
-    from detcheck.cli.gate import accepted_answers, judge_run, show_verdict
+    from detcheck.cli.gate import show_verdict
     from detcheck.cli.settings import find_settings, name_settings
+    from detcheck.gate.files import accepted_answers, judge_run
     from detcheck.gate.options import GateOptions
 
     settings = find_settings(config)

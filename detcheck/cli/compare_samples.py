@@ -77,7 +77,7 @@ def load_noise(path: Path) -> LoadNoise:
     if no completion is right.
     """
     from detcheck.analysis.answers import stability_if_parsed
-    from detcheck.cli.gate import load_analysis
+    from detcheck.gate.files import load_analysis
 
     scored = [one for one in stability_if_parsed(load_analysis(path)) if len(one.by_load) > 1]
     if not scored:

@@ -18,8 +18,6 @@ from detcheck.options import fields_of
 
 if TYPE_CHECKING:
     from detcheck.analysis.evidence import Finding
-    from detcheck.analysis.results import Analysis
-    from detcheck.gate.baseline import Baseline
     from detcheck.gate.verdict import Verdict
 
 STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "note": ""}
@@ -58,6 +56,7 @@ def gate_command(
 
     Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive.
     """
+    from detcheck.gate.files import judge_run, load_analysis
     from detcheck.gate.github import append_summary, summary_path
     from detcheck.gate.junit import write_junit
 
@@ -119,48 +118,6 @@ def _options(given: dict[str, Any], file: Path | None) -> GateOptions:
 def show_verdict(verdict: Verdict, options: GateOptions, *, as_json: bool) -> None:
     """Print a verdict on stdout, for a person or as JSON."""
     _print_json(verdict, options) if as_json else _print(verdict)
-
-
-def judge_run(analysis: Analysis, options: GateOptions) -> Verdict:
-    """The verdict on a run, held to the baseline and the control that `options` name.
-
-    Raises UsageError if one of these cannot be read, or was asked something else.
-    """
-    from detcheck.gate.verdict import judge
-
-    kernels = options.kernels_of(analysis.run.experiment.kernels)
-    return judge(
-        analysis,
-        options,
-        baseline=None if options.baseline is None else accepted_answers(options.baseline, kernels),
-        control=_control(analysis, options),
-    )
-
-
-def _control(analysis: Analysis, options: GateOptions) -> Analysis | None:
-    """The run that `options` name as the control, else the one that `detcheck run` has kept."""
-    from detcheck.cli.run import CONTROL
-    from detcheck.rundir import RUN_FILE
-
-    kept = analysis.run.path / CONTROL
-    if options.control is None and not (kept / RUN_FILE).exists():
-        return None
-    return load_analysis(options.control or kept)
-
-
-def load_analysis(path: Path) -> Analysis:
-    """The analysis of the run in folder `path`; raises RunDirectoryError as `load` does."""
-    from detcheck import rundir
-    from detcheck.analysis.analyse import analyse
-
-    return analyse(rundir.load(path))
-
-
-def accepted_answers(path: Path, kernels: tuple[str, ...]) -> Baseline:
-    """The baseline at `path`: a run's answers if it is a folder, else a file."""
-    from detcheck.gate.baseline import baseline_of, read_baseline
-
-    return baseline_of(load_analysis(path), kernels) if path.is_dir() else read_baseline(path)
 
 
 def _print(verdict: Verdict) -> None:

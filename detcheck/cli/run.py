@@ -33,6 +33,7 @@ from detcheck.cli.shared import (
 from detcheck.config import Config
 from detcheck.errors import ExitCode, UsageError
 from detcheck.experiment import Experiment
+from detcheck.gate.files import CONTROL_FOLDER
 from detcheck.options import fields_of
 from detcheck.targets import Target, from_dict
 
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from detcheck.engines import Connection
     from detcheck.rundir import Run
 
-CONTROL = "control"
-"""Folder within a run of the run that is its control."""
 _AS_ARGUMENT = ("model",)
 OPTIONS = parameters(field for field in all_fields() if field.name not in _AS_ARGUMENT)
 
@@ -134,7 +133,7 @@ def run_command(
             time = replace(time, seconds=time.seconds / 2)  # the control gets the other half
         measured = _start(experiment, target, out, connection, time)
         if control is not None and measured.complete:
-            _start(experiment, control, measured.path / CONTROL, connection, time)
+            _start(experiment, control, measured.path / CONTROL_FOLDER, connection, time)
     _show(measured, as_json=as_json)
     raise typer.Exit(ExitCode.OK if measured.complete else ExitCode.INCONCLUSIVE)
 

@@ -14,8 +14,9 @@ of detcheck until a test uses it.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from detcheck.analysis.results import Group, TreeNode
     from detcheck.gate.options import GateOptions
     from detcheck.gate.verdict import Verdict
     from detcheck.rundir import Run
@@ -37,10 +37,8 @@ ACCEPTED = "detcheck_accepted"
 """Property of a test's report: what --detcheck-update accepted, in words."""
 BASELINES = "detcheck_baselines"
 """Folder beside a test file that holds the accepted answers of its tests."""
-LONGEST_BRANCH = 60
-"""Characters that are shown of a branch of the prefix tree."""
-DEEPEST_BRANCH = 4
-WIDEST_BRANCHING = 4
+LONGEST_NAME = 100
+"""Characters of a file's name that is made of a test's name; a longer one ends in a hash."""
 _MARKER_HELP = (
     f"{MARKER}(prompts=…, batch_sizes=…, target=…, max_distinct=1, …): ask a model under varying "
     "load before the test, and judge its answers; takes every field of detcheck.Experiment and of "
@@ -131,6 +129,8 @@ class Determinism:
     request: pytest.FixtureRequest
     folder: Path
     models: dict[Any, Any] = field(default_factory=dict)
+    lock: Path | None = None
+    """File that workers of pytest-xdist share, so that only one of them measures at a time."""
     measured: int = 0
     run: Run | None = None
     """The last run that was measured; None before any."""
@@ -156,16 +156,28 @@ class Determinism:
         assert self.verdict is not None
         assert self.run is not None
         if self.verdict.value == "fail":
-            pytest.fail(_explained(self.verdict, self.run), pytrace=False)
+            self._fail()
         if self.verdict.value == INCONCLUSIVE:
             self._inconclusive()
         return self.verdict
 
+    def _fail(self) -> None:
+        __tracebackhide__ = True
+        from detcheck.pytest_plugin.words import explained
+
+        assert self.verdict is not None
+        assert self.run is not None
+        pytest.fail(explained(self.verdict, self.run), pytrace=False)
+
     def _measure_and_judge(self, target: Target | None, options: Mapping[str, Any]) -> None:
-        experiment, gate = _split(options)
-        self.run = _measure(experiment, target, self._new_folder(), self.models)
-        self.verdict = self._judge(gate)
-        _keep_report(self.request, self.run)
+        from detcheck.pytest_plugin.measuring import measure, split, turn
+
+        experiment, gate = split(options)
+        gate = _with_paths(gate, self.request.path.parent, self._updates)
+        with turn(self.lock):
+            self.run = measure(experiment, target, self._new_folder(), self.models)
+            _keep_report(self.request, self.run)
+            self.verdict = self._judge(gate)
 
     def _new_folder(self) -> Path:
         """The folder of the next run; a run that an earlier session kept there is removed."""
@@ -184,28 +196,37 @@ class Determinism:
         return assert_batch_invariant
 
     @property
+    def _updates(self) -> bool:
+        return bool(self.request.config.getoption("--detcheck-update"))
+
+    @property
     def baseline(self) -> Path:
         """The file with the accepted answers of this test, whether or not it exists."""
         inner = self.request.node.nodeid.partition("::")[2].replace("::", ".")
-        name = re.sub(r"[^\w.-]+", "_", inner)
-        return self.request.path.parent / BASELINES / f"{self.request.path.stem}.{name}.json"
+        name = f"{self.request.path.stem}.{_file_name(inner)}.json"
+        return self.request.path.parent / BASELINES / name
 
     def _judge(self, options: GateOptions) -> Verdict:
+        """The verdict on the run, held to the marker's baseline, else to the test's own.
+
+        With --detcheck-update the answers are accepted in the place of that.
+        """
         from detcheck.analysis import analyse
-        from detcheck.gate.baseline import read_baseline
+        from detcheck.gate.files import accepted_answers, control_run
         from detcheck.gate.verdict import judge
 
         assert self.run is not None
-        analysis = analyse(self.run)
+        analysis, file = analyse(self.run), options.baseline or self.baseline
         kernels = options.kernels_of(self.run.experiment.kernels)
         accepted = None
-        if self.request.config.getoption("--detcheck-update"):
-            changes = _update(self.baseline, analysis, kernels)
-            accept = ((ACCEPTED, f"{self.baseline.name}: {change}") for change in changes)
+        if self._updates:
+            changes = _update(file, analysis, kernels)
+            accept = ((ACCEPTED, f"{file.name}: {change}") for change in changes)
             self.request.node.user_properties.extend(accept)
-        elif self.baseline.exists():
-            accepted = read_baseline(self.baseline)
-        return judge(analysis, options, baseline=accepted)
+        elif options.baseline is not None or file.exists():
+            accepted = accepted_answers(file, kernels)
+        control = control_run(analysis, options)
+        return judge(analysis, options, baseline=accepted, control=control)
 
     def _inconclusive(self) -> None:
         __tracebackhide__ = True
@@ -214,7 +235,7 @@ class Determinism:
         found = next(found for found in self.verdict.findings if found.effect == INCONCLUSIVE)
         reason = self.verdict.reason(found)
         if self.request.config.getoption("--detcheck-strict"):
-            pytest.fail(_explained(self.verdict, self.run), pytrace=False)
+            self._fail()
         self.request.node.user_properties.append((INCONCLUSIVE, reason))
         pytest.skip(f"inconclusive: {reason}")
 
@@ -229,13 +250,17 @@ def _detcheck_models() -> Iterator[dict[Any, Any]]:
 
 @pytest.fixture
 def detcheck(
-    request: pytest.FixtureRequest, tmp_path: Path, _detcheck_models: dict[Any, Any]
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    _detcheck_models: dict[Any, Any],
 ) -> Determinism:
     """The verdict of the test's `determinism` marker, and `check` and assertions to call."""
     kept = request.config.getoption("--detcheck-report")
-    name = re.sub(r"[^\w.-]+", "_", request.node.nodeid)
-    folder = Path(kept) / name if kept else tmp_path / "run"
-    return Determinism(request, folder, _detcheck_models)
+    folder = Path(kept) / _file_name(request.node.nodeid) if kept else tmp_path / "run"
+    one_of_several = "PYTEST_XDIST_WORKER" in os.environ
+    lock = tmp_path_factory.getbasetemp().parent / "detcheck.lock" if one_of_several else None
+    return Determinism(request, folder, _detcheck_models, lock)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -250,56 +275,43 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     return (yield)
 
 
-def _split(options: Mapping[str, Any]) -> tuple[Any, GateOptions]:
-    """The experiment and the gate's options that a test names."""
+def _file_name(test: str) -> str:
+    """The name of a test as that of a file or folder."""
+    plain = re.sub(r"[^\w.-]+", "_", test)
+    if len(plain) <= LONGEST_NAME:
+        return plain
+    return f"{plain[:LONGEST_NAME]}-{hashlib.sha256(test.encode()).hexdigest()[:8]}"
+
+
+def _with_paths(options: GateOptions, folder: Path, updates: bool) -> GateOptions:
+    """The options with the paths that they name taken from `folder`, unless they are absolute.
+
+    Raises UsageError if there is nothing at such a path; an update may write a baseline there.
+    """
+    from msgspec.structs import replace
+
     from detcheck.errors import UsageError
-    from detcheck.experiment import Experiment
-    from detcheck.gate.options import GateOptions
 
-    gate = set(GateOptions.__struct_fields__) - set(Experiment.__struct_fields__)
-    unknown = set(options) - gate - set(Experiment.__struct_fields__)
-    if unknown:
-        raise UsageError(f"Unknown option `{min(unknown)}` of a determinism test.")
-    asked = {name: value for name, value in options.items() if name not in gate}
-    return Experiment(**asked), GateOptions(**{k: v for k, v in options.items() if k in gate})
-
-
-def _measure(experiment: Any, target: Target | None, folder: Path, models: dict[Any, Any]) -> Run:
-    from detcheck.runner import run
-    from detcheck.targets import InProcess
-
-    target = target or InProcess()
-    here = (
-        target.traits.ops_visible
-    )  # its model is an object of this process, which tests can share
-    engine = _engine(target.settle(experiment), target, models) if here else None
-    return run(experiment, target, folder, engine=engine)
-
-
-def _engine(experiment: Any, target: Any, models: dict[Any, Any]) -> Any:
-    """The target's engine around a model that earlier tests may have loaded."""
-    from importlib import import_module
-
-    from detcheck.models import load
-
-    options = {
-        name: getattr(target, name) for name in ("revision", "dtype", "device", "trust_remote_code")
-    }
-    key = (target.model, *options.values())
-    if key not in models:
-        models[key] = load(target.model, **options)
-    module, _, name = target.factory.partition(":")
-    return getattr(import_module(module), name)(models[key], experiment, target)
+    found = {name: getattr(options, name) for name in ("baseline", "control")}
+    paths = {name: folder / path for name, path in found.items() if path is not None}
+    for name, path in paths.items():
+        if not path.exists() and not (updates and name == "baseline"):
+            advice = (
+                "check it, or write it by --detcheck-update" if name == "baseline" else "check it"
+            )
+            raise UsageError(f"There is nothing at the path of `{name}`, {path}: {advice}.")
+    return replace(options, **paths)
 
 
 def _update(path: Path, analysis: Any, kernels: tuple[str, ...]) -> tuple[str, ...]:
     """Accept the answers of a run as the baseline in `path`; returns the changes in words."""
+    from detcheck.errors import UsageError
     from detcheck.gate.accept import accept
     from detcheck.gate.baseline import read_baseline, write_baseline
 
-    existing = read_baseline(path) if path.exists() else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    accepted = accept(analysis, kernels, existing)
+    if path.is_dir():
+        raise UsageError(f"{path} is a run, which --detcheck-update does not change: name a file.")
+    accepted = accept(analysis, kernels, read_baseline(path) if path.exists() else None)
     write_baseline(accepted.baseline, path)
     return accepted.changes
 
@@ -310,41 +322,3 @@ def _keep_report(request: pytest.FixtureRequest, run: Run) -> None:
         from detcheck.report.write import write_report
 
         write_report(analyse(run), run.path, ("html", "md"))
-
-
-def _explained(verdict: Verdict, run: Run) -> str:
-    """The reasons of the verdict, the tree of answers, and the next command to run."""
-    lines = [f"detcheck: {verdict.value}", *(f"  {reason}" for reason in verdict.reasons)]
-    worst = [judged.group for judged in verdict.groups if judged.value != "pass"]
-    for group in worst[:3]:
-        lines += _tree(group)
-    lines += ["", f"Next: detcheck report {shlex.quote(str(run.path))}"]
-    if run.traits.ops_visible and any(group.divergences for group in worst):
-        lines.append(f"      detcheck trace {shlex.quote(str(run.path))}")
-    return "\n".join(lines)
-
-
-def _tree(group: Group) -> Iterator[str]:
-    """The prefix tree of the answers to one prompt, a branch a line."""
-    from detcheck.text import one_line
-
-    if group.tree is None or len(group.variants) < 2:
-        return
-    yield ""
-    yield f"{group.name}: {group.distinct} different answers in {group.completions} completions"
-
-    def branch(node: TreeNode, depth: int) -> Iterator[str]:
-        shown = _shortened(one_line(node.text), begins=depth == 0)
-        yield f"  {node.count:>4}× {'  ' * depth}“{shown}”"
-        if depth < DEEPEST_BRANCH:
-            for child in node.children[:WIDEST_BRANCHING]:
-                yield from branch(child, depth + 1)
-
-    yield from branch(group.tree, 0)
-
-
-def _shortened(text: str, *, begins: bool) -> str:
-    """A branch's text; if it is long, its end if all answers begin with it, else its start."""
-    if len(text) <= LONGEST_BRANCH:
-        return text
-    return f"…{text[-LONGEST_BRANCH:]}" if begins else f"{text[:LONGEST_BRANCH]}…"
