@@ -4,8 +4,8 @@ This module has transformers' interface: it reads masks, padding and packed leng
 paged cache, and hands each request to the kernel of its device. On the CPU that is
 `cpu/attention.py`, `cpu/masked.py` for windows, chunks, sinks and soft caps, and `cpu/any_mask.py`
 for biases, attention in both directions and other masks. On a GPU it is
-`triton/attention.py`, which takes all requests in one call and holds all relations, `chunking` and
-`prefill-decode` included; it does not have windows, sinks and soft caps yet.
+`triton/attention.py`, which takes all requests in one call, windows, chunks, sinks and soft caps
+among them, and holds all relations, `chunking` and `prefill-decode` included.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from detcheck.errors import UsageError
 from detcheck.kernels.cpu import attention as cpu_attention
 from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
-from detcheck.kernels.cpu.masked import Scores, attend_block, visible_mask
+from detcheck.kernels.cpu.masked import attend_block, visible_mask
 from detcheck.kernels.cpu.packing import Segment, packing_of
 from detcheck.kernels.paged_cache import update_paged, window_of
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.visible_keys import (
     HIDDEN,
     Block,
@@ -54,10 +55,11 @@ def attention(
     are either in a paged `cache` or part of `key` (since transformers 5.24). Of `kwargs` it reads
     `sliding_window` (keys that a query sees, itself included), `softcap` and `s_aux` (sinks,
     (heads,)) and `position_bias` (batch or 1, heads, q, k), added to the scores. `query_by_query`
-    computes each query of a prompt on its own, as `fully-invariant` needs on the CPU. Raises
-    UsageError for features that it does not cover: dropout, position biases of packed requests; on
-    a GPU also all position biases, masks that are no intervals, attention in both directions,
-    sinks, soft caps and windows shorter than the request.
+    computes each query of a prompt on its own, as `fully-invariant` needs on the CPU. On a GPU
+    it reads `position_ids` (batch or 1, q), if a layer has a window: a cache may have dropped keys.
+    Raises UsageError for features that it does not cover: dropout, position biases of packed
+    requests; on a GPU also all position biases, masks that are no intervals, and attention in both
+    directions.
     """
     packed = cache is not None or kwargs.get("cu_seq_lens_q") is not None
     _refuse_unsupported(dropout, kwargs, packed=packed)
@@ -78,6 +80,11 @@ def attention(
     bias = kwargs.get("position_bias")
     if not causal or bias is not None:
         out = _any_mask(query, key, value, attention_mask, scores, window, bias, causal=causal)
+    elif query.is_cuda:
+        from detcheck.kernels.triton.requests import Window, attend_padded
+
+        seen = Window(window, kwargs.get("position_ids"))
+        out = attend_padded(query, key, value, attention_mask, scores, seen)
     else:
         out = _padded_batch(query, key, value, attention_mask, scores, window, query_by_query)
     return out[..., :value_dim].contiguous(), None
@@ -120,19 +127,7 @@ def _padded_batch(
         try:
             keys = read_mask_once(attention_mask, len(query), key.shape[2])
         except UnreadableMaskError:
-            if query.is_cuda:
-                raise
             return _row_by_row(query, key, value, attention_mask, scores, query_by_query)
-    if query.is_cuda:
-        from detcheck.kernels.triton.differentiable import padded_attention
-
-        packed = keys.packed_bounds if keys.narrow else None
-        _refuse_on_gpu(scores, keys.narrow and packed is None)
-        if packed is not None:
-            return _packed_rows(query, key, value, packed, scores.scaling)
-        # Padding on the right is after all queries that are read, so causality hides it.
-        padding = None if attention_mask is None and window is None else keys.starts
-        return padded_attention(query, key, value, padding, scores.scaling, attention_mask)
     if scores.plain and not keys.narrow and not keys.right_padded:
         starts = keys.starts.tolist()
         return cpu_attention.padded_attention(
@@ -206,25 +201,6 @@ def _any_mask(
     return attend_any_mask(query, key, value, mask, scores, bias)
 
 
-def _packed_rows(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bounds: Sequence[Sequence[int]],
-    scaling: float | None,
-) -> torch.Tensor:
-    """Rows of several sequences each on a GPU: a packed call for each row, given its `bounds`."""
-    from detcheck.kernels.triton.differentiable import packed_attention
-
-    rows = []
-    for row, ends in enumerate(bounds):
-        one = slice(row, row + 1)
-        cu = torch.tensor(ends, dtype=torch.int32, device=query.device)
-        lengths = {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu, "max_length_k": query.shape[2]}
-        rows.append(packed_attention(query[one], key[one], value[one], scaling, lengths))
-    return torch.cat(rows)
-
-
 def _attend_blocks(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -247,24 +223,6 @@ def _sinks(module: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
     """A layer's sinks (heads,); None if it has none."""
     sinks: torch.Tensor | None = kwargs.get("s_aux")
     return getattr(module, "sinks", None) if sinks is None else sinks
-
-
-def _refuse_on_gpu(scores: Scores, narrow: bool) -> None:
-    """Raise UsageError, one sentence, for a feature that only the CPU has."""
-    found = [
-        name
-        for name, present in (
-            ("soft-capped logits", scores.softcap is not None),
-            ("attention sinks", scores.sinks is not None),
-            ("a window or chunk that is shorter than a request", narrow),
-        )
-        if present
-    ]
-    if found:
-        raise UsageError(
-            f"On a GPU batch-invariant attention does not cover {found[0]}, which this model uses: "
-            'use `device="cpu"` or `kernels="stock"`.'
-        )
 
 
 _PACKED_BIAS = "a position bias in continuous batching"
@@ -293,8 +251,7 @@ def _packed_batch(
     if query.is_cuda:
         from detcheck.kernels.triton.differentiable import packed_attention
 
-        _refuse_on_gpu(scores, window is not None and window < _longest(key, kwargs))
-        return packed_attention(query, key, value, scores.scaling, kwargs, kwargs["layer"])
+        return packed_attention(query, key, value, scores, kwargs, kwargs["layer"], window)
     packing = packing_of(
         tuple(kwargs["cu_seq_lens_q"].tolist()), tuple(kwargs["cu_seq_lens_k"].tolist())
     )
@@ -311,12 +268,6 @@ def _packed_batch(
         )
     parts = [(0, _block(one, window)) for one in packing.segments]
     return _attend_blocks(query, key, value, parts, scores, query_by_query)
-
-
-def _longest(key: torch.Tensor, kwargs: dict[str, Any]) -> int:
-    """A bound on the keys of one request, without asking the device."""
-    longest = kwargs.get("max_length_k", kwargs.get("max_seqlen_k"))
-    return longest if isinstance(longest, int) else key.shape[2]
 
 
 def _block(segment: Segment, window: int | None) -> Block:

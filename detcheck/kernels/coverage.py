@@ -107,13 +107,6 @@ def why_too_long(model: torch.nn.Module, name: str, longest: int = 0) -> str | N
             f"padding included, and the longest request here may have {longest}: use shorter "
             'prompts, lower `max_new_tokens`, or use `kernels="stock"`.'
         )
-    window = shortest_window(model)
-    if window is not None and window < longest and next(model.parameters()).is_cuda:
-        return (
-            f"{name} has windows of {window} tokens, and the longest request here may have "
-            f"{longest}, which the kernels for GPUs do not cover: use shorter prompts, lower "
-            '`max_new_tokens`, `device="cpu"`, or `kernels="stock"`.'
-        )
     return None
 
 
@@ -208,13 +201,6 @@ def level_held(model: torch.nn.Module) -> str:
     with batch_invariant(FAMILIES), torch.no_grad():
         held = not _scans_chunks(model) and decoding_agrees(model) and chunks_agree(model)
     return FULLY_INVARIANT if held else BATCH_INVARIANT
-
-
-def shortest_window(model: Any) -> int | None:
-    """Keys that a query of the model's narrowest layers sees; None if all see everything."""
-    config = model.config.get_text_config()
-    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return min((size for size in sizes if isinstance(size, int)), default=None)
 
 
 def sparse_beyond(model: Any) -> int | None:

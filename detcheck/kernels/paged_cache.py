@@ -50,9 +50,10 @@ def update_paged(
     # layers, the lengths are a dictionary by kind.
     indices = {name: kwargs[name] for name in ("read_index", "write_index")}
     key, value = (x.transpose(0, 1).unsqueeze(0) for x in cache.update(**states, **indices))
-    if isinstance(kwargs["cu_seq_lens_k"], dict):
-        kind = "full_attention" if window is None else "sliding_attention"
-        kwargs["cu_seq_lens_k"] = kwargs["cu_seq_lens_k"][kind]
+    kind = "full_attention" if window is None else "sliding_attention"
+    for name in ("cu_seq_lens_k", "max_seqlen_k"):
+        if isinstance(kwargs.get(name), dict):
+            kwargs[name] = kwargs[name][kind]
     return key, value
 
 

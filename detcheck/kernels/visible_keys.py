@@ -22,6 +22,12 @@ HIDDEN = -1e4
 """A mask's value for a hidden key is this or less; a value between this and 0 is a bias."""
 
 
+UNREADABLE = (
+    "On a GPU batch-invariant attention needs causal masks without a bias, with padding only at "
+    'the ends of a row: use `device="cpu"`, or `kernels="stock"` for this model.'
+)
+
+
 class UnreadableMaskError(UsageError):
     """A mask that is a bias, or in which a query sees no interval of keys."""
 
@@ -53,20 +59,35 @@ class VisibleKeys:
         )
 
     @cached_property
-    def packed_bounds(self) -> tuple[tuple[int, ...], ...] | None:
+    def several_sequences(self) -> bool:
+        """True if a row holds several sequences or chunks, and no key is in a cache."""
+        rows = [row for row, _ in self.blocks]
+        return self.firsts.shape[1] == self.k_len and len(set(rows)) < len(rows)
+
+    @cached_property
+    def packed_bounds(self) -> tuple[tuple[int, ...], ...]:
         """For each row the bounds of its sequences, 0 and the row's length included.
 
-        Padding counts as sequences. None if some query does not see its whole sequence up to
-        itself, or if earlier keys are in a cache.
+        Padding counts as sequences.
         """
-        if self.firsts.shape[1] != self.k_len:
-            return None
         bounds: list[set[int]] = [{0, self.k_len} for _ in range(len(self.starts))]
         for row, block in self.blocks:
-            if any(block.firsts):
-                return None
             bounds[row] |= {block.q, block.q + block.q_len}
         return tuple(tuple(sorted(each)) for each in bounds)
+
+    @cached_property
+    def window(self) -> int | None:
+        """Keys that a query of a sequence sees, itself included; None: all of its sequence.
+
+        Raises UnreadableMaskError if that is not one number for all queries.
+        """
+        blocks = [block for _, block in self.blocks]
+        if not any(any(block.firsts) for block in blocks):
+            return None
+        size = max(max(block.num_seen()) for block in blocks)
+        if any(seen != min(at + 1, size) for b in blocks for at, seen in enumerate(b.num_seen())):
+            raise UnreadableMaskError(UNREADABLE)
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +100,11 @@ class Block:
     k_len: int
     firsts: tuple[int, ...]
     """For each query, the first key that it sees, counted from `k`."""
+
+    def num_seen(self) -> list[int]:
+        """How many keys each query sees."""
+        past = self.k_len - self.q_len
+        return [past + at + 1 - first for at, first in enumerate(self.firsts)]
 
 
 def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
@@ -112,10 +138,7 @@ def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
     readable = (is_interval & ~is_padding | unread).all() & (ordered.diff(dim=-1) >= 0).all()
     readable &= ((ends > 0) | (num_seen <= 1).all(-1)).all()
     if mask.shape[1] != 1 or biased or not bool(readable):
-        raise UnreadableMaskError(
-            "On a GPU batch-invariant attention needs causal masks without a bias, with padding "
-            'only at the ends of a row: use `device="cpu"`, or `kernels="stock"` for this model.'
-        )
+        raise UnreadableMaskError(UNREADABLE)
     return VisibleKeys(
         starts.expand(rows),
         ends.expand(rows),

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from detcheck.kernels.triton import attention, differentiable
+from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.attention_layout import Layout
 from gpu_sections.common import DTYPES, Failures, note_error, random, short
 from gpu_sections.device import device
@@ -59,9 +60,8 @@ def attention_check(
 def padding_failures(name: str, whole: Request, expected: torch.Tensor) -> Failures:
     """A request that is padded on the left."""
     padded = [F.pad(x, (0, 0, 77, 0), value=5.0) for x in whole]
-    out = differentiable.padded_attention(
-        *padded, torch.tensor([77], device=device.name), None, None
-    )
+    keys = differentiable.PaddedKeys(torch.tensor([77], device=device.name))
+    out = differentiable.padded_attention(*padded, keys, PLAIN, None)
     return [f"{name}: padding"] * (not torch.equal(out[0, 77:], expected))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import attention, launch, linear, norm, reduce
 from detcheck.kernels.triton.attention_layout import Layout
 from gpu_sections.layers import MODELS
@@ -60,6 +61,7 @@ def calls() -> dict[str, Call]:
     bounds = torch.arange(LOAD + 1, dtype=torch.int32)
     short, long = (Layout(LOAD, bounds, bounds * keys, max_k=keys) for keys in (200, 600))
     out = (1, LOAD, 32, 128)
+    scores = Scores(0.1)
     return {
         "linear": (lambda: linear.linear(x, weight), 1, [(LOAD, 1, 14336)]),
         "linear, cut sums": (
@@ -70,9 +72,9 @@ def calls() -> dict[str, Call]:
             lambda: norm.layer_norm(x, [4096], weight[0], weight[1], 1e-5), 1,
             [(LOAD, 1, 4096), (LOAD, 1, 1), (LOAD, 1, 1)],
         ),
-        "attention": (lambda: attention.attention(query, key, key, short, 0.1), 1, [out]),
+        "attention": (lambda: attention.attention(query, key, key, short, scores), 1, [out]),
         "attention, splits side by side": (
-            lambda: attention.attention(query, key, key, long, 0.1, parallel=True), 2, [out, out]
+            lambda: attention.attention(query, key, key, long, scores, parallel=True), 2, [out, out]
         ),
     }  # fmt: skip
 
@@ -83,9 +85,9 @@ def half(*shape: int) -> torch.Tensor:
 
 
 def allocations(shapes: list[tuple[int, ...]]) -> Callable[[], object]:
-    """A call that allocates results of these shapes and does nothing else."""
-    like = half(1)
-    return lambda: [like.new_empty(shape) for shape in shapes]
+    """A call that allocates results of these shapes, as a kept launch does, and nothing else."""
+    rooms = [launch.room(half(1), shape) for shape in shapes]
+    return lambda: [allocate() for allocate in rooms]
 
 
 def through_triton(call: Callable[[], object]) -> float:

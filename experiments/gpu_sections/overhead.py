@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import attention, linear, reduce
 from detcheck.kernels.triton.attention_layout import Layout
 from detcheck.kernels.triton.launch import launches_to
@@ -35,12 +36,13 @@ def launch_overhead(clock: Clock, options: argparse.Namespace) -> dict[str, Any]
     key = random(1, 8 * 64, kv_heads, dim).transpose(1, 2)
     bounds = torch.arange(9, dtype=torch.int32, device=device.name)
     layout = Layout(8, bounds, bounds * 64, max_k=64)
+    scores = Scores(0.1)
     with torch.inference_mode():
         times = {
             "stock linear": host_us(lambda: F.linear(x, weight)),
             "linear": host_us(lambda: linear.linear(x, weight)),
             "mean": host_us(lambda: reduce.mean_dims(wide, [-1], True)),
-            "attention": host_us(lambda: attention.attention(query, key, key, layout, 0.1)),
+            "attention": host_us(lambda: attention.attention(query, key, key, layout, scores)),
         }
         with contextlib.suppress(Exception):  # its arguments differ between versions of Triton
             times["launch"] = launch_us(lambda: linear.linear(x, weight))

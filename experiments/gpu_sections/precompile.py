@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from detcheck.kernels.triton import attention, configs, matmul, norm, reduce, softmax
+from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.attention_form import AttentionForm
 from detcheck.kernels.triton.attention_layout import Layout
 from detcheck.kernels.triton.attention_shapes import block_d, shapes
@@ -157,7 +158,7 @@ def attention_launches(
     for shape, layout, parallel in itertools.product(
         dict.fromkeys(phases["prefill"] + phases["decode"]), layouts, (False, True)
     ):
-        form = AttentionForm(query, key, key, layout, None, shape)
+        form = AttentionForm(query, key, key, layout, PLAIN, shape)
         yield partial(form, query, key, key, layout, parallel)
     yield lambda: attention.attention(query[:, :, :1], key, key, Layout(1))
 

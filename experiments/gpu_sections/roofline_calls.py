@@ -8,6 +8,7 @@ import torch
 
 from detcheck.kernels.triton import configs, grouped, matmul, norm, reduce, softmax
 from detcheck.kernels.triton.ahead import launches_of
+from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.attention_form import AttentionForm
 from detcheck.kernels.triton.attention_layout import Layout
 from detcheck.kernels.triton.attention_shapes import block_d, shapes
@@ -85,7 +86,7 @@ def _attention(
     phases = shapes(heads // key.shape[1], block, torch.bfloat16, HOPPER)
     bounds = empty(requests + 1, dtype=torch.int32)
     layout = Layout(requests, bounds, bounds, max_k=keys)
-    form = AttentionForm(query, key, key, layout, None, phases[phase][0])
+    form = AttentionForm(query, key, key, layout, PLAIN, phases[phase][0])
     launches = [
         launch
         for launch in launches_of(lambda: form(query, key, key, layout))

@@ -8,12 +8,15 @@ Tensors are on the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver as active
+
+from detcheck.kernels.triton import launch
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 232448
@@ -22,9 +25,24 @@ Launch = Callable[..., object]
 _receivers: list[Launch] = []
 
 
+BASE_ARGUMENTS = 13
+"""Of `launch` in Triton 3.6, before those of the kernel."""
+
+
 def _deliver(*given: Any) -> None:
     """Kernels keep the `launch` that they were loaded with, so it looks for the receiver here."""
     _receivers[-1](*given)
+
+
+def _deliver_apart(*given: Any) -> None:
+    """In Triton 3.6 a kernel's arguments are arguments of `launch`. The receiver gets a tuple."""
+    _receivers[-1](*given[:BASE_ARGUMENTS], given[BASE_ARGUMENTS:])
+
+
+class Launcher:
+    """In place of the launcher that Triton 3.6 compiles for each signature."""
+
+    launch = staticmethod(_deliver_apart)
 
 
 class Utilities:
@@ -81,17 +99,25 @@ class _Argument:
 @contextmanager
 def stub_driver(receiver: Launch) -> Iterator[None]:
     """Within this context `receiver` gets all arguments of each launch, in place of the GPU."""
-    names = ("PyKernelArg", "ARG_CONSTEXPR", "ARG_KERNEL", "ARG_TUPLE")
-    stock = {name: getattr(nvidia, name, None) for name in names}
-    for name, value in zip(names, (_Argument, 0, 1, 2), strict=True):
-        setattr(nvidia, name, value)
     stock_driver = active._active
     active.set_active(StubDriver())
     _receivers.append(receiver)
     try:
-        yield
+        with ExitStack() as patches:
+            for owner, name, value in stand_ins():
+                patches.enter_context(mock.patch.object(owner, name, value, create=True))
+            yield
     finally:
         _receivers.pop()
         active._active = stock_driver
-        for name, value in stock.items():
-            setattr(nvidia, name, value)
+
+
+def stand_ins() -> Iterator[tuple[Any, str, Any]]:
+    """(owner, name, value) of all that asks for a GPU or for its driver's library."""
+    arguments = {"PyKernelArg": _Argument, "ARG_CONSTEXPR": 0, "ARG_KERNEL": 1, "ARG_TUPLE": 2}
+    yield from ((nvidia, name, value) for name, value in arguments.items())
+    if hasattr(nvidia, "make_launcher"):  # 3.6
+        yield nvidia, "compile_module_from_src", lambda **_: Launcher
+        yield nvidia, "library_dirs", list
+    yield launch, "current_device", lambda: -1
+    yield launch, "current_stream", lambda index: 0

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from detcheck.errors import UsageError
 from detcheck.kernels.attention import attention
 from detcheck.kernels.cpu.any_mask import attend
-from detcheck.kernels.cpu.masked import Scores
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.overrides import FUNCTION_OP
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.visible_keys import UnreadableMaskError, read_mask
 
 HEADS, KV_HEADS, DIM = 6, 2, 32

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import (
     ahead,
     differentiable,
@@ -25,10 +26,12 @@ from detcheck.kernels.triton import (
     matmul,
     norm,
     reduce,
+    requests,
     softmax,
     topk,
 )
 
+SCORES = Scores(0.1)
 READS = {
     "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select",
     "_unique2", "unique_dim", "unique_consecutive", "bincount", "repeat_interleave",
@@ -83,14 +86,28 @@ def packed(keys: int) -> Callable[[], object]:
     bounds = empty(9, dtype=torch.int32)
     kwargs = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_k": keys}
     return lambda: [
-        differentiable.packed_attention(query, key, key, 0.1, kwargs, layer) for layer in (0, 1)
+        differentiable.packed_attention(query, key, key, SCORES, kwargs, layer) for layer in (0, 1)
+    ]
+
+
+def windowed() -> Callable[[], object]:
+    """Three layers of a step of eight requests: a window, all keys, the window again."""
+    query, key, bounds = empty(1, 32, 20, 128), empty(1, 8, 900, 128), empty(9, dtype=torch.int32)
+    positions = empty(1, 20, dtype=torch.int64)
+    kwargs = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_k": 200,
+              "position_ids": positions}  # fmt: skip
+    scores = Scores(0.1, softcap=30.0, sinks=empty(32))
+    return lambda: [
+        differentiable.packed_attention(query, key, key, scores, kwargs, layer, window)
+        for layer, window in enumerate((128, None, 128))
     ]
 
 
 def padded() -> Callable[[], object]:
     query, key = empty(8, 32, 1, 128), empty(8, 8, 600, 128)
     starts = empty(8, dtype=torch.int64)
-    return lambda: differentiable.padded_attention(query, key, key, starts, 0.1, None)
+    keys = differentiable.PaddedKeys(starts)
+    return lambda: differentiable.padded_attention(query, key, key, keys, SCORES, None)
 
 
 COPIED = matmul.Tile(128, 128, 64, 8, 4, descriptors=True)
@@ -114,6 +131,17 @@ CALLS: dict[str, tuple[Callable[[], object], list[str]]] = {
     "packed attention, splits": (
         packed(600),
         ["schedule_kernel", *(2 * ["attention_kernel", "merge_kernel"])],
+    ),
+    "windows": (
+        windowed(),
+        [*(2 * ["schedule_kernel", "attention_kernel"]), "attention_kernel"],
+    ),
+    "a window without a mask": (
+        lambda: requests.attend_padded(
+            empty(8, 32, 1, 128), *(2 * (empty(8, 8, 600, 128),)), None, SCORES,
+            requests.Window(512, empty(1, 1, dtype=torch.int64)),
+        ),
+        ["attention_kernel", "merge_kernel"],
     ),
     "padded attention": (padded(), ["attention_kernel", "merge_kernel"]),
     "rms norm": (lambda: norm.fused_rms_norm(X, [4096], WEIGHT, 1e-6), ["rms_norm_kernel"]),

@@ -17,7 +17,6 @@ from detcheck.kernels.coverage import (
     require_coverage,
     require_level,
     rescaled_beyond,
-    shortest_window,
     sparse_beyond,
     uncovered,
 )
@@ -123,11 +122,6 @@ def test_products_of_complex_entries_are_refused() -> None:
     model = TAKEN["Llama"]().eval()
     model.model.layers[1].mlp.down_proj = Activated(model.model.layers[1].mlp.down_proj, turn)
     assert Uncovered("aten::mul", "model.layers.1.mlp.down_proj") in uncovered(model)
-
-
-def test_the_narrowest_window_is_known() -> None:
-    assert shortest_window(TAKEN["Llama"]()) is None
-    assert shortest_window(T.MixtralForCausalLM(T.MixtralConfig(**SIZES, sliding_window=6))) == 6
 
 
 def test_a_window_of_one_is_refused_by_name() -> None:

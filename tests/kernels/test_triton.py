@@ -20,6 +20,7 @@ import torch
 pytest.importorskip("triton")
 
 from detcheck.kernels.triton import ahead, attention_form, attention_layout, matmul
+from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.attention_shapes import Shape
 from detcheck.kernels.triton.configs import Tile
 
@@ -122,7 +123,7 @@ def test_the_same_check_finds_warps_that_repeat_a_product() -> None:
     query = torch.empty(1, 32, 64, 128, dtype=torch.bfloat16, device="meta")
     key = torch.empty(1, 8, 64, 128, dtype=torch.bfloat16, device="meta")
     layout = attention_layout.Layout(1)
-    form = attention_form.AttentionForm(query, key, key, layout, None, Shape(64, 64, 8, 2))
+    form = attention_form.AttentionForm(query, key, key, layout, PLAIN, Shape(64, 64, 8, 2))
     launch = ahead.launches_of(lambda: form(query, key, key, layout, False))[-1]
     made = ahead.compile_launch(launch, 90)
     assert ahead.repeated_products(made.ttgir) == ["64x64 by 8x1 warps"]

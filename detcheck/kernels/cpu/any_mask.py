@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 
 from detcheck.kernels.cpu import in_order
-from detcheck.kernels.cpu.masked import Scores
 from detcheck.kernels.cpu.stock import stock_attention
+from detcheck.kernels.scores import Scores
 
 
 def attend(

@@ -8,7 +8,6 @@ cache and a whole cache give the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,24 +18,8 @@ from detcheck.kernels.cpu.matmul import stock_bmm_out
 from detcheck.kernels.cpu.packing import Plan, Segment, packing_of
 from detcheck.kernels.cpu.queries import CACHE_LINE_BYTES, attend_queries
 from detcheck.kernels.cpu.stock import stock_attention
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.visible_keys import Block
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """How a layer turns products of queries and keys into weights."""
-
-    scaling: float | None = None
-    """Factor of the products; None: one over the square root of the head size."""
-    softcap: float | None = None
-    """Scores s become softcap * tanh(s / softcap)."""
-    sinks: torch.Tensor | None = None
-    """(heads,) scores of a key without a value, which takes its share of the weights."""
-
-    @property
-    def plain(self) -> bool:
-        """True if a stock attention kernel can compute them."""
-        return self.softcap is None and self.sinks is None
 
 
 def attend_block(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from math import log2, sqrt
+from collections.abc import Callable
+from math import log2, prod, sqrt
 
 import torch
 import triton
 
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import attention_layout
 from detcheck.kernels.triton.attention_kernels import attention_kernel, merge_kernel
 from detcheck.kernels.triton.attention_layout import Layout
 from detcheck.kernels.triton.attention_shapes import Shape, block_d
-from detcheck.kernels.triton.launch import NUMERICS, Repeated, processors
+from detcheck.kernels.triton.launch import NUMERICS, Grid, Repeated, processors, room
 
 MERGE_ROWS = 4
 """Rows of the result that one program merges."""
+MOST_PARTIAL_BYTES = 1 << 28
+"""Of memory for partial results. If splits side by side needed more, they are computed in turn."""
 LOG2_E = log2(2.718281828459045)
+
+Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Takes query, key, value and sinks; returns (batch, q, heads, dim)."""
 
 
 class AttentionForm:
@@ -27,7 +34,7 @@ class AttentionForm:
         key: torch.Tensor,
         value: torch.Tensor,
         layout: Layout,
-        scaling: float | None,
+        scores: Scores,
         shape: Shape,
     ):
         """Operands as in `attention`, contiguous along dim; only their layout is kept."""
@@ -39,21 +46,24 @@ class AttentionForm:
         """Positions of a tile."""
         self._few = 2 * processors(query.device)
         """Programs below which splits get programs of their own."""
-        scale = (1 / sqrt(dim) if scaling is None else scaling) * LOG2_E
-        constant = (scale, *strides(query), *strides(key), *strides(value))
-        kind = {"PACKED": layout.packed, "HAS_STARTS": layout.starts is not None, **NUMERICS}
+        constant = (*_factors(scores, dim), *strides(query), *strides(key), *strides(value))
+        both = {
+            "PACKED": layout.packed, "HAS_STARTS": layout.starts is not None,
+            "HAS_ORIGINS": layout.has_origins, "HAS_SINKS": scores.sinks is not None, **NUMERICS,
+        }  # fmt: skip
         sizes = {"DIM": dim, "BLOCK_D": block_d(dim)}
         named = {
             "GROUP": group, "GROUP_ROWS": group_rows, **sizes, "ROWS": shape.rows,
             "BLOCK_N": shape.block_n, "SPLIT_BLOCKS": attention_layout.SPLIT // shape.block_n,
-            "num_warps": shape.num_warps, "num_stages": shape.num_stages, **kind,
+            "HAS_FIRSTS": layout.has_firsts, "CAPPED": scores.softcap is not None,
+            "num_warps": shape.num_warps, "num_stages": shape.num_stages, **both,
         }  # fmt: skip
         self._in_turn, self._side_by_side = (
             Repeated(attention_kernel, constant, {**named, "PARALLEL": parallel})
             for parallel in (False, True)
         )
         merging = {"HEADS": heads, "ROWS": MERGE_ROWS, "SPLIT": attention_layout.SPLIT}
-        self._merge = Repeated(merge_kernel, (), {**merging, **sizes, **kind, "num_warps": 4})
+        self._merge = Repeated(merge_kernel, (), {**merging, **sizes, **both, "num_warps": 4})
 
     def __call__(
         self,
@@ -62,44 +72,125 @@ class AttentionForm:
         value: torch.Tensor,
         layout: Layout,
         parallel: bool | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(batch, q, heads, dim). `parallel` as in `attention`."""
+        return self.call(query, key, layout, parallel)(query, key, value, sinks)
+
+    def call(
+        self, query: torch.Tensor, key: torch.Tensor, layout: Layout, parallel: bool | None = None
+    ) -> Call:
+        """How operands of these lengths are attended to. `parallel` as in `attention`."""
         batch, _, q_size, _ = query.shape
         k_size = key.shape[2]
         slots = layout.slots(q_size, self._block_q)
-        splits = -(-(layout.max_k or k_size) // attention_layout.SPLIT)
+        splits = layout.splits(k_size)
+        out = batch, q_size, self._heads, self._dim
         if parallel is None:
-            parallel = slots * self._kv_heads < self._few
-        shape = batch, q_size, self._heads, self._dim
+            partial_bytes = 4 * splits * prod(out[:3]) * (self._dim + 2)
+            few = slots * self._kv_heads < self._few
+            parallel = few and partial_bytes <= MOST_PARTIAL_BYTES
         schedule = layout.schedule(q_size, self._block_q)
-        table = schedule.slots if schedule else query
-        starts = query if layout.starts is None else layout.starts.contiguous()
-        lengths = q_size, k_size, batch * q_size
-        if splits == 1 or not parallel:
+        firsts = layout.firsts if schedule is None else schedule.firsts
+        absent = query.new_empty(1)  # an address for what the kernel does not read
+        slots_of = None if schedule is None else schedule.slots
+        rest = tuple(
+            absent if x is None else x.contiguous()
+            for x in (slots_of, layout.starts, layout.origins, firsts)
+        )
+        grid = slots, self._kv_heads, 1
+        if splits == 1 or layout.has_firsts or not parallel:
             # Rows of left padding have no program. Every other row is written.
-            out = query.new_empty(shape) if layout.starts is None else query.new_zeros(shape)
-            operands = (query, key, value, out, out, out, out, table, starts)
-            self._in_turn((slots, self._kv_heads, 1), operands, lengths)
-            return out
-        out = query.new_empty(shape)
-        partial = self._partial(out, splits)
-        operands = (query, key, value, out, *partial, table, starts)
-        self._side_by_side((slots, self._kv_heads, splits), operands, lengths)
-        rows = batch * q_size * self._heads
-        row_splits = schedule.row_splits if schedule else query
-        merge_grid = (-(-rows // MERGE_ROWS), 1, 1)
-        self._merge(merge_grid, (*partial, out, row_splits, starts), (rows, q_size, k_size))
+            zeros = layout.starts is not None
+            numbers = q_size, k_size, batch * q_size, 0
+            return _InTurn(self._in_turn, grid, room(query, out), rest, numbers, zeros=zeros)
+        row_splits = absent if schedule is None else schedule.row_splits
+        return _SideBySide(self._side_by_side, self._merge, (*grid[:2], splits), query, out, rest,
+                           row_splits, (q_size, k_size))  # fmt: skip
+
+
+class _InTurn:
+    """One program computes all splits of a tile."""
+
+    __slots__ = ("_grid", "_kernel", "_numbers", "_rest", "_room", "_zeros")
+
+    def __init__(
+        self,
+        kernel: Repeated,
+        grid: Grid,
+        room: Callable[[], torch.Tensor],
+        rest: tuple[torch.Tensor, ...],
+        numbers: tuple[int, ...],
+        *,
+        zeros: bool,
+    ):
+        """`rest`: slots, starts, origins and firsts; `zeros` if some rows have no program."""
+        self._kernel, self._grid, self._room = kernel, grid, room
+        self._rest, self._numbers, self._zeros = rest, numbers, zeros
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        out = self._room()
+        if self._zeros:
+            out.zero_()
+        last = query if sinks is None else sinks
+        self._kernel(self._grid, (query, key, value, out, out, *self._rest, last), self._numbers)
         return out
 
-    def _partial(
-        self, out: torch.Tensor, splits: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Room for the partial results of `splits` (best, total, acc), in one allocation."""
-        rows = splits * out.numel() // self._dim
-        padded = -(-rows // 4) * 4  # so that each part is aligned
-        room = out.new_empty(padded * (self._dim + 2), dtype=torch.float32)
-        acc, best, total = room.split((padded * self._dim, padded, padded))
-        return best, total, acc
+
+class _SideBySide:
+    """Each split of a tile has a program of its own, and another kernel merges the results."""
+
+    __slots__ = ("_grids", "_kernels", "_numbers", "_rest", "_rooms")
+
+    def __init__(
+        self,
+        kernel: Repeated,
+        merge: Repeated,
+        grid: Grid,
+        query: torch.Tensor,
+        out: tuple[int, int, int, int],
+        rest: tuple[torch.Tensor, ...],
+        row_splits: torch.Tensor,
+        lengths: tuple[int, int],
+    ):
+        rows = prod(out[:3])
+        parts = grid[2] * rows
+        self._kernels = kernel, merge
+        self._grids = grid, (-(-rows // MERGE_ROWS), 1, 1)
+        self._rooms = room(query, out), room(query, (parts * (out[3] + 2),), torch.float32)
+        self._rest = rest, (row_splits, *rest[1:3])
+        self._numbers = (*lengths, out[0] * out[1], parts), (rows, *lengths, parts)
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        (kernel, merge), (grid, merge_grid) = self._kernels, self._grids
+        allocate, allocate_partial = self._rooms
+        rest, merge_rest = self._rest
+        numbers, merge_numbers = self._numbers
+        out, partial = allocate(), allocate_partial()
+        last = query if sinks is None else sinks
+        kernel(grid, (query, key, value, out, partial, *rest, last), numbers)
+        merge(merge_grid, (partial, out, *merge_rest, last), merge_numbers)
+        return out
+
+
+def _factors(scores: Scores, dim: int) -> tuple[float, float]:
+    """The factor of scores, in powers of 2, and that of products before they are capped."""
+    scaling = 1 / sqrt(dim) if scores.scaling is None else float(scores.scaling)
+    if scores.softcap is None:
+        return scaling * LOG2_E, 1.0
+    return scores.softcap * LOG2_E, scaling / scores.softcap
 
 
 def strides(x: torch.Tensor) -> tuple[int, ...]:

@@ -8,10 +8,10 @@ hands the addresses of the tensors straight to the driver.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, reduce
-from operator import or_
+from functools import cache, partial
+from math import gcd
 from typing import Any, TypeVar
 
 import torch
@@ -55,6 +55,20 @@ def launches_to(stand_in: StandIn) -> Iterator[None]:
         _stand_ins.remove(stand_in)
 
 
+def room(
+    like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None
+) -> Callable[[], torch.Tensor]:
+    """A function that allocates contiguous tensors of one shape, on the device of `like`.
+
+    Their dtype is that of `like` by default. It costs the host two thirds of `Tensor.new_empty`.
+    """
+    shape = tuple(shape)
+    strides = torch.empty(shape, device="meta").stride()
+    return partial(
+        torch.empty_strided, shape, strides, dtype=dtype or like.dtype, device=like.device
+    )
+
+
 class Repeated:
     """A kernel whose arguments stay the same but for tensors and a few numbers.
 
@@ -84,7 +98,7 @@ class Repeated:
         device = tensors[0].get_device()
         if self._device == device == current_device() and not (_stand_ins or self._hooks.calls):
             addresses = tuple(map(torch.Tensor.data_ptr, tensors))
-            if self._launch and not reduce(or_, addresses) % ALIGNMENT_BYTES:
+            if self._launch and gcd(ALIGNMENT_BYTES, *addresses) == ALIGNMENT_BYTES:
                 self._launch(grid, current_stream(device), (*addresses, *numbers, *self._rest))
                 return
         with on_device(tensors[0]):
@@ -97,19 +111,22 @@ class Repeated:
 def _straight_to_the_driver(compiled: Any) -> Callable[[Grid, int, tuple[Any, ...]], None]:
     """A function that launches a compiled kernel: grid, stream, and all arguments in order.
 
-    Triton's versions differ in what the driver's `launch` takes. A kernel with scratch memory, and
-    one of an unknown version, goes through Triton's launcher, which costs the host 0.7 µs more.
+    Triton's versions differ in what the driver's `launch` takes; those known are 3.6 and 3.9. A
+    kernel with scratch memory, and one of another version, goes through Triton's launcher, which
+    costs the host 0.7 µs more.
     """
     launcher, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     nothing = (None, None, None)  # no metadata for a profiler, no hooks before and after
-    scratch = launcher.global_scratch_size or launcher.profile_scratch_size
-    if not scratch and hasattr(launcher, "kernel_signature"):  # 3.9
+    if not (launcher.global_scratch_size or launcher.profile_scratch_size):
         launch = launcher.launch
-        fixed = (
-            function, launcher.launch_cooperative_grid, launcher.launch_pdl, metadata, *nothing,
-            None, None, launcher.arg_annotations, launcher.kernel_signature,
-        )  # fmt: skip
-        return lambda grid, stream, arguments: launch(*grid, stream, *fixed, arguments)
+        flags = function, launcher.launch_cooperative_grid, launcher.launch_pdl
+        if hasattr(launcher, "kernel_signature"):  # 3.9
+            types = launcher.arg_annotations, launcher.kernel_signature
+            fixed = (*flags, metadata, *nothing, None, None, *types)
+            return lambda grid, stream, arguments: launch(*grid, stream, *fixed, arguments)
+        if _version().startswith("3.6."):
+            before = (*flags, None, None, metadata, *nothing)
+            return lambda grid, stream, arguments: launch(*grid, stream, *before, *arguments)
     return lambda grid, stream, arguments: launcher(
         *grid, stream, function, metadata, *nothing, *arguments
     )
@@ -125,6 +142,13 @@ def keep(table: dict[Any, Made], kind: Any, made: Made) -> None:
     if len(table) >= MOST_KEPT:
         table.clear()
     table[kind] = made
+
+
+@cache
+def _version() -> str:
+    from triton import __version__
+
+    return str(__version__)
 
 
 @cache

@@ -26,6 +26,7 @@ from detcheck.kernels.triton.launch import (
     capturing,
     current_stream,
     processors,
+    room,
 )
 from detcheck.kernels.triton.matmul_kernels import product_kernel
 
@@ -172,7 +173,7 @@ class Plan:
 class LaunchedProduct:
     """`product_kernel` for operands of one shape and layout, at any address."""
 
-    __slots__ = ("_grid", "_kernel", "_partial", "_rows", "_shape", "_tiles")
+    __slots__ = ("_grid", "_kernel", "_partial", "_room", "_rows", "_tiles")
 
     def __init__(
         self,
@@ -187,11 +188,12 @@ class LaunchedProduct:
         `shape` is the shape of the results, by default (B, M, N).
         """
         batch, self._rows, columns = plan.shape
-        self._shape = plan.shape if shape is None else shape
+        self._room = room(left, plan.shape if shape is None else shape)
         self._grid = plan.tiles, plan.segments, 1
         self._tiles = plan.tiles
-        self._partial = (plan.segments, *plan.shape) if plan.segments > 1 else None
-        """Shape of the partial sums, if segments have programs of their own."""
+        partial = (plan.segments, *plan.shape)
+        self._partial = room(left, partial, torch.float32) if plan.segments > 1 else None
+        """Allocates the partial sums, if segments have programs of their own."""
         flat = (self._rows * columns, columns, 1)  # strides of the result, which is contiguous
         added = flat if bias is None else bias.expand(plan.shape).stride()
         strides = (left.stride(), right.stride(), added, flat)
@@ -205,12 +207,12 @@ class LaunchedProduct:
         self, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """The product of operands that lie in memory as those of the constructor do."""
-        out = left.new_empty(self._shape)
+        out = self._room()
         added = out if bias is None else bias
         if self._partial is None:
             self._kernel(self._grid, (left, right, added, out, out, out), (self._rows, 0))
         else:
-            sums = left.new_empty(self._partial, dtype=torch.float32)
+            sums = self._partial()
             arrived = arrival_counters(left, self._tiles)
             operands = (left, right, added, out, sums, arrived)
             self._kernel(self._grid, operands, (self._rows, out.numel()))
@@ -239,7 +241,7 @@ def arrival_counters(like: torch.Tensor, count: int) -> torch.Tensor:
     if count > COUNTERS or like.is_meta or capturing():
         return like.new_zeros(count, dtype=torch.int32)
     index = like.get_device()
-    key = index, current_stream(index)
+    key = index, current_stream(index) if index >= 0 else 0
     counters = _counters.get(key)
     if counters is None:
         counters = _counters[key] = like.new_zeros(COUNTERS, dtype=torch.int32)

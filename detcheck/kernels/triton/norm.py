@@ -132,17 +132,15 @@ def layer_norm(
     """
     if x.dtype not in FLOATS:
         raise NotImplementedError(f"LayerNorm of {x.dtype} has no batch-invariant kernel")
-    dtypes = None if weight is None else weight.dtype, None if bias is None else bias.dtype
     kind = (
-        "layer", len(normalized_shape), *dtypes, eps, x.shape, x.stride(), x.dtype, x.get_device()
+        "layer", len(normalized_shape), weight is None or weight.dtype,
+        bias is None or bias.dtype, eps, x.shape, x.stride(), x.dtype, x.get_device(),
     )  # fmt: skip
-    inputs = (
-        x if weight is None else weight.contiguous(),
-        x if bias is None else bias.contiguous(),
-    )
     kept = kept_call(kind)
+    weight_of = x if weight is None else weight.contiguous()
+    bias_of = x if bias is None else bias.contiguous()
     if kept is not None:
-        out, mean, rstd = kept(x, *inputs)
+        out, mean, rstd = kept(x, weight_of, bias_of)
         return out, mean, rstd
     wide, statistics = _statistics(x, normalized_shape)
     if x.numel() == 0:
@@ -152,7 +150,7 @@ def layer_norm(
     named = {"EPS": eps, "HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None}
     outputs = ((x.shape, x.dtype), (statistics, wide), (statistics, wide))
     call = RowCall.over(layer_norm_kernel, rows, outputs, named, wide=wide == torch.float64)
-    out, mean, rstd = first_call(kind, call, x, rows, *inputs)
+    out, mean, rstd = first_call(kind, call, x, rows, weight_of, bias_of)
     return out, mean, rstd
 
 

@@ -250,7 +250,7 @@ def _short_call(y: torch.Tensor, output: Output, *, mean: bool, wide: bool) -> R
     named = {"MEAN": mean, "BLOCK": SHORT_BLOCK}
     blocks = triton.cdiv(count, SHORT_BLOCK)
     return RowCall(
-        short_sum_kernel, blocks, (output,), constant, named, wide=wide, numbers=(count,)
+        short_sum_kernel, y, blocks, (output,), constant, named, wide=wide, numbers=(count,)
     )
 
 

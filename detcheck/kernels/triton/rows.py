@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from detcheck.kernels.triton.launch import NUMERICS, Repeated, keep
+from detcheck.kernels.triton.launch import NUMERICS, Repeated, keep, room
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 MAX_BLOCK = 4096
@@ -32,11 +32,12 @@ class RowCall:
     dtype that it accumulates in.
     """
 
-    __slots__ = ("_grid", "_kernel", "_numbers", "_outputs")
+    __slots__ = ("_grid", "_kernel", "_numbers", "_rooms")
 
     def __init__(
         self,
         kernel: Any,
+        like: torch.Tensor,
         programs: int,
         outputs: Sequence[Output],
         constant: tuple[int, ...],
@@ -45,13 +46,16 @@ class RowCall:
         wide: bool,
         numbers: tuple[int, ...] = (),
     ):
-        """`numbers` are not specialised, `constant` are; `wide` accumulates in float64."""
+        """The outputs are allocated on the device of `like`.
+
+        `numbers` are not specialised, `constant` are; `wide` accumulates in float64.
+        """
         accumulator = tl.float64 if wide else tl.float32
         named = {**named, "ACC": accumulator, "num_warps": NUM_WARPS, **NUMERICS}
         self._kernel = Repeated(kernel, constant, named)
         self._grid = programs, 1, 1
         self._numbers = numbers
-        self._outputs = tuple(outputs)
+        self._rooms = tuple(room(like, *output) for output in outputs)
 
     @classmethod
     def over(
@@ -69,18 +73,17 @@ class RowCall:
         """
         length = rows.shape[1]
         named = {**named, "BLOCK": block_size(length)}
-        return cls(kernel, len(rows), outputs, (length, rows.stride(0)), named, wide=wide)
+        return cls(kernel, rows, len(rows), outputs, (length, rows.stride(0)), named, wide=wide)
 
-    def __call__(self, x: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The outputs for a tensor that lies as the constructor was told."""
-        outputs = tuple([x.new_empty(shape, dtype=dtype) for shape, dtype in self._outputs])
-        self._kernel(self._grid, (x, *inputs, *outputs), self._numbers)
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """The outputs for inputs that lie as the constructor was told."""
+        outputs = [allocate() for allocate in self._rooms]
+        self._kernel(self._grid, (*inputs, *outputs), self._numbers)
         return outputs
 
     def only(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a kernel that has no other inputs and one output."""
-        shape, dtype = self._outputs[0]
-        out = x.new_empty(shape, dtype=dtype)
+        out = self._rooms[0]()
         self._kernel(self._grid, (x, out), self._numbers)
         return out
 
@@ -95,7 +98,7 @@ def kept_call(kind: Any) -> RowCall | None:
 
 def first_call(
     kind: Any, call: RowCall, x: torch.Tensor, rows: torch.Tensor, *inputs: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
+) -> list[torch.Tensor]:
     """Make a call; keep it if `rows` is a view of `x`, so that it serves other tensors like `x`."""
     if rows.data_ptr() == x.data_ptr():
         keep(_kept, kind, call)

@@ -14,10 +14,12 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import (
     ahead,
     attention,
@@ -31,6 +33,7 @@ from detcheck.kernels.triton import (
     topk,
 )
 from detcheck.kernels.triton.ahead import Launch, launches_of
+from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.attention_form import AttentionForm
 from detcheck.kernels.triton.attention_layout import Layout
 
@@ -123,10 +126,37 @@ def attention_launches(sm: int, *, few: bool) -> Named:
             for shape in dict.fromkeys(phases["prefill"] + phases["decode"]):
                 if not few or shape == phases["decode"][0]:
                     yield from shape_launches(dtype, dim, group, shape)
+    yield from windowed_launches(sm, few=few)
     operands = attention_operands(torch.bfloat16, 128, 4)
     starts = Layout(1, starts=empty(1, dtype=torch.int64))
     for launch in launches_of(lambda: attention.attention(*operands, starts, parallel=True)):
         yield f"{launch.name} padded bfloat16", launch
+
+
+WINDOWED = ((64, 8, None, True), (128, 4, None, False), (256, 2, 50.0, False))
+"""(head size, heads of a key-value head, soft cap, sinks): GPT-OSS, Mistral, Gemma 2."""
+
+
+def windowed_launches(sm: int, *, few: bool) -> Named:
+    """Queries in a window, and queries over a cache that dropped the keys before the window."""
+    bounds, positions = empty(9, dtype=torch.int32), empty(4096, dtype=torch.int64)
+    window = Layout(8, bounds, bounds, window=128, positions=positions)
+    behind = Layout(8, bounds, bounds, positions=positions)
+    ways = {
+        "in a window": (window, False), "in turn": (behind, False), "side by side": (behind, True)
+    }  # fmt: skip
+    for dim, group, cap, has_sinks in WINDOWED[:1] if few else WINDOWED:
+        operands = attention_operands(torch.bfloat16, dim, group)
+        sinks = empty(8 * group, dtype=torch.bfloat16) if has_sinks else None
+        phases = attention_shapes.shapes(
+            group, attention_shapes.block_d(dim), torch.bfloat16, (sm // 10, sm % 10)
+        )
+        for shape in dict.fromkeys(phases["decode"][:1] if few else sum(phases.values(), ())):
+            for way, (layout, parallel) in ways.items():
+                form = AttentionForm(*operands, layout, Scores(None, cap, sinks), shape)
+                call = partial(form, *operands, layout, parallel, sinks)
+                for launch in launches_of(call):
+                    yield f"{launch.name} {way} bfloat16 windows dim={dim} {shape}", launch
 
 
 def shape_launches(
@@ -134,7 +164,7 @@ def shape_launches(
 ) -> Named:
     operands, bounds = attention_operands(dtype, dim, group), empty(9, dtype=torch.int32)
     layout = Layout(8, bounds, bounds)
-    form = AttentionForm(*operands, layout, None, shape)
+    form = AttentionForm(*operands, layout, PLAIN, shape)
     for kind, parallel in (("in turn", False), ("side by side", True)):
         for launch in launches_of(lambda p=parallel: form(*operands, layout, p)):
             yield f"{launch.name} {kind} {short(dtype)} dim={dim} {shape}", launch
@@ -183,7 +213,7 @@ def binaries_for_any_load() -> dict[str, int]:
             for past in (0, 7, 16):
                 key = empty(load + past, 8, 128, dtype=torch.bfloat16).transpose(0, 1)[None]
                 layout = Layout(load, bounds, bounds)
-                form = AttentionForm(query, key, key, layout, None, shape)
+                form = AttentionForm(query, key, key, layout, PLAIN, shape)
                 form(query, key, key, layout, False)
     for launch in launches:
         binary = repr((ahead.specialised(launch), launch.options))

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from under_test import DEVICE, DOT_DTYPES, attention, attention_layout, differentiable, random
 
 from detcheck.errors import UsageError
-from detcheck.kernels.attention import _packed_rows
+from detcheck.kernels.triton.attention import PLAIN
+from detcheck.kernels.triton.requests import attend_sequences
 
 Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """query (1, heads, q, dim), key and value (1, kv_heads, k, dim)"""
@@ -46,6 +47,13 @@ def packed(requests: Sequence[Request], parallel: bool | None = None) -> list[to
     )
     out = attention.attention(query, key, value, layout, parallel=parallel)
     return list(out[0].split(q_lens))
+
+
+def padded(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor | None = None
+) -> torch.Tensor:
+    keys = differentiable.PaddedKeys(starts)
+    return differentiable.padded_attention(query, key, value, keys, PLAIN, None)
 
 
 def bounds(lengths: list[int]) -> torch.Tensor:
@@ -150,9 +158,9 @@ def test_lengths_may_lie_apart_in_memory() -> None:
     assert torch.equal(out[0], torch.cat(packed(requests)))
     batch = [torch.cat((x, x)) for x in requests[0]]
     starts = torch.tensor([7], device=DEVICE)
-    padded = differentiable.padded_attention(*batch, starts.expand(2), None, None)
-    copied = differentiable.padded_attention(*batch, starts.repeat(2), None, None)
-    assert torch.equal(padded, copied)
+    expanded = padded(*batch, starts.expand(2))
+    copied = padded(*batch, starts.repeat(2))
+    assert torch.equal(expanded, copied)
 
 
 @pytest.mark.parametrize("q_len", [1, 40])
@@ -161,12 +169,12 @@ def test_padding_does_not_matter(q_len: int) -> None:
     padding, k_len = 9, 40
     probe = request(0, q_len, k_len)
     pads = (padding if q_len > 1 else 0, padding, padding)
-    padded = [F.pad(x, (0, 0, n, 0), value=7.0) for x, n in zip(probe, pads, strict=True)]
+    longer = [F.pad(x, (0, 0, n, 0), value=7.0) for x, n in zip(probe, pads, strict=True)]
     whole = request(10, q_len + pads[0], k_len + padding)
-    batch = [torch.cat(pair) for pair in zip(padded, whole, strict=True)]
+    batch = [torch.cat(pair) for pair in zip(longer, whole, strict=True)]
     starts = torch.tensor([padding, 0], device=DEVICE)
-    out = differentiable.padded_attention(*batch, starts, None, None)
-    alone = differentiable.padded_attention(*probe, None, None, None)
+    out = padded(*batch, starts)
+    alone = padded(*probe)
     assert torch.equal(out[:1, pads[0] :], alone)
     assert not out[0, : pads[0]].any()
     torch.testing.assert_close(alone[0], reference(probe).float())
@@ -178,8 +186,8 @@ def test_padding_does_not_matter_to_splits_side_by_side(q_len: int) -> None:
     padding, k_len, sizes = 70, 140, {"heads": 2, "kv_heads": 1}
     probe = request(0, q_len, k_len, **sizes)
     others = request(10, q_len, k_len + padding, **sizes)
-    padded = [probe[0], *(F.pad(x, (0, 0, padding, 0), value=7.0) for x in probe[1:])]
-    batch = [torch.cat(pair) for pair in zip(padded, others, strict=True)]
+    longer = [probe[0], *(F.pad(x, (0, 0, padding, 0), value=7.0) for x in probe[1:])]
+    batch = [torch.cat(pair) for pair in zip(longer, others, strict=True)]
     layout = attention_layout.Layout(2, starts=torch.tensor([padding, 0], device=DEVICE))
     out = attention.attention(*batch, layout, parallel=True)
     assert torch.equal(out[0], packed([probe])[0])
@@ -188,13 +196,13 @@ def test_padding_does_not_matter_to_splits_side_by_side(q_len: int) -> None:
 
 def counted_schedules(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
-    make = attention_layout._made
+    make = attention_layout.Layout._made
 
     def watched(*args: object) -> object:
         made.append(1)
         return make(*args)
 
-    monkeypatch.setattr(attention_layout, "_made", watched)
+    monkeypatch.setattr(attention_layout.Layout, "_made", watched)
     return made
 
 
@@ -205,7 +213,7 @@ def test_requests_are_searched_for_once_a_step(monkeypatch: pytest.MonkeyPatch) 
     kwargs = {"cu_seq_lens_q": bounds([5, 3]), "cu_seq_lens_k": bounds([20, 40])}
 
     def layer(index: int) -> torch.Tensor:
-        return differentiable.packed_attention(query, key, value, None, kwargs, index)
+        return differentiable.packed_attention(query, key, value, PLAIN, kwargs, index)
 
     first = [layer(index) for index in range(3)]
     assert len(made) == 1
@@ -214,7 +222,7 @@ def test_requests_are_searched_for_once_a_step(monkeypatch: pytest.MonkeyPatch) 
     second = [layer(index) for index in range(3)]
     assert len(made) == 2
     fresh = differentiable.packed_attention(
-        query, key, value, None, {**kwargs, "cu_seq_lens_q": bounds([1, 7])}
+        query, key, value, PLAIN, {**kwargs, "cu_seq_lens_q": bounds([1, 7])}
     )
     assert torch.equal(second[0], fresh)
     assert torch.equal(second[2], fresh)
@@ -227,7 +235,7 @@ def test_a_schedule_is_not_shared_by_calls_that_no_layer_makes(
     made = counted_schedules(monkeypatch)
     kwargs = {"cu_seq_lens_q": bounds([5, 3]), "cu_seq_lens_k": bounds([20, 40])}
     for _ in range(2):
-        differentiable.packed_attention(*request(0, 8, 60), None, kwargs)
+        differentiable.packed_attention(*request(0, 8, 60), PLAIN, kwargs)
     assert len(made) == 2
 
 
@@ -244,7 +252,7 @@ def test_a_shape_of_another_class_is_not_used(monkeypatch: pytest.MonkeyPatch) -
 
 def test_gradients_are_those_of_the_stock_formula() -> None:
     inputs = [x.requires_grad_() for x in request(0, 20, 20)]
-    differentiable.padded_attention(*inputs, None, None, None).square().sum().backward()
+    padded(*inputs).square().sum().backward()
     doubles = [x.detach().double().requires_grad_() for x in inputs]
     reference((doubles[0], doubles[1], doubles[2])).square().sum().backward()
     for x, expected in zip(inputs, doubles, strict=True):
@@ -255,7 +263,7 @@ def test_gradients_of_packed_requests_are_those_of_each() -> None:
     requests = [request(0, 20, 20), request(3, 5, 5), request(6, 3, 9)]
     inputs = [torch.cat(parts, dim=2).requires_grad_() for parts in zip(*requests, strict=True)]
     lengths = {"cu_seq_lens_q": bounds([20, 5, 3]), "cu_seq_lens_k": bounds([20, 5, 9])}
-    differentiable.packed_attention(*inputs, None, lengths).square().sum().backward()
+    differentiable.packed_attention(*inputs, PLAIN, lengths).square().sum().backward()
     doubles = [[x.double().requires_grad_() for x in one] for one in requests]
     sum(reference((one[0], one[1], one[2])).square().sum() for one in doubles).backward()
     for x, parts in zip(inputs, zip(*doubles, strict=True), strict=True):
@@ -286,7 +294,7 @@ def test_sequences_packed_into_rows_have_the_bits_that_they_have_alone() -> None
     rows = [[torch.cat(parts, 2) for parts in zip(*each, strict=True)] for each in sequences]
     query, key, value = (torch.cat(parts) for parts in zip(*rows, strict=True))
     cuts = [(0, 21, 61, 64), (0, 50, 64)]
-    out = _packed_rows(query, key, value, cuts, None)
+    out = attend_sequences(query, key, value, cuts, PLAIN)
     for row, each in enumerate(sequences):
         for at, one in enumerate(each):
             start, end = cuts[row][at : at + 2]
