@@ -33,7 +33,7 @@ import torch
 from detcheck.errors import UsageError
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import attention_layout
-from detcheck.kernels.triton.attention_form import AttentionForm, Call, strides
+from detcheck.kernels.triton.attention_form import AttentionForm, Call, States, strides
 from detcheck.kernels.triton.attention_layout import Layout
 from detcheck.kernels.triton.attention_shapes import Shape, Shapes, block_d, shapes
 from detcheck.kernels.triton.bit_class import BitClass, milliseconds
@@ -73,8 +73,7 @@ def attention(
     call = layout.calls.get(kind)  # what the layers before this one found out
     if call is None:
         call = layout.calls[kind] = _call(query, key, value, layout, scores, parallel)
-    out: torch.Tensor = call(query, key, value, sinks)
-    return out
+    return call((query, key, value), sinks)
 
 
 def _call(
@@ -88,14 +87,15 @@ def _call(
     """How these operands, and others that lie as they do, are attended to in this layout."""
     batch, heads, q_size, dim = query.shape
     if query.numel() == 0 or key.shape[2] == 0:
-        return lambda query, key, value, sinks: query.new_zeros((batch, q_size, heads, dim))
+        return lambda states, sinks: states[0].new_zeros((batch, q_size, heads, dim))
     if not query.stride(3) == key.stride(3) == value.stride(3) == 1:
-        copies = query.contiguous(), key.contiguous(), value.contiguous()
-        call = _call(*copies, layout, scores, parallel)
-        return lambda query, key, value, sinks: call(
-            query.contiguous(), key.contiguous(), value.contiguous(), sinks
-        )
+        call = _call(*_contiguous(query, key, value), layout, scores, parallel)
+        return lambda states, sinks: call(_contiguous(*states), sinks)
     return _form(query, key, value, layout, scores).call(query, key, layout, parallel)
+
+
+def _contiguous(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> States:
+    return query.contiguous(), key.contiguous(), value.contiguous()
 
 
 def _form(
@@ -139,7 +139,7 @@ def _fastest(
 
     def time(shape: Shape) -> float:
         call = form(shape).call(query, key, layout)
-        return milliseconds(lambda: call(query, key, value, scores.sinks))
+        return milliseconds(lambda: call((query, key, value), scores.sinks))
 
     kind = AttentionKind(
         query.shape[1] // key.shape[1], query.shape[3], query.dtype, query.device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import log2, prod, sqrt
 
 import torch
@@ -13,7 +14,7 @@ from detcheck.kernels.triton import attention_layout
 from detcheck.kernels.triton.attention_kernels import attention_kernel, merge_kernel
 from detcheck.kernels.triton.attention_layout import Layout
 from detcheck.kernels.triton.attention_shapes import Shape, block_d
-from detcheck.kernels.triton.launch import NUMERICS, Grid, Repeated, processors, room
+from detcheck.kernels.triton.launch import NUMERICS, Repeated, processors, room
 
 MERGE_ROWS = 4
 """Rows of the result that one program merges."""
@@ -21,8 +22,16 @@ MOST_PARTIAL_BYTES = 1 << 28
 """Of memory for partial results. If splits side by side needed more, they are computed in turn."""
 LOG2_E = log2(2.718281828459045)
 
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""Takes query, key, value and sinks; returns (batch, q, heads, dim)."""
+States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Query (batch, heads, q, dim), key and value (batch, kv_heads, k, dim)."""
+Sinks = torch.Tensor | None
+Call = Callable[[States, Sinks], torch.Tensor]
+"""Returns (batch, q, heads, dim)."""
+
+Tensors = tuple[torch.Tensor, ...]
+Numbers = tuple[int, ...]
+Launch = Callable[[Tensors, Numbers], None]
+"""Launches a kernel on tensors and numbers."""
 
 
 class AttentionForm:
@@ -75,7 +84,7 @@ class AttentionForm:
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(batch, q, heads, dim). `parallel` as in `attention`."""
-        return self.call(query, key, layout, parallel)(query, key, value, sinks)
+        return self.call(query, key, layout, parallel)((query, key, value), sinks)
 
     def call(
         self, query: torch.Tensor, key: torch.Tensor, layout: Layout, parallel: bool | None = None
@@ -98,91 +107,70 @@ class AttentionForm:
             absent if x is None else x.contiguous()
             for x in (slots_of, layout.starts, layout.origins, firsts)
         )
-        grid = slots, self._kv_heads, 1
+        grid = slots, self._kv_heads, splits
         if splits == 1 or layout.has_firsts or not parallel:
             # Rows of left padding have no program. Every other row is written.
             zeros = layout.starts is not None
             numbers = q_size, k_size, batch * q_size, 0
-            return _InTurn(self._in_turn, grid, room(query, out), rest, numbers, zeros=zeros)
+            launch = partial(self._in_turn, (*grid[:2], 1))
+            return _in_turn(launch, room(query, out), rest, numbers, zeros=zeros)
         row_splits = absent if schedule is None else schedule.row_splits
-        return _SideBySide(self._side_by_side, self._merge, (*grid[:2], splits), query, out, rest,
-                           row_splits, (q_size, k_size))  # fmt: skip
-
-
-class _InTurn:
-    """One program computes all splits of a tile."""
-
-    __slots__ = ("_grid", "_kernel", "_numbers", "_rest", "_room", "_zeros")
-
-    def __init__(
-        self,
-        kernel: Repeated,
-        grid: Grid,
-        room: Callable[[], torch.Tensor],
-        rest: tuple[torch.Tensor, ...],
-        numbers: tuple[int, ...],
-        *,
-        zeros: bool,
-    ):
-        """`rest`: slots, starts, origins and firsts; `zeros` if some rows have no program."""
-        self._kernel, self._grid, self._room = kernel, grid, room
-        self._rest, self._numbers, self._zeros = rest, numbers, zeros
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        out = self._room()
-        if self._zeros:
-            out.zero_()
-        last = query if sinks is None else sinks
-        self._kernel(self._grid, (query, key, value, out, out, *self._rest, last), self._numbers)
-        return out
-
-
-class _SideBySide:
-    """Each split of a tile has a program of its own, and another kernel merges the results."""
-
-    __slots__ = ("_grids", "_kernels", "_numbers", "_rest", "_rooms")
-
-    def __init__(
-        self,
-        kernel: Repeated,
-        merge: Repeated,
-        grid: Grid,
-        query: torch.Tensor,
-        out: tuple[int, int, int, int],
-        rest: tuple[torch.Tensor, ...],
-        row_splits: torch.Tensor,
-        lengths: tuple[int, int],
-    ):
         rows = prod(out[:3])
-        parts = grid[2] * rows
-        self._kernels = kernel, merge
-        self._grids = grid, (-(-rows // MERGE_ROWS), 1, 1)
-        self._rooms = room(query, out), room(query, (parts * (out[3] + 2),), torch.float32)
-        self._rest = rest, (row_splits, *rest[1:3])
-        self._numbers = (*lengths, out[0] * out[1], parts), (rows, *lengths, parts)
+        parts = splits * rows
+        return _side_by_side(
+            partial(self._side_by_side, grid),
+            partial(self._merge, (-(-rows // MERGE_ROWS), 1, 1)),
+            (room(query, out), room(query, (parts * (self._dim + 2),), torch.float32)),
+            (rest, (row_splits, *rest[1:3])),
+            ((q_size, k_size, batch * q_size, parts), (rows, q_size, k_size, parts)),
+        )
 
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        (kernel, merge), (grid, merge_grid) = self._kernels, self._grids
-        allocate, allocate_partial = self._rooms
-        rest, merge_rest = self._rest
-        numbers, merge_numbers = self._numbers
-        out, partial = allocate(), allocate_partial()
-        last = query if sinks is None else sinks
-        kernel(grid, (query, key, value, out, partial, *rest, last), numbers)
-        merge(merge_grid, (partial, out, *merge_rest, last), merge_numbers)
+
+def _in_turn(
+    launch: Launch,
+    allocate: Callable[[], torch.Tensor],
+    rest: Tensors,
+    numbers: Numbers,
+    *,
+    zeros: bool,
+) -> Call:
+    """One program computes all splits of a tile.
+
+    `rest` are slots, starts, origins and firsts; `zeros` is true if some rows have no program.
+    """
+
+    def call(states: States, sinks: Sinks) -> torch.Tensor:
+        out = allocate()
+        if zeros:
+            out.zero_()
+        launch((*states, out, out, *rest, out if sinks is None else sinks), numbers)
         return out
+
+    return call
+
+
+def _side_by_side(
+    launch: Launch,
+    merge: Launch,
+    rooms: tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]],
+    rest: tuple[Tensors, Tensors],
+    numbers: tuple[Numbers, Numbers],
+) -> Call:
+    """Each split of a tile has a program of its own, and another kernel merges the results.
+
+    `rooms` allocate the results and the partial results; `rest` and `numbers` are those of both
+    kernels.
+    """
+    allocate, allocate_partial = rooms
+
+    def call(states: States, sinks: Sinks) -> torch.Tensor:
+        out, partial_results = allocate(), allocate_partial()
+        last = out if sinks is None else sinks
+        launch((*states, out, partial_results, *rest[0], last), numbers[0])
+        merge((partial_results, out, *rest[1], last), numbers[1])
+        return out
+
+    return call
 
 
 def _factors(scores: Scores, dim: int) -> tuple[float, float]:
