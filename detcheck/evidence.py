@@ -130,6 +130,7 @@ class KernelsProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 UNKNOWN_FIELDS = "unknown fields"
+WHOLE_ANSWERS = "whole answers"
 """Name of the check that fails if replies hold fields that are not compared."""
 
 

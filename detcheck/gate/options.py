@@ -105,7 +105,10 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
         False
     )
     require_whole_answer: Annotated[
-        bool, Option("If a server never showed some tokens, the verdict is inconclusive.")
+        bool,
+        Option(
+            "If a server never showed some tokens, or counts none, the verdict is inconclusive."
+        ),
     ] = False
     model: Annotated[str | None, Option("The model that the run must have asked.", (), "NAME")] = (
         None

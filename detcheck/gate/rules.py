@@ -15,7 +15,7 @@ from detcheck.analysis.evidence import (
 )
 from detcheck.analysis.results import UNKNOWN, Flip, Group, SeedSplit
 from detcheck.errors import UsageError
-from detcheck.evidence import UNKNOWN_FIELDS
+from detcheck.evidence import UNKNOWN_FIELDS, WHOLE_ANSWERS
 from detcheck.gate.answer_rules import ANSWER_RULES
 from detcheck.gate.changes import changed_answers
 from detcheck.gate.given import GateInput, Rule
@@ -152,6 +152,9 @@ def whole_answers(given: GateInput) -> Iterator[Finding]:
     for check in given.analysis.run.endpoint_checks if effect == INCONCLUSIVE else ():
         if check.name == UNKNOWN_FIELDS and check.holds is False:
             yield Finding("whole-answer", effect, endpoint_sentence(check))
+        if check.name == WHOLE_ANSWERS and check.holds is None:
+            sentence = f"Whole answers are required, and {check.sentence}."
+            yield Finding("whole-answer", effect, sentence)
 
 
 def model_held(given: GateInput) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.request import Dialect, Question
 from detcheck.engines.openai.tally import IMPOSSIBLE, MEASURABLE_S, ReplyTally
 from detcheck.engines.openai.texts import without_numbers
-from detcheck.evidence import UNKNOWN_FIELDS, EndpointCheck, Precision
+from detcheck.evidence import UNKNOWN_FIELDS, WHOLE_ANSWERS, EndpointCheck, Precision
 from detcheck.text import count, quoted
 
 QUICKER = 0.5
@@ -220,7 +220,13 @@ def _whole_answers(tally: ReplyTally) -> list[EndpointCheck]:
             f"{_replies(tally.replies)} were counted and never shown: only the shown text "
             "is compared"
         )
-        checks.append(EndpointCheck("whole answers", False, sentence))
+        checks.append(EndpointCheck(WHOLE_ANSWERS, False, sentence))
+    elif tally.uncounted:
+        sentence = (
+            f"{tally.uncounted:,} of {_replies(tally.replies)} came without a count of their "
+            "tokens: whether all that was generated was shown is not known"
+        )
+        checks.append(EndpointCheck(WHOLE_ANSWERS, None, sentence))
     if tally.unread:
         names = ", ".join(sorted(tally.unread))
         sentence = f"replies hold fields that detcheck does not know and does not compare: {names}"

@@ -48,6 +48,8 @@ class ReplyTally:
     with_unseen_tokens: int = 0
     unseen_tokens: int = 0
     """Tokens that the server counted and did not show, at the least."""
+    uncounted: int = 0
+    """Replies without a count of their tokens, and without the ids of all of them."""
     unread: set[str] = field(default_factory=set)
     """Names of fields of replies that detcheck does not know."""
     choices: ChoicesTally = field(default_factory=ChoicesTally)
@@ -70,6 +72,7 @@ class ReplyTally:
             self._hold_ids_to_text(reply)
         unseen = reply.unseen_tokens
         self.with_unseen_tokens += unseen > 0
+        self.uncounted += not (reply.usage.completion_tokens or reply.has_token_ids)
         self.unseen_tokens += unseen
         if len(self.unread) < MOST_FINGERPRINTS:
             self.unread |= reply.unread

@@ -144,6 +144,16 @@ def test_fields_that_are_not_compared_are_no_whole_answer(serve: Serve, measure:
     assert "does not know and does not compare: musings" in " ".join(verdict.reasons)
 
 
+def test_answers_without_a_count_of_tokens_may_be_no_whole_ones(
+    serve: Serve, measure: Measure
+) -> None:
+    analysis = measure(serve(usage=False, token_ids=False), completions=48, max_new_tokens=20)
+    assert judge(analysis).value == PASS
+    verdict = judge(analysis, GateOptions(require_whole_answer=True))
+    assert verdict.value == INCONCLUSIVE
+    assert "came without a count of their tokens" in " ".join(verdict.reasons)
+
+
 def test_a_server_that_left_them_unanswered_is_asked_at_the_end_only(
     serve: Serve, measure: Measure
 ) -> None:
