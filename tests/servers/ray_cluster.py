@@ -96,10 +96,14 @@ def cluster() -> Iterator[Cluster]:
             nodes.append(_start(folder, address, ranks, ready.variables, head=number == 0))
             _wait(address, sum(RANKS[: number + 1]), ready.variables)
         yield ready
+    except BaseException:
+        print(f"the logs of the cluster are kept in {folder}", file=sys.stderr)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         for node in reversed(nodes):
             _stop(node)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _variables(folder: Path, address: str) -> dict[str, str]:
@@ -114,6 +118,7 @@ def _variables(folder: Path, address: str) -> dict[str, str]:
         "PYTHONPATH": path,
         "RAY_ADDRESS": address,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # else Ray ends ranks if other programs fill memory
         RECORD: str(folder / "ranks"),
     }
 
