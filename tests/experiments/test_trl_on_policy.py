@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from transformers import GenerationConfig
+
+import detcheck
+from detcheck.kernels.settings import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "trl_on_policy"
@@ -50,6 +54,33 @@ def test_the_samplers_logprobs_are_those_of_a_log_softmax(
     tokens = torch.tensor([0, 15, 4, 5, 9, 10])
     expected = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     torch.testing.assert_close(script.logprobs_of(logits, tokens), expected)
+
+
+@pytest.mark.sweep
+def test_the_rest_of_continuous_batching_is_the_logarithm_of_a_softmax(script: ModuleType) -> None:
+    """Its records have the bits of `softmax().log()` of the trainer's own logits, all of them."""
+    task = script.tiny()
+    model = script.warmed_up(0, 3).bfloat16()
+    prompts = [prompt for prompt, _ in task.problems(torch.Generator().manual_seed(0), 6)]
+    config = GenerationConfig(
+        max_new_tokens=task.most_tokens,
+        do_sample=True,
+        eos_token_id=task.eos,
+        pad_token_id=task.pad,
+    )
+    trainer = SimpleNamespace(generation_config=config)
+    with torch.no_grad(), detcheck.batch_invariant(FAMILIES):
+        completions, recorded = script.ContinuousSampler(trainer).sample(model, prompts)
+        of_softmax, of_log_softmax = [], []
+        for prompt, own in zip(prompts, completions, strict=True):
+            logits = model(torch.tensor([prompt + own])).logits[0, len(prompt) - 1 : -1].float()
+            chosen = torch.tensor(own)[:, None]
+            of_softmax += logits.softmax(-1).gather(1, chosen)[:, 0].log().tolist()
+            of_log_softmax += logits.log_softmax(-1).gather(1, chosen)[:, 0].tolist()
+    flat = [value for row in recorded for value in row]
+    assert flat == of_softmax
+    gaps = [abs(a - b) for a, b in zip(flat, of_log_softmax, strict=True)]
+    assert 0 < max(gaps) < 1e-6
 
 
 def test_positions_leave_padding_out(script: ModuleType) -> None:
