@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from detcheck.analysis import analyse
 from detcheck.analysis.results import Divergence, Group
@@ -61,6 +63,37 @@ def subject_of(run: Run, prompt_index: int | None = None) -> tuple[Subject, Dive
         f"The answers of {run.path} diverge within a batch of one, so load cannot be the cause: "
         "trace a run whose answers diverge in a larger batch."
     )
+
+
+def subject_at_one_place(run: Run) -> tuple[Subject, Divergence]:
+    """As `subject_of`, of answers of one placement, such as one endpoint.
+
+    Raises UsageError too if answers diverge between placements only: that is not the load's doing.
+    """
+    places = dict.fromkeys(record.placement for record in run.conditions)
+    if len(places) < 2:
+        return subject_of(run)
+    subject_of(run)  # raises if no answers diverge at all
+    found = []
+    for place in places:
+        try:
+            found.append(subject_of(_at(run, place)))
+        except UsageError:
+            continue
+    if not found:
+        raise UsageError(
+            f"The answers of {run.path} diverge between its {len(places)} places, and at none of "
+            "them with the load: a burst cannot show that. Compare the places with each other."
+        )
+    return min(found, key=lambda each: each[1].position)
+
+
+def _at(run: Run, place: str) -> Run:
+    """The run as if the requests of its other placements had failed."""
+    table = run.completions
+    here = np.array([record.placement == place for record in run.conditions])
+    variant = np.where(here[table.condition], table.variant, -1).astype(table.variant.dtype)
+    return replace(run, completions=replace(table, variant=variant))
 
 
 def _earliest(run: Run, prompt_index: int | None) -> tuple[Group, int, Divergence]:

@@ -10,7 +10,7 @@ import msgspec
 
 from detcheck import __version__
 from detcheck.errors import UsageError
-from detcheck.probes.subject import Subject, subject_of
+from detcheck.probes.subject import Subject, subject_at_one_place
 from detcheck.repro import files
 from detcheck.rundir import Run
 from detcheck.text import one_line
@@ -27,11 +27,12 @@ def write_burst(run: Run, folder: Path) -> list[Path]:
     """Write the script of the run's earliest divergence, its environment and the issue text.
 
     The script holds the server's URL, the prompts and the fields that were sent; no key and no
-    header. Nothing is sent now. Returns the paths. Raises UsageError if no answers diverge, if the
-    run has no server, or does not hold what was sent; StorageError if `folder` cannot be written.
+    header. Nothing is sent now. Returns the paths. Raises UsageError if no answers of one server
+    diverge, if the run has no server, or does not hold what was sent; StorageError if `folder`
+    cannot be written.
     """
     places = {place: (url, cache) for place, url, cache in getattr(run.target, "places", ())}
-    subject, divergence = subject_of(run)
+    subject, divergence = subject_at_one_place(run)
     placement = subject.trial.condition.placement
     if placement not in places:
         raise UsageError(

@@ -136,6 +136,27 @@ def test_the_script_needs_the_standard_library_only(
     assert "in the burst: …" in paths[2].read_text()
 
 
+def test_the_script_asks_the_server_whose_answers_depend_on_its_load(
+    serve: Make, measure: Make, alone: Make, tmp_path: Path
+) -> None:
+    """The servers also differ from each other: a burst cannot show that."""
+    steady, moving = serve(differ_above=0), serve(differ_above=5, token_s=0.005)
+    script = script_of(measure(steady, moving).run, tmp_path / "repro")
+    assert moving.url in script.read_text()
+    assert steady.url not in script.read_text()
+    done = alone(script)
+    assert done.returncode == 1, done.stdout + done.stderr
+
+
+def test_servers_that_only_differ_from_each_other_are_no_burst(
+    serve: Make, measure: Make, tmp_path: Path
+) -> None:
+    run = measure(serve(), serve(differ_above=0)).run
+    with pytest.raises(UsageError, match="diverge between its 2 places, and at none of them with"):
+        write_burst(run, tmp_path / "repro")
+    assert not (tmp_path / "repro").exists()
+
+
 def test_equal_answers_are_nothing_to_reproduce(serve: Make, measure: Make, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No answers diverge"):
         write_burst(measure(serve()).run, tmp_path / "repro")
