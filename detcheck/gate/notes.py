@@ -139,6 +139,8 @@ def _count_sentence(given: GateInput, group: Group) -> str:
     statistics = group.statistics
     differing = given.counts(group).differing
     made = group.comparisons
+    if not made and group.distinct_within_seed <= 1 and not differing:
+        return "No comparison was made: how often answers would differ is not known."
     if not differing or statistics is None:
         others = group.distinct_within_seed
         tokens = f" There are {count(others, 'different answer')} by tokens." if others > 1 else ""

@@ -75,7 +75,10 @@ def _where(groups: Sequence[Group], mark_if_one: str) -> Card:
     if not completions_of(groups):
         return Card(WHERE, "Unknown", "no completion came back", OPEN)
     if not diverged:
-        return Card(WHERE, "Nowhere", "every completion is the same", mark_if_one)
+        if completions_of(groups) == 1:
+            return Card(WHERE, "Unknown", "1 completion came back: there is no other", OPEN)
+        which = "completion that came back" if any(each.failed for each in groups) else "completion"
+        return Card(WHERE, "Nowhere", f"every {which} is the same", mark_if_one)
     group = min(diverged, key=lambda group: group.first_divergence or 0)
     first = _first(group)
     answer = f"from {group.unit} {first.position:,} on"
@@ -101,6 +104,8 @@ def _why(analysis: Analysis, mark_if_one: str) -> Card:
     kinds = flip_counts(flips)
     if not completions_of(groups):
         return Card(WHY, "Unknown", "no completion came back", OPEN)
+    if completions_of(groups) == 1:
+        return Card(WHY, "Unknown", "1 completion came back: there is no other", OPEN)
     if not kinds:
         return Card(WHY, "Nothing to explain", "no answer left the reference", mark_if_one)
     if flips[CONFIDENT]:

@@ -88,6 +88,8 @@ def _bound(group: Group, statistics: Statistics) -> str:
     loads = f"{count(statistics.effective_trials, 'composition')} of load"
     if statistics.effective_trials < 2 and group.distinct_within_seed == 1:
         return f"{loads}: too few to say anything about other loads"
+    if not statistics.comparisons:
+        return f"{loads}: no comparison was made"
     if statistics.differ_upper_bound is not None:
         bound = f"{number(100 * statistics.differ_upper_bound, 2)}\u00a0%"
         comparisons = count(statistics.comparisons, "comparison")
@@ -148,6 +150,7 @@ def _held(analysis: Analysis) -> dict[str, str]:
             KernelSettings.parse(group.kernels).claims_invariance for group in analysis.groups
         ),
         ENDPOINT_SOUND: bool(decisive),
+        ENOUGH_COMPARISONS: fewest > 0,
     }
     held = {
         RUN_COMPLETE: left_out(analysis.run) or "every condition was measured to its end",

@@ -15,6 +15,7 @@ from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import CONFIDENT, NEAR_TIE, TIE, Analysis, VariantCount
 from detcheck.evidence import KernelsProof
 from detcheck.experiment import Experiment
+from detcheck.gate import judge
 from detcheck.report.card import BAD, GOOD, OPEN
 from detcheck.report.cards import six_cards
 from detcheck.report.checks import bounds, trust_checks
@@ -52,6 +53,24 @@ def emptied(analysis: Analysis) -> Analysis:
     }  # fmt: skip
     groups = tuple(dataclasses.replace(group, **fields) for group in analysis.groups)
     return dataclasses.replace(analysis, groups=groups)
+
+
+def test_one_completion_alone_shows_nothing(tmp_path: Path) -> None:
+    experiment = Experiment(prompts=("Hello",), completions=1, batch_sizes=(1,), kernels=("stock",))
+    analysis = analyse(write_run(tmp_path / "one", [Script(["yes"])], experiment))
+    _, where, why, *_ = six_cards(analysis)
+    assert (where.answer, why.answer) == ("Unknown", "Unknown")
+    assert where.detail == "1 completion came back: there is no other"
+    said = {check.title: check.sentence for check in trust_checks(analysis)}
+    assert "enough comparisons" not in said
+    assert not any("0 of 0" in bound.sentence for bound in bounds(analysis.groups))
+    assert any("No comparison was made" in reason for reason in judge(analysis).reasons)
+
+
+def test_completions_that_did_not_come_back_are_not_called_the_same(silent: Analysis) -> None:
+    assert six_cards(silent)[1].detail == "every completion is the same"
+    some = change_groups(silent, "stock", failed=3)
+    assert six_cards(some)[1].detail == "every completion that came back is the same"
 
 
 def test_the_six_cards_of_a_run_that_diverged_and_was_cured(story: Analysis) -> None:
