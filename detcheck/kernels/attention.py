@@ -5,7 +5,8 @@ paged cache, and hands each request to the kernel of its device. On the CPU that
 `cpu/attention.py`, `cpu/masked.py` for windows, chunks, sinks and soft caps, and `cpu/any_mask.py`
 for biases, attention in both directions and other masks. On a GPU it is
 `triton/attention.py`, which takes all requests in one call, windows, chunks, sinks and soft caps
-among them, and holds all relations, `chunking` and `prefill-decode` included.
+among them, and holds all relations, `chunking` and `prefill-decode` included; for other masks it is
+`cpu/any_mask.py` there too, whose sums in order have kernels for GPUs.
 """
 
 from __future__ import annotations
@@ -58,8 +59,7 @@ def attention(
     computes each query of a prompt on its own, as `fully-invariant` needs on the CPU. On a GPU
     it reads `position_ids` (batch or 1, q), if a layer has a window: a cache may have dropped keys.
     Raises UsageError for features that it does not cover: dropout, position biases of packed
-    requests; on a GPU also all position biases, masks that are no intervals, and attention in both
-    directions.
+    requests.
     """
     packed = cache is not None or kwargs.get("cu_seq_lens_q") is not None
     _refuse_unsupported(dropout, kwargs, packed=packed)
@@ -187,12 +187,6 @@ def _any_mask(
     causal: bool,
 ) -> torch.Tensor:
     """Attention in both directions, or with a bias of positions."""
-    if query.is_cuda:
-        feature = "a position bias" if causal else "attention in both directions"
-        raise UsageError(
-            f"On a GPU batch-invariant attention does not cover {feature}, which this model uses: "
-            'use `device="cpu"` or `kernels="stock"`.'
-        )
     q_len, k_len = query.shape[2], key.shape[2]
     if mask is not None:
         mask = mask[..., :k_len]

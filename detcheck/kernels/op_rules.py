@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from detcheck.kernels.cpu.in_order import can_multiply
 from detcheck.kernels.cpu.linear import OP as PACKED_OP
 from detcheck.kernels.cpu.matmul import is_weight
 from detcheck.kernels.cpu.queries import FLASH_OP
@@ -58,7 +59,7 @@ ROW_BY_ROW = {
 PAST_THE_INTERFACE = ("bmm", FLASH_OP)
 """Ops of attention that was not called through transformers' interface.
 
-Padding matters to them; not to bmm on the CPU, whose sums run in order."""
+Padding matters to them; not to bmm over heads of usual size, whose sums run in order."""
 
 
 class OpRules:
@@ -96,12 +97,16 @@ class OpRules:
     def _is_served(self, full_name: str, op: str, args: Sequence[Any]) -> bool:
         """True if a kernel of ours serves the call, and the batch is the dim that it expects.
 
-        Sums of one product are even, as those of the rotary embedding.
+        Sums of one product are even, as those of the rotary embedding; sums over keys run in order.
         """
         if op == FLASH_OP:
             return False
         if op == "bmm" and not self._on_cpu:
-            return args[0].shape[2] <= 1 or self._holds_weights(args[1])
+            return (
+                args[0].shape[2] <= 1
+                or can_multiply(args[0], args[1])
+                or self._holds_weights(args[1])
+            )
         if op == "mm" and self._holds_weights(args[0]):
             return is_weight(args[0])
         return full_name in self._served

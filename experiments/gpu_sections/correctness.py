@@ -21,8 +21,8 @@ from gpu_sections.common import (
     short,
     wrong,
 )
-from gpu_sections.correctness_attention import attention_checks
-from gpu_sections.correctness_rows import expert_checks, row_checks
+from gpu_sections.correctness_attention import attention_checks, windowed_checks
+from gpu_sections.correctness_rows import expert_checks, ordered_checks, row_checks
 from gpu_sections.device import device
 
 Checks = Iterator[Callable[[], Failures]]
@@ -43,7 +43,12 @@ def correctness(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
     failures: Failures = []
     errors: dict[str, float] = {}
     every = itertools.chain(
-        matmul_checks(errors), attention_checks(errors), row_checks(errors), expert_checks(errors)
+        matmul_checks(errors),
+        attention_checks(errors),
+        windowed_checks(errors),
+        row_checks(errors),
+        expert_checks(errors),
+        ordered_checks(errors),
     )
     for check in every:
         if clock.spent():
@@ -96,7 +101,7 @@ def matmul_check(
         if not torch.equal(matmul.addmm(bias, left[:count], right), with_bias[:count]):
             found.append(f"{name} with bias: batch-size {count}")
     found += [f"{name}: tile {each}" for each in tiles_that_differ(left, weight)]
-    batched = matmul.bmm(left.view(2, rows // 2, inner), right.expand(2, -1, -1))
+    batched = matmul.multiplied(left.view(2, rows // 2, inner), right.expand(2, -1, -1), None)
     found += [f"{name}: bmm"] * (not torch.equal(batched.flatten(0, 1), whole))
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import attention, differentiable
 from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.attention_layout import Layout
@@ -26,6 +27,65 @@ def attention_checks(errors: dict[str, float]) -> Iterator[Callable[[], Failures
     for dtype in DTYPES:
         for heads in HEADS if device.name == "cuda" else SMALL_HEADS:
             yield lambda s=heads, d=dtype: attention_check(*s, d, errors)
+
+
+WINDOWED = ((64, 8, 128, None, True), (32, 8, 300, None, False), (16, 8, 300, 50.0, False))
+"""(heads, key-value heads, window, soft cap, sinks): GPT-OSS, Mistral, Gemma 2, shorter windows."""
+WINDOWED_DIMS = (64, 128, 256)
+
+
+def windowed_checks(errors: dict[str, float]) -> Iterator[Callable[[], Failures]]:
+    """Windows, sinks and soft caps."""
+    for dtype in DTYPES:
+        for dim, layer in zip(WINDOWED_DIMS, device.few(WINDOWED), strict=False):
+            yield lambda s=(dim, *layer), d=dtype: windowed_check(*s, d, errors)
+
+
+def windowed_check(
+    dim: int, heads: int, kv_heads: int, window: int, softcap: float | None, has_sinks: bool,
+    dtype: torch.dtype, errors: dict[str, float],
+) -> Failures:  # fmt: skip
+    """Right, and decoded over a cache that keeps only the window, to the bits of the prefill."""
+    if device.name == "cpu":
+        dim, heads, kv_heads, window = 16, 4, 2, 17
+    name = f"attention {short(dtype)} window {window}, {heads}/{kv_heads} heads of {dim}"
+    size = device.size(700)
+    whole = request(heads, kv_heads, size, dim, dtype)
+    sinks = random(heads, dtype=dtype) if has_sinks else None
+    scores = Scores(None, softcap, sinks)
+    prefill = windowed(whole, range(size), window, scores)
+    exact = differentiable._stock(
+        *(x.double() for x in whole), window_mask(size, window), Scores(None, softcap or 1e9, sinks)
+    )
+    note_error(errors, f"attention {short(dtype)}", prefill, exact[0].transpose(0, 1))
+    found: Failures = []
+    for position in (0, window - 1, window, size // 2, size - 1):
+        kept = slice(max(0, position + 1 - window), position + 1)
+        last = whole[0][:, :, position : position + 1], *(x[:, :, kept] for x in whole[1:])
+        for parallel in (False, True):
+            out = windowed(last, range(position, position + 1), window, scores, parallel)
+            if not torch.equal(out[0], prefill[position]):
+                found.append(f"{name}: prefill-decode at {position}, side by side: {parallel}")
+    return found
+
+
+def windowed(
+    one: Request, positions: range, window: int, scores: Scores, parallel: bool | None = None
+) -> torch.Tensor:
+    """(q, heads, dim) of a request whose keys before the window may be gone."""
+    query, key, value = one
+    length = key.shape[2]
+    layout = Layout(
+        1, bounds([query.shape[2]]), bounds([length]), window=window if length > window else None,
+        positions=torch.tensor(positions, device=device.name),
+    )  # fmt: skip
+    return attention.attention(query, key, value, layout, scores, parallel=parallel)[0]
+
+
+def window_mask(size: int, window: int) -> torch.Tensor:
+    """(size, size) of booleans."""
+    at = torch.arange(size, device=device.name)
+    return (at <= at[:, None]) & (at > at[:, None] - window)
 
 
 def attention_check(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import grouped, norm, reduce, softmax
+from detcheck.kernels.triton import grouped, matmul, norm, reduce, softmax
 from gpu_sections.common import DTYPES, Failures, note_error, random, short
 from gpu_sections.device import device
 
@@ -88,6 +88,30 @@ def expert_check(
                            out[first : first + 1]):  # fmt: skip
             found.append(f"{name}: a token alone by expert {expert}")
     return found
+
+
+def ordered_checks(errors: dict[str, float]) -> Iterator[Callable[[], Failures]]:
+    """Attention that a model writes out: sums over keys in order."""
+    for dtype in DTYPES:
+        yield lambda d=dtype: ordered_check(d, errors)
+
+
+def ordered_check(dtype: torch.dtype, errors: dict[str, float]) -> Failures:
+    """Right, and masked keys on the left change no bit of a share or a result."""
+    keys, padding = device.size(700), 77
+    scores = random(2, 4, 33, keys, dtype=dtype)
+    values = random(8, keys, device.size(128), dtype=dtype)
+    shares = softmax.softmax(scores, -1, False)
+    out = matmul.bmm(shares.flatten(0, 1), values)
+    note_error(errors, f"softmax over keys {short(dtype)}", shares, scores.double().softmax(-1))
+    exact = shares.flatten(0, 1).double() @ values.double()
+    note_error(errors, f"product in order {short(dtype)}", out, exact)
+    lowest = torch.finfo(dtype).min
+    padded = softmax.softmax(F.pad(scores, (padding, 0), value=lowest), -1, False)
+    again = matmul.bmm(padded.flatten(0, 1), F.pad(values, (0, 0, padding, 0), value=5.0))
+    found = [f"softmax over keys {short(dtype)}: padding"]
+    found *= not torch.equal(padded[..., padding:], shares)
+    return found + [f"product in order {short(dtype)}: padding"] * (not torch.equal(again, out))
 
 
 def offsets(ends: list[int]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import attention, configs, matmul, norm, reduce, softmax
 from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.attention_form import AttentionForm
@@ -24,6 +25,7 @@ from detcheck.kernels.triton.attention_shapes import block_d, shapes
 from detcheck.kernels.triton.launch import launches_to
 from gpu_sections import tiles
 from gpu_sections.common import DTYPES
+from gpu_sections.correctness_attention import WINDOWED, WINDOWED_DIMS
 
 ROW_LENGTHS = (128, 576, 4096, 4099, 151936)
 PRODUCTS = (
@@ -107,6 +109,8 @@ def launches(capability: tuple[int, int]) -> Iterator[Callable[[], Any]]:
     for dtype in DTYPES:
         for heads in HEADS:
             yield from attention_launches(*heads, dtype, capability)
+        for dim, layer in zip(WINDOWED_DIMS, WINDOWED, strict=True):
+            yield from windowed_launches(layer, dim, dtype, capability)
     for dtype in DTYPES:
         for length in ROW_LENGTHS:
             yield from row_launches(empty(64, length, dtype=dtype))
@@ -161,6 +165,31 @@ def attention_launches(
         form = AttentionForm(query, key, key, layout, PLAIN, shape)
         yield partial(form, query, key, key, layout, parallel)
     yield lambda: attention.attention(query[:, :, :1], key, key, Layout(1))
+
+
+def windowed_launches(
+    layer: tuple[int, int, int, float | None, bool],
+    dim: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+) -> Iterator[Callable[[], Any]]:
+    """Queries in a window, and over a cache that dropped keys; and what their class is tried by."""
+    heads, kv_heads, _, softcap, has_sinks = layer
+    query, key = empty(1, heads, 2048, dim, dtype=dtype), empty(1, kv_heads, 2048, dim, dtype=dtype)
+    sinks = empty(heads, dtype=dtype) if has_sinks else None
+    bounds, positions = empty(9, dtype=torch.int32), empty(2048, dtype=torch.int64)
+    layouts = (
+        Layout(8, bounds, bounds),
+        Layout(8, bounds, bounds, window=128),
+        Layout(8, bounds, bounds, positions=positions),
+        Layout(8, bounds, bounds, window=128, positions=positions),
+    )
+    phases = shapes(heads // kv_heads, block_d(dim), dtype, capability)
+    for shape, layout, parallel in itertools.product(
+        dict.fromkeys(phases["prefill"] + phases["decode"]), layouts, (False, True)
+    ):
+        form = AttentionForm(query, key, key, layout, Scores(None, softcap, sinks), shape)
+        yield partial(form, query, key, key, layout, parallel, sinks)
 
 
 def row_launches(x: torch.Tensor) -> Iterator[Callable[[], Any]]:

@@ -145,3 +145,13 @@ def test_a_kernel_that_is_wrong_is_a_failure() -> None:
         [sys.executable, "-c", code, EXPERIMENTS], capture_output=True, text=True, check=False
     )
     assert done.stdout == "['tf32', 'nan']\n", done.stderr[-2000:]
+
+
+def test_the_first_four_minutes_show_what_matters_most() -> None:
+    """Compiling included. The whole plan fits one call of ten minutes."""
+    names = tuple(section.name for section in plan.SECTIONS)
+    assert names[: len(plan.FIRST)] == plan.FIRST
+    needed = sum(section.seconds for section in plan.SECTIONS if section.name in plan.FIRST)
+    assert supervisor.COMPILING_S + needed <= plan.FIRST_S
+    given = plan.budgets(plan.SECTIONS, 7.5 * 60 - supervisor.COMPILING_S)
+    assert all(given[name] > 0 for name in names[:7])

@@ -102,8 +102,10 @@ def test_the_plan_counts_what_the_sections_do() -> None:
     checks = (
         correctness.matmul_checks({}),
         correctness_attention.attention_checks({}),
+        correctness_attention.windowed_checks({}),
         correctness_rows.row_checks({}),
         correctness_rows.expert_checks({}),
+        correctness_rows.ordered_checks({}),
     )
     assert planned["correctness"] == [len([*each]) for each in checks]
     kinds = len(classes.DTYPES) * len(classes.DEPTHS)

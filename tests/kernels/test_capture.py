@@ -122,7 +122,10 @@ CALLS: dict[str, tuple[Callable[[], object], list[str]]] = {
         ["descriptor_kernel"],
     ),
     "mm": (lambda: matmul.mm(X[:, 0], empty(4096, 4096)), ["product_kernel"]),
-    "bmm": (lambda: matmul.bmm(empty(3, 8, 64), empty(3, 64, 32)), ["product_kernel"]),
+    "bmm": (lambda: matmul.bmm(empty(3, 8, 64), empty(3, 64, 32)), ["ordered_product_kernel"]),
+    "softmax over keys": (
+        lambda: softmax.softmax(empty(2, 3, 8, 64), -1, False), ["ordered_softmax_kernel"]
+    ),
     "experts": (
         lambda: grouped.grouped_mm(X[:, 0], empty(4, 4096, 96), empty(4, dtype=torch.int32)),
         ["grouped_kernel"],

@@ -1,4 +1,4 @@
-"""Attention with any mask or bias on the CPU, written out: all sums run in order.
+"""Attention with any mask or bias, written out: all sums run in order. On a GPU too.
 
 For masks that are no intervals of keys, such as biases by distance and attention in both
 directions. A whole batch is computed at once. A masked key has the weight zero, which changes
@@ -60,11 +60,18 @@ def scaled_dot_product_attention(
 ) -> torch.Tensor:
     """PyTorch's function of this name, called by a model past transformers' attention interface.
 
-    Tensors on a GPU, of other than four dims, of integers, and calls with dropout run as stock.
+    Tensors of other than four dims, of integers, and calls with dropout run as stock.
     """
     q_len, k_len = query.shape[-2], key.shape[-2]
-    causal = torch.ones(q_len, k_len, dtype=torch.bool).tril() if is_causal else None
-    usual = query.is_cpu and query.is_floating_point() and query.dim() == 4 and dropout_p == 0
+    causal = None
+    if is_causal:
+        causal = torch.ones(q_len, k_len, dtype=torch.bool, device=query.device).tril()
+    usual = (
+        query.device.type in ("cpu", "cuda")
+        and query.is_floating_point()
+        and query.dim() == 4
+        and dropout_p == 0
+    )
     heads_fit = key.dim() == value.dim() == 4 and _heads_fit(query, key, value, enable_gqa)
     if not usual or not heads_fit or (is_causal and attn_mask is not None):
         return stock_attention(

@@ -15,8 +15,10 @@ from typing import Any, Unpack
 import torch
 import triton
 
+from detcheck.kernels.cpu.in_order import can_multiply
+from detcheck.kernels.cpu.matmul import is_weight
 from detcheck.kernels.scales import Scales, scaled, scaled_sum
-from detcheck.kernels.triton import configs, cublas, descriptors
+from detcheck.kernels.triton import configs, cublas, descriptors, in_order
 from detcheck.kernels.triton.bit_class import milliseconds
 from detcheck.kernels.triton.classes import classes
 from detcheck.kernels.triton.configs import Tile
@@ -55,10 +57,15 @@ def addmm(
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(B, M, K) x (B, K, N) to (B, M, N), each product as `mm` computes it."""
+    """(B, M, K) x (B, K, N) to (B, M, N).
+
+    Each product with a weight as `mm` computes it; others in the order of K (`in_order.py`).
+    """
     if left.dtype not in FLOATS or right.dtype != left.dtype:
         shape = (left.shape[0], left.shape[1], right.shape[2])
         return torch.bmm(left, right, out=left.new_empty(shape))
+    if left.shape[2] > 1 and can_multiply(left, right) and not is_weight(right):
+        return in_order.multiply(left, right)
     return multiplied(left, right, None)
 
 

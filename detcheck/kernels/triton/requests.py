@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton.differentiable import PaddedKeys, packed_attention, padded_attention
-from detcheck.kernels.visible_keys import read_mask_once
+from detcheck.kernels.visible_keys import UnreadableMaskError, read_mask_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +33,19 @@ def attend_padded(
 ) -> torch.Tensor:
     """Attention of a padded batch, or of rows that hold several sequences, each by itself.
 
-    A mask has the window in it already. Raises UnreadableMaskError for a mask that is no causal
-    interval of keys.
+    A mask has the window in it already. A row whose mask is no causal interval of keys is written
+    out (`any_mask.py`).
     """
     if mask is None:
         seen = _without_mask(query, key, window)
         mask = _mask_of(seen, query, key)
         return padded_attention(query, key, value, seen, scores, mask)
-    keys = read_mask_once(mask, len(query), key.shape[2])
-    if keys.narrow and keys.several_sequences:
-        return attend_sequences(query, key, value, keys.packed_bounds, scores, keys.window)
+    try:
+        keys = read_mask_once(mask, len(query), key.shape[2])
+        if keys.narrow and keys.several_sequences:
+            return attend_sequences(query, key, value, keys.packed_bounds, scores, keys.window)
+    except UnreadableMaskError:
+        return _row_by_row(query, key, value, mask, scores, window)
     # Padding on the right is after all queries that are read, so causality hides it.
     seen = PaddedKeys(
         keys.starts,
@@ -49,6 +53,27 @@ def attend_padded(
         _origins(query, key, window, keys.starts, keys.ends),
     )
     return padded_attention(query, key, value, seen, scores, mask)
+
+
+def _row_by_row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scores: Scores,
+    window: Window,
+) -> torch.Tensor:
+    """A batch in which some row's mask is no interval: the other rows are computed as if alone."""
+    if len(query) == 1:
+        return attend_any_mask(query, key, value, mask[..., : key.shape[2]], scores)
+    masks = mask.expand(len(query), *mask.shape[1:]).split(1)
+    places: Sequence[torch.Tensor | None] = [None] * len(query)
+    if window.positions is not None:
+        places = window.positions.expand(len(query), *window.positions.shape[1:]).split(1)
+    rows = zip(query.split(1), key.split(1), value.split(1), masks, places, strict=True)
+    return torch.cat(
+        [attend_padded(q, k, v, own, scores, Window(window.size, at)) for q, k, v, own, at in rows]
+    )
 
 
 def attend_sequences(

@@ -1,4 +1,8 @@
-"""Batch-invariant softmax and log-softmax over one dimension of any length, on the GPU."""
+"""Batch-invariant softmax and log-softmax over one dimension of any length, on the GPU.
+
+As on the CPU, softmax over the last of three and more dims is attention's, and sums in order, so
+that masked keys do not change it.
+"""
 
 # ruff: noqa: N803  (compile-time constants are upper-case in Triton)
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -10,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from detcheck.kernels.triton import in_order
 from detcheck.kernels.triton.rows import FLOATS, RowCall, as_rows, first_call, kept_call
 
 
@@ -64,6 +69,8 @@ def _softmax(x: torch.Tensor, dim: int, half_to_float: bool, *, log: bool) -> to
     if x.numel() == 0 or x.dim() == 0:
         return x.new_full(x.shape, 0.0 if log else 1.0, dtype=dtype)
     dim %= x.dim()
+    if x.dim() >= 3 and dim == x.dim() - 1 and not log:  # weights of attention, over keys
+        return in_order.softmax(x, dtype)
     kind = ("softmax", log, dim, half_to_float, x.shape, x.stride(), x.dtype, x.get_device())
     sizes = [*(size for index, size in enumerate(x.shape) if index != dim), x.shape[dim]]
     kept = kept_call(kind)

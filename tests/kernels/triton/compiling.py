@@ -26,6 +26,7 @@ from detcheck.kernels.triton import (
     attention_shapes,
     configs,
     grouped,
+    in_order,
     matmul,
     norm,
     reduce,
@@ -195,6 +196,8 @@ def row_calls(length: int) -> dict[str, Callable[[], object]]:
         "norm": lambda: reduce.vector_norm(wide, 2, [-1]),
         "topk": lambda: topk.topk(x[:, :128].contiguous(), 8),
         "softmax": lambda: softmax.softmax(x, -1, False),
+        "softmax in order": lambda: softmax.softmax(x[None], -1, False),
+        "product in order": lambda: in_order.multiply(x[None, :, :256], x[None, :, :256].mT),
         "log_softmax": lambda: softmax.log_softmax(wide, -1, False),
     }
 
