@@ -101,12 +101,9 @@ class OpRules:
         """
         if op == FLASH_OP:
             return False
-        if op == "bmm" and not self._on_cpu:
-            return (
-                args[0].shape[2] <= 1
-                or can_multiply(args[0], args[1])
-                or self._holds_weights(args[1])
-            )
+        if op == "bmm" and not self._on_cpu and args[0].shape[2] > 1:
+            usual = can_multiply(args[0], args[1]) or self._holds_weights(args[1])
+            return usual and full_name in self._served
         if op == "mm" and self._holds_weights(args[0]):
             return is_weight(args[0])
         return full_name in self._served

@@ -11,6 +11,7 @@ from rounding import rounds_alike
 from torch import nn
 
 from detcheck.errors import UsageError
+from detcheck.kernels import op_rules
 from detcheck.kernels.coverage import (
     coverage,
     level_held,
@@ -230,11 +231,23 @@ def test_attention_written_out_is_taken() -> None:
     assert found["aten::bmm"].module == "transformer.h.0.attn"
 
 
-def test_products_past_the_interface_are_refused_on_a_gpu() -> None:
-    """Their kernels sum blocks of keys, which move with the padding."""
-    x = torch.ones(2, 3, 3)
-    for device, reason in (("cpu", "the matmul kernels"), ("cuda", None)):
-        assert OpRules(device, ()).reason(torch.ops.aten.bmm.default, (x, x), {}, x) == reason
+def test_products_past_the_interface_run_in_order_on_a_gpu_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But not larger ones: their kernel sums blocks, which move with the padding."""
+
+    def reason(device: str, size: int) -> str | None:
+        x = torch.empty(2, 3, size, device="meta")
+        call = (x, torch.empty(2, size, size, device="meta"))
+        return OpRules(device, ()).reason(torch.ops.aten.bmm.default, call, {}, x)
+
+    monkeypatch.setattr(
+        op_rules, "op_names", lambda family, device: ("aten::bmm",) if family == "matmul" else ()
+    )
+    assert reason("cpu", 64) == reason("cuda", 64) == "the matmul kernels"
+    assert reason("cuda", 2048) is None
+    monkeypatch.setattr(op_rules, "op_names", lambda family, device: ())
+    assert reason("cuda", 64) is None
 
 
 class Activated(nn.Module):

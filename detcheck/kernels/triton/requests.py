@@ -9,6 +9,7 @@ import torch
 
 from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
 from detcheck.kernels.scores import Scores
+from detcheck.kernels.triton.attention_form import States
 from detcheck.kernels.triton.differentiable import PaddedKeys, packed_attention, padded_attention
 from detcheck.kernels.visible_keys import UnreadableMaskError, read_mask_once
 
@@ -45,7 +46,7 @@ def attend_padded(
         if keys.narrow and keys.several_sequences:
             return attend_sequences(query, key, value, keys.packed_bounds, scores, keys.window)
     except UnreadableMaskError:
-        return _row_by_row(query, key, value, mask, scores, window)
+        return _row_by_row((query, key, value), mask, scores, window)
     # Padding on the right is after all queries that are read, so causality hides it.
     seen = PaddedKeys(
         keys.starts,
@@ -55,15 +56,9 @@ def attend_padded(
     return padded_attention(query, key, value, seen, scores, mask)
 
 
-def _row_by_row(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scores: Scores,
-    window: Window,
-) -> torch.Tensor:
-    """A batch in which some row's mask is no interval: the other rows are computed as if alone."""
+def _row_by_row(states: States, mask: torch.Tensor, scores: Scores, window: Window) -> torch.Tensor:
+    """Rows computed as if alone, since the mask of at least one of them is no interval."""
+    query, key, value = states
     if len(query) == 1:
         return attend_any_mask(query, key, value, mask[..., : key.shape[2]], scores)
     masks = mask.expand(len(query), *mask.shape[1:]).split(1)
