@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Group
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console, ConsoleOptions, Group
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +23,9 @@ ID_CELLS = 24
 MAX_PROMPTS = 30
 """Prompts in the table; the report has them all."""
 FLIP_STYLES = {CONFIDENT: "bold red"}
+SPARE_COLUMNS = (6, 4, 3, 5, 7)
+"""Left out one after the other in a narrow terminal: tokens/s, where answers diverge, how often the
+most common came, flips, cost. Counted from `came back`, which is 1."""
 UNITS = {"token": "token", "character": "char"}
 
 
@@ -31,23 +38,56 @@ def summary_table(analysis: Analysis) -> Group:
     rows = overview(analysis)
     several = len(rows) > 1
     shown = rows[:MAX_PROMPTS]
-    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = Text(_caption(analysis, len(rows)), style="dim")
-    if several:
-        table.add_column("", justify="right")
-    table.add_column("kernels", max_width=KERNELS_CELLS, no_wrap=True)
     seeds = any(row.several_seeds for row in rows)
     third = f"for one\n{rows[0].groups[0].sample}" if seeds else "most\ncommon"
-    for heading in ("came\nback", "distinct", third, "diverge\nat"):
-        table.add_column(heading, justify="right")
-    table.add_column("flips", no_wrap=True)
-    table.add_column("tokens/s", justify="right")
-    table.add_column("cost", justify="right", no_wrap=True)
+    table = FittingTable(third, _caption(analysis, len(rows)))
     for row in shown:
         for group in row.groups:
-            number_of = [Text(str(row.prompt_index + 1) if group is row.groups[0] else "")]
-            table.add_row(*(number_of if several else []), *_cells(group, seeds=seeds))
+            numbered = str(row.prompt_index + 1) if group is row.groups[0] else ""
+            table.rows.append([Text(numbered if several else ""), *_cells(group, seeds=seeds)])
     return Group(*(_prompt(row, numbered=several) for row in shown), table)
+
+
+@dataclass
+class FittingTable:
+    """The table of the summary, without `SPARE_COLUMNS` if the terminal is too narrow for them."""
+
+    third: str
+    """Heading of the column of the most common answer."""
+    caption: str
+    rows: list[list[Text]] = field(default_factory=list)
+    """The number of the prompt or nothing, then the cells of `_cells`."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """The widest table of which no word has to be cut; else the narrowest."""
+        unlimited = options.update(width=10_000)
+        for number_left_out in range(len(SPARE_COLUMNS) + 1):
+            table = self._without(SPARE_COLUMNS[:number_left_out])
+            if Measurement.get(console, unlimited, table).minimum <= options.max_width:
+                break
+        yield table
+
+    def _without(self, left_out: Sequence[int]) -> Table:
+        table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), caption_justify="left")
+        table.caption = Text(self.caption, style="dim")
+        several = any(row[0] for row in self.rows)
+        if several:
+            table.add_column("", justify="right")
+        table.add_column("kernels", max_width=KERNELS_CELLS, no_wrap=True)
+        columns = ("came\nback", "distinct", self.third, "diverge\nat", "flips", "tokens/s", "cost")
+        kept = [place for place in range(1, len(columns) + 1) if place not in left_out]
+        for place in kept:
+            heading = columns[place - 1]
+            is_flips = heading == "flips"
+            table.add_column(
+                heading,
+                justify="left" if is_flips else "right",
+                no_wrap=is_flips or heading == "cost",
+            )
+        for number_of, kernels, *cells in self.rows:
+            row = (kernels, *(cells[place - 1] for place in kept))
+            table.add_row(*((number_of,) if several else ()), *row)
+        return table
 
 
 def _prompt(row: PromptRow, *, numbered: bool) -> Text:

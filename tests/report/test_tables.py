@@ -34,6 +34,16 @@ def test_eighty_columns_are_enough(name: str, request: pytest.FixtureRequest) ->
     assert f" {analysis.groups[0].distinct} " in body
 
 
+@pytest.mark.parametrize("name", ["story", "several", "eighty", "silent", "seeded"])
+def test_a_narrow_terminal_cuts_no_word(name: str, request: pytest.FixtureRequest) -> None:
+    text = shown(request.getfixturevalue(name), width=40)
+    assert "tokens/s" not in text
+    for heading in ("kernels", "back", "distinct"):
+        assert heading in text
+    headings = next(line for line in text.splitlines() if "kernels" in line)
+    assert "…" not in headings
+
+
 def test_prompts_are_not_markup(several: Analysis) -> None:
     assert "“a [bold]prompt[/bol" in shown(several)
 
