@@ -1,12 +1,13 @@
 """Models and the engine for the sections on whole models.
 
-These sections need detcheck's own dependencies (msgspec among them), not only torch, triton and
-transformers.
+The engine needs detcheck's own dependencies (msgspec among them), not only torch, triton and
+transformers. Without them `variants` asks transformers itself, and `end to end` cannot run.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -73,8 +74,6 @@ def random_llama(name: str, sizes: dict[str, int]) -> Any:
     """A Llama of random bfloat16 weights, a tokenizer of bytes; it never stops by itself."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from detcheck.models import LoadedModel
-
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY if device.name == "cuda" else 512,
@@ -92,7 +91,12 @@ def random_llama(name: str, sizes: dict[str, int]) -> Any:
     finally:
         torch.set_default_dtype(torch.float32)
     model.generation_config.eos_token_id = None
-    return LoadedModel(name, model, byte_tokenizer(), torch.bfloat16, place)
+    parts = name, model, byte_tokenizer(), torch.bfloat16, place
+    try:
+        from detcheck.models import LoadedModel
+    except ImportError:  # detcheck's own dependencies are not installed
+        return SimpleNamespace(name=name, model=model, tokenizer=parts[2])
+    return LoadedModel(*parts)
 
 
 def byte_tokenizer() -> Any:

@@ -21,11 +21,11 @@ EXPERIMENTS = ROOT / "experiments"
 DRY = {"DETCHECK_GPU_DRY_RUN": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
 
 
-def dry_run(out: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    """The exit code and the report of a dry run."""
+def dry_run(out: Path, *options: str, path: Path = ROOT) -> tuple[int, dict[str, Any]]:
+    """The exit code and the report of a dry run; modules are looked for in `path` first."""
     command = [sys.executable, EXPERIMENTS / "gpu.py", "--dry-run", "--out", out, *options]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        command, env=os.environ | {"PYTHONPATH": str(path)}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert (out / "gpu.json").exists(), done.stderr[-2000:]
@@ -141,3 +141,15 @@ def test_servers_take_no_time_unless_they_are_installed(monkeypatch: pytest.Monk
     assert served.seconds <= 1
     monkeypatch.setattr(plan, "find_spec", lambda name: object() if name == "vllm" else None)
     assert served.seconds > 100
+
+
+@pytest.mark.sweep
+def test_whole_models_answer_without_the_dependencies_of_detcheck(tmp_path: Path) -> None:
+    """As on a machine with torch, triton and transformers alone."""
+    (tmp_path / "msgspec.py").write_text("raise ImportError('not installed')")
+    code, found = dry_run(tmp_path / "out", "--sections", "variants,graphs", path=tmp_path)
+    assert code == 0, found["sections"]
+    groups = found["sections"]["variants"]["groups"]
+    assert [group["completions"] for group in groups] == [5, 5]
+    assert groups[1]["self_check"] == "passed"
+    assert found["sections"]["graphs"]["rows"]

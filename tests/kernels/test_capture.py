@@ -20,6 +20,8 @@ pytest.importorskip("triton")
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import (
     ahead,
+    attention,
+    attention_layout,
     differentiable,
     grouped,
     linear,
@@ -210,3 +212,14 @@ def test_nothing_is_chosen_and_kept_while_a_graph_is_captured() -> None:
     assert launches[0].arguments["BLOCK_M"] == anchor.block_m
     assert launches[0].arguments["BLOCK_N"] == anchor.block_n
     assert not linear._kept
+
+
+def test_partial_results_of_splits_are_bounded() -> None:
+    """A chunk of a prompt over 128 Ki keys: side by side, its splits would take 8 GiB."""
+    query, key = empty(1, 32, 900, 128), empty(1, 8, 1 << 17, 128)
+    layout = attention_layout.Layout(1, max_k=1 << 17)
+    launches = ahead.launches_of(lambda: attention.attention(query, key, key, layout, SCORES))
+    assert [launch.name for launch in launches] == ["attention_kernel"]
+    short = query[:, :, :16]
+    launches = ahead.launches_of(lambda: attention.attention(short, key, key, layout, SCORES))
+    assert [launch.name for launch in launches] == ["attention_kernel", "merge_kernel"]
