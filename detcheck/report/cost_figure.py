@@ -101,7 +101,8 @@ def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot(mean, place, "o", color=colour, markersize=8)
         label = "1×, by definition" if cost is None else cost_range(cost)
         left = mean <= low + 0.45 * span
-        look.note(axes, label, (mean, place), (0, 9), ha="left" if left else "right", va="bottom")
+        at = mean if left or cost is None else cost.high  # clear of the line at 1×
+        look.note(axes, label, (at, place), (0, 9), ha="left" if left else "right", va="bottom")
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}×"))
     axes.set_xlabel("time per token against stock")
