@@ -28,6 +28,7 @@ from detcheck.kernels.short_runs import (
     decoding_agrees,
     drops_mask,
     keeps_state,
+    long_padding_agrees,
 )
 
 
@@ -152,6 +153,7 @@ def coverage(model: torch.nn.Module) -> Coverage:
                 or _hides_padding(model)
                 or _scans_chunks(model)
                 or not torch.equal(row, padded)
+                or not long_padding_agrees(model, _longest_run(model))
             )
             passes.padding_matters = padding_matters
         except UsageError:
@@ -172,6 +174,12 @@ def coverage(model: torch.nn.Module) -> Coverage:
         padding_matters,
         not torch.equal(row, beside),
     )
+
+
+def _longest_run(model: torch.nn.Module) -> int | None:
+    """Tokens of a row beyond which the model takes other formulas; None if it never does."""
+    limits = (rescaled_beyond(model), sparse_beyond(model))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 UNSEEN_PADDING = frozenset({"cpmant"})

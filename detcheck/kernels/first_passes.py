@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from detcheck.kernels.one_length import has_chunked_state
+from detcheck.kernels.one_length import counts_padding, generates, has_chunked_state
 from detcheck.kernels.op_watch import OpWatch
+from detcheck.kernels.short_runs import drops_mask
 
 _module_class: Any = torch.nn.Module
 NUM_PASSES = 2
@@ -111,7 +112,11 @@ class FirstPasses:
     def known(self, module: torch.nn.Module) -> Passes:
         """The knowledge of a module, which may be none yet."""
         if module not in self._known:
-            matters = has_chunked_state(module)
+            matters = (
+                has_chunked_state(module)
+                or counts_padding(module)
+                or (generates(module) and drops_mask(module))
+            )
             self._known[module] = Passes(type(module).__name__, padding_matters=matters)
         return self._known[module]
 

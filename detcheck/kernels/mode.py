@@ -187,8 +187,8 @@ def batch_invariant(
     covered. A model that computes with its padding is held for requests of one length: inside, a
     forward pass of it with padding raises UsageError. Without `model` the first two forward passes
     inside are watched: ops that are not covered are in `mode.proof().outside`, and
-    `mode.proof().fault` says so. Padding is not refused then; if the model keeps a state that
-    padding may change, such as Mamba 2, the fault says that too.
+    `mode.proof().fault` says so. Padding is not refused then. The fault also names a causal model
+    whose state (Mamba 2) or positions (BART) depend on padding, or whose own code drops its mask.
 
     `pack_weights="auto"` keeps packed copies of linear layers' parameters on the CPU while the
     mode is on: faster than stock, for as much memory as the weights take. Copies that would take

@@ -35,6 +35,26 @@ def has_chunked_state(model: torch.nn.Module) -> bool:
     return stateful and text.model_type not in STEPWISE
 
 
+def counts_padding(model: torch.nn.Module) -> bool:
+    """True if positions of a causal model count its padding: it has some, and takes none."""
+    if not generates(model) or "position_ids" in inspect.signature(model.forward).parameters:
+        return False
+    return any(
+        "position" in type(module).__name__.lower()
+        or ("position" in name.lower() and isinstance(module, torch.nn.Embedding))
+        for name, module in model.named_modules()
+    )
+
+
+def generates(model: torch.nn.Module) -> bool:
+    """True for a causal language model of transformers, which has no encoder."""
+    can_generate: Any = getattr(model, "can_generate", None)
+    config: Any = getattr(model, "config", None)
+    return bool(can_generate and can_generate()) and not getattr(
+        config, "is_encoder_decoder", False
+    )
+
+
 def refuse_padding(
     model: torch.nn.Module, name: str, when: Callable[[], bool] = lambda: True
 ) -> Callable[[], None]:

@@ -57,7 +57,7 @@ class OpWatch(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         self._stack.enter_context(self._module_path.follow())
-        self._stack.enter_context(_marked_attention(self._inside_attention))
+        self._stack.enter_context(marked_attention(self._inside_attention))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -100,7 +100,7 @@ class OpWatch(TorchDispatchMode):
 
 
 @contextmanager
-def _marked_attention(inside: list[bool]) -> Iterator[None]:
+def marked_attention(inside: list[bool]) -> Iterator[None]:
     """Make `inside` true while attention runs that was called through transformers' interface."""
     from transformers import AttentionInterface
 

@@ -14,6 +14,7 @@ from detcheck.kernels.positions import (
     takes_positions,
     without_padding_token,
 )
+from detcheck.kernels.token_sums import TokenSums
 
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 """Token ids of the probed request."""
@@ -24,6 +25,14 @@ CHUNK = 4
 _LONGER = (6, 5, 4, 3, 2, 1, 2, 3, 4, 5, 6, 7, 8)
 """Token ids of the other request, which makes the probed one padded."""
 _PADDING = len(_LONGER) - len(TOKENS)
+LONG = (127, 61, 31)
+"""Tokens of a padded prompt in a long run: the first that the model has positions for.
+
+The longest crosses the blocks of 64 keys of kernels. They are prime numbers for `TokenSums`."""
+_MARGIN = 4
+"""Positions that a model may leave out: those up to its padding token's, and one to decode."""
+_PADDED_SHARE = 5
+"""One token in so many is padding in a long run."""
 
 
 def alone(model: Any) -> torch.Tensor:
@@ -44,10 +53,50 @@ def beside_equal(model: Any) -> torch.Tensor:
     return _first_row(model, [TOKENS, _LONGER[: len(TOKENS)], TOKENS[::-1]])
 
 
-def _first_row(model: Any, rows: Sequence[Sequence[int]], padding: int = 0) -> torch.Tensor:
-    """Logits of the first row's prompt, without its padding, and of its first decoded token."""
+def long_padding_agrees(model: Any, longest: int | None = None) -> bool:
+    """True if a prompt of up to 102 tokens gives the same logits alone and with padding.
+
+    False also if an op sums over the padding in an order that depends on it: in 16 bits most sums
+    round to the same bits. `longest` limits the tokens of a row.
+    """
+    limits = (limit for limit in (longest, _num_positions(model)) if limit is not None)
+    most = min(limits, default=LONG[0] + _MARGIN + 1)
+    length = next((length for length in LONG if length + _MARGIN < most), None)
+    if length is None:
+        return True
+    padding = length // _PADDED_SHARE
+    probe, other = _row(length + 1 - padding, 7), _row(length + 1, 11)
+    whole = _first_row(model, [probe], prompt=length - padding)
+    with TokenSums(length) as sums:
+        rows = [(0,) * padding + probe, other]
+        padded = _first_row(model, rows, padding, prompt=length - padding)
+    return not sums.found and torch.equal(whole, padded)
+
+
+def _row(length: int, step: int) -> tuple[int, ...]:
+    """Token ids 1 to 13 in another order for each `step`."""
+    return tuple(1 + at * step % 13 for at in range(length))
+
+
+def _num_positions(model: Any) -> int | None:
+    """Positions that the model has; None if its config does not say."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _first_row(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    padding: int = 0,
+    *,
+    prompt: int = NUM_PROMPT_TOKENS,
+) -> torch.Tensor:
+    """Logits of the first row's prompt, without its padding, and of its first decoded token.
+
+    `prompt` is the number of tokens of the prompt.
+    """
     first_position(model)  # found before there is a cache
-    stop = padding + NUM_PROMPT_TOKENS
+    stop = padding + prompt
     out = _forward(model, [row[:stop] for row in rows], padding=padding)
     logits: torch.Tensor = out.logits[0, padding:]
     caches = _caches(out)

@@ -42,7 +42,7 @@ RULES: dict[int, tuple[str, ...]] = {
     8: ("qk_rope_head_dim", "rotary_dim", "rope_head_dim", "time_step_rank", "mamba_n_heads",
         "mamba_num_heads", "n_mamba_heads"),
     12: ("v_head_dim",),
-    128: ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length",
+    192: ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length",
           "max_sequence_length"),
     WINDOW: ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size"),
     1: ("topk_group", "n_group", "num_expert_group", "first_k_dense_replace", "bos_token_id",
@@ -126,9 +126,13 @@ def config_of(name: str | None, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(why_not_loaded(name or "The embedded model", error)) from error
 
 
-WEIGHT_ONLY = ("Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig")
-"""Schemes of torchao that a layer computes with as weights in floating point, in a product that
-the batch-invariant kernels cover."""
+WEIGHT_ONLY = (
+    *("Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig"),
+    "compressed-tensors",
+)
+"""Schemes (those with capitals are torchao's) that compute with weights in floating point, in a
+product that the batch-invariant kernels cover. transformers decompresses the weights of
+compressed-tensors when they are first used, and leaves out the quantisation of activations."""
 
 
 def quantisation(config: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -64,6 +65,23 @@ def test_weight_only_schemes_are_held_and_others_refused_by_name(detcheck, tmp_p
     assert found["level"] == ("fully-invariant" if held else None)
     assert (found["reason"] is None) is held
     assert held or f"quantised weights (torchao {scheme}), whose products" in found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("method", "held"), [("compressed-tensors", True), ("bitsandbytes", False), ("awq", False)]
+)
+def test_other_schemes_are_held_or_refused_by_name(detcheck, tmp_path, method, held):
+    T.LlamaConfig(quantization_config={"quant_method": method}).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    found = json.loads(detcheck("coverage", str(tmp_path), "--json").out)
+    assert found["level"] == ("fully-invariant" if held else None)
+    assert held or f"quantised weights ({method}), whose products" in found["reason"]
+
+
+def test_garbage_is_collected_again_afterwards(detcheck):
+    assert gc.isenabled()
+    assert detcheck("coverage", "llama", "--json").code == 0
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("name", ["", "./nowhere", "no-such-architecture"])

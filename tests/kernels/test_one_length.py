@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sweeps import few
 
 from detcheck.errors import UsageError
 from detcheck.kernels.coverage import coverage, require_coverage
 from detcheck.kernels.mode import batch_invariant
-from detcheck.kernels.one_length import refuse_padding, why_not_one_length
+from detcheck.kernels.one_length import counts_padding, refuse_padding, why_not_one_length
 from detcheck.kernels.short_runs import drops_mask
 from detcheck.models.tiny import config_of, shrunk, tiny_model
 
@@ -60,7 +61,7 @@ def test_without_the_check_padded_rows_differ(bart: torch.nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["mamba2", "qwen3_next", "rwkv"])
+@few("name", ["mamba2", "bart", "qwen3_next", "rwkv", "roformer", "cpmant", "xlnet", "xlm"])
 def test_without_the_check_the_proof_says_that_padding_matters(name: str) -> None:
     model = tiny_model(shrunk(config_of(name)))
     with torch.no_grad(), batch_invariant() as mode:
@@ -71,13 +72,26 @@ def test_without_the_check_the_proof_says_that_padding_matters(name: str) -> Non
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["mamba", "llama"])
+@few("name", ["llama", "mamba", "roberta", "opt", "xglm", "bloom", "mpt", "gpt_neo"])
 def test_a_model_whose_padding_does_not_matter_needs_no_check(name: str) -> None:
     """The twin."""
     model = tiny_model(shrunk(config_of(name)))
     with torch.no_grad(), batch_invariant() as mode:
         model(input_ids=ROWS, attention_mask=PADDED)
     assert mode.proof().fault is None
+
+
+def test_positions_of_an_encoder_are_no_fault() -> None:
+    """An encoder's padding stands behind its tokens, where positions do not count it."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config).eval()
+    assert not counts_padding(model)
+    assert not counts_padding(torch.nn.Linear(2, 2))
 
 
 def test_what_the_check_found_is_known_to_a_mode_without_it(bart: torch.nn.Module) -> None:
