@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 ROOT = Path(__file__).parents[2]
 INLINE = re.compile(r"`((?:detcheck|make|python) [^`…]+)`")
@@ -37,7 +38,7 @@ def _blocks(path: Path) -> Iterator[Block]:
     text = path.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
-        yield Block(f"{path.relative_to(ROOT)}:{line}", match[2] or "", match[3])
+        yield Block(f"{path.relative_to(ROOT)}:{line}", match[2] or "", dedent(match[3]))
 
 
 def commands(block: Block) -> Iterator[str]:
