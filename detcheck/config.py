@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -58,12 +58,12 @@ class Config:
 
 
 def load_config(
-    start: Path, sections: Mapping[str, SectionKind], holding: str | None = None
+    start: Path, sections: Mapping[str, SectionKind], holding: Collection[str] = ()
 ) -> Config:
     """The nearest settings file at or above the folder `start`; an empty Config if there is none.
 
-    If `holding` names a section, it is the nearest file that has this section, and the files below
-    it are checked only. The search ends at the root of the repository, which is the folder with
+    If `holding` names sections, it is the nearest file that has one of them, and the files below it
+    are checked only. The search ends at the root of the repository, which is the folder with
     `.git`. `sections` maps each known section to the Struct that declares its keys. Raises
     UsageError as `read_config`, and if a folder has two files with settings.
     """
@@ -75,7 +75,7 @@ def load_config(
                 f"{_shown(held[0])} and {PYPROJECT} beside it both hold settings: keep one of them."
             )
         found_here = read_config(held[0], sections) if held else None
-        if found_here is not None and (holding is None or holding in found_here.values):
+        if found_here is not None and (not holding or found_here.values.keys() & set(holding)):
             return found_here
     return Config(None, {})
 
@@ -197,8 +197,8 @@ def _document(path: Path) -> dict[str, Any] | None:
         raise UsageError(f"{_shown(path)} cannot be read ({error.strerror}).") from error
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"{_shown(path)} is not valid TOML: {error}.") from error
-    if _prefix(path) and isinstance(document.get(TABLE[0]), dict):
-        _check_spelling(path, document[TABLE[0]])
+    if _prefix(path):
+        _check_spelling(path, document)
     for depth, key in enumerate(_prefix(path), start=1):
         document = document.get(key)
         if document is None:
@@ -208,15 +208,27 @@ def _document(path: Path) -> dict[str, Any] | None:
     return dict(document)
 
 
-def _check_spelling(path: Path, tools: Mapping[str, Any]) -> None:
-    """Raise UsageError if a table of another name is meant for detcheck, as [tool.detchek] is."""
-    for name in tools:
-        plain = name.lower().replace("-", "").replace("_", "")
-        if name != TABLE[1] and difflib.get_close_matches(plain, TABLE[1:], 1, cutoff=0.9):
+def _check_spelling(path: Path, document: Mapping[str, Any]) -> None:
+    """Raise UsageError if a table of another name is meant for detcheck.
+
+    Such as [tool.detchek], [tools.detcheck], or [detcheck] without `tool`.
+    """
+    names = [(name,) for name in document]
+    for outer, tables in document.items():
+        if _is_like(outer, TABLE[0]) and isinstance(tables, dict):
+            names += [(outer, name) for name in tables]
+    for name in names:
+        if name != TABLE and _is_like(name[-1], TABLE[-1]):
             raise UsageError(
-                f"{_shown(path)}: unknown section [{TABLE[0]}.{name}]: did you mean "
+                f"{_shown(path)}: unknown section [{'.'.join(name)}]: did you mean "
                 f"[{'.'.join(TABLE)}]?"
             )
+
+
+def _is_like(word: str, known: str) -> bool:
+    """True if `word` may be a misspelling of `known`, or is `known` itself."""
+    plain = word.lower().replace("-", "").replace("_", "")
+    return bool(difflib.get_close_matches(plain, (known,), 1, cutoff=0.85))
 
 
 def _prefix(path: Path) -> tuple[str, ...]:

@@ -159,7 +159,7 @@ class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     weights_digest: str | None = None
     """Tagged hash of all weight files: `sha256:…`."""
     config_digest: str | None = None
-    """Tagged hash of the model's config and generation config."""
+    """Tagged hash of the model's config and generation config, and of code that it brings along."""
     tokenizer_digest: str | None = None
     """Tagged hash of the tokenizer's files: `sha256:…`."""
     chat_template_digest: str | None = None

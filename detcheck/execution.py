@@ -58,9 +58,12 @@ class Execution:
         self._out_of_memory_at: dict[str, int] = {}
         self._proofs_before: dict[str, KernelsProof] = {}
         self._checks_before: tuple[EndpointCheck, ...] = ()
+        self._before: Run | None = None
+        """The run that is resumed, as it was; None if this is a new one."""
 
     def remember(self, run: Run) -> None:
         """Take over the variants, proofs and checks of a run that is resumed."""
+        self._before = run
         self._proofs_before = dict(run.proofs)
         self._checks_before = run.endpoint_checks
         table = run.completions
@@ -88,9 +91,18 @@ class Execution:
         self.writer.save()
         run = rundir.load(self.writer.path)
         summary = summary_rows(analyse(run))
-        ended = utc_now() if finished else None
+        ended = self._ended(run) or (utc_now() if finished else None)
         self.writer.finish(summary, ended)
         return replace(run, summary=tuple(summary), finished=ended)
+
+    def _ended(self, run: Run) -> str | None:
+        """When the run ended before it was resumed, if nothing was measured since; else None.
+
+        So that a run does not become younger by being resumed.
+        """
+        if self._before is None or len(run.completions) > len(self._before.completions):
+            return None
+        return self._before.finished
 
     def _keep_checks(self) -> tuple[EndpointCheck, ...]:
         """Keep the checks of the engine's servers, beside those that failed before a resume."""

@@ -52,6 +52,12 @@ def quoted(text: str, width: int = 40) -> str:
     return f'"{one_line(cut)}"'
 
 
+def quoted_end(text: str, width: int = 40) -> str:
+    """`text` in quotation marks, on one line, with only its last `width` characters or so."""
+    cut = text if len(text) <= width else "…" + text[1 - width :].lstrip()
+    return f'"{one_line(cut)}"'
+
+
 def escape_markdown(text: str) -> str:
     """`text` on one line as Markdown that renders as itself: no markup, HTML, link or mention.
 

@@ -78,12 +78,12 @@ def test_a_file_without_the_section_that_is_looked_for_does_not_end_the_search(r
     below = repository / "a/detcheck.toml"
     below.write_text("[run]\n", encoding="utf-8")
     sections = {**SECTIONS, "run": SECTIONS["gate"]}
-    found = load_config(repository / "a/b", sections, "gate")
+    found = load_config(repository / "a/b", sections, ("gate",))
     assert found.path == repository / "detcheck.toml"
     assert load_config(repository / "a/b", sections).path == below
     below.write_text("[run]\nmax-distnct = 3\n", encoding="utf-8")
     with pytest.raises(UsageError, match="unknown key 'max-distnct'"):
-        load_config(repository / "a/b", sections, "gate")
+        load_config(repository / "a/b", sections, ("gate",))
 
 
 def test_tables_of_other_tools_are_theirs(read):
@@ -213,6 +213,8 @@ def test_what_a_file_must_not_hold(read, text, words):
         ("tool = 3\n", "[tool] must be a table."),
         ("[tool.detchek.gate]\n", "unknown section [tool.detchek]: did you mean [tool.detcheck]?"),
         ("[tool.Det-Check.gate]\n", "unknown section [tool.Det-Check]: did you mean"),
+        ("[tools.detcheck.gate]\n", "unknown section [tools.detcheck]: did you mean"),
+        ("[detcheck.gate]\n", "unknown section [detcheck]: did you mean [tool.detcheck]?"),
     ],
 )
 def test_what_a_pyproject_must_not_hold(read, text, words):

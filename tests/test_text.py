@@ -14,7 +14,7 @@ from cmarkgfm.cmark import Options
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from detcheck.text import escape_markdown, one_line, quoted
+from detcheck.text import escape_markdown, one_line, quoted, quoted_end
 
 HIDING = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 """Unicode's categories of control, format, private, surrogate and separating characters."""
@@ -163,3 +163,9 @@ def test_the_same_page_catches_what_is_not_escaped(text, tags):
 )
 def test_markdown_reads_well_where_nothing_could_begin(text):
     assert escape_markdown(text) == text
+
+
+def test_the_end_of_a_long_text_is_quoted() -> None:
+    assert quoted_end("short") == '"short"'
+    assert quoted_end("a" * 50 + " before it parts", 16) == '"…before it parts"'
+    assert quoted_end("a\x1bb") == '"a\\x1bb"'

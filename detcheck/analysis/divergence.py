@@ -11,7 +11,7 @@ import numpy.typing as npt
 from detcheck.analysis.flips import FlipJudge
 from detcheck.analysis.results import Divergence, Flip, VariantCount
 from detcheck.rundir import StoredVariant
-from detcheck.text import quoted
+from detcheck.text import quoted, quoted_end
 
 CONTEXT_TOKENS = 8
 PIECE_TOKENS = 6
@@ -134,6 +134,6 @@ def _describe(
 
 def two_ways(context: str, left: str, right: str) -> str:
     """How two answers go on: `, after "a small": "coastal town" / ", coastal town"`."""
-    after = f", after {quoted(context)}" if context else ""
+    after = f", after {quoted_end(context)}" if context else ""
     ways = (quoted(piece) if piece else "the end" for piece in (left, right))
     return f"{after}: {' / '.join(ways)}"

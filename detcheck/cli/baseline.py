@@ -109,7 +109,7 @@ def _configured() -> Path | None:
     """The baseline that the settings file names, if it is no run."""
     from detcheck.cli.settings import find_settings, name_settings
 
-    found = find_settings(holding="gate")
+    found = find_settings(holding=("gate",))
     path: Path | None = found.section("gate").get("baseline")
     if path is None or path.is_dir():
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,32 +74,48 @@ def ci_command(
     """
     from detcheck.analysis import analyse
     from detcheck.cli.gate import show_verdict
-    from detcheck.cli.settings import find_settings, name_settings
-    from detcheck.gate.files import accepted_answers, judge_run
+    from detcheck.gate.files import accepted_answers
     from detcheck.gate.options import GateOptions
+    from detcheck.gate.verdict import judge
 
-    settings = find_settings(config)
-    if not (settings.section("experiment") or settings.section("target")):
-        raise UsageError(
-            "There is no experiment file: write one with `detcheck run --print-config "
-            "> detcheck.toml`, or name it by --config."
-        )
-    name_settings(settings, "experiment", "target", "gate")
+    settings, limits = _find(config)
     experiment, target = _settle(settings, endpoint)
     given = {} if baseline is None else {"baseline": baseline}
-    options = GateOptions(**{**settings.section("gate"), **given})
+    options = GateOptions(**{**limits, **given})
     options.check_answers(experiment)
     if options.baseline is not None:  # a wrong path costs no measurement
         accepted_answers(options.baseline, options.kernels_of(experiment.kernels))
     time = budget_of(budget, options.min_comparisons)
     analysis = analyse(_measure(experiment, target, out / RUN, api_key_env, time))
-    verdict = judge_run(analysis, options)
+    verdict = judge(analysis, options)
     files = {"junit": junit, "sarif": sarif, "summary": summary}
     _write(verdict, analysis, settings, files, _first_op(verdict, analysis.run))
     show_verdict(verdict, options, as_json=as_json)
     if verdict.exit_code is ExitCode.INCONCLUSIVE and allow_inconclusive:
         raise typer.Exit(ExitCode.OK)
     raise typer.Exit(verdict.exit_code)
+
+
+def _find(config: Path | None) -> tuple[Config, Mapping[str, Any]]:
+    """The experiment file, and the fields of the nearest [gate]; their files are named on stderr.
+
+    Raises UsageError if there is no experiment file.
+    """
+    from detcheck.cli.settings import ASKED, find_settings, name_settings
+
+    settings = find_settings(config, holding=ASKED)
+    if not any(map(settings.section, ASKED)):
+        raise UsageError(
+            "There is no experiment file: write one with `detcheck run --print-config "
+            "> detcheck.toml`, or name it by --config."
+        )
+    limits = find_settings(config, holding=("gate",))
+    if limits.path == settings.path:
+        name_settings(settings, *ASKED, "gate")
+    else:
+        name_settings(settings, *ASKED)
+        name_settings(limits, "gate")
+    return settings, limits.section("gate")
 
 
 def _settle(settings: Config, endpoint: list[str] | None) -> tuple[Experiment, Target]:

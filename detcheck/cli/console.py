@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,25 @@ def untrusted(text: str, style: str = "") -> Text:
 def print_line(text: str, style: str = "", *, console: Console = stdout) -> None:
     """Print one line of untrusted text, left unwrapped so that it can be searched for."""
     console.print(untrusted(text, style), soft_wrap=True)
+
+
+def print_wrapped(text: str, style: str = "", *, indent: int = 0) -> None:
+    """Print a paragraph of untrusted text on stdout: on a terminal it is wrapped between words.
+
+    Its later lines are indented by `indent` characters. Elsewhere it is one line, as by
+    `print_line`.
+    """
+    if not stdout.is_terminal:
+        print_line(text, style)
+        return
+    lines = textwrap.wrap(
+        one_line(text),
+        width=max(stdout.width, 2 * indent, 40),
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+    )
+    for line in lines:
+        print_line(line, style)
 
 
 def print_json(data: Any) -> None:

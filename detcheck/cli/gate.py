@@ -56,9 +56,10 @@ def gate_command(
 
     Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive.
     """
-    from detcheck.gate.files import judge_run, load_analysis
+    from detcheck.gate.files import load_analysis
     from detcheck.gate.github import append_summary, summary_path
     from detcheck.gate.junit import write_junit
+    from detcheck.gate.verdict import judge
 
     limits = MismatchLimits(**values(fields_of(MismatchLimits), given))
     if _is_mismatch(run):
@@ -75,7 +76,7 @@ def gate_command(
         )
     options = _options(values(fields_of(GateOptions), given), config)
     summary = summary_path() if github_summary else None
-    verdict = judge_run(load_analysis(run), options)
+    verdict = judge(load_analysis(run), options)
     show_verdict(verdict, options, as_json=as_json)
     if junit is not None:
         write_junit(verdict, junit)
@@ -109,7 +110,7 @@ def _options(given: dict[str, Any], file: Path | None) -> GateOptions:
         GateOptions(**given)  # a mistake on the command line is not the file's
     except UsageError as error:  # of other commands the model is an argument
         raise UsageError(str(error).replace("`model`", "--model")) from error
-    found = find_settings(file, holding="gate")
+    found = find_settings(file, holding=("gate",))
     found.build("gate", GateOptions)
     name_settings(found, "gate")
     return GateOptions(**{**found.section("gate"), **given})
@@ -121,16 +122,16 @@ def show_verdict(verdict: Verdict, options: GateOptions, *, as_json: bool) -> No
 
 
 def _print(verdict: Verdict) -> None:
-    from detcheck.cli.console import print_line, stdout, untrusted
+    from detcheck.cli.console import print_line, print_wrapped, stdout, untrusted
 
     judged = verdict.judged
     headline = untrusted(verdict.value.upper(), f"bold {STYLES[verdict.value]}")
     headline.append_text(untrusted(f"  {judged.run} ({', '.join(judged.kernels)})"))
     stdout.print(headline, soft_wrap=True)
     for line, style in _lines(verdict):
-        print_line(f"  {line}", style)
+        print_wrapped(f"  {line}", style, indent=4)
     for name, text in judged.facts():
-        print_line(f"  {name + ':':<13}{text}", "dim")
+        print_wrapped(f"  {name + ':':<13}{text}", "dim", indent=15)
     if len(verdict.groups) > 1:
         print_line(f"{verdict.value}: {verdict.summary}", f"bold {STYLES[verdict.value]}")
 

@@ -13,6 +13,7 @@ import typer
 
 from detcheck.cli.options import all_fields, parameters, takes, target_fields, values
 from detcheck.cli.settings import (
+    ASKED,
     fields_of_file,
     fields_of_prompts,
     find_settings,
@@ -122,11 +123,12 @@ def run_command(
             )
         measured = _resume(resume, asked, answered_by, connection, time)
     else:
-        settings = find_settings(config)
-        name_settings(settings, "experiment", "target")
+        settings = find_settings(config, holding=ASKED)
+        name_settings(settings, *ASKED)
         experiment, target = _settle(settings, asked, answered_by)
         if print_config:
-            print(to_toml(experiment, target, settings.section("gate")), end="")
+            gate = find_settings(config, holding=("gate",)).section("gate")
+            print(to_toml(experiment, target, gate), end="")
             raise typer.Exit(ExitCode.OK)
         control = _control(target, control_endpoint)
         if time is not None and control is not None:

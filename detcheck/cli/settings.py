@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,15 @@ SECTIONS: dict[str, SectionKind] = {"experiment": (Experiment, PromptsFile), "ta
 """The sections of an experiment file beside [gate], and the structures that declare their keys."""
 
 
-def find_settings(given: Path | None = None, *, holding: str | None = None) -> Config:
+ASKED = ("experiment", "target")
+"""The sections that say what is asked of whom."""
+
+
+def find_settings(given: Path | None = None, *, holding: Collection[str] = ()) -> Config:
     """The experiment file `given`, or the nearest one at or above the current folder.
 
-    If `holding` names a section, it is the nearest file that has it. Raises UsageError if the file
-    holds anything unknown.
+    If `holding` names sections, it is the nearest file that has one of them. Raises UsageError if
+    the file holds anything unknown.
     """
     from detcheck.gate.options import GateOptions
 

@@ -95,6 +95,8 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Commit of a model on the hub; None if it is not known."""
     weights_digest: str | None = None
     """Tagged hash of all weight files; None if it is not known."""
+    config_digest: str | None = None
+    """Tagged hash of the model's configs and of code that it brings along; None if not known."""
     tokenizer_digest: str | None = None
     """Tagged hash of the tokenizer's files; None if it is not known."""
     chat_template_digest: str | None = None
@@ -136,6 +138,7 @@ def baseline_of(analysis: Analysis, kernels: Sequence[str], preview: int | None 
         model=models[0] if models else None,
         revision=run.model.revision,
         weights_digest=run.model.weights_digest,
+        config_digest=run.model.config_digest,
         tokenizer_digest=run.model.tokenizer_digest,
         chat_template_digest=run.model.chat_template_digest,
         dtype=dtype_of(run),

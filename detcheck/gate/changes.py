@@ -204,6 +204,9 @@ def _settings_changed(baseline: Baseline, run: Run) -> Iterator[str]:
         yield f"engine {' → '.join(engines)}"
     for name in _text_tools_changed(baseline, run):
         yield f"{name} is another one"
+    theirs, ours = baseline.config_digest, run.model.config_digest
+    if theirs and ours and theirs != ours:
+        yield "model's config is another one"
     yield from differences(baseline.machine, machine_of(run))
 
 

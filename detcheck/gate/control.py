@@ -12,10 +12,12 @@ from detcheck.rundir import Run
 from detcheck.text import count
 
 SAME_LOAD = (
-    *("model", "dtype", "max_new_tokens", "temperature", "chat_template", "traffic"),
+    *("model", "engine", "dtype", "max_new_tokens", "temperature", "chat_template", "traffic"),
     *("top_k", "top_p", "min_p"),
 )
 """Settings in which a control must agree with the run."""
+AS_ASKED_FOR = {"model": "weights_digest", "dtype": "dtype"}
+"""Of these, the name of what was really loaded. If both runs know it, it counts instead."""
 
 
 def check_control(control: Analysis, analysis: Analysis) -> None:
@@ -38,9 +40,10 @@ def check_control(control: Analysis, analysis: Analysis) -> None:
             raise UsageError(f"`control` is no evidence: {lack.sentence}")
     if not set(ours.prompts) & set(theirs.prompts):
         raise UsageError("`control` asks other prompts than the run: give one that asks the same.")
+    known = _known_of_both(control.run, analysis.run)
     for name in SAME_LOAD:
         our_value, their_value = analysis.run.setting(name), control.run.setting(name)
-        if our_value != their_value:
+        if our_value != their_value and not (name in AS_ASKED_FOR and AS_ASKED_FOR[name] in known):
             raise UsageError(
                 f"`control` has another {name.replace('_', ' ')} ({in_words(their_value)}) than "
                 f"the run ({in_words(our_value)}): give one under the same load."
@@ -58,18 +61,24 @@ def check_control(control: Analysis, analysis: Analysis) -> None:
         )
 
 
+def _known_of_both(control: Run, run: Run) -> set[str]:
+    """The facts about a model that both runs recorded."""
+    names = control.model.__struct_fields__
+    return {name for name in names if getattr(control.model, name) and getattr(run.model, name)}
+
+
 def _check_model(control: Run, run: Run) -> None:
     """Raise UsageError if the control's model is known to be another one.
 
     A server's revision is that of the server too, which may differ by its settings; its model is
     known by the name that it is served under.
     """
-    names = ["weights_digest", "dtype"]
+    names = ["weights_digest", "config_digest", "dtype"]
     if control.traits.computes_here == run.traits.computes_here:
         names.insert(0, "revision" if run.traits.computes_here else "name")
     for name in names:
         theirs, ours = getattr(control.model, name), getattr(run.model, name)
-        if theirs and ours and theirs != ours:
+        if name in _known_of_both(control, run) and theirs != ours:
             raise UsageError(
                 f"`control` is of another model than the run: its {name.replace('_', ' ')} is "
                 f"{theirs}, the run's is {ours}. Give one of the same model."

@@ -1,4 +1,4 @@
-"""Judging with what options name by its path: the run, its baseline and its control."""
+"""The runs and files that options name by their paths: the run, its baseline and its control."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from detcheck.gate.options import GateOptions
 if TYPE_CHECKING:
     from detcheck.analysis.results import Analysis
     from detcheck.gate.baseline import Baseline
-    from detcheck.gate.verdict import Verdict
 
 CONTROL_FOLDER = "control"
 """Folder within a run of the run that is its control."""
@@ -34,20 +33,14 @@ def accepted_answers(path: Path, kernels: tuple[str, ...]) -> Baseline:
     return baseline_of(load_analysis(path), kernels) if path.is_dir() else read_baseline(path)
 
 
-def judge_run(analysis: Analysis, options: GateOptions) -> Verdict:
-    """The verdict on a run, held to the baseline and the control that `options` name.
+def baseline_named(analysis: Analysis, options: GateOptions) -> Baseline | None:
+    """The baseline that `options` name, for the kernels that they judge; None if they name none.
 
-    Raises UsageError if one of these cannot be read, or was asked something else.
+    Raises UsageError as `accepted_answers` does.
     """
-    from detcheck.gate.verdict import judge
-
-    kernels = options.kernels_of(analysis.run.experiment.kernels)
-    return judge(
-        analysis,
-        options,
-        baseline=None if options.baseline is None else accepted_answers(options.baseline, kernels),
-        control=control_run(analysis, options),
-    )
+    if options.baseline is None:
+        return None
+    return accepted_answers(options.baseline, options.kernels_of(analysis.run.experiment.kernels))
 
 
 def control_run(analysis: Analysis, options: GateOptions) -> Analysis | None:

@@ -14,6 +14,7 @@ from detcheck.errors import UsageError
 from detcheck.evidence import MIN_COMPARISONS
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK, KernelSettings
 from detcheck.options import Option, check_types
+from detcheck.text import count
 
 if TYPE_CHECKING:
     from detcheck.experiment import Experiment
@@ -157,10 +158,10 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"`max_distinct` must be at least 1, not {self.max_distinct}.")
         if self.max_answer_flips is not None and self.max_answer_flips < 0:
             raise UsageError(f"`max_answer_flips` must be at least 0, not {self.max_answer_flips}.")
-        if self.max_accuracy_spread is not None and not 0 <= self.max_accuracy_spread <= 100:
+        if self.max_accuracy_spread is not None and not 0 <= self.max_accuracy_spread < 100:
             raise UsageError(
-                f"`max_accuracy_spread` must be from 0 to 100 points, not "
-                f"{self.max_accuracy_spread:g}."
+                f"`max_accuracy_spread` must be at least 0 and less than 100 points, which no "
+                f"score can exceed, not {self.max_accuracy_spread:g}."
             )
         if self.min_comparisons < MIN_COMPARISONS:
             raise UsageError(
@@ -215,6 +216,7 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
         """Raise UsageError if a run of `experiment` could not be held to the limits on answers."""
         if not self.limits_answers:
             return
+        self.check_flips(len(experiment.prompts))
         if self.answer is None and experiment.answer is None:
             raise UsageError("To judge answers, give a parser by `answer`, such as number.")
         known = bool(experiment.items) and experiment.items[0].answer is not None
@@ -222,6 +224,15 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(
                 "`max_accuracy_spread` needs right answers: give every prompt an answer in the "
                 "prompts file."
+            )
+
+    def check_flips(self, prompts: int) -> None:
+        """Raise UsageError if so few prompts cannot exceed the limit on answers that change."""
+        limit = self.max_answer_flips
+        if limit is not None and limit >= prompts:
+            raise UsageError(
+                f"`max_answer_flips` is {limit}, which {count(prompts, 'prompt')} cannot exceed: "
+                "lower it, or ask more prompts."
             )
 
     def kernels_of(self, available: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from detcheck.analysis.evidence import (
     endpoint_sentence,
     lacking,
 )
-from detcheck.analysis.results import UNKNOWN, Flip, Group, SeedSplit
+from detcheck.analysis.results import CONFIDENT, UNKNOWN, Flip, Group, SeedSplit
 from detcheck.errors import UsageError
 from detcheck.evidence import UNKNOWN_FIELDS, WHOLE_ANSWERS
 from detcheck.gate.answer_rules import ANSWER_RULES
@@ -34,10 +34,11 @@ CLOCK_TOLERANCE_S = 300
 
 
 def check_limit(given: GateInput) -> None:
-    """Raise UsageError if the completions are too few to exceed a limit above one.
+    """Raise UsageError if the completions, or the prompts, are too few to exceed a limit.
 
-    A limit that was exceeded all the same is left to `too_many_answers`.
+    A limit on distinct answers that was exceeded all the same is left to `too_many_answers`.
     """
+    given.options.check_flips(len({group.prompt_index for group in given.groups}))
     limit = given.options.limit or 1
     if limit == 1 or any(given.counts(group).distinct > limit for group in given.groups):
         return
@@ -53,13 +54,16 @@ def check_limit(given: GateInput) -> None:
 
 
 def too_many_answers(given: GateInput) -> Iterator[Finding]:
-    """Fails a group with more distinct answers than are allowed."""
-    limit = given.options.limit
-    if limit is None:
-        return
+    """Fails a group with more distinct answers than are allowed.
+
+    Without a limit, at the level bits, one answer must still have one set of log-probabilities.
+    """
     for group in given.groups:
         found = given.counts(group)
-        if found.distinct > limit:
+        limit = given.options.limit
+        if limit is None and found.level == BITS:
+            limit = max(1, group.distinct_within_seed)
+        if limit is not None and found.distinct > limit:
             if found.level == BITS and group.distinct_within_seed <= limit:
                 sentence = _by_bits(group, found, limit)
             else:
@@ -216,16 +220,18 @@ def _first_divergence(group: Group, found: AtLevel) -> str:
     ]
     first = min(diverged, key=lambda divergence: divergence.position)
     ways = two_ways(first.context, first.reference_piece, first.piece)
-    return f"the first divergence is at position {first.position}{ways} ({_why(first.flip)})"
+    return f"the first divergence is at position {first.position}{ways} {_why(first.flip)}"
 
 
 def _why(flip: Flip) -> str:
-    """The kind of a flip, or the reason why it is not known."""
+    """The kind of a flip and its meaning, or the reason why it is not known."""
+    if flip.kind == CONFIDENT:
+        return f"({flip.kind}): this is not rounding, but a bug"
     if flip.kind != UNKNOWN:
-        return flip.kind
+        return f"({flip.kind}): rounding decided between two tokens"
     if flip.gap is None:
-        return "no log-probabilities to tell why"
-    return "no noise was measured to tell rounding from a bug"
+        return "(no log-probabilities to tell why)"
+    return "(no noise was measured to tell rounding from a bug)"
 
 
 def _reference_text(split: SeedSplit) -> str | None:

@@ -18,6 +18,7 @@ from detcheck.errors import ExitCode
 from detcheck.gate.baseline import Baseline
 from detcheck.gate.changes import check_held
 from detcheck.gate.control import check_control
+from detcheck.gate.files import baseline_named, control_run
 from detcheck.gate.given import gate_input
 from detcheck.gate.judged import Judged, judged_of
 from detcheck.gate.options import GateOptions
@@ -99,17 +100,21 @@ def judge(
 ) -> Verdict:
     """Judge every prompt of a run under the kernels that `options` choose.
 
-    `baseline` holds the run to accepted answers (see `baseline_of` and `read_baseline`; the path in
-    `options` is not read here). `control` is the analysis of another run that serves as the
-    control; None takes the stock groups of the run itself. `now` is the time that the run's age is
-    counted to; None is the present.
+    `baseline` holds the run to accepted answers (see `baseline_of` and `read_baseline`); None takes
+    those at the path in `options`, if there is one. `control` is the analysis of another run that
+    serves as the control; None takes the run at the path in `options`, else the run in the folder
+    `control` of this one, else the stock groups of the run itself. `now` is the time that the run's
+    age is counted to; None is the present.
 
     Raises UsageError if the run lacks the kernels to judge, if its completions are too few to
-    exceed the limit, or if the control or the baseline was asked something else.
+    exceed the limit, or if the control or the baseline cannot be read or was asked something else.
     """
+    options = options or GateOptions()
+    baseline = baseline_named(analysis, options) if baseline is None else baseline
+    control = control_run(analysis, options) if control is None else control
     given = gate_input(
         analysis,
-        options or GateOptions(),
+        options,
         baseline=baseline,
         control=control,
         now=now or datetime.now(UTC),

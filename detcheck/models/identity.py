@@ -26,6 +26,8 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Of a hub model only these: the other files in the cache depend on who has downloaded it."""
 CONFIGS = ("config.json", "generation_config.json")
+OWN_CODE = "*.py"
+"""Code that a model brings along; of a hub model its commit is enough."""
 FAST_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 """All that is read of a tokenizer if its first file is there."""
 SLOW_TOKENIZER = (
@@ -58,7 +60,7 @@ def identify(name: str, source: str | None, commit: str | None = None) -> ModelI
     return replace(
         identity,
         weights_digest=_digest(folder, WEIGHTS if commit is None else HUB_WEIGHTS),
-        config_digest=_digest(folder, CONFIGS),
+        config_digest=_digest(folder, (*CONFIGS, OWN_CODE) if commit is None else CONFIGS),
         tokenizer_digest=_digest(folder, FAST_TOKENIZER if fast else SLOW_TOKENIZER),
     )
 

@@ -11,7 +11,7 @@ import torch
 
 from detcheck.errors import ModelError, UsageError
 from detcheck.models.embedded import EMBEDDED_DTYPE, EMBEDDED_NAME
-from detcheck.models.naming import pretrained_options, source, why_not_loaded
+from detcheck.models.naming import hub_commit, pretrained_options, source, why_not_loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class LoadedModel:
     device: torch.device
     source: str | None = None
     """Folder or hub id that it was loaded from; None if it was made in memory."""
+    commit: str | None = None
+    """Commit of a model from the hub; None for other models."""
 
     @property
     def context_length(self) -> int | None:
@@ -32,11 +34,6 @@ class LoadedModel:
         config = self.model.config.get_text_config()
         value = getattr(config, "max_position_embeddings", None)
         return int(value) if value and value > 0 else None
-
-    @property
-    def commit(self) -> str | None:
-        """Commit of a model from the hub; None for other models."""
-        return getattr(self.model.config, "_commit_hash", None)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -80,7 +77,8 @@ def load(
         raise ModelError(f"{shown} does not fit into memory.") from error
     except Exception as error:  # whatever transformers raises for the contents of the files
         raise ModelError(why_not_loaded(shown, error)) from error
-    return LoadedModel(shown, model, tokenizer, model.dtype, target, found)
+    commit = hub_commit(found, revision)
+    return LoadedModel(shown, model, tokenizer, model.dtype, target, found, commit)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ def pretrained_options(
     if not Path(found).is_dir() and not _hub_answers():
         options["local_files_only"] = True
     return options
+
+
+def hub_commit(found: str, revision: str | None = None) -> str | None:
+    """The commit of the files that `from_pretrained` reads for a hub id at `revision`.
+
+    The hub's cache keeps the files of each commit in a folder of its name. None for a folder, and
+    for a hub id that is not in the cache.
+    """
+    if Path(found).expanduser().is_dir():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    with suppress(Exception):  # names that the hub does not allow
+        config = try_to_load_from_cache(found, "config.json", revision=revision)
+        if isinstance(config, str):
+            return Path(config).parent.name
+    return None
 
 
 def num_attention_heads(

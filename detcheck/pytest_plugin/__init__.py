@@ -211,8 +211,10 @@ class Determinism:
 
         With --detcheck-update the answers are accepted in the place of that.
         """
+        from msgspec.structs import replace
+
         from detcheck.analysis import analyse
-        from detcheck.gate.files import accepted_answers, control_run
+        from detcheck.gate.files import accepted_answers
         from detcheck.gate.verdict import judge
 
         assert self.run is not None
@@ -223,10 +225,10 @@ class Determinism:
             changes = _update(file, analysis, kernels)
             accept = ((ACCEPTED, f"{file.name}: {change}") for change in changes)
             self.request.node.user_properties.extend(accept)
+            options = replace(options, baseline=None)  # it holds these very answers now
         elif options.baseline is not None or file.exists():
             accepted = accepted_answers(file, kernels)
-        control = control_run(analysis, options)
-        return judge(analysis, options, baseline=accepted, control=control)
+        return judge(analysis, options, baseline=accepted)
 
     def _inconclusive(self) -> None:
         __tracebackhide__ = True

@@ -48,6 +48,19 @@ def test_a_sound_server_passes_and_everything_is_written(detcheck):
     assert "✅ pass" in Path("s.md").read_text(encoding="utf-8")
 
 
+def test_the_gate_of_the_root_holds_an_experiment_below(detcheck, monkeypatch):
+    Path("below").mkdir()
+    Path("detcheck.toml").write_text('[gate]\nmodel = "another"\n', encoding="utf-8")
+    monkeypatch.chdir("below")
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url, FILE.partition("[gate]")[0])
+        result = detcheck("ci", "-o", "out")
+    assert result.code == 3, result.err
+    assert 'not "another"' in result.out
+    assert "settings: [experiment] and [target] of" in result.err
+    assert "settings: [gate] of" in result.err
+
+
 def test_a_planted_difference_is_1_and_a_result_for_each_prompt(detcheck, monkeypatch, tmp_path):
     summary = tmp_path / "job.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))

@@ -54,6 +54,19 @@ def test_a_file_is_found_by_walking_up_to_the_repositorys_root(detcheck, monkeyp
     assert load("run").experiment.completions == 12
 
 
+def test_a_file_with_other_sections_below_hides_nothing(detcheck, monkeypatch):
+    """Neither the experiment of the root, nor its gate in the printed file."""
+    write("repository/detcheck.toml", FILE)
+    Path("repository/.git").mkdir()
+    write("repository/a/detcheck.toml", "[gate]\nmax-distinct = 2\n")
+    monkeypatch.chdir("repository/a")
+    assert detcheck("run", "-o", "run").code == 0
+    assert load("run").target.engine == "scripted"
+    printed = tomllib.loads(detcheck("run", "--print-config").out)
+    assert printed["target"]["engine"] == "scripted"
+    assert printed["gate"] == {"max_distinct": 2}
+
+
 def test_nothing_above_the_repositorys_root_is_read(detcheck, monkeypatch):
     write("detcheck.toml", "[experiment]\ncompletions = 'wrong'\n")
     Path("repository/.git").mkdir(parents=True)

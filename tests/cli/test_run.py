@@ -233,9 +233,15 @@ def test_the_gate_takes_the_parser_of_the_run(detcheck, scripted):
     assert failed.code == 1
     assert "The answer to prompt 1 changes with the load" in failed.out
     document = json.loads(
-        detcheck("gate", "run", "-k", "stock", "--max-answer-flips", "1", "--json").out
+        detcheck("gate", "run", "-k", "stock", "--max-answer-flips", "0", "--json").out
     )
     assert document["answers"][0]["flips"] == 1
+    powerless = detcheck("gate", "run", "-k", "stock", "--max-answer-flips", "1")
+    assert (powerless.code, powerless.only_sentence) == (
+        2,
+        "error: --max-answer-flips is 1, which 1 prompt cannot exceed: lower it, or ask more "
+        "prompts.\n",
+    )
     unnamed = detcheck(*SCRIPTED, "-p", "How?", "-o", "unnamed")
     assert unnamed.code == 0
     refused = detcheck("gate", "unnamed", "-k", "stock", "--max-answer-flips", "0")

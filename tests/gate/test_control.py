@@ -63,6 +63,7 @@ def test_prompts_that_the_control_has_not_asked_have_none(tmp_path):
         ({"model": "other"}, 'another model .*"other"'),
         ({"max_new_tokens": 24}, "another max new tokens .24."),
         ({"traffic": "mixed"}, "another traffic"),
+        ({"engine": "static"}, 'another engine ."static".'),
         ({"batch_sizes": (1, 4, 16)}, "larger batches .16. than the run .8."),
         ({"script": ScriptedEngine(observed_share=0.5)}, "no evidence"),
         ({"engine": "scripted"}, "no evidence: The answers were planted"),
@@ -84,7 +85,12 @@ def of_model(path, **identity):
     return analysed(path, identity=ModelIdentity(**identity))
 
 
-KNOWN = {"dtype": "bfloat16", "weights_digest": "sha256:a", "revision": "r1"}
+KNOWN = {
+    "dtype": "bfloat16",
+    "weights_digest": "sha256:a",
+    "config_digest": "sha256:c",
+    "revision": "r1",
+}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +99,7 @@ KNOWN = {"dtype": "bfloat16", "weights_digest": "sha256:a", "revision": "r1"}
         ({"dtype": "float32"}, "its dtype is float32, the run's is bfloat16"),
         ({"weights_digest": "sha256:b"}, "its weights digest is sha256:b"),
         ({"revision": "r2"}, "its revision is r2"),
+        ({"config_digest": "sha256:d"}, "its config digest is sha256:d"),
         ({"prompt_digests": ("sha256:q",)}, "1 prompt became other token ids"),
     ],
 )
@@ -107,3 +114,12 @@ def test_a_control_of_which_less_is_known_is_a_control(tmp_path):
     assert judged(run, of_model(tmp_path / "one", dtype="bfloat16")).value == PASS
     same = of_model(tmp_path / "two", prompt_digests=("sha256:p",), **KNOWN)
     assert judged(run, same).value == PASS
+
+
+@pytest.mark.parametrize("asked", [{"model": "/elsewhere/m"}, {"dtype": "bfloat16"}])
+def test_the_same_weights_under_another_name_are_the_same_model(tmp_path, asked):
+    loaded = ModelIdentity(**KNOWN)
+    run = analysed(tmp_path / "run", identity=loaded)
+    assert judged(run, analysed(tmp_path / "one", identity=loaded, **asked)).value == PASS
+    with pytest.raises(UsageError, match="another"):
+        judged(run, analysed(tmp_path / "two", **asked))

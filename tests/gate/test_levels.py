@@ -11,7 +11,7 @@ from detcheck.errors import UsageError
 from detcheck.gate import PASS
 from detcheck.kernels.settings import STOCK
 
-from .runs import DIVERGING, rules
+from .runs import DIVERGING, analysed, rules
 
 
 def one_bit(completion):
@@ -130,3 +130,14 @@ def test_a_parser_that_finds_nothing_is_inconclusive_and_shows_why(verdict_on):
         "The parser found no answer in 48 completions of 48, such as "
         '"I am not sure.", "Who knows?".'
     )
+
+
+def test_a_baseline_does_not_lower_the_level(verdict_on, tmp_path):
+    """The accepted words with other bits under load are no answer of invariant kernels."""
+    baseline = tmp_path / "accepted"
+    analysed(baseline)
+    assert verdict_on(baseline=baseline).value == PASS
+    assert verdict_on(baseline=baseline, change=one_bit, level="tokens").value == PASS
+    verdict = verdict_on(baseline=baseline, change=one_bit)
+    assert rules(verdict, FAIL) == {"max-distinct"}
+    assert "the log-probabilities of 24 completions differ in some bit" in verdict.reasons[0]

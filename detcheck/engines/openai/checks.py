@@ -12,7 +12,7 @@ from detcheck.engines.openai.probing import NUM_TOKENS, Probe
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.request import Dialect, Question
 from detcheck.engines.openai.tally import IMPOSSIBLE, MEASURABLE_S, ReplyTally
-from detcheck.engines.openai.texts import without_numbers
+from detcheck.engines.openai.texts import own_words
 from detcheck.evidence import UNKNOWN_FIELDS, WHOLE_ANSWERS, EndpointCheck, Precision
 from detcheck.text import count, quoted
 
@@ -75,12 +75,12 @@ def greedy(
     return EndpointCheck(name, True, sentence)
 
 
-def different_prompts(replies: Sequence[Reply]) -> list[EndpointCheck]:
-    """Whether `replies` to different prompts differ in more than numbers."""
-    texts = [reply.text for reply in replies if reply.text.strip()]
+def different_prompts(replies: Mapping[str, Reply]) -> list[EndpointCheck]:
+    """Whether `replies`, by prompt, differ in more than numbers and the prompts themselves."""
+    texts = [reply.text for reply in replies.values() if reply.text.strip()]
     if len(texts) < len(replies):
         return []  # empty answers have a check of their own
-    if len({without_numbers(text) for text in texts}) > 1:
+    if len({own_words(reply.text, prompt) for prompt, reply in replies.items()}) > 1:
         sentence = f"{len(texts)} different prompts got different answers"
         return [EndpointCheck(DIFFERENT_PROMPTS, True, sentence)]
     sentence = (

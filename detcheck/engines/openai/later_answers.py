@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from detcheck.engines.openai.texts import without_numbers
+from detcheck.engines.openai.texts import own_words
 from detcheck.evidence import EndpointCheck
 from detcheck.text import count, quoted
 
@@ -24,7 +24,7 @@ class LaterAnswers:
     """The answers of one endpoint to the prompts of the checks, before the experiment and since."""
 
     before: Mapping[str, str] = field(default_factory=dict)
-    """By prompt, as `without_numbers` leaves them."""
+    """By prompt, as `own_words` leaves them."""
     fewest: int = 2
     """So many different prompts with one answer are no chance."""
     answers: int = 0
@@ -51,10 +51,10 @@ class LaterAnswers:
         that had one answer then count as one: some models begin alike.
         """
         self.answers += len(answers)
-        ours = {without_numbers(text) for text in own}
+        ours = {own_words(text) for text in own}
         prompts_of: dict[str, set[str]] = {}
         for prompt, text in answers:
-            if words := without_numbers(text):
+            if words := own_words(text, prompt):
                 prompts_of.setdefault(words, set()).add(prompt)
         for words, prompts in prompts_of.items():
             is_new = any(self.before.get(prompt) != words for prompt in prompts)

@@ -22,7 +22,7 @@ from detcheck.engines.openai.probing import (
     try_probe,
 )
 from detcheck.engines.openai.request import Dialect, Question
-from detcheck.engines.openai.texts import without_numbers
+from detcheck.engines.openai.texts import own_words
 from detcheck.errors import UsageError
 from detcheck.evidence import EndpointCheck
 from detcheck.experiment import Experiment
@@ -64,7 +64,8 @@ async def check(endpoint: Endpoint, experiment: Experiment, target: Served) -> N
     _count(endpoint, probes)
     replies = [one.reply for one in probes]
     asked_before = zip((GREETING, REPEATED, *FRESH), (first, repeats[0], *fresh), strict=True)
-    before = {prompt: without_numbers(one.reply.text) for prompt, one in asked_before}
+    by_prompt = {prompt: one.reply for prompt, one in asked_before}
+    before = {prompt: own_words(reply.text, prompt) for prompt, reply in by_prompt.items()}
     endpoint.later = LaterAnswers(before, fewest=3 if temperature > 0 else 2)
     asked = Question(
         *("", experiment.max_new_tokens, temperature, experiment.seeds[0]), choices=target.choices
@@ -75,7 +76,7 @@ async def check(endpoint: Endpoint, experiment: Experiment, target: Served) -> N
         *checks.dropped_fields(endpoint.dialect, temperature),
         greedy,
         *seed_checks,
-        *checks.different_prompts([one.reply for one in (first, repeats[0], *fresh)]),
+        *checks.different_prompts(by_prompt),
         checks.max_tokens(replies),
         checks.logprobs(replies),
         checks.no_cache(repeats, fresh),

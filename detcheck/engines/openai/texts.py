@@ -1,10 +1,14 @@
-"""Texts as they are compared when two answers may name different numbers."""
+"""Texts as they are compared when answers to different prompts may repeat these prompts."""
 
 from __future__ import annotations
 
 import re
 
 
-def without_numbers(text: str) -> str:
-    """`text` without words that hold a digit: a request's number or time is no answer."""
-    return " ".join(re.sub(r"\S*\d\S*", " ", text).lower().split())
+def own_words(text: str, prompt: str = "") -> str:
+    """`text` without `prompt` and without words that hold a digit.
+
+    A request's number or time is no answer, and neither is the question.
+    """
+    rest = text.replace(prompt, " ") if prompt else text
+    return " ".join(re.sub(r"\S*\d\S*", " ", rest).lower().split())

@@ -24,6 +24,7 @@ from detcheck.engines.prompts import check_lengths, encode_prompt
 from detcheck.engines.vllm.scheduler_steps import SchedulerSteps, stat_logger
 from detcheck.errors import DetcheckError, ModelError, UsageError
 from detcheck.models.identity import digest_of_template
+from detcheck.models.naming import hub_commit
 from detcheck.prompts import ChatMessage
 from detcheck.targets.prefix_cache import AS_IS, COLD, WARM
 
@@ -138,7 +139,7 @@ class Worker:
             "version": vllm.__version__,
             "batch_invariant": bool(envs.VLLM_BATCH_INVARIANT),
             "dtype": str(config.dtype).removeprefix("torch."),
-            "commit": getattr(config.hf_config, "_commit_hash", None),
+            "commit": hub_commit(self._setup.source, self._setup.revision),
             "chat_template_digest": digest_of_template(template),
             "prompt_digests": {
                 prompt: fingerprint_token_ids(ids) for prompt, ids in self._prompts.items()

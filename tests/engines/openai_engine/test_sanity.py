@@ -177,15 +177,18 @@ def test_cache_is_known_by_ids_and_an_old_time_stamp():
         (("Service temporarily overloaded",) * 3, False),
         (("Overloaded (request 17)", "Overloaded (request a3f9)", "overloaded"), True),
         (("Overloaded (request 17)", "overloaded (request 18)", "Overloaded (request a9)"), False),
+        (tuple(f'Overloaded: no answer to "Prompt {n}?" now' for n in range(3)), False),
+        (tuple(f"Prompt {n}? {word}" for n, word in enumerate(("one", "two", "three"))), True),
     ],
 )
 def test_one_answer_to_all_prompts_is_decisive(texts, holds):
-    (found,) = different_prompts([probe(text, "a", 1.0).reply for text in texts])
+    replies = {f"Prompt {n}?": probe(text, "a", 1.0).reply for n, text in enumerate(texts)}
+    (found,) = different_prompts(replies)
     assert (found.holds, found.decisive) == (holds, not holds)
 
 
 def test_empty_answers_have_another_check():
-    assert different_prompts([probe("", "a", 1.0).reply] * 3) == []
+    assert different_prompts(dict.fromkeys("abc", probe("", "a", 1.0).reply)) == []
 
 
 @pytest.mark.parametrize(
