@@ -24,6 +24,7 @@ from gpu_sections.stub_driver import stub_driver
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import (
     attention,
+    attention_layout,
     launch,
     linear,
     norm,
@@ -59,7 +60,7 @@ class Given:
 def launches() -> Iterator[list[Given]]:
     """The launches that reached the driver; no kernel is kept from other tests."""
     found: list[Given] = []
-    for table in (attention._kept, linear._kept, rows._kept):
+    for table in (attention._kept, attention_layout._kept, linear._kept, rows._kept):
         table.clear()
     with (
         stub_driver(lambda *given: found.append(Given.of(*given))),

@@ -96,7 +96,7 @@ class Repeated:
     ) -> None:
         """Launch on the current stream of the tensors' GPU."""
         device = tensors[0].get_device()
-        if self._device == device == current_device() and not (_stand_ins or self._hooks.calls):
+        if not (_stand_ins or self._hooks.calls) and self._device == device == current_device():
             addresses = tuple(map(torch.Tensor.data_ptr, tensors))
             if self._launch and gcd(ALIGNMENT_BYTES, *addresses) == ALIGNMENT_BYTES:
                 self._launch(grid, current_stream(device), (*addresses, *numbers, *self._rest))
