@@ -48,7 +48,7 @@ from detcheck import environment
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 EMBEDDED_ARMS = ("none", "truncated", "bitwise", "stale")
-STEPS = {"tiny": 40, "embedded": 30}
+STEPS = {"tiny": 40, "embedded": 36}
 WARM_UP = {"tiny": 100, "embedded": 3}
 FIRST_SEED = 0
 

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PATTERNS = (
     "results/*/table.md",
     "results/*/*/table.md",
+    "results/*/*/summary.md",
+    "results/*/embedded/*.svg",
     "results/*/roofline.md",
     "results/*/report.html",
     "results/*/figures/*.svg",
