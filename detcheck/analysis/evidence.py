@@ -164,12 +164,14 @@ def _every_completion(analysis: Analysis, groups: Sequence[Group]) -> Iterator[F
         if group.completions < asked:
             failed = f" ({failures(group)})" if group.failed else ""
             sentence = f"{group.completions:,} of {count(asked, 'completion')} came back{failed}."
+            if failed and analysis.run.complete:
+                sentence += " Failed requests are not sent again: measure anew."
             yield _lack(EVERY_COMPLETION, sentence, group)
 
 
 def _batches_observed(groups: Sequence[Group]) -> Iterator[Finding]:
     for group in groups:
-        if not group.evidence.observed:
+        if not group.evidence.observed and not _unmeasured(group):
             sentence = f"The load was not formed as asked: {group.evidence.sentence}."
             yield _lack(BATCHES_OBSERVED, sentence, group)
 
@@ -187,6 +189,8 @@ def _kernels_proven(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Fin
 def _load_varied(analysis: Analysis, groups: Sequence[Group]) -> Iterator[Finding]:
     """If nothing changed around the request, no answer could have changed."""
     for group in groups:
+        if _unmeasured(group):
+            continue
         if group.completions and not _two_loads(analysis, group):
             asked = dict.fromkeys(row.batch_size for row in group.by_batch_size if row.completions)
             sentence = (
@@ -232,12 +236,17 @@ def _control_alive(
         control = control_of(analysis, group, other)
         if control is None or not group.completions or control.alive:
             continue
-        if not control.completions:
-            found = "gave no answer"
-        elif control.logprobs_differ is None:
+        if control.completions < control.asked:
+            sentence = (
+                f"The control is not complete: {control.completions:,} of "
+                f"{count(control.asked, 'completion')} of {control.kernels} came back, and they "
+                "show no difference."
+            )
+            yield _lack(CONTROL_ALIVE, sentence, group)
+            continue
+        found = "gave one answer, and not one bit of its log-probabilities moved"
+        if control.logprobs_differ is None:
             found = "gave one answer and no log-probabilities"
-        else:
-            found = "gave one answer, and not one bit of its log-probabilities moved"
         sentence = (
             f"The control shows nothing: {control.kernels} {found} under this load, so a fault "
             "could not have been seen. Ask for longer answers or larger batches."
@@ -278,6 +287,16 @@ def percent_of(rate: float) -> str:
     """A rate as `14 %` or `0.34 %`."""
     percent = 100 * rate
     return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
+
+
+def _unmeasured(group: Group) -> bool:
+    """True if no larger batch came back though some were asked for: no other lack tells more.
+
+    `_every_completion` names such a group.
+    """
+    rows = [row for row in group.by_batch_size if row.batch_size > 1]
+    missing = group.completions < group.asked
+    return missing and bool(rows) and not any(row.completions for row in rows)
 
 
 def _two_loads(analysis: Analysis, group: Group) -> bool:

@@ -198,7 +198,7 @@ def explain(error: Exception, args: list[str]) -> tuple[int, str]:
     if isinstance(error, DetcheckError):
         from detcheck.cli.options import with_flags
 
-        return error.exit_code, with_flags(str(error))
+        return error.exit_code, with_flags(str(error), of_file=args[:1] == ["ci"])
     # The base class of Typer's usage errors has moved between versions; this method has not.
     if hasattr(error, "format_message"):
         return ExitCode.USAGE, _usage_sentence(error)

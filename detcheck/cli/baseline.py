@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,13 +90,18 @@ def _ask(change: str) -> bool:
     from detcheck.cli.console import print_line
 
     print_line(change)
-    try:
-        return typer.confirm("accept?", err=True)
-    except typer.Abort as error:
-        raise UsageError(
-            "--review needs an answer to each change, y or n: nothing was written. Without a "
-            "terminal, use --dry-run."
-        ) from error
+    while True:
+        print("accept? [y/N]: ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            print(file=sys.stderr)
+            raise UsageError(
+                "--review needs an answer to each change, y or n: nothing was written. Without a "
+                "terminal, use --dry-run."
+            )
+        reply = line.strip().lower()
+        if reply in ("y", "yes", "n", "no", ""):
+            return reply in ("y", "yes")
 
 
 def _nothing_accepted(accepted: Acceptance) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from detcheck.budget import Budget
     from detcheck.config import Config
     from detcheck.experiment import Experiment
+    from detcheck.gate.options import GateOptions
     from detcheck.gate.verdict import Verdict
     from detcheck.rundir import Run
     from detcheck.targets import Target
 
 RUN = "run"
 REPORTS = ("html", "md")
+Files = dict[str, Path | None]
+"""By option, the file that it names."""
 
 
 def ci_command(
@@ -55,6 +59,10 @@ def ci_command(
     summary: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the verdict as Markdown.")
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Remove the run that is in --out already, and measure anew."),
+    ] = False,
     allow_inconclusive: Annotated[
         bool,
         typer.Option("--allow-inconclusive", help="Exit with 0 if the verdict is inconclusive."),
@@ -74,7 +82,6 @@ def ci_command(
     """
     from detcheck.analysis import analyse
     from detcheck.cli.gate import show_verdict
-    from detcheck.gate.files import accepted_answers
     from detcheck.gate.options import GateOptions
     from detcheck.gate.verdict import judge
 
@@ -82,15 +89,16 @@ def ci_command(
     experiment, target = _settle(settings, endpoint)
     given = {} if baseline is None else {"baseline": baseline}
     options = GateOptions(**{**limits, **given})
-    options.check_answers(experiment)
-    if options.baseline is not None:  # a wrong path costs no measurement
-        accepted_answers(options.baseline, options.kernels_of(experiment.kernels))
+    files = {"junit": junit, "sarif": sarif, "summary": summary}
+    _check_before(options, experiment, target, files)
     time = budget_of(budget, options.min_comparisons)
+    if fresh:
+        _remove(out / RUN)
     analysis = analyse(_measure(experiment, target, out / RUN, api_key_env, time))
     verdict = judge(analysis, options)
-    files = {"junit": junit, "sarif": sarif, "summary": summary}
     _write(verdict, analysis, settings, files, _first_op(verdict, analysis.run))
     show_verdict(verdict, options, as_json=as_json)
+    _show_next(verdict, analysis.run)
     if verdict.exit_code is ExitCode.INCONCLUSIVE and allow_inconclusive:
         raise typer.Exit(ExitCode.OK)
     raise typer.Exit(verdict.exit_code)
@@ -116,6 +124,46 @@ def _find(config: Path | None) -> tuple[Config, Mapping[str, Any]]:
         name_settings(settings, *ASKED)
         name_settings(limits, "gate")
     return settings, limits.section("gate")
+
+
+def _check_before(
+    options: GateOptions, experiment: Experiment, target: Target, files: Files
+) -> None:
+    """Raise UsageError for everything that needs no measurement to be found wrong."""
+    from detcheck.gate.changes import check_asked
+    from detcheck.gate.files import accepted_answers, load_analysis
+
+    options.check_answers(experiment)
+    kernels = options.kernels_of(experiment.kernels)
+    if options.control is not None:
+        load_analysis(options.control)
+    if options.baseline is not None:
+        baseline = accepted_answers(options.baseline, kernels)
+        check_asked(baseline, experiment, chat_template=getattr(target, "chat_template", None))
+    for option, path in files.items():
+        if path is not None:
+            _check_writable(path, option)
+
+
+def _check_writable(path: Path, option: str) -> None:
+    """Make the folders above `path`. Raises UsageError if the file could not be written."""
+    reason = "it is a folder" if path.is_dir() else None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            reason = "no permission"
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason is not None:
+        raise UsageError(f"{path} cannot be written ({reason}): choose another file by --{option}.")
+
+
+def _remove(path: Path) -> None:
+    """Remove the run in `path`, if there is one."""
+    from detcheck.rundir import RUN_FILE
+
+    if (path / RUN_FILE).exists():
+        shutil.rmtree(path)
 
 
 def _settle(settings: Config, endpoint: list[str] | None) -> tuple[Experiment, Target]:
@@ -152,15 +200,35 @@ def _measure(
             "listener": listener,
             "budget": budget,
         }
-        if (path / RUN_FILE).exists():
-            there = load(path)
-            if there.finished is not None and not there.can_go_on:
-                raise UsageError(
-                    f"{path} holds a finished run already: judge it by `detcheck gate`, remove it, "
-                    "or choose another --out."
-                )
-            return runner.resume(path, experiment=experiment, target=target, **options)
-        return runner.run(experiment, target, path, **options)
+        if not (path / RUN_FILE).exists():
+            return runner.run(experiment, target, path, **options)
+        there = load(path)
+        if there.finished is None or not there.complete or there.can_go_on:
+            return _resume(path, experiment=experiment, target=target, **options)
+    if (there.experiment, there.target) != (experiment, target) or _was_judged(path):
+        raise UsageError(
+            f"{path} holds a finished run already: judge it by `detcheck gate {path}`, replace it "
+            "by --fresh, or choose another --out."
+        )
+    return there
+
+
+def _was_judged(path: Path) -> bool:
+    """True if a job has come to the report of its run, which is written after the verdict."""
+    return (path / "report.html").exists()
+
+
+def _resume(path: Path, **options: Any) -> Run:
+    """The rest of a run; a refusal names the option that measures anew."""
+    from detcheck import runner
+    from detcheck.errors import RunDirectoryError
+
+    try:
+        return runner.resume(path, **options)
+    except RunDirectoryError as error:
+        if "start a new run" not in str(error):
+            raise
+        raise RunDirectoryError(f"{str(error).rstrip('.')} by --fresh.") from error
 
 
 def _first_op(verdict: Verdict, run: Run) -> str | None:
@@ -188,36 +256,38 @@ def _first_op(verdict: Verdict, run: Run) -> str | None:
     return sentence
 
 
+def _show_next(verdict: Verdict, run: Run) -> None:
+    """Say on stderr where the report is, and what can be done next."""
+    from detcheck.cli.console import print_line, stderr
+
+    print_line(f"report: {run.path / 'report.html'}", console=stderr)
+    if not run.complete and run.can_go_on:
+        print_line("not complete; the same command goes on with this run", console=stderr)
+    diverged = any(judged.group.divergences for judged in verdict.groups)
+    if verdict.exit_code is ExitCode.FAILED and diverged:
+        script = f"detcheck trace {run.path} --repro upstream"
+        print_line(f"a script that shows it without detcheck: {script}", console=stderr)
+
+
 def _write(
     verdict: Verdict,
     analysis: Analysis,
     settings: Config,
-    files: dict[str, Path | None],
+    files: Files,
     first_op: str | None,
 ) -> None:
     """The report beside the run, and each file that was asked for."""
     from detcheck.gate.github import VARIABLE, append_summary, summary_markdown
     from detcheck.gate.junit import write_junit
-    from detcheck.gate.sarif import write_sarif
+    from detcheck.gate.sarif import artifact_of, write_sarif
     from detcheck.report.write import write_report
 
     write_report(analysis, analysis.run.path, REPORTS)
     if files["junit"] is not None:
         write_junit(verdict, files["junit"])
     if files["sarif"] is not None and settings.path is not None:
-        write_sarif(verdict, Path(os.path.relpath(settings.path)).as_posix(), files["sarif"])
+        write_sarif(verdict, artifact_of(settings.path), files["sarif"])
     if files["summary"] is not None:
-        _write_summary(summary_markdown(verdict, first_op), files["summary"])
+        files["summary"].write_text(summary_markdown(verdict, first_op), encoding="utf-8")
     if os.environ.get(VARIABLE):
         append_summary(verdict, Path(os.environ[VARIABLE]), first_op)
-
-
-def _write_summary(text: str, path: Path) -> None:
-    """Write the summary and the folders above it. Raises UsageError if that is not possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written ({error.strerror}): choose another file by --summary."
-        ) from error

@@ -17,6 +17,7 @@ import typer
 
 from detcheck.errors import UsageError
 from detcheck.experiment import Experiment
+from detcheck.gate.options import GateOptions
 from detcheck.options import Field, choices_of, fields_of
 from detcheck.targets import TARGETS, engines
 
@@ -78,18 +79,36 @@ def flag_of(field: Field) -> str:
     return long or "--" + field.name.replace("_", "-")
 
 
-def with_flags(message: str) -> str:
-    """A library's message with the arguments that it names in backticks written as flags."""
+def with_flags(message: str, *, of_file: bool = False) -> str:
+    """A library's message with the arguments that it names in backticks written as flags.
+
+    If `of_file` is true, those that an experiment file holds are written as its keys, for
+    `detcheck ci`, which has options for few of them.
+    """
     flags = {field.name: flag_of(field) for field in all_fields()} | OTHER_FLAGS
+    keys = {field.name for field in all_fields()} | set(GateOptions.__struct_fields__)
 
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
+        if of_file and name in keys and name != "baseline":
+            return _as_key(name, value)
         if name not in flags:
             return match.group()
         given = value not in (None, "", "True", "False")
         return flags[name] + (f" {shlex.quote(value)}" if given else "")
 
     return _ARGUMENT.sub(flag, message)
+
+
+def _as_key(name: str, value: str | None) -> str:
+    """A field as a key of an experiment file, with its value if there is one."""
+    key = name.replace("_", "-")
+    if not value:
+        return f"`{key}`"
+    literal = {"True": "true", "False": "false"}.get(value)
+    if literal is None:
+        literal = value if re.fullmatch(r"[\d.]+", value) else f'"{value}"'
+    return f"`{key} = {literal}`"
 
 
 def parameters(fields: Iterable[Field]) -> list[Parameter]:

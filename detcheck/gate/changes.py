@@ -13,6 +13,7 @@ from detcheck.analysis.results import Analysis, Group, SeedSplit, VariantCount
 from detcheck.completion import first_divergence
 from detcheck.environment import differences
 from detcheck.errors import UsageError
+from detcheck.experiment import Experiment
 from detcheck.gate.baseline import (
     AcceptedAnswer,
     AcceptedPrompt,
@@ -35,17 +36,43 @@ MOST_NAMED = 5
 """Prompts that a sentence names before it counts the rest."""
 
 
+def check_asked(
+    baseline: Baseline, experiment: Experiment, *, chat_template: bool | None = None
+) -> None:
+    """Raise UsageError if `experiment` asks something else than the baseline was asked.
+
+    This is what a run's file says before its model is known; see `check_same_question`.
+    """
+    _check_equal(_asked(baseline, experiment, bool(chat_template)))
+    known = {(entry.prompt, entry.kernels) for entry in baseline.prompts}
+    if not any(prompt in experiment.prompts for prompt, _ in known):
+        raise _nothing_to_hold(experiment)
+
+
 def check_same_question(baseline: Baseline, run: Run) -> None:
     """Raise UsageError if the baseline was asked something else, so that no answer compares."""
-    experiment = run.experiment
     pairs = [
         *_models(baseline, run),
-        ("token limit", baseline.max_new_tokens, experiment.max_new_tokens),
-        ("temperature", baseline.temperature, experiment.temperature),
-        ("chat template", baseline.chat_template, bool(run.setting("chat_template"))),
+        *_asked(baseline, run.experiment, bool(run.setting("chat_template"))),
     ]
     if baseline.dtype and dtype_of(run):  # a baseline may be older than the record of it
         pairs.append(("dtype", baseline.dtype, dtype_of(run)))
+    _check_equal(pairs)
+
+
+Pairs = list[tuple[str, Any, Any]]
+"""(name, value of the baseline, value of the run)."""
+
+
+def _asked(baseline: Baseline, experiment: Experiment, chat_template: bool) -> Pairs:
+    return [
+        ("token limit", baseline.max_new_tokens, experiment.max_new_tokens),
+        ("temperature", baseline.temperature, experiment.temperature),
+        ("chat template", baseline.chat_template, chat_template),
+    ]
+
+
+def _check_equal(pairs: Pairs) -> None:
     for name, theirs, ours in pairs:
         if theirs != ours:
             raise UsageError(
@@ -55,7 +82,7 @@ def check_same_question(baseline: Baseline, run: Run) -> None:
             )
 
 
-def _models(baseline: Baseline, run: Run) -> list[tuple[str, Any, Any]]:
+def _models(baseline: Baseline, run: Run) -> Pairs:
     """What must agree about the model: its weights if both are known, else its name."""
     ours, theirs = run.model.weights_digest, baseline.weights_digest
     if ours and theirs:
@@ -82,10 +109,14 @@ def check_held(baseline: Baseline, analysis: Analysis, groups: Sequence[Group]) 
             )
     accepted = baseline.by_key()
     if not any(held_parts(accepted, analysis.run, group) for group in groups):
-        seeds = " with its seeds" if analysis.run.experiment.temperature > 0 else ""
-        raise UsageError(
-            f"The baseline has none of the run's prompts{seeds}: there is nothing to hold."
-        )
+        raise _nothing_to_hold(analysis.run.experiment)
+
+
+def _nothing_to_hold(experiment: Experiment) -> UsageError:
+    seeds = " with its seeds" if experiment.temperature > 0 else ""
+    return UsageError(
+        f"The baseline has none of the run's prompts{seeds}: there is nothing to hold."
+    )
 
 
 def changed_answers(given: GateInput) -> Iterator[Finding]:

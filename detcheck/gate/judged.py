@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from detcheck.analysis.evidence import percent_of
+from detcheck.analysis.results import Group
 from detcheck.analysis.statistics import zero_upper_bound
 from detcheck.gate.given import GateInput
 from detcheck.gate.identity import models_of, target_of
@@ -129,6 +130,8 @@ class Judged:
         made = f"{count(self.comparisons, 'comparison')} under a batch larger than one"
         if self.fewest_comparisons < self.comparisons:
             made += f", at least {self.fewest_comparisons:,} a prompt"
+        if not self.comparisons:
+            return made
         if self.bound is None:
             made += "; different from the reference: "
             return f"{made}{self.differing:,} of {self.returned:,} completions"
@@ -143,7 +146,7 @@ def judged_of(given: GateInput) -> Judged:
     kernels = tuple(dict.fromkeys(group.kernels for group in given.groups))
     controls = [
         ("itself" if control is group else control.kernels)
-        + ("" if control.alive else " (nothing moved)")
+        + ("" if control.alive else _not_alive(control))
         for group in given.groups
         if (control := given.control(group)) is not None
     ]
@@ -184,6 +187,10 @@ def judged_of(given: GateInput) -> Judged:
         baseline=None if baseline is None else baseline.run_id,
         held=given.num_held(),
     )
+
+
+def _not_alive(control: Group) -> str:
+    return " (nothing moved)" if control.completions >= control.asked else " (not complete)"
 
 
 def _observed(given: GateInput, batch_size: int) -> int:

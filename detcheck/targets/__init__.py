@@ -66,6 +66,8 @@ def _check_known(given: Iterable[str], engine: str | None, kind: type[Target]) -
         if name in kind.__struct_fields__:
             continue
         owners = [engine for engine, owner in engines().items() if name in owner.__struct_fields__]
+        if name == "endpoints" and engine is None:
+            raise UsageError("`endpoints` names no server: give a base URL, or leave it out.")
         if name == "endpoints":
             raise UsageError(
                 f"Two targets are named: `endpoints`, and the engine {engine}, which asks no "

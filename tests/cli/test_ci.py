@@ -136,7 +136,7 @@ def test_a_budget_is_a_duration(detcheck, text):
         ("[experiment]\ncompletions = 'many'\n", "expected a whole number"),
         (
             '[target]\nengine = "static"\nendpoints = ["http://h/v1"]\n',
-            "Two targets are named: --endpoint",
+            "Two targets are named: `endpoints`",
         ),
         ("[gate]\nmax-distinct = 0\n[experiment]\ncompletions = 40\n", "must be at least 1"),
     ],
@@ -156,12 +156,82 @@ def test_a_summary_is_written_with_its_folders_or_refused_in_one_sentence(detche
         write_file(served.url)
         assert detcheck("ci", "-o", "one", "--summary", "new/folder/s.md").code == 0
         refused = detcheck("ci", "-o", "two", "--summary", "detcheck.toml/s.md")
-        again = detcheck("ci", "-o", "two")
     assert "✅ pass" in Path("new/folder/s.md").read_text(encoding="utf-8")
     assert refused.code == 2
     assert "detcheck.toml/s.md cannot be written" in refused.err.splitlines()[-1]
-    assert "judge it by `detcheck gate`" in again.err
-    assert detcheck("gate", "two/run").code == 0
+    assert not Path("two").exists(), "a wrong path costs no measurement"
+
+
+@pytest.mark.sweep
+def test_a_finished_run_is_replaced_only_if_that_is_asked_for(detcheck):
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url)
+        first = detcheck("ci", "-o", "out")
+        assert "report: out/run/report.html" in first.err
+        before = load("out/run").run_id
+        again = detcheck("ci", "-o", "out")
+        assert (again.code, load("out/run").run_id) == (2, before)
+        assert "replace it by --fresh" in again.err.splitlines()[-1]
+        assert detcheck("ci", "-o", "out", "--fresh").code == 0
+    assert load("out/run").run_id != before
+
+
+@pytest.mark.sweep
+def test_a_job_that_was_cancelled_before_its_verdict_is_judged_without_a_server(detcheck):
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url)
+        assert detcheck("ci", "-o", "out").code == 0
+    Path("out/run/report.html").unlink()
+    assert detcheck("ci", "-o", "out").code == 0
+    write_file(served.url, FILE.replace("max-new-tokens = 6", "max-new-tokens = 5"))
+    Path("out/run/report.html").unlink()
+    assert "holds a finished run already" in detcheck("ci", "-o", "out").err
+
+
+@pytest.mark.sweep
+def test_a_server_that_went_away_is_inconclusive_and_says_how_to_go_on(detcheck):
+    with serve(Faults(**QUICK, status=503, failures=None, only="How?")) as served:
+        write_file(served.url)
+        first = detcheck("ci", "-o", "out")
+        assert first.code == 3
+        again = detcheck("ci", "-o", "out")
+    assert again.code == 3, again.err
+    assert "holds a finished run" not in again.err
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ("kernels = 'batch-invariant'", "only as-served: run it with them, or choose others by `k"),
+        ("control = 'nowhere'", "There is no run directory"),
+        ("min-comparisons = 3", "`min-comparisons` must be at least 20"),
+    ],
+)
+def test_a_gate_that_cannot_judge_costs_no_measurement(detcheck, gate, words):
+    write_file("http://localhost:9/v1", FILE.replace("[gate]", f"[gate]\n{gate}"))
+    refused = detcheck("ci", "-o", "out")
+    assert (refused.code, words in refused.err.splitlines()[-1]) == (2, True), refused.err
+    assert not Path("out").exists()
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("max-new-tokens = 6", "max-new-tokens = 5", "its token limit is 6, the run's is 5"),
+        ('"Why?", "How?"', '"When?"', "The baseline has none of the run's prompts"),
+    ],
+)
+def test_a_baseline_of_another_question_costs_no_measurement(detcheck, before, after, words):
+    with serve(Faults(**QUICK)) as served:
+        write_file(served.url)
+        assert detcheck("ci", "-o", "one").code == 0
+        assert detcheck("baseline", "update", "one/run", "-o", "accepted.json").code == 0
+    assert before in FILE
+    write_file(served.url, FILE.replace(before, after))
+    refused = detcheck("ci", "-o", "two", "--baseline", "accepted.json")
+    assert (refused.code, words in refused.err) == (2, True), refused.err
+    assert not Path("two").exists()
 
 
 @pytest.mark.parametrize("text", [None, "{}", '{"detcheck_baseline": 9}'])
@@ -176,8 +246,8 @@ def test_a_wrong_baseline_costs_no_measurement(detcheck, text):
 @pytest.mark.parametrize(
     ("gate", "words"),
     [
-        ("max-answer-flips = 0", "To judge answers, give a parser by --answer"),
-        ("answer = 'number'\nmax-accuracy-spread = 1", "--max-accuracy-spread needs right answers"),
+        ("max-answer-flips = 0", "To judge answers, give a parser by `answer`"),
+        ("answer = 'number'\nmax-accuracy-spread = 1", "`max-accuracy-spread` needs right answers"),
     ],
 )
 def test_answers_that_cannot_be_judged_are_refused_before_anything_is_asked(detcheck, gate, words):

@@ -26,8 +26,17 @@ def test_one_answer_under_proven_kernels_passes_with_its_bound(verdict_on):
     assert "The control (stock) gave 2 distinct answers" in " ".join(verdict.reasons)
 
 
-def test_an_interrupted_run_names_the_load_that_it_had(verdict_on):
+def test_an_interrupted_run_names_its_end_and_not_the_load_that_it_did_not_reach(verdict_on):
     verdict = verdict_on(completions=8, batch_sizes=(1, 4), stop_after=2)
+    assert {"run-complete", "every-completion"} <= rules(verdict, INCONCLUSIVE)
+    assert not {"load-varied", "batches-observed"} & rules(verdict, INCONCLUSIVE)
+    assert not any("0 of 0 comparisons" in reason for reason in verdict.reasons)
+    assert "%" not in dict(verdict.judged.facts())["compared"]
+
+
+def test_a_run_that_asked_for_one_load_names_it(verdict_on):
+    """The twin."""
+    verdict = verdict_on(completions=30, batch_sizes=(1,))
     assert any("(batch size 1 only)" in reason for reason in verdict.reasons)
 
 
