@@ -21,4 +21,9 @@ if [ "$code" = 3 ] && [ "${DETCHECK_FAIL_ON_INCONCLUSIVE:-true}" = false ]; then
   echo "::warning title=detcheck::inconclusive: the job is not failed, since fail-on-inconclusive is false"
   exit 0
 fi
+case $code in
+  1) echo "::error title=detcheck::fail: the job's summary and the artifact detcheck show what changed" ;;
+  3) echo "::error title=detcheck::inconclusive: the job's summary says what the run lacks" ;;
+  *) ;;
+esac
 exit "$code"

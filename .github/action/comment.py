@@ -34,7 +34,7 @@ def main(file: str) -> str:
     summary, told = Path(file), event()
     if not summary.exists():
         return "There is no verdict to comment on."
-    text = summary.read_text(encoding="utf-8", errors="replace")[:LONGEST]
+    text = shortened(summary.read_text(encoding="utf-8", errors="replace"))
     try:
         if "workflow_run" in told:
             number, text = pull_request_of(told["workflow_run"]), text.replace("@", "@\u200b")
@@ -51,8 +51,17 @@ def main(file: str) -> str:
                 "detcheck's documentation (CI, Pull requests from forks)."
             )
         return f"The comment could not be written (HTTP {error.code})."
-    except OSError as error:
-        return f"The comment could not be written ({error})."
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return f"The comment could not be written ({type(error).__name__}: {error})."
+
+
+def shortened(text: str) -> str:
+    """The summary, cut at the end of a line if it is longer than a comment may be."""
+    if len(text) <= LONGEST:
+        return text
+    return (
+        text[:LONGEST].rpartition("\n")[0] + "\n\n… cut off here: the job's summary has the rest.\n"
+    )
 
 
 def event() -> dict[str, Any]:

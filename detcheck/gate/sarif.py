@@ -5,10 +5,12 @@ Source: OASIS, "Static Analysis Results Interchange Format (SARIF) Version 2.1.0
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from detcheck import __version__
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, Finding
@@ -18,13 +20,24 @@ from detcheck.gate.verdict import Verdict
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json"
 LEVELS = {FAIL: "error", INCONCLUSIVE: "warning"}
 """SARIF's word for each effect that is a result; notes are none."""
+PAGE = "https://detcheck.github.io/detcheck/reading-a-verdict/"
+REPOSITORY = ".git"
+
+
+def artifact_of(file: Path) -> str:
+    """The URI of a file relative to its repository's root, or to the present folder without one."""
+    absolute = file.absolute()
+    roots = [folder for folder in absolute.parents if (folder / REPOSITORY).exists()]
+    root = roots[0] if roots else Path.cwd()
+    if not absolute.is_relative_to(root):
+        return absolute.as_uri()
+    return quote(absolute.relative_to(root).as_posix())
 
 
 def sarif(verdict: Verdict, artifact: str) -> dict[str, Any]:
     """The verdict as a SARIF log: one result for each finding that is not a note.
 
-    `artifact` is the path of the file that results point to, relative to the repository's root:
-    the experiment file.
+    `artifact` is the URI of the file that results point to, the experiment file: see `artifact_of`.
     """
     found = [finding for finding in verdict.findings if finding.effect in LEVELS]
     rules = sorted({finding.rule for finding in found})
@@ -37,7 +50,7 @@ def sarif(verdict: Verdict, artifact: str) -> dict[str, Any]:
                     "driver": {
                         "name": "detcheck",
                         "semanticVersion": __version__,
-                        "rules": [{"id": rule, "name": rule} for rule in rules],
+                        "rules": [_rule(rule) for rule in rules],
                     }
                 },
                 "columnKind": "unicodeCodePoints",
@@ -45,6 +58,19 @@ def sarif(verdict: Verdict, artifact: str) -> dict[str, Any]:
                 "properties": dict(verdict.judged.facts()),
             }
         ],
+    }
+
+
+def _rule(rule: str) -> dict[str, Any]:
+    """A rule with the texts that code-scanning services show for it."""
+    words = rule.replace("-", " ")
+    return {
+        "id": rule,
+        "name": rule,
+        "shortDescription": {"text": f"detcheck: {words}"},
+        "fullDescription": {"text": f"The rule {rule} of detcheck's gate did not hold."},
+        "help": {"text": f"Each result says what was found. How to read a verdict: {PAGE}"},
+        "helpUri": PAGE,
     }
 
 
@@ -61,7 +87,16 @@ def _result(verdict: Verdict, finding: Finding, rules: list[str], artifact: str)
 
 
 def _identity(finding: Finding) -> Iterator[tuple[str, str]]:
-    """The identity of a result across runs."""
+    """The identity of a result across runs, which does not depend on the order of the prompts.
+
+    GitHub reads the first of these only, and takes results that share it for one. Without it, it
+    would hash the line that all results point to.
+    """
+    parts = [finding.rule]
+    if finding.group is not None:
+        parts += [finding.group.prompt, finding.group.kernels]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    yield "primaryLocationLineHash", f"{digest[:16]}:1"
     yield "rule/v1", finding.rule
     if finding.group is not None:
         yield "prompt/v1", f"{finding.group.prompt_index}/{finding.group.kernels}"

@@ -143,6 +143,34 @@ def test_a_comment_that_may_not_be_written_fails_no_job(comment, github, status)
     assert ("permission pull-requests: write" in sentence) == (status != 500)
 
 
+def test_a_reply_that_is_no_json_fails_no_job(comment, github, monkeypatch) -> None:
+    monkeypatch.setattr(Handler, "reply", lambda self, _data: _html(self))
+    assert comment(FAILED).startswith("The comment could not be written (JSONDecodeError")
+
+
+def _html(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"<html>a proxy")
+
+
+def test_a_fork_that_was_removed_fails_no_job(comment, tmp_path) -> None:
+    event = tmp_path / "run.json"
+    event.write_text(json.dumps({"workflow_run": {"head_repository": None, "head_branch": "b"}}))
+    assert "could not be written" in comment(FAILED, GITHUB_EVENT_PATH=str(event))
+
+
+def test_a_long_summary_is_cut_at_a_line_and_says_so(comment, github) -> None:
+    comment(FAILED + "a line of it\n" * 9000)
+    body = github.comments[0]["body"]
+    assert len(body) < 65_536
+    assert body.rstrip().splitlines()[-3:] == [
+        "a line of it",
+        "",
+        "… cut off here: the job's summary has the rest.",
+    ]
+
+
 def test_outside_of_a_pull_request_there_is_none(comment, tmp_path) -> None:
     assert "no pull request" in comment(FAILED, GITHUB_EVENT_PATH=str(tmp_path / "none"))
 

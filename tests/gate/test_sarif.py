@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.gate import Verdict
-from detcheck.gate.sarif import sarif, write_sarif
+from detcheck.gate.sarif import artifact_of, sarif, write_sarif
 from detcheck.kernels.settings import BATCH_INVARIANT
 from detcheck.traffic import Trial
 
@@ -89,3 +89,40 @@ def test_each_changed_prompt_has_a_result_of_its_own(
     assert prompts == {f"{index}/{BATCH_INVARIANT}" for index in changed}
     for result in run["results"]:
         assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
+
+
+def test_results_are_told_apart_by_the_fingerprint_that_github_reads(verdict_on: On) -> None:
+    """It hashes the line of the location otherwise, and all results point to one line."""
+
+    def hashes(*prompts: str) -> dict[str, str]:
+        results = sarif(verdict_on(BROKEN, prompts=prompts), "detcheck.toml")["runs"][0]["results"]
+        found = [result["partialFingerprints"] for result in results]
+        return {each["primaryLocationLineHash"]: each["prompt/v1"] for each in found}
+
+    before, after = hashes("Why?", "How?"), hashes("New?", "Why?", "How?")
+    assert (len(before), len(after)) == (2, 3)
+    assert before.keys() < after.keys(), "a prompt that was added changes no identity"
+
+
+def test_every_rule_has_the_texts_that_github_shows(verdict_on: On) -> None:
+    (rule,) = sarif(verdict_on(BROKEN), "detcheck.toml")["runs"][0]["tool"]["driver"]["rules"]
+    for name in ("shortDescription", "fullDescription", "help"):
+        assert rule[name]["text"]
+
+
+@pytest.mark.parametrize(
+    ("file", "here", "uri"),
+    [
+        ("detcheck.toml", "", "detcheck.toml"),
+        ("a b/my#1.toml", "", "a%20b/my%231.toml"),
+        ("../detcheck.toml", "sub", "detcheck.toml"),
+        ("mine.toml", "sub", "sub/mine.toml"),
+    ],
+)
+def test_an_artifact_is_a_uri_below_the_repository(
+    file: str, here: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / here)
+    assert artifact_of(Path(file)) == uri
