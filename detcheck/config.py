@@ -213,7 +213,7 @@ def _check_spelling(path: Path, document: Mapping[str, Any]) -> None:
 
     Such as [tool.detchek], [tools.detcheck], or [detcheck] without `tool`.
     """
-    names = [(name,) for name in document]
+    names: list[tuple[str, ...]] = [(name,) for name in document]
     for outer, tables in document.items():
         if _is_like(outer, TABLE[0]) and isinstance(tables, dict):
             names += [(outer, name) for name in tables]
