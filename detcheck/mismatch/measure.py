@@ -165,6 +165,7 @@ def _report(
         sampler_dtype=own,
         trainer_kernels=options.trainer_kernels,
         rounding=None if rounding is None else rounding.sentence,
+        rounding_unit=0.0 if rounding is None else rounding.unit,
         unproven={name: why for chain in chains for name, why in chain.unproven.items()},
         faults=tuple(faults),
         missing=tuple(missing for chain in chains for missing in chain.missing),

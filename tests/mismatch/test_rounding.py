@@ -45,3 +45,12 @@ def test_one_exact_value_among_rounded_ones_is_no_rounding() -> None:
 
 def test_too_few_values_say_nothing() -> None:
     assert rounding_of([np.array([-0.5, -0.25, 0.0])]) is None
+
+
+@pytest.mark.parametrize("decimals", [2, 4])
+def test_the_unit_bounds_what_rounding_changed(decimals: int) -> None:
+    exact = -np.random.default_rng(1).exponential(2.0, 200)
+    for rounded in (exact.round(decimals), torch.tensor(exact).bfloat16().double().numpy()):
+        found = rounding_of([rounded])
+        assert found is not None
+        assert np.abs(rounded - exact).max() <= found.unit <= 0.125

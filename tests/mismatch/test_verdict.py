@@ -88,6 +88,13 @@ def test_a_broken_limit_outranks_lacking_evidence() -> None:
     assert judge_mismatch(report(row("stock", 0.1, 20)), BITWISE).value == "fail"
 
 
+@pytest.mark.parametrize(("gap", "value"), [(0.0009, "inconclusive"), (0.0011, "fail")])
+def test_a_gap_that_rounding_alone_can_make_is_no_broken_limit(gap: float, value: str) -> None:
+    rounded = report(row("stock", gap), rounding="rounded to 3 decimals", rounding_unit=0.001)
+    assert judge_mismatch(rounded, BITWISE).value == value
+    assert judge_mismatch(report(row("stock", gap)), BITWISE).value == "fail"
+
+
 def test_other_kernels_are_not_judged() -> None:
     found = msgspec.structs.replace(GOOD, unproven={"batch-invariant": "no"})
     assert judge_mismatch(found, BITWISE).value == "pass"

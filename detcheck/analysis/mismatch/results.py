@@ -133,6 +133,8 @@ class MismatchReport(msgspec.Struct, frozen=True, kw_only=True):
     trainer_kernels: str = "same"
     rounding: str | None = None
     """A sentence if the recorded log-probabilities are rounded."""
+    rounding_unit: float = 0.0
+    """The most that this rounding can have changed one of them, in nats."""
     unproven: dict[str, str] = {}
     """Kernels settings whose proof failed, and why."""
     faults: tuple[NamedFault, ...] = ()

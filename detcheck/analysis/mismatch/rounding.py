@@ -23,6 +23,8 @@ class Rounding:
 
     bits: int
     """Significant bits that the largest values have."""
+    unit: float
+    """The most that rounding, or cutting digits off, can have changed a value, in nats."""
     decimals: int | None = None
     """Digits after the decimal point, if they were rounded to a number of them."""
 
@@ -47,12 +49,12 @@ def rounding_of(logprobs: Sequence[NDArray[np.floating]]) -> Rounding | None:
     mantissas = np.frexp(values.astype(np.float32))[0].astype(np.float64) * 2**FLOAT32_BITS
     used = FLOAT32_BITS - _trailing_zeros(mantissas.astype(np.int64))
     if (bits := int(used.max())) <= _MOST_BITS:
-        return Rounding(bits)
+        return Rounding(bits, 2.0 ** (int(np.frexp(np.abs(values).max())[1]) - bits))
     for decimals in _DECIMALS:
         scaled = values * 10.0**decimals
         if (np.abs(scaled - np.round(scaled)) <= np.abs(scaled) * 2.0**-22 + 1e-9).all():
             largest = max(1.0, float(np.abs(scaled).max()))
-            return Rounding(int(np.ceil(np.log2(largest))), decimals)
+            return Rounding(int(np.ceil(np.log2(largest))), 10.0**-decimals, decimals)
     return None
 
 
