@@ -111,7 +111,10 @@ def _options(given: dict[str, Any], file: Path | None) -> GateOptions:
     except UsageError as error:  # of other commands the model is an argument
         raise UsageError(str(error).replace("`model`", "--model")) from error
     found = find_settings(file, holding=("gate",))
-    found.build("gate", GateOptions)
+    try:
+        found.build("gate", GateOptions)
+    except UsageError as error:
+        raise UsageError(str(error).replace("`model`", "gate.model")) from error
     name_settings(found, "gate")
     return GateOptions(**{**found.section("gate"), **given})
 

@@ -105,6 +105,8 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Number type of the weights, as loaded, else as asked for; None if it is not known."""
     max_new_tokens: int
     temperature: float
+    filters: dict[str, int | float] = {}
+    """`top_k`, `top_p` and `min_p` of the sampling, as far as they were in use."""
     chat_template: bool
     engine: str
     machine: dict[str, Any]
@@ -144,6 +146,7 @@ def baseline_of(analysis: Analysis, kernels: Sequence[str], preview: int | None 
         dtype=dtype_of(run),
         max_new_tokens=experiment.max_new_tokens,
         temperature=experiment.temperature,
+        filters=dict(experiment.filters),
         chat_template=bool(run.setting("chat_template")),
         engine=run.target.engine,
         machine=machine_of(run),

@@ -13,7 +13,7 @@ from detcheck.analysis.results import Analysis, Group, SeedSplit, VariantCount
 from detcheck.completion import first_divergence
 from detcheck.environment import differences
 from detcheck.errors import UsageError
-from detcheck.experiment import Experiment
+from detcheck.experiment import NO_FILTERS, Experiment
 from detcheck.gate.baseline import (
     AcceptedAnswer,
     AcceptedPrompt,
@@ -69,6 +69,10 @@ def _asked(baseline: Baseline, experiment: Experiment, chat_template: bool) -> P
         ("token limit", baseline.max_new_tokens, experiment.max_new_tokens),
         ("temperature", baseline.temperature, experiment.temperature),
         ("chat template", baseline.chat_template, chat_template),
+        *(
+            (name, baseline.filters.get(name, off), experiment.filters.get(name, off))
+            for name, off in NO_FILTERS.items()
+        ),
     ]
 
 

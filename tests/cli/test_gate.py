@@ -159,6 +159,13 @@ def test_an_experiment_file_below_does_not_hide_the_baseline_of_the_root(
     assert "the baseline does not accept" in detcheck("gate", bad).out
 
 
+def test_an_empty_model_of_a_file_is_named_as_its_key(detcheck, good):
+    Path("detcheck.toml").write_text('[gate]\nmodel = ""\n', encoding="utf-8")
+    result = detcheck("gate", good)
+    assert result.code == 2
+    assert "detcheck.toml: gate.model is empty" in result.only_sentence
+
+
 def test_the_sections_of_other_commands_are_known_and_checked(detcheck, good):
     text = "[experiment]\ncompletions = 40\n[target]\nengine = 'static'\n"
     Path("detcheck.toml").write_text(text, encoding="utf-8")

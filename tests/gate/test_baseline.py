@@ -12,6 +12,7 @@ from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
 from detcheck.evidence import ModelIdentity
+from detcheck.experiment import NO_FILTERS
 from detcheck.gate import PASS, GateOptions, baseline_of, judge, read_baseline
 from detcheck.gate.accept import accept
 from detcheck.gate.baseline import PREVIEW, write_baseline
@@ -122,6 +123,16 @@ def test_a_baseline_of_another_question_is_refused(tmp_path, held, change, words
     new = analysed(tmp_path / "new")
     with pytest.raises(UsageError, match=words):
         held(new, old)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 5}, {"top_p": 0.5, "min_p": 0.1}])
+def test_a_baseline_of_another_sampling_is_refused(tmp_path, held, filters):
+    sampled = {"temperature": 0.8, "seeds": (0,)}
+    old = analysed(tmp_path / "old", **sampled, **filters)
+    assert held(analysed(tmp_path / "same", **sampled, **filters), old).value == PASS
+    name, value = next(iter(filters.items()))
+    with pytest.raises(UsageError, match=f"its {name} is {value}, the run's is {NO_FILTERS[name]}"):
+        held(analysed(tmp_path / "new", **sampled), old)
 
 
 def test_a_baseline_of_another_number_type_is_refused(tmp_path, held):
