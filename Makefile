@@ -9,7 +9,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 GPU_PYTHON ?= python3
 
-.PHONY: gpu models demo test test-fast test-servers servers lint docs format dist bench install install-dev browser clean help
+.PHONY: gpu models demo test test-fast test-quantised test-servers servers lint docs format dist bench install install-dev browser clean help
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ test: install-dev browser  ## Everything: unit, property, browser, command line,
 
 test-fast: install-dev  ## A case of every kind, without the real model and the browser: under two minutes of processor time.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not servers and not sweep"
+
+test-quantised: install-dev  ## Weights quantised by torchao, which is kept out of the environment of the other tests.
+	$(PIP) install -q --no-deps -c constraints.txt --target build/torchao torchao
+	PYTHONPATH=build/torchao $(BIN)/python -m pytest tests/kernels/test_quantised.py
 
 servers:  ## Install the real servers of the tests (SERVERS="vllm transformers llama").
 	PYTHON=$(PYTHON) tests/servers/install.sh $(SERVERS)

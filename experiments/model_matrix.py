@@ -260,6 +260,11 @@ def table(rows: Sequence[Row]) -> str:
         "*Stock*: rows that differ with stock kernels, the control"
         f"{dead_control}.",
         "",
+        "The rows change their `batch-size`, `position`, `neighbours` and, unless of one length, "
+        "`padding`. *Level* is from one request in a short run: `fully-invariant` if its "
+        "`chunking` and `prefill-decode` gave the same bits too. `layout` and `prefix-cache` are "
+        "not tried here, nor is continuous batching; `detcheck ops` and `detcheck run` try them.",
+        "",
         "| architecture | outcome | level | stock | batch-invariant | reason |",
         "|---|---|---|---|---|---|",
     ]

@@ -4,6 +4,8 @@
     python experiments/random_model.py windows FOLDER      # windows of 64 keys (Mistral)
     python experiments/random_model.py own-code FOLDER     # its own attention code (GPT-J)
     python experiments/random_model.py scans FOLDER        # scans in chunks (Mamba-2)
+    python experiments/random_model.py latent FOLDER       # latent attention (DeepSeek-V3)
+    python experiments/random_model.py linear FOLDER       # a gated delta rule (Qwen3-Next)
     python experiments/bench_kernels.py FOLDER             # experts and windows
     detcheck run FOLDER --engine static --traffic alone    # the others
 
@@ -19,11 +21,13 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     GPTJConfig,
     Mamba2Config,
     MistralConfig,
     PreTrainedConfig,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from detcheck import models
@@ -47,6 +51,24 @@ CONFIGS: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any]]] = {
     "scans": (
         Mamba2Config,
         {"hidden_size": 512, "num_hidden_layers": 12, "num_heads": 16, "head_dim": 64},
+    ),
+    "latent": (
+        DeepseekV3Config,
+        SIZE
+        | {
+            **{"head_dim": 32, "num_key_value_heads": 8, "intermediate_size": 1536},
+            **{"q_lora_rank": 192, "kv_lora_rank": 128, "qk_rope_head_dim": 32},
+            **{"qk_nope_head_dim": 64, "v_head_dim": 64, "first_k_dense_replace": 12},
+        },
+    ),
+    "linear": (
+        Qwen3NextConfig,
+        SIZE
+        | {
+            **{"intermediate_size": 1536, "moe_intermediate_size": 384, "num_experts": 0},
+            **{"linear_num_key_heads": 8, "linear_num_value_heads": 8},
+            **{"linear_key_head_dim": 64, "linear_value_head_dim": 64},
+        },
     ),
 }
 

@@ -130,3 +130,43 @@ def test_keys_out_of_place_would_be_seen() -> None:
         with torch.inference_mode():
             whole = model(ids(1)).logits[0, 5:]
         assert not torch.equal(in_two_chunks(model, 5, moved=1), whole)
+
+
+def generated(model: Any, lengths: tuple[int, ...], cache: str | None) -> list[torch.Tensor]:
+    """Scores of the tokens that each row decodes, with padding on the left."""
+    longest = max(lengths)
+    mask = torch.tensor([[0] * (longest - one) + [1] * one for one in lengths])
+    rows = torch.ones_like(mask)
+    for row, one in zip(rows, lengths, strict=True):
+        row[longest - one :] = ids(1)[0, :one]
+    options = {} if cache is None else {"cache_implementation": cache}
+    out = model.generate(
+        rows, attention_mask=mask, max_new_tokens=4, min_new_tokens=4, do_sample=False,
+        output_logits=True, return_dict_in_generate=True, **options,
+    )  # fmt: skip
+    return list(torch.stack(out.logits, dim=1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@few("name", ["every expert chosen", "kinds of layers in turn", "a window of two"])
+def test_a_static_cache_gives_what_a_growing_one_gives(name: str) -> None:
+    """Alone it has no mask, and free places behind the prompt; beside a longer row it has one."""
+    model = made(name)
+    with batch_invariant(), torch.no_grad():
+        grown = generated(model, (5, 13), None)
+        beside = generated(model, (5, 13), "static")
+        alone = generated(model, (5,), "static")
+    assert torch.equal(beside[0], grown[0])
+    assert torch.equal(beside[1], grown[1])
+    assert torch.equal(alone[0], grown[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_with_stock_kernels_a_static_cache_rounds_differently() -> None:
+    """The twin: equal up to rounding, so that the check above looks at the same tokens."""
+    model = made("every expert chosen")
+    with torch.no_grad():
+        grown = generated(model, (5, 13), None)[0]
+        fixed = generated(model, (5,), "static")[0]
+    assert not torch.equal(grown, fixed)
+    assert torch.allclose(grown, fixed, atol=1e-4)

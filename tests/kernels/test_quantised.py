@@ -97,7 +97,7 @@ def test_a_kernel_of_its_own_is_refused_by_name(own_kernel: None) -> None:
     "scheme", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig"]
 )
 def test_weight_only_schemes_of_torchao_are_held(scheme: str) -> None:
-    """Runs if torchao is installed: `pip install torchao`."""
+    """Skipped without torchao: `make test-quantised` installs it beside the environment."""
     torchao = pytest.importorskip("torchao.quantization")
     model = llama()
     torchao.quantize_(model, getattr(torchao, scheme)())
