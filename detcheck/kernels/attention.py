@@ -12,6 +12,7 @@ among them, and holds all relations, `chunking` and `prefill-decode` included; f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +22,14 @@ from detcheck.errors import UsageError
 from detcheck.kernels.cpu import attention as cpu_attention
 from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
 from detcheck.kernels.cpu.masked import attend_block, visible_mask
-from detcheck.kernels.cpu.packing import Segment, packing_of
-from detcheck.kernels.paged_cache import update_paged, window_of
+from detcheck.kernels.cpu.packing import Packing, Plan, Segment, packing_of
+from detcheck.kernels.cpu.queries import attend_queries
+from detcheck.kernels.paged_cache import (
+    group_of_reads,
+    read_in_order,
+    update_paged,
+    window_of,
+)
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.visible_keys import (
     HIDDEN,
@@ -64,14 +71,22 @@ def attention(
     packed = cache is not None or kwargs.get("cu_seq_lens_q") is not None
     _refuse_unsupported(dropout, kwargs, packed=packed)
     window = window_of(module, cache, kwargs)
+    scores = Scores(scaling, kwargs.get("softcap"), _sinks(module, kwargs))
+    plan = None
     if cache is not None:
+        if scores.plain and window is None and query.device.type == "cpu":
+            plan = _order_reads(module, cache, query_by_query, kwargs)
         key, value = update_paged(module, cache, key, value, window, kwargs)
     query, key, value = _autocast(query, key, value)
     value_dim = value.shape[3]
     if value_dim != key.shape[3]:
         scaling = key.shape[3] ** -0.5 if scaling is None else scaling
         query, key, value = _equally_wide(query, key, value)
-    scores = Scores(scaling, kwargs.get("softcap"), _sinks(module, kwargs))
+        scores = replace(scores, scaling=scaling)
+    if plan is not None:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        out = attend_queries(q, k, v, plan, scaling, gathered=True)[None]
+        return out[..., :value_dim].contiguous(), None
     if packed:
         kwargs["layer"] = getattr(module, "layer_idx", None)
         out = _packed_batch(query, key, value, scores, window, query_by_query, kwargs)
@@ -261,9 +276,7 @@ def _packed_batch(
         from detcheck.kernels.triton.differentiable import packed_attention
 
         return packed_attention(query, key, value, scores, kwargs, kwargs["layer"], window)
-    packing = packing_of(
-        tuple(kwargs["cu_seq_lens_q"].tolist()), tuple(kwargs["cu_seq_lens_k"].tolist())
-    )
+    packing = _packing_of(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])
     bites = window is not None and packing.longest > window
     if scores.plain and (query_by_query or not packing.prompts or not bites):
         return cpu_attention.packed_attention(
@@ -277,6 +290,29 @@ def _packed_batch(
         )
     parts = [(0, _block(one, window)) for one in packing.segments]
     return _attend_blocks(query, key, value, parts, scores, query_by_query)
+
+
+def _packing_of(q_bounds: torch.Tensor, k_bounds: torch.Tensor) -> Packing:
+    return packing_of(tuple(q_bounds.tolist()), tuple(k_bounds.tolist()))
+
+
+def _order_reads(
+    module: torch.nn.Module, cache: Any, query_by_query: bool, kwargs: dict[str, Any]
+) -> Plan | None:
+    """Let a paged cache return the keys as the calls of a plan take them, so without a second copy.
+
+    None if the cache returns them as they are: if queries of a prompt are computed together, or if
+    the layer does not read all its keys by an index.
+    """
+    group = group_of_reads(module, cache, kwargs)
+    if group is None:
+        return None
+    number, kind = group
+    packing = _packing_of(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"][kind])
+    if not packing.segments or (packing.prompts and not query_by_query):
+        return None
+    read_in_order(kwargs, number, packing.one_by_one.keys)
+    return packing.one_by_one
 
 
 def _block(segment: Segment, window: int | None) -> Block:

@@ -57,6 +57,29 @@ def update_paged(
     return key, value
 
 
+def group_of_reads(module: Any, cache: Any, kwargs: dict[str, Any]) -> tuple[int, str] | None:
+    """The number and the kind of a layer's indices into a paged cache, if it reads by them.
+
+    None for a cache that takes no indices inside `kwargs`, for a layer that keeps a window alone,
+    and for a batch without earlier keys.
+    """
+    allocators, indices = getattr(cache, "layer_to_allocator", None), kwargs.get("read_index")
+    cache_type: Any = type(cache)
+    if allocators is None or indices is None or _takes_indices(cache_type):
+        return None
+    allocator = allocators[module.layer_idx]
+    if getattr(allocator, "layer_type", None) != "full_attention":
+        return None
+    return (allocator.index, allocator.layer_type) if len(indices[allocator.index]) else None
+
+
+def read_in_order(kwargs: dict[str, Any], group: int, order: torch.Tensor) -> None:
+    """Let a paged cache return the keys `order` (indices of the packed keys) in this order."""
+    indices = [*kwargs["read_index"]]
+    indices[group] = indices[group].index_select(0, order)
+    kwargs["read_index"] = indices
+
+
 @memoise
 def _takes_indices(cache_type: Any) -> bool:
     """True if a paged cache takes its indices as arguments (5.17), false if inside `kwargs`."""

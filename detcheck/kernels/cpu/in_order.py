@@ -5,7 +5,7 @@ Their weights are exact zeros, but stock kernels sum in blocks and vectors, whos
 the number of keys. Here term k is added to the sum of terms 0 to k-1, for all entries at once. So
 padding on either side changes nothing, nor does a decoding step instead of a prefill.
 
-This costs about 3 to 10 times the stock product, which for attention is a small part of a model.
+This costs more than the stock product, which for attention is a small part of a model.
 """
 
 from __future__ import annotations

@@ -63,6 +63,12 @@ class Plan:
             )
 
     @cached_property
+    def keys(self) -> torch.Tensor:
+        """Indices of the padded keys of all calls, one call after another."""
+        with _plain_tensors():
+            return torch.cat([call.keys for call in self.calls])
+
+    @cached_property
     def order(self) -> torch.Tensor | None:
         """Indices of the queries in the order of the calls; None if that is their own order."""
         queries = [query for call in self.calls for query in call.queries]

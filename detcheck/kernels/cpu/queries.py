@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
-from detcheck.kernels.cpu.packing import Call, Plan
+from detcheck.kernels.cpu.packing import Plan
 from detcheck.kernels.cpu.stock import stock_kernel
 
 CACHE_LINE_BYTES = 64
@@ -61,20 +61,23 @@ def attend_queries(
     value: torch.Tensor,
     plan: Plan,
     scaling: float | None = None,
+    *,
+    gathered: bool = False,
 ) -> torch.Tensor:
     """Attention of each query of the plan by itself; returns (q, heads, dim).
 
-    query (q, heads, dim), key and value (k, kv_heads, dim), as numbered in the plan's segments.
-    The last query of a segment is at its last key. Queries in no segment get zeros. Dispatch modes
-    see the ops inside only if gradients are needed: an op's entries are not in the order of the
-    requests, and so cannot be compared between batches.
+    query (q, heads, dim), key and value (k, kv_heads, dim), as numbered in the plan's segments; or,
+    if `gathered`, the keys `plan.keys` alone, in this order. The last query of a segment is at its
+    last key. Queries in no segment get zeros. Dispatch modes see the ops inside only if gradients
+    are needed: an op's entries are not in the order of the requests, and so cannot be compared
+    between batches.
     """
     if needs_gradients(query, key, value):
         with _whole_calls():
-            return _attend_queries(query, key, value, plan, scaling, _flash)
+            return _attend_queries(query, key, value, plan, scaling, _flash, gathered)
     unseen = _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
     with unseen:
-        return _attend_queries(query, key, value, plan, scaling, _stock_flash)
+        return _attend_queries(query, key, value, plan, scaling, _stock_flash, gathered)
 
 
 def _attend_queries(
@@ -84,6 +87,7 @@ def _attend_queries(
     plan: Plan,
     scaling: float | None,
     flash: Kernel,
+    gathered: bool,
 ) -> torch.Tensor:
     num_queries, heads, dim = query.shape
     kv_heads = key.shape[1]
@@ -97,12 +101,17 @@ def _attend_queries(
         tiles = tiles.index_select(0, plan.order)
     tiles = F.pad(tiles, (0, 0, 0, rows * parts - group)).contiguous()
     tiles = tiles.view(-1, kv_heads * parts, rows, dim)
-    outs, start = [], 0
+    outs, start, first_key = [], 0, 0
     for number, call in enumerate(plan.calls):
         stop = start + len(call.queries)
         mask = plan.mask(number, query.dtype)
-        outs.append(_attend(tiles[start:stop], key, value, call, mask, scaling, flash))
-        start = stop
+        num_keys = len(call.keys)
+        keys, values = (
+            x.narrow(0, first_key, num_keys) if gathered else _rows_at(x, call.keys)
+            for x in (key, value)
+        )
+        outs.append(_attend(tiles[start:stop], keys, values, call.length, mask, scaling, flash))
+        start, first_key = stop, first_key + num_keys
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     if parts > 1:
         out = out.reshape(len(out), kv_heads, rows * parts, dim)
@@ -117,23 +126,23 @@ def _attend(
     tiles: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    call: Call,
+    length: int,
     mask: torch.Tensor,
     scaling: float | None,
     flash: Kernel,
 ) -> torch.Tensor:
-    """One call of the stock kernel for tiles (entries, kv_heads, rows, dim)."""
+    """One call of the stock kernel for tiles (entries, kv_heads, rows, dim).
+
+    key and value (entries * length, kv_heads, dim), or (length, kv_heads, dim) for all entries.
+    """
     entries, kv_heads, rows, dim = tiles.shape
-    keys, values = (
-        _rows_at(x, call.keys).view(-1, call.length, kv_heads, dim).transpose(1, 2)
-        for x in (key, value)
-    )
+    keys, values = (x.view(-1, length, kv_heads, dim).transpose(1, 2) for x in (key, value))
     count = 2 if entries * kv_heads == 1 else entries
     if count != entries:
         tiles = tiles.expand(count, -1, -1, -1)
     if len(keys) != count:
         keys, values = (x.expand(count, -1, -1, -1) for x in (keys, values))
-    mask = mask.expand(count, 1, rows, call.length)
+    mask = mask.expand(count, 1, rows, length)
     out: torch.Tensor = flash(tiles, keys, values, attn_mask=mask, scale=scaling)[0]
     return out[:entries]
 
