@@ -24,6 +24,9 @@ commit_of() { # the commit of a ref; fetched if the checkout lacks it
   git fetch -q "${depth[@]}" --no-tags -- origin "$1" >&2 && git rev-parse -q --verify FETCH_HEAD
 }
 
+name=${DETCHECK_NAME:-}
+[[ $name =~ ^([A-Za-z0-9][A-Za-z0-9._-]*)?$ ]] \
+  || stop 2 "name must be letters, digits, and . _ or - between them: give another name."
 [ -z "${DETCHECK_BASELINE:-}" ] || stop 2 "base and baseline are both given: choose one."
 ref=$DETCHECK_BASE
 [ "$ref" != auto ] || ref=$(of_event)
@@ -32,7 +35,7 @@ ref=$DETCHECK_BASE
 commit=$(commit_of "$ref") \
   || stop 2 "The base commit $ref is not in the checkout: give actions/checkout fetch-depth: 0, or mend base."
 
-out=$PWD/results/ci/base
+out=$PWD/results/ci${name:+-$name}/base
 prefix=$(git rev-parse --show-prefix)
 folder=$(mktemp -d)
 trap 'git worktree remove --force "$folder/base"; rm -rf "$folder"' EXIT

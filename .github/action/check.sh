@@ -1,7 +1,16 @@
 #!/usr/bin/env bash
 # Run `detcheck ci` with the action's inputs; its exit code is the step's.
 set -uo pipefail
-out=results/ci
+
+stop() { # exit code, message
+  echo "::error title=detcheck::$2"
+  exit "$1"
+}
+
+name=${DETCHECK_NAME:-}
+[[ $name =~ ^([A-Za-z0-9][A-Za-z0-9._-]*)?$ ]] \
+  || stop 2 "name must be letters, digits, and . _ or - between them: give another name."
+out=results/ci${name:+-$name}
 options=(--out "$out" --junit "$out/junit.xml" --sarif "$out/detcheck.sarif" --summary "$out/summary.md")
 [ -z "${DETCHECK_CONFIG:-}" ] || options+=(--config "$DETCHECK_CONFIG")
 [ -z "${DETCHECK_ENDPOINT:-}" ] || options+=(--endpoint "$DETCHECK_ENDPOINT")
@@ -22,7 +31,7 @@ if [ "$code" = 3 ] && [ "${DETCHECK_FAIL_ON_INCONCLUSIVE:-true}" = false ]; then
   exit 0
 fi
 case $code in
-  1) echo "::error title=detcheck::fail: the job's summary and the artifact detcheck show what changed" ;;
+  1) echo "::error title=detcheck::fail: the job's summary and the artifact detcheck${name:+-$name} show what changed" ;;
   3) echo "::error title=detcheck::inconclusive: the job's summary says what the run lacks" ;;
   *) ;;
 esac

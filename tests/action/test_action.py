@@ -157,7 +157,36 @@ def _html(handler: Handler) -> None:
 def test_a_fork_that_was_removed_fails_no_job(comment, tmp_path) -> None:
     event = tmp_path / "run.json"
     event.write_text(json.dumps({"workflow_run": {"head_repository": None, "head_branch": "b"}}))
-    assert "could not be written" in comment(FAILED, GITHUB_EVENT_PATH=str(event))
+    sentence = comment(FAILED, GITHUB_EVENT_PATH=str(event))
+    assert sentence.startswith("The event names no repository of the commit that was measured")
+    assert "Error" not in sentence
+
+
+def test_a_reply_of_another_form_is_a_plain_sentence(comment, github) -> None:
+    github.comments = ["no object"]  # type: ignore[list-item]
+    sentence = comment(FAILED)
+    assert sentence.startswith("The comment could not be written: the event, or GitHub's reply,")
+    assert "Error" not in sentence
+
+
+def test_each_use_with_a_name_has_a_comment_of_its_own(comment, github) -> None:
+    names = ("", "cpu", "cpu-2")
+    for name in names * 2:
+        comment(FAILED, DETCHECK_NAME=name)
+    headings = [body["body"].splitlines()[1] for body in github.comments]
+    assert headings == [f"### detcheck{name and ' ' + name}: ❌ fail" for name in names]
+    assert comment(PASSED, DETCHECK_NAME="cpu") == "The comment was updated."
+    assert ["❌" in each["body"] for each in github.comments] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["-->", "../x", "a b", ".", "$(id)", "a\nb"])
+def test_a_name_that_is_no_name_is_refused(comment, check, github, tmp_path, name) -> None:
+    assert comment(FAILED, DETCHECK_NAME=name).startswith("The input name must be letters")
+    code, outputs, printed = check(DETCHECK_NAME=name)
+    assert (code, outputs) == (2, "")
+    assert printed.startswith("::error title=detcheck::name must be letters")
+    assert github.calls == []
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_long_summary_is_cut_at_a_line_and_says_so(comment, github) -> None:
@@ -213,6 +242,7 @@ def check(tmp_path: Path):
         ({}, 9, {}, 3, "inconclusive"),
         ({}, 9, {"DETCHECK_FAIL_ON_INCONCLUSIVE": "false"}, 0, "inconclusive"),
         ({}, 40, {"DETCHECK_BUDGET": "0.001s"}, 3, "inconclusive"),
+        ({"flip_at": 3}, 40, {"DETCHECK_NAME": "other"}, 1, "fail"),
     ],
 )
 def test_the_verdict_is_the_steps_output(
@@ -223,8 +253,12 @@ def test_the_verdict_is_the_steps_output(
         (tmp_path / "my file.toml").write_text(text, encoding="utf-8")
         result = check(DETCHECK_CONFIG="my file.toml", **inputs)
     assert result[:2] == (code, f"verdict={verdict}"), result
-    for name in ("junit.xml", "detcheck.sarif", "summary.md", "run/report.html"):
-        assert (tmp_path / "results/ci" / name).exists()
+    name = inputs.get("DETCHECK_NAME")
+    folder = f"results/ci-{name}" if name else "results/ci"
+    assert [path.as_posix() for path in tmp_path.glob("results/*")] == [f"{tmp_path}/{folder}"]
+    for file in ("junit.xml", "detcheck.sarif", "summary.md", "run/report.html"):
+        assert (tmp_path / folder / file).exists()
+    assert (f"the artifact detcheck-{name} show" in result[2]) == (name is not None)
 
 
 def test_without_a_file_the_step_fails_and_has_no_verdict(check) -> None:
@@ -242,6 +276,18 @@ def test_the_actions_inputs_reach_its_scripts() -> None:
         run = step.get("run", "")
         assert "${{" not in run, "an input in a shell command could be read as code"
         assert "uses" in step or step["shell"] == "bash"
+
+
+def test_two_uses_of_the_action_share_no_artifact_folder_or_comment() -> None:
+    """GitHub's expression is false for an empty name, and is written as an empty text then."""
+    steps = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["runs"]["steps"]
+    upload = steps[-1]["with"]
+    suffix = "${{ inputs.name && format('-{0}', inputs.name) }}"
+    assert (upload["name"], upload["path"]) == (f"detcheck{suffix}", f"results/ci{suffix}")
+    scripts = [step for step in steps if "GITHUB_ACTION_PATH" in step.get("run", "")]
+    named = [step["name"] for step in scripts if "DETCHECK_NAME" in step.get("env", {})]
+    assert named == ["Measure the base", "Measure and judge", "Comment"]
+    assert 'results/ci${DETCHECK_NAME:+-$DETCHECK_NAME}/summary.md"' in scripts[-1]["run"]
 
 
 def workflows() -> dict[str, str]:
@@ -308,7 +354,7 @@ def test_the_documented_split_keeps_a_forks_code_away_from_the_token() -> None:
         for step in yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
         if "upload-artifact" in step.get("uses", "")
     )
-    assert download["with"]["name"] == artifact["name"]
+    assert download["with"]["name"] == artifact["name"].partition("${{")[0]
     assert comment["with"]["summary"] == f"{download['with']['path']}/summary.md"
     folder = comment["uses"].removeprefix("detcheck/detcheck/").partition("@")[0]
     action = yaml.safe_load((ROOT / folder / "action.yml").read_text(encoding="utf-8"))
