@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,14 +16,11 @@ from detcheck.mismatch.options import MismatchLimits
 from detcheck.options import fields_of
 
 if TYPE_CHECKING:
-    from detcheck.analysis.evidence import Finding
     from detcheck.gate.verdict import Verdict
 
 STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "note": ""}
 MOST_OF_A_RULE = 10
 """Findings of one rule that are printed before the rest are counted; --json has all."""
-MOST_NOTES = 3
-"""The same for notes."""
 
 
 @takes(*parameters(fields_of(GateOptions)), *parameters(fields_of(MismatchLimits)))
@@ -141,16 +137,12 @@ def _print(verdict: Verdict) -> None:
 
 def _lines(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """(line, style) of each finding; of one rule and effect only the first ones, then a count."""
-    kinds: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
-    for finding in verdict.findings:
-        kinds[finding.effect, finding.rule].append(finding)
-    for (effect, rule), findings in kinds.items():
-        most = MOST_NOTES if effect == "note" else MOST_OF_A_RULE
-        for finding in findings[:most]:
-            yield f"{effect}: {verdict.reason(finding)}", STYLES[effect]
-        if len(findings) > most:
-            more = f"{len(findings) - most} more of {rule} (--json has all)"
-            yield f"{effect}: {more}", STYLES[effect]
+    for kind in verdict.folded(MOST_OF_A_RULE):
+        for reason in kind.reasons:
+            yield f"{kind.effect}: {reason}", STYLES[kind.effect]
+        if kind.more:
+            more = f"{kind.more} more of {kind.rule} (--json has all)"
+            yield f"{kind.effect}: {more}", STYLES[kind.effect]
 
 
 def _print_json(verdict: Verdict, options: GateOptions) -> None:

@@ -12,8 +12,8 @@ from detcheck.text import escape_markdown, quoted
 
 VARIABLE = "GITHUB_STEP_SUMMARY"
 MARKS = {PASS: "✅ pass", FAIL: "❌ fail", INCONCLUSIVE: "⚠️ inconclusive"}
-MOST_REASONS = 100
-"""Reasons that are listed; GitHub cuts a summary off at 1 MiB."""
+MOST_OF_A_RULE = 100
+"""Findings of one rule that are listed, notes excepted; GitHub cuts a summary off at 1 MiB."""
 
 
 def summary_path() -> Path:
@@ -61,9 +61,9 @@ def summary_markdown(verdict: Verdict, first_op: str | None = None) -> str:
         )
     lines += ["", f"{verdict.summary}.", ""]
     lines += [f"- {escape_markdown(first_op)}"] if first_op else []
-    lines += [f"- {escape_markdown(reason)}" for reason in verdict.reasons[:MOST_REASONS]]
-    left = len(verdict.reasons) - MOST_REASONS
-    lines += [f"- … and {left} more"] if left > 0 else []
+    for kind in verdict.folded(MOST_OF_A_RULE):
+        lines += [f"- {escape_markdown(reason)}" for reason in kind.reasons]
+        lines += [f"- … {kind.more} more of {escape_markdown(kind.rule)}"] if kind.more else []
     lines += ["", "| judged | |", "|---|---|"]
     lines += [f"| {name} | {escape_markdown(text)} |" for name, text in verdict.judged.facts()]
     return "\n".join([*lines, "", ""])

@@ -6,8 +6,8 @@ broken, the verdict is fail, whatever else is lacking. If evidence is lacking, i
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -26,6 +26,8 @@ from detcheck.gate.rules import RULES, check_limit
 from detcheck.text import count
 
 PASS = "pass"
+MOST_NOTES = 3
+"""Notes of one rule that are shown to a reader before the rest are counted."""
 SEVERITY = (FAIL, INCONCLUSIVE, NOTE)
 EXIT_CODES = {
     PASS: ExitCode.OK,
@@ -48,6 +50,18 @@ class GroupVerdict:
     def reasons(self) -> tuple[str, ...]:
         """The sentences of its findings."""
         return tuple(finding.sentence for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedFindings:
+    """The findings of one rule with one effect, as a reader is shown them."""
+
+    rule: str
+    effect: str
+    reasons: tuple[str, ...]
+    """The sentences of the first of them."""
+    more: int
+    """How many are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,16 @@ class Verdict:
         if finding.group is None or len(self.groups) == 1:
             return finding.sentence
         return f"{finding.group.name}: {finding.sentence}"
+
+    def folded(self, most: int) -> Iterator[FoldedFindings]:
+        """The findings by effect and rule, of each at most `most`, and of notes `MOST_NOTES`."""
+        kinds: defaultdict[tuple[str, str], list[Finding]] = defaultdict(list)
+        for finding in self.findings:
+            kinds[finding.effect, finding.rule].append(finding)
+        for (effect, rule), findings in kinds.items():
+            shown = findings[: min(most, MOST_NOTES) if effect == NOTE else most]
+            reasons = tuple(self.reason(finding) for finding in shown)
+            yield FoldedFindings(rule, effect, reasons, len(findings) - len(shown))
 
     @property
     def summary(self) -> str:

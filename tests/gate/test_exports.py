@@ -89,6 +89,24 @@ def test_the_summary_says_what_was_judged(verdict_on):
     assert "\n1 prompt: 1 pass.\n" in text
 
 
+def listed(verdict) -> list[str]:
+    """The reasons that the Markdown summary lists."""
+    return [line for line in summary_markdown(verdict).splitlines() if line.startswith("- ")]
+
+
+def test_the_summary_folds_a_note_that_every_prompt_has(verdict_on):
+    reasons = listed(verdict_on(prompts=tuple(f"Question {n}?" for n in range(8))))
+    assert len([line for line in reasons if "comparisons differed" in line]) == 3
+    assert "- … 5 more of count" in reasons
+
+
+def test_the_summary_lists_every_prompt_that_changed(verdict_on):
+    engine = ScriptedEngine([Planted(5, 3, kernels=BATCH_INVARIANT)])
+    prompts = tuple(f"Question {n}?" for n in range(8))
+    reasons = "\n".join(listed(verdict_on(engine, prompts=prompts)))
+    assert all(f"{prompt}" in reasons for prompt in prompts)
+
+
 def test_a_test_case_a_prompt(verdict_on):
     suite = suite_of(verdict_on(prompts=("One?", "Two?", "Three?")))
     assert len(suite.findall("testcase")) == 3
