@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import msgspec
 
 from detcheck.analysis.results import Analysis, Group, SeedSplit
-from detcheck.gate.baseline import PREVIEW, AcceptedPrompt, Baseline, baseline_of, key_of
+from detcheck.gate.baseline import (
+    PREVIEW,
+    AcceptedPrompt,
+    Baseline,
+    baseline_of,
+    check_source,
+    key_of,
+)
 from detcheck.gate.changes import change_in_words, check_same_question
 from detcheck.text import count
 
@@ -45,6 +52,7 @@ def accept(
     """
     if existing is not None:
         check_same_question(existing, analysis.run)
+    check_source(analysis, kernels, "The run", "no evidence of answers to accept")
     new = baseline_of(analysis, kernels, PREVIEW)
     parts = {
         key_of(analysis.run, group, split): (group, split)

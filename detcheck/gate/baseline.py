@@ -123,15 +123,8 @@ def baseline_of(analysis: Analysis, kernels: Sequence[str], preview: int | None 
 
     Raises UsageError if the run lacks one of `kernels`, or is no evidence of its answers.
     """
-    for name in kernels:
-        if name not in analysis.run.experiment.kernels:
-            raise UsageError(
-                f"The baseline has no {name} kernels, only "
-                f"{', '.join(analysis.run.experiment.kernels)}: choose others by `kernels`."
-            )
-    check_no_choices(analysis.run)
+    check_source(analysis, kernels, "The baseline", "no evidence to hold a run against")
     groups = [group for group in analysis.groups if group.kernels in kernels]
-    check_evidence(analysis, groups)
     run, experiment = analysis.run, analysis.run.experiment
     models = models_of(run)
     return Baseline(
@@ -165,12 +158,23 @@ def check_no_choices(run: Run) -> None:
         )
 
 
-def check_evidence(analysis: Analysis, groups: Sequence[Group]) -> None:
-    """Raise UsageError if `groups` are no evidence of the answers that were given."""
+def check_source(analysis: Analysis, kernels: Sequence[str], name: str, complaint: str) -> None:
+    """Raise UsageError if a run cannot be made a baseline of its answers under `kernels`.
+
+    Messages call the run `name`. `complaint` follows `is` if the run is no evidence.
+    """
+    for asked in kernels:
+        if asked not in analysis.run.experiment.kernels:
+            raise UsageError(
+                f"{name} has no {asked} kernels, only "
+                f"{', '.join(analysis.run.experiment.kernels)}: choose others by `kernels`."
+            )
+    check_no_choices(analysis.run)
+    groups = [group for group in analysis.groups if group.kernels in kernels]
     lacks: Sequence[Finding] = lacking(analysis, groups)
     for lack in lacks:
         if lack.rule not in NOT_NEEDED:
-            raise UsageError(f"The baseline is no evidence to hold a run against: {lack.sentence}")
+            raise UsageError(f"{name} is {complaint}: {lack.sentence}")
 
 
 def machine_of(run: Run) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def test_an_unfinished_run_is_not_accepted(detcheck, tmp_path):
     run = write(tmp_path / "run", stop_after=2)
     result = detcheck("baseline", "update", run)
     assert result.code == 2
-    assert "no evidence" in result.only_sentence
+    assert "The run is no evidence of answers to accept: The run is not" in result.only_sentence
+    assert "baseline" not in result.only_sentence.lower()
     assert not Path("detcheck-baseline.json").exists()
 
 

@@ -222,8 +222,10 @@ def test_each_seed_is_held_by_itself(tmp_path, held):
 )
 def test_a_baseline_without_evidence_is_refused(tmp_path, held, fault):
     old = analysed(tmp_path / "old", **fault)
-    with pytest.raises(UsageError, match="no evidence"):
+    with pytest.raises(UsageError, match="The baseline is no evidence"):
         held(analysed(tmp_path / "new"), old)
+    with pytest.raises(UsageError, match="The run is no evidence of answers to accept"):
+        accept(old, (BATCH_INVARIANT,))
 
 
 def test_few_completions_are_enough_for_a_baseline(tmp_path, held):
