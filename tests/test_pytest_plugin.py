@@ -145,6 +145,21 @@ def test_tests_of_two_classes_have_their_own_baselines(run: Run, pytester: pytes
     assert names == {"TestA.test_it.json", "TestB.test_it.json"}
 
 
+@pytest.mark.sweep
+def test_parameters_that_differ_in_punctuation_have_their_own_files(
+    run: Run, pytester: pytest.Pytester
+) -> None:
+    mark = "@pytest.mark.determinism"
+    names = ["a/b", "a_b", "a b", "[a_b]"]
+    test = TEST.replace(mark, f"@pytest.mark.parametrize('text', {names})\n    {mark}")
+    test = test.replace("(detcheck)", "(detcheck, text)")
+    result = run({}, "--detcheck-update", "--detcheck-report", "kept", test=test)
+    result.assert_outcomes(passed=len(names))
+    files = {path.name.split(".", 1)[1] for path in pytester.path.glob("detcheck_baselines/*")}
+    assert len(files) == len(list(pytester.path.glob("kept/*"))) == len(names)
+    assert "test_the_server_a_b_.json" in files, "a plain name stays as it is"
+
+
 def test_tests_are_skipped_or_left_out(run: Run) -> None:
     more = TEST + "\n    def test_other():\n        pass\n"
     run({}, "--detcheck-skip", test=more).assert_outcomes(passed=1, skipped=1)

@@ -39,6 +39,8 @@ BASELINES = "detcheck_baselines"
 """Folder beside a test file that holds the accepted answers of its tests."""
 LONGEST_NAME = 100
 """Characters of a file's name that is made of a test's name; a longer one ends in a hash."""
+ORDINARY_NAME = re.compile(r"(?:[\w.-]+(?:/|::))*[\w.-]+(?:\[[\w.-]+\])?")
+"""Names of tests whose parameters hold letters, digits and `_`, `.`, `-` only."""
 _MARKER_HELP = (
     f"{MARKER}(prompts=…, batch_sizes=…, target=…, max_distinct=1, …): ask a model under varying "
     "load before the test, and judge its answers; takes every field of detcheck.Experiment and of "
@@ -278,9 +280,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def _file_name(test: str) -> str:
-    """The name of a test as that of a file or folder."""
+    """The name of a test as that of a file or folder.
+
+    It ends in a hash if it is long, or if tests of different names could share it otherwise.
+    """
     plain = re.sub(r"[^\w.-]+", "_", test)
-    if len(plain) <= LONGEST_NAME:
+    if len(plain) <= LONGEST_NAME and ORDINARY_NAME.fullmatch(test):
         return plain
     return f"{plain[:LONGEST_NAME]}-{hashlib.sha256(test.encode()).hexdigest()[:8]}"
 
