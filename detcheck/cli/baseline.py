@@ -134,8 +134,7 @@ def _print(
         print_line(change)
     kept = f", {count(accepted.kept, 'prompt')} not asked and kept" if accepted.kept else ""
     kept += f", {accepted.refused} refused" if accepted.refused else ""
-    changed = count(len(accepted.changes), "prompt")
-    print_line(f"{changed} changed, {accepted.same} as before{kept}")
+    print_line(f"{count(accepted.changed, 'prompt')} changed, {accepted.same} as before{kept}")
     if unwritten is not None:
         print_line(f"nothing was written: {unwritten}", console=stderr)
     else:
@@ -151,6 +150,7 @@ def _print_json(accepted: Acceptance, file: Path, *, written: bool) -> None:
             "file": str(file),
             "written": written,
             "changes": accepted.changes,
+            "changed": accepted.changed,
             "same": accepted.same,
             "kept": accepted.kept,
         }

@@ -26,13 +26,16 @@ class Acceptance:
 
     baseline: Baseline
     changes: tuple[str, ...]
-    """A sentence for each prompt whose accepted answers changed, and for each new prompt."""
+    """A sentence for each entry (prompt, kernels and seed) that is new or whose answers changed."""
+    changed: int
+    """Prompts with such an entry."""
     same: int
     """Prompts whose accepted answers stay as they were."""
     kept: int
     """Prompts of the existing baseline that the run did not ask, and that stay in it."""
     refused: int = 0
-    """Prompts whose change the review refused; they stay as they were, or out of the baseline."""
+    """Prompts with a change that the review refused; that stays as it was, or out of the baseline.
+    """
 
 
 def accept(
@@ -62,22 +65,25 @@ def accept(
     before = {entry.key: entry for entry in existing.prompts} if existing else {}
     changes: list[str] = []
     entries = dict(before)
-    refused = 0
+    changed: set[str] = set()
+    refused: set[str] = set()
     for entry in new.prompts:
         old = before.get(entry.key)
         sentences = tuple(_changes(old, *parts[entry.key], add=add))
         if review is not None and not all(map(review, sentences)):
-            refused += 1
+            refused.add(entry.prompt)
             continue
         entries[entry.key] = _merged(old, entry) if add and old is not None else entry
         changes.extend(sentences)
-    ours = {entry.key for entry in new.prompts}
+        changed |= {entry.prompt for _ in sentences}
+    asked = {entry.prompt for entry in new.prompts}
     return Acceptance(
         baseline=msgspec.structs.replace(new, prompts=tuple(entries.values())),
         changes=tuple(changes),
-        same=len(ours) - len(changes) - refused,
-        kept=len(before.keys() - ours),
-        refused=refused,
+        changed=len(changed),
+        same=len(asked - changed - refused),
+        kept=len({entry.prompt for entry in before.values()} - asked),
+        refused=len(refused),
     )
 
 

@@ -299,6 +299,20 @@ def test_prompts_that_were_not_asked_stay(tmp_path):
     assert "Three?" in second.changes[0]
 
 
+def test_prompts_are_counted_and_not_their_seeds(tmp_path):
+    """Three seeds of two prompts are six entries, but two prompts."""
+    asked = {"prompts": ("One?", "Two?"), "temperature": 0.8, "seeds": (1, 2, 3)}
+    first = accept(analysed(tmp_path / "first", SeededScript(), **asked), KERNELS)
+    assert (len(first.changes), first.changed, first.same, first.kept) == (6, 2, 0, 0)
+    again = analysed(tmp_path / "again", SeededScript(), **(asked | {"prompts": ("Two?",)}))
+    held = accept(again, KERNELS, first.baseline)
+    assert (held.changed, held.same, held.kept) == (0, 1, 1)
+    moved = analysed(tmp_path / "moved", SeededScript(shift=1), **asked)
+    answers = iter([True] * 5 + [False])
+    reviewed = accept(moved, KERNELS, first.baseline, review=lambda change: next(answers))
+    assert (reviewed.changed, reviewed.same, reviewed.refused) == (2, 0, 1)
+
+
 def test_a_baseline_of_another_model_is_not_brought_up_to_date(tmp_path, good):
     first = accept(analysed(tmp_path / "other", model="other"), KERNELS).baseline
     with pytest.raises(UsageError, match="something else: its model"):
