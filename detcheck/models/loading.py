@@ -11,7 +11,13 @@ import torch
 
 from detcheck.errors import ModelError, UsageError
 from detcheck.models.embedded import EMBEDDED_DTYPE, EMBEDDED_NAME
-from detcheck.models.naming import hub_commit, pretrained_options, source, why_not_loaded
+from detcheck.models.naming import (
+    adapter_sentence,
+    hub_commit,
+    pretrained_options,
+    source,
+    why_not_loaded,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ def load(
         with _quiet():
             tokenizer = _tokenizer(found, options)
         model, missing = _causal_lm(found, _torch_dtype(dtype, embedded=name is None), options)
+        if getattr(model, "_hf_peft_config_loaded", False):  # of the hub, if PEFT is installed
+            raise ModelError(adapter_sentence(shown))
         _refuse_missing(shown, missing)
         model = model.to(target).eval()
     except ModelError:

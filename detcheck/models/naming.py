@@ -9,6 +9,8 @@ from typing import Any
 from detcheck.errors import ModelError
 from detcheck.models.embedded import embedded_folder
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""File that makes a folder or repository an adapter of PEFT, with or without a model beside it."""
 _HUB_PATIENCE_S = 5
 
 
@@ -91,11 +93,21 @@ def _named(name: str) -> str:
         if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
             raise ModelError(f"There is no folder {name}: check the path of the model.")
         return name
+    if (path / ADAPTER_CONFIG).is_file():
+        raise ModelError(adapter_sentence(name))
     if not (path / "config.json").is_file():
         raise ModelError(f"{name} holds no config.json: it is not a model's folder.")
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise ModelError(f"{name} holds no weights (*.safetensors): download the whole model.")
     return str(path)
+
+
+def adapter_sentence(name: str) -> str:
+    """Why an adapter is not loaded: its digests would say nothing of its base model's weights."""
+    return (
+        f"{name} holds an adapter ({ADAPTER_CONFIG}), and detcheck identifies whole models only: "
+        "merge it into its base model (PEFT's merge_and_unload) and name the folder of the result."
+    )
 
 
 def _hub_answers() -> bool:

@@ -65,6 +65,37 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
     assert "holds no config.json: it is not a model's folder." in refused(tmp_path)
 
 
+@pytest.mark.parametrize("left_out", [(), ("config.json", "model.safetensors")])
+def test_an_adapter_is_refused_since_its_base_model_is_elsewhere(
+    copied: Callable[..., Path], left_out: tuple[str, ...]
+) -> None:
+    folder = copied(*left_out)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "a/b"}')
+    save_file({"lora": torch.ones(1)}, folder / "adapter_model.safetensors")
+    sentence = (
+        f"{folder} holds an adapter (adapter_config.json), and detcheck identifies whole models only: "
+        "merge it into its base model (PEFT's merge_and_unload) and name the folder of the result."
+    )
+    assert refused(folder) == sentence
+    with pytest.raises(ModelError, match="holds an adapter"):  # as the vLLM engine asks for it
+        models.source(str(folder))
+
+
+def test_a_model_that_an_adapter_was_loaded_into_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With PEFT installed, transformers loads an adapter of the hub without a word."""
+    stock = loading._from_pretrained
+
+    def with_adapter(*args: Any) -> Any:
+        model, info = stock(*args)
+        model._hf_peft_config_loaded = True
+        return model, info
+
+    monkeypatch.setattr(loading, "_from_pretrained", with_adapter)
+    assert "holds an adapter" in refused(saved, device="cpu")
+
+
 def test_a_folder_without_weights(copied: Callable[..., Path]) -> None:
     folder = copied("model.safetensors")
     assert refused(folder) == (
