@@ -171,6 +171,29 @@ def _ends(start: int, piece: Piece, number: int) -> list[int]:
     return [start + len(piece.text) * (index + 1) // number for index in range(number)]
 
 
+def num_new_tokens(
+    before: Sequence[Piece], text: str, ids: Sequence[int], ranked: Sequence[Ranked]
+) -> int:
+    """Tokens that a chunk brings after the pieces `before`: text and ids may both be cumulative."""
+    number = max(len(ids), len(ranked))
+    known = before[-1].token_ids if before else ()
+    if not known or not text.startswith(before[-1].text) or tuple(ids[: len(known)]) != known:
+        return number
+    repeats = len(ids) > len(known) or says_again(before, text)
+    return number - len(known) if repeats else number
+
+
+def says_again(before: Sequence[Piece], text: str) -> bool:
+    """True if `text` is all of the text of several pieces `before`, and brings nothing new."""
+    if len(before) < 2:
+        return False
+    earlier, last = (piece.text for piece in before[-2:])
+    if text == last and earlier and last != earlier and last.startswith(earlier):
+        return True  # each piece is the whole text so far
+    length = sum(len(piece.text) for piece in before)
+    return len(text) == length and text == "".join(piece.text for piece in before)
+
+
 def _cumulative(texts: Sequence[str]) -> bool:
     """True if every text begins with the one before it and is longer; the last may come again."""
     while len(texts) > 1 and texts[-1] == texts[-2]:

@@ -46,6 +46,7 @@ class Reply:
         self._secrets = secrets
         self._pieces: list[Piece] = []
         self._num_tokens = 0
+        self._num_texts = 0
         self._reason: str | None = None
         self._early_reasons: set[str] = set()
         """Finish reasons that text followed: these words are not the end of this reply."""
@@ -137,9 +138,9 @@ class Reply:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens so far: as the server counted them, else pieces of text."""
+        """Tokens so far: as the server counted them, else pieces of text, without repeats."""
         counted = max(self._num_tokens, self.usage.completion_tokens or 0)
-        return counted or sum(bool(piece.text) for piece in self._pieces)
+        return counted or self._num_texts
 
     @property
     def hidden(self) -> bool:
@@ -225,9 +226,10 @@ class Reply:
             ids = [one.token_id for one in ranked if one.token_id is not None]
         if not (text or ids or ranked):
             return False
-        self._num_tokens += max(len(ids), len(ranked))
+        self._num_tokens += folding.num_new_tokens(self._pieces, text, ids, ranked)
         if self._num_tokens > 4 * self.max_new_tokens + 64:
             raise Failure(MALFORMED, "the reply holds many more tokens than were asked for")
+        self._num_texts += bool(text) and not folding.says_again(self._pieces, text)
         self._pieces.append(Piece(text, tuple(ids), tuple(ranked), reasoning))
         return True
 

@@ -64,6 +64,22 @@ def test_cumulative_ids_are_those_of_the_last_chunk() -> None:
     assert list(said_once(pieces, 3)) == [Piece("abc", (1, 2, 3))]
 
 
+def test_tokens_of_a_long_cumulative_reply_are_counted_once() -> None:
+    reply = Reply(max_new_tokens=100)
+    for end in range(1, 101):
+        reply.add({"choices": [{"text": "a" * end, "token_ids": [7] * end}]})
+    assert reply.num_tokens == 100
+
+
+def test_equal_pieces_of_an_answer_are_counted_each() -> None:
+    reply = Reply(max_new_tokens=8)
+    for text in ("ha", " ", "ha", "ha"):
+        reply.add({"choices": [{"text": text}]})
+    assert reply.num_tokens == 4
+    reply.add({"choices": [{"text": "ha haha"}]})  # the whole message
+    assert reply.num_tokens == 4
+
+
 def test_ids_cover_the_text_if_each_text_has_one() -> None:
     assert covers_text([Piece("a", (1,)), Piece("", (2,)), Piece("é", (3,))])
     assert not covers_text([Piece("a", (1,)), Piece("b"), Piece("c", (3,))])
