@@ -18,8 +18,6 @@ LONGEST_LINE = 1 << 20
 LONGEST_WORDS = 1 << 16
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 """Beginnings of a line of server-sent events."""
-_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x9c", b"\x78\xda")
-"""First bytes of gzip, zstd and zlib."""
 _KEEP_ALIVE = (b"null", b"[]", b"{}", b'""')
 """Data of events that say nothing."""
 _TITLE = re.compile(r"<title[^>]{0,200}>([^<]{1,400})", re.IGNORECASE)
@@ -60,8 +58,6 @@ class Body:
         data = bytes(self._held).removeprefix(BYTE_ORDER_MARK).strip()
         if data.startswith((b"{", b"[")):
             return self._close_object(data)
-        if data.startswith(_COMPRESSED):
-            raise Failure(MALFORMED, "the reply is compressed, which was not asked for")
         if data:
             raise Failure(MALFORMED, self._words(data))
         return False

@@ -17,6 +17,7 @@ from detcheck import __version__
 from detcheck.engines.openai.body import Body
 from detcheck.engines.openai.choices import new_reply
 from detcheck.engines.openai.complaints import parse_json, server_words
+from detcheck.engines.openai.compression import Decompressor
 from detcheck.engines.openai.connection import Connection, redact
 from detcheck.engines.openai.failures import (
     MALFORMED,
@@ -164,15 +165,16 @@ class Client:
         on_tokens: Callable[[], None],
     ) -> None:
         body = Body(reply, self.secrets)
+        plain = _decompressor(response)
         loop = asyncio.get_running_loop()
         async for data in response.content.iter_any():
-            if body.feed(data):
+            if sum([not reply.done and body.feed(piece) for piece in plain.feed(data)]):
                 on_tokens()
                 patience.reschedule(loop.time() + self._connection.between_tokens_s)
             if reply.done:  # what follows is read, so that the connection can be used again
                 await _drain(response)
                 return
-        if body.close():
+        if body.feed(plain.close()) | body.close():
             on_tokens()
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
@@ -237,14 +239,21 @@ async def _page(response: aiohttp.ClientResponse, longest: int, secrets: tuple[s
 
 
 async def _read_all(response: aiohttp.ClientResponse, longest: int) -> bytes:
+    plain = _decompressor(response)
     pieces: list[bytes] = []
     size = 0
-    async for piece in response.content.iter_any():
-        size += len(piece)
-        if size > longest:
-            raise Failure(MALFORMED, "the reply is longer than the answer to the request can be")
-        pieces.append(piece)
-    return b"".join(pieces)
+    async for data in response.content.iter_any():
+        for piece in plain.feed(data):
+            size += len(piece)
+            if size > longest:
+                said = "the reply is longer than the answer to the request can be"
+                raise Failure(MALFORMED, said)
+            pieces.append(piece)
+    return b"".join((*pieces, plain.close()))
+
+
+def _decompressor(response: aiohttp.ClientResponse) -> Decompressor:
+    return Decompressor(response.headers.get("Content-Encoding", ""))
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:

@@ -50,6 +50,16 @@ class Failure(Exception):  # noqa: N818  (data about a request, not an error of 
         return self.kind in (REFUSED, HTTP_429) or self.status == UNAVAILABLE
 
 
+class Compressed(Failure):
+    """A reply in a compression that cannot be undone here; `encoding` names it."""
+
+    def __init__(self, encoding: str):
+        super().__init__(
+            MALFORMED, f"the reply is compressed ({encoding}), which was not asked for"
+        )
+        self.encoding = encoding
+
+
 def failed_status(
     status: int, body: str, said: str, retry_after: str | None, location: str | None
 ) -> Failure:

@@ -18,6 +18,7 @@ from detcheck.engines.openai.failures import (
     RESET,
     TIMEOUT,
     TOO_MANY_REQUESTS,
+    Compressed,
     Failure,
 )
 from detcheck.errors import DetcheckError, MeasurementError, ModelError, UsageError
@@ -94,6 +95,8 @@ async def unreachable(client: Client, failure: Failure) -> DetcheckError:
         return _no_tls(url, cause)
     if not secure and failure.kind in (RESET, MALFORMED) and await _speaks_tls(url):
         return UsageError(f"{url} speaks HTTPS: give it as https://.")
+    if isinstance(failure, Compressed):
+        return _compressed(client, failure)
     if failure.kind == MALFORMED:
         return _not_the_api(client, failure.phrase)
     said = {
@@ -106,6 +109,8 @@ async def unreachable(client: Client, failure: Failure) -> DetcheckError:
 
 def not_the_api(client: Client, failure: Failure, path: str) -> UsageError:
     """The error for a server that takes no requests at `path`, even if it lists models."""
+    if isinstance(failure, Compressed):
+        return _compressed(client, failure)
     instead = ""
     if failure.status is not None:  # there is no such path
         instead = (
@@ -114,6 +119,13 @@ def not_the_api(client: Client, failure: Failure, path: str) -> UsageError:
             else "; without `chat_template=False` /chat/completions is asked"
         )
     return _not_the_api(client, f"{failure.phrase} at {path}{instead}")
+
+
+def _compressed(client: Client, failure: Compressed) -> UsageError:
+    return UsageError(
+        f"{client.base_url} compresses its replies (content-encoding {failure.encoding}), though "
+        "it is asked not to: let the server or its proxy send them as they are, or in gzip."
+    )
 
 
 def _no_tls(url: str, cause: BaseException) -> DetcheckError:

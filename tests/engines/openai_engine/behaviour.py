@@ -58,6 +58,9 @@ class Behaviour:
     swaps the first two with more than one request in flight."""
     whole: bool = False
     """Replies with several choices are one object and no stream."""
+    compresses: str | None = None
+    """Every reply is compressed by `gzip` or `deflate`; another name labels a list of models that
+    nobody can read."""
     hidden_tokens: int = 0
     """Tokens of reasoning that `whole` replies count, and do not show: they have no token ids."""
 

@@ -33,7 +33,13 @@ class ToyServer:
         app.router.add_post("/v1/chat/completions", self.complete)
         app.router.add_post("/v1/completions", self.complete)
         app.router.add_get("/metrics", self.metrics)
+        app.on_response_prepare.append(self._compress)
         return app
+
+    async def _compress(self, request: web.Request, response: web.StreamResponse) -> None:
+        name = self.behaviour.compresses
+        if name in ("gzip", "deflate"):
+            response.enable_compression(web.ContentCoding(name))
 
     async def metrics(self, request: web.Request) -> web.Response:
         if self.behaviour.metrics is None:
@@ -45,6 +51,9 @@ class ToyServer:
         b.headers.append(dict(request.headers))
         if (early := self._early(request)) is not None:
             return early
+        if b.compresses not in (None, "gzip", "deflate"):
+            said = b"\x1b\x00\x00\x8b\x02" * 9
+            return web.Response(body=said, headers={"Content-Encoding": b.compresses})
         if b.models_error is not None:
             return error(*b.models_error)
         entries = [{"id": name, "object": "model"} for name in b.models]

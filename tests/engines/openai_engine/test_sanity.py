@@ -8,9 +8,9 @@ import pytest
 from sweeps import few
 
 from detcheck.analysis.evidence import INCONCLUSIVE
-from detcheck.engines.openai.checks import different_prompts, no_cache
+from detcheck.engines.openai.checks import different_prompts, max_tokens, no_cache
 from detcheck.engines.openai.open_files import allow_open_files
-from detcheck.engines.openai.probing import Probe
+from detcheck.engines.openai.probing import NUM_TOKENS, Probe
 from detcheck.engines.openai.reply import Reply
 from detcheck.engines.openai.seeds import together_check
 from detcheck.errors import UsageError
@@ -52,6 +52,40 @@ def test_every_check_of_a_sound_server_holds(serve, measure):
 )
 def test_a_planted_fault_fails_its_check(serve, measure, fields, name):
     assert checks(measure(serve(**fields)))[name] is False
+
+
+@few("compression", ["gzip", "deflate"], every=2)
+def test_a_server_that_compresses_its_replies_is_measured(serve, measure, compression):
+    assert checks(measure(serve(compresses=compression))) == SOUND
+
+
+def test_another_compression_is_named_with_advice(serve, measure):
+    with pytest.raises(UsageError) as caught:
+        measure(serve(compresses="br"))
+    assert "compresses its replies (content-encoding br)" in str(caught.value)
+    assert "/v1:" not in str(caught.value)
+
+
+def cumulative(length: int, *, with_ids: bool = False) -> Reply:
+    """A reply whose chunks hold all of the text (and ids) so far, and the last one once more."""
+    reply = Reply(NUM_TOKENS)
+    for end in (*range(1, length + 1), length):
+        choice = {"delta": {"content": "".join(f" {word}" for word in range(end))}}
+        if with_ids:
+            choice["token_ids"] = list(range(end))
+        reply.add({"choices": [choice]})
+    reply.add({"choices": [{"delta": {}, "finish_reason": "length"}]})
+    return reply
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_cumulative_chunks_are_counted_once(with_ids):
+    held = max_tokens([cumulative(NUM_TOKENS, with_ids=with_ids)])
+    assert (held.holds, held.sentence) == (
+        True,
+        "replies of up to 12 tokens, of 12 that were allowed",
+    )
+    assert max_tokens([cumulative(NUM_TOKENS + 1, with_ids=with_ids)]).holds is False
 
 
 def test_answers_from_a_cache_are_inconclusive(serve, measure):
