@@ -4,9 +4,9 @@ Usage: comment.py SUMMARY.md
 
 The comment is found by a hidden mark, which holds DETCHECK_NAME if that is set: each use of the
 action that has a name keeps a comment of its own, with the name in its heading. A passing verdict
-makes no new comment; it only updates one that is there. Nothing is sent if only the name and the time of the run would
-change. Without a pull request, or without the permission to write (a fork), it says so and ends
-with 0: a comment is never why a job fails.
+makes no new comment; it only updates one that is there. Nothing is sent if only the name and the
+time of the run would change. Without a pull request, or without the permission to write (a fork),
+it says so and ends with 0: a comment is never why a job fails.
 
 In a workflow on `workflow_run` the pull request is found by the commit that was measured, as GitHub
 names it. The summary comes from the measuring job, which may have run a fork's code: it is only
