@@ -67,6 +67,7 @@ def replay(
         stack.enter_context(kernels_in_force(kernels, pack_weights=packing))
         stack.enter_context(torch.inference_mode())
         stack.callback(engine.reset)
+        engine.prepare(trial)
         stack.enter_context(engine.observed_by(follower))
         with contextlib.suppress(_EndedError):
             engine.generate(trial, None)

@@ -33,7 +33,9 @@ class Subject:
 def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
     """The request of a run that diverges from its reference at the earliest token.
 
-    Raises UsageError if no answers diverge, or if no engine in this process can replay the run.
+    Both replays find the prefix cache in one state, cold or warm. Raises UsageError if no answers
+    diverge, if they diverge between these states only, or if no engine in this process can replay
+    the run.
     """
     if not run.traits.ops_visible:
         raise UsageError(
@@ -41,7 +43,13 @@ def subject_of_run(run: Run, prompt_index: int | None = None) -> Subject:
             "trace: trace a run of the continuous or static engine, or have a script that asks a "
             'server again written by `repro="DIR"`.'
         )
-    return subject_of(run, prompt_index)[0]
+    return _at_one_place(
+        run,
+        prompt_index,
+        "only between a cold and a warm prefix cache, and a trace compares loads: measure it with "
+        '`kernels="fully-invariant"`, which hold the answer there too, or look for the ops in the '
+        "column of `detcheck ops` for the prefix cache.",
+    )[0]
 
 
 def subject_of(run: Run, prompt_index: int | None = None) -> tuple[Subject, Divergence]:
@@ -70,21 +78,32 @@ def subject_at_one_place(run: Run) -> tuple[Subject, Divergence]:
 
     Raises UsageError too if answers diverge between placements only: that is not the load's doing.
     """
+    places = {record.placement for record in run.conditions}
+    return _at_one_place(
+        run,
+        None,
+        f"between its {len(places)} places, and at none of them with the load: a burst cannot show "
+        "that. Compare the places with each other.",
+    )
+
+
+def _at_one_place(run: Run, prompt_index: int | None, refusal: str) -> tuple[Subject, Divergence]:
+    """The earliest divergence of answers of one placement.
+
+    Raises UsageError if there is none; it ends in `refusal` if answers of two placements diverge.
+    """
     places = dict.fromkeys(record.placement for record in run.conditions)
     if len(places) < 2:
-        return subject_of(run)
-    subject_of(run)  # raises if no answers diverge at all
+        return subject_of(run, prompt_index)
+    _earliest(run, prompt_index)  # raises if no answers diverge at all
     found = []
     for place in places:
         try:
-            found.append(subject_of(_at(run, place)))
+            found.append(subject_of(_at(run, place), prompt_index))
         except UsageError:
             continue
     if not found:
-        raise UsageError(
-            f"The answers of {run.path} diverge between its {len(places)} places, and at none of "
-            "them with the load: a burst cannot show that. Compare the places with each other."
-        )
+        raise UsageError(f"The answers of {run.path} diverge {refusal}")
     return min(found, key=lambda each: each[1].position)
 
 

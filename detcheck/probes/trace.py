@@ -113,7 +113,7 @@ class _Sides:
         planned = self._subject.trial.requests[self._subject.request]
         condition = self._subject.trial.condition
         trial = Trial(
-            Condition(condition.prompt_index, condition.kernels, 1, 1),
+            Condition(condition.prompt_index, condition.kernels, 1, 1, condition.placement),
             0,
             (replace(planned, is_probe=True, arrival_step=0),),
         )

@@ -14,9 +14,11 @@ from asking import Asked, ask
 from recorded import record
 from sweeps import few
 
+from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.continuous import ContinuousEngine
 from detcheck.engines.in_process import InProcessEngine
 from detcheck.engines.passes import Extent, RequestPlace
+from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.engines.static import StaticEngine
 from detcheck.errors import UsageError
 from detcheck.kernels.cpu.stock import stock_kernel
@@ -27,6 +29,7 @@ from detcheck.probes.recorder import ComparingRecorder, ReferenceRecorder
 from detcheck.probes.replay import Step
 from detcheck.probes.trace import subject_of_prompt, subject_of_run, trace
 from detcheck.rundir import Run
+from detcheck.traffic import Trial
 
 ENGINES = {"continuous": ContinuousEngine, "static": StaticEngine}
 PROMPT = "What is the sea?"
@@ -183,6 +186,48 @@ def test_a_run_without_divergence_is_refused(tiny_model: LoadedModel, tmp_path: 
     asked = experiment()
     run = record(tmp_path / "run", ContinuousEngine(tiny_model, *asked), *asked)
     with pytest.raises(UsageError, match="No answers diverge"):
+        subject_of_run(run)
+
+
+@pytest.mark.sweep
+def test_a_warm_prefix_cache_is_warm_in_both_replays() -> None:
+    """Of 97 tokens 96 come from the cache, so that alone the prefill has one row."""
+    prompt = (
+        "The tide turned before dawn, and nobody on the pier had seen the last boat go out. " * 2
+    )
+    asked = experiment(prompts=(prompt[:97],), prefix_cache=("warm",), chat_template=False)
+    with planted_silu(1e-6):
+        found = trace(subject_of_prompt(*asked))
+    assert found.first is not None
+    assert (found.first.op, found.first.step) == ("aten::silu", 0)
+    assert found.first.reference_shape == (1, 1, 1536)
+    assert trace(subject_of_prompt(*asked)).first is None, "the twin, without the fault"
+
+
+class Places(ScriptedEngine):
+    """Another answer from a warm prefix cache; the same in batches of three if `loaded` is true."""
+
+    def __init__(self, *, loaded: bool):
+        super().__init__()
+        self.loaded = loaded
+
+    def run_trial(self, trial: Trial, on_tokens: OnTokens | None = None) -> TrialResult:
+        warm = trial.condition.placement == "warm cache"
+        planted = Planted(2, 1, kernels=INVARIANT, min_batch_size=3 if self.loaded else 1)
+        return ScriptedEngine([planted] if warm else []).run_trial(trial, on_tokens)
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_answers_that_differ_between_cold_and_warm_only_are_refused(
+    loaded: bool, tmp_path: Path
+) -> None:
+    asked = experiment(prefix_cache=("cold", "warm"))
+    run = record(tmp_path / "run", Places(loaded=loaded), *asked)
+    if loaded:
+        condition = subject_of_run(run).trial.condition
+        assert (condition.batch_size, condition.placement) == (3, "warm cache")
+        return
+    with pytest.raises(UsageError, match="only between a cold and a warm prefix cache, and a"):
         subject_of_run(run)
 
 
