@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
+from junitparser import JUnitXml
 from servers.faults import Faults
 from servers.running import serve
 
@@ -43,7 +43,9 @@ def test_a_sound_server_passes_and_everything_is_written(detcheck):
     assert "settings: [experiment] and [target] and [gate] of" in result.err
     assert load("out/run").complete
     assert Path("out/run/report.html").exists()
-    assert ElementTree.parse("j.xml").getroot().get("tests") == "2"
+    junit = JUnitXml.fromfile("j.xml")
+    assert (junit.tests, junit.failures, junit.errors) == (2, 0, 0)
+    assert [case.is_passed for suite in junit for case in suite] == [True, True]
     assert json.loads(Path("s.json").read_text())["runs"][0]["results"] == []
     assert "✅ pass" in Path("s.md").read_text(encoding="utf-8")
 

@@ -6,6 +6,7 @@ import dataclasses
 from xml.etree import ElementTree
 
 import pytest
+from junitparser import Error, Failure, JUnitXml, TestCase
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
@@ -66,6 +67,33 @@ def test_inconclusive_is_an_error_and_not_skipped(verdict_on):
     suite = suite_of(verdict_on(ScriptedEngine(observed_share=0.5)))
     assert (suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("0", "1", "0")
     assert suite.find("testcase/error").get("type") == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("engine", "results"),
+    [
+        (ScriptedEngine(), []),
+        (ScriptedEngine([Planted(5, 3, kernels=BATCH_INVARIANT)]), [Failure]),
+        (ScriptedEngine(observed_share=0.5), [Error]),
+    ],
+)
+def test_a_parser_of_the_format_reads_each_prompts_verdict(
+    verdict_on, tmp_path, engine, results
+) -> None:
+    """A CI system goes by the elements: a failure and an error are red, and nothing is skipped."""
+    prompts = ("Why?", HOSTILE)
+    verdict = verdict_on(engine, prompts=prompts)
+    write_junit(verdict, tmp_path / "junit.xml")
+    document = JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    (suite,) = document
+    cases = list(suite.iterchildren(TestCase))
+    assert [[type(result) for result in case.result] for case in cases] == [results] * len(prompts)
+    assert '"Why?"' in cases[0].name
+    assert all(case.is_passed == (verdict.value == "pass") for case in cases)
+    for counted in (document, suite):
+        counts = (counted.tests, counted.failures, counted.errors, counted.skipped)
+        assert counts == (2, 2 * results.count(Failure), 2 * results.count(Error), 0)
+    assert {each.name for each in suite.properties()} > {"model", "kernels", "run"}
 
 
 def test_the_properties_say_what_was_judged(verdict_on):
