@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -122,8 +123,24 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "detcheck"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    missing = set(listed.stdout.split()) - set(zipfile.ZipFile(wheel).namelist())
-    assert missing == set()
+    files = set(zipfile.ZipFile(wheel).namelist())
+    assert set(listed.stdout.split()) - files == set()
+    tops = {file.partition("/")[0] for file in files}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"detcheck"}
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_the_package_and_what_installs_need(built: Path, wheel: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        found = {each.name.partition("/")[2] for each in archive.getmembers() if each.isfile()}
+    package = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("detcheck/")}
+    beside = {file for file in found if not file.startswith(("detcheck/", "detcheck.egg-info/"))}
+    assert found >= package
+    assert beside == {
+        *("CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
+        *("constraints.txt", "pyproject.toml", "setup.cfg"),
+    }
 
 
 @pytest.mark.slow
