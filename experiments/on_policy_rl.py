@@ -15,8 +15,8 @@ batches with gradients. Every arm starts from the same warm-up and sees the same
 - `stale`: no correction, the sampler some updates behind: the positive control.
 
 In the arm `bitwise` K3 and max |r| must be exactly 0 at every step; the script stops if they are
-not. This arm runs twice for every seed and must repeat bit for bit; the tiny model's other arms
-run twice for one seed.
+not. This arm runs twice for every seed and must repeat bit for bit; the other arms run twice for
+one seed.
 
 The model is tiny and made here, so that all arms fit into minutes: the size of the gap is that of
 a tiny model. `--model embedded` trains the embedded model of 135 million weights, in all arms but
@@ -124,7 +124,7 @@ def runs(
         before[seed] = held_out_reward(copy.deepcopy(start).bfloat16(), task)
         for arm in (arm for arm in ARMS if not large or arm.name in EMBEDDED_ARMS):
             first = _run(args, task, arm, start, seed, "")
-            twice = arm.invariant or (seed == FIRST_SEED and not large)
+            twice = arm.invariant or seed == FIRST_SEED
             yield first, _run(args, task, arm, start, seed, "-again") if twice else None
 
 
