@@ -56,6 +56,8 @@ ROW_BY_ROW = {
     "cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "max", "min", "amax", "amin"})
 }
 """Ops whose stock kernels, by device, take each row by itself, in one order."""
+COUNTS = frozenset({"histc"})
+"""aten ops that count entries in floats: exact, in whatever order."""
 PAST_THE_INTERFACE = ("bmm", FLASH_OP)
 """Ops of attention that was not called through transformers' interface.
 
@@ -85,7 +87,7 @@ class OpRules:
         even = entry_by_entry and (not self._on_cpu or _even(op, args, kwargs))
         reasons = {
             "moves values only": func.is_view or (namespace == "aten" and op in MOVES),
-            "gives whole numbers": not _gives_floats(result),
+            "gives whole numbers": not _gives_floats(result) or op in COUNTS,
             f"the {self._served.get(full_name)} kernels": self._is_served(full_name, op, args),
             "stock, row by row": namespace == "aten" and op in self._row_by_row,
             "adds once to each row": op == "index_add_" and _all_different(args[2]),

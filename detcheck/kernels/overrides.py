@@ -20,6 +20,7 @@ from detcheck.kernels.attention import attention
 from detcheck.kernels.cpu import complex_numbers as cpu_complex
 from detcheck.kernels.cpu import convolution as cpu_convolution
 from detcheck.kernels.cpu import flash as cpu_flash
+from detcheck.kernels.cpu import grouped as cpu_grouped
 from detcheck.kernels.cpu import matmul as cpu_matmul
 from detcheck.kernels.cpu import norm as cpu_norm
 from detcheck.kernels.cpu import pointwise as cpu_pointwise
@@ -37,7 +38,12 @@ from detcheck.kernels.triton import why_unavailable
 Kernel = Callable[..., Any]
 
 ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
-    "matmul": {"CPU": cpu_matmul.KERNELS | cpu_convolution.KERNELS | cpu_triangular.KERNELS},
+    "matmul": {
+        "CPU": cpu_matmul.KERNELS
+        | cpu_grouped.KERNELS
+        | cpu_convolution.KERNELS
+        | cpu_triangular.KERNELS
+    },
     "attention": {"CPU": cpu_flash.KERNELS},
     "norm": {"CPU": cpu_norm.KERNELS},
     "softmax": {"CPU": cpu_softmax.KERNELS},

@@ -57,7 +57,8 @@ def test_ops_are_named_with_what_covers_them() -> None:
     assert found["transformers::sdpa"].by == "the attention kernels"
     assert found["transformers::sdpa"].module == "model.layers.0.self_attn"
     assert found["aten::topk"].by == "the reduce kernels"
-    assert found["aten::index_add_"].by == "adds once to each row"
+    assert found["aten::_grouped_mm"].by == "the matmul kernels"
+    assert found["aten::histc"].by == "gives whole numbers"
     assert found["aten::mean"].calls > 0
 
 
@@ -69,8 +70,22 @@ class AddsTwice(nn.Module):
         return x.index_add_(1, index, x.clone())
 
 
+class AddsOnce(nn.Module):
+    """Adds each row to another, as the loops of experts do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.index_add_(1, torch.arange(x.shape[1]), x.clone())
+
+
+def test_rows_that_are_added_once_are_covered() -> None:
+    model = TAKEN["Llama"]().eval()
+    model.model.layers[1].post_attention_layernorm = AddsOnce()
+    found = {one.op: one for one in coverage(model).covered}
+    assert found["aten::index_add_"].by == "adds once to each row"
+
+
 def test_rows_that_are_added_up_are_refused() -> None:
-    """The twin of experts, which add to each row once."""
+    """The twin."""
     model = TAKEN["Llama"]().eval()
     model.model.layers[1].post_attention_layernorm = AddsTwice()
     found = uncovered(model)

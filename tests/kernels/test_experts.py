@@ -96,3 +96,13 @@ def test_stock_experts_are_back_after_an_exception() -> None:
     with pytest.raises(ZeroDivisionError):
         fail_inside(modes, before)
     assert ExpertsInterface._global_mapping == before
+
+
+def test_float64_takes_the_loop_of_the_class() -> None:
+    """The grouped implementation serves the dtypes that grouped products have."""
+    experts, x = block(8, 2).double(), tokens(5, torch.float64)
+    with torch.no_grad(), batch_invariant() as mode:
+        got = experts(x)
+    assert mode.proof().overrides["aten::_grouped_mm"] == 0
+    with torch.no_grad():
+        torch.testing.assert_close(got, block(8, 2, "eager").double()(x))

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from detcheck.kernels.grouped import by_group
 from detcheck.kernels.triton import matmul
 from detcheck.kernels.triton.bit_class import milliseconds
 from detcheck.kernels.triton.classes import ProductKind, TileClass
@@ -96,16 +97,8 @@ def grouped_mm(
     if left.dim() == 2 and right.dim() == 3:
         out = tokens_by_expert(left, right, offs)
     else:
-        out = _group_by_group(left, right, offs.tolist())
+        out = by_group(left, right, offs.tolist(), matmul.mm)
     return out.to(out_dtype or left.dtype)
-
-
-def _group_by_group(left: torch.Tensor, right: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    spans = [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
-    if left.dim() == 2:
-        return torch.stack([matmul.mm(left[:, span], right[span]) for span in spans])
-    parts = [matmul.mm(each, right[:, span]) for each, span in zip(left, spans, strict=True)]
-    return torch.cat(parts, dim=1)
 
 
 def tokens_by_expert(left: torch.Tensor, right: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:

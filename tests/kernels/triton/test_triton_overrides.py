@@ -15,7 +15,6 @@ from under_test import INTERPRETED, ops, random
 from detcheck.errors import UsageError
 from detcheck.kernels import overrides, triton
 from detcheck.kernels.coverage import Coverage
-from detcheck.kernels.triton import experts as triton_experts
 from detcheck.kernels.triton import self_check as cuda_self_check
 
 KEY = "CPU" if INTERPRETED else "CUDA"
@@ -108,14 +107,6 @@ def test_a_token_of_a_mixture_does_not_depend_on_the_other_tokens(
             module.double(), tokens.double(), chosen, weights.double()
         )
     torch.testing.assert_close(whole, loop.float(), rtol=1e-4, atol=1e-4)
-
-
-def test_the_grouped_implementation_serves_floats_on_a_gpu() -> None:
-    assert triton_experts.grouped_implementation(torch.zeros(2, 3)) is None
-    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
-    assert triton_experts.grouped_implementation(on_gpu) is not None
-    on_gpu.dtype = torch.float8_e4m3fn
-    assert triton_experts.grouped_implementation(on_gpu) is None
 
 
 def gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
