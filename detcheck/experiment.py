@@ -19,6 +19,7 @@ from detcheck.kernels.settings import KernelSettings
 from detcheck.options import Option, check_types
 from detcheck.parsers import answer_parser
 from detcheck.prompts import ChatMessage, PromptItem
+from detcheck.text import count
 
 DEFAULT_PROMPT = "Tell me about Richard Feynman"
 AUTO = "auto"
@@ -151,13 +152,15 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         largest = max(self.batch_sizes)
         if largest > self.completions:
             raise UsageError(
-                f"Batch size {largest} is larger than the {self.completions} completions asked "
-                f"for: raise `completions` to at least {largest} or leave that batch size out."
+                f"Batch size {largest} is larger than the "
+                f"{count(self.completions, 'completion')} asked for: raise `completions` to at "
+                f"least {largest} or leave that batch size out."
             )
         if len(self.batch_sizes) > self.completions:
             raise UsageError(
-                f"{len(self.batch_sizes)} batch sizes cannot share {self.completions} completions: "
-                "raise `completions` or give fewer batch sizes."
+                f"{len(self.batch_sizes)} batch sizes cannot share "
+                f"{count(self.completions, 'completion')}: raise `completions` or give "
+                "fewer batch sizes."
             )
 
     def _check_prompts(self) -> None:
@@ -175,8 +178,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             return
         if len(self.items) != len(self.prompts):
             raise UsageError(
-                f"`items` has {len(self.items)} entries for {len(self.prompts)} prompts: give one "
-                "for each, or none."
+                f"`items` has {count(len(self.items), 'entry')} for "
+                f"{count(len(self.prompts), 'prompt')}: give one for each, or none."
             )
         without = [item.answer is None for item in self.items]
         if any(without) and not all(without):

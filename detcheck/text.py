@@ -94,6 +94,27 @@ def _entity(character: str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 answer`, `1,000 answers`."""
-    plural = noun if number == 1 else noun + ("es" if noun.endswith("s") else "s")
-    return f"{number:,} {plural}"
+    """`1 answer`, `1,000 answers`; also `2 batches`, `2 passes` and `2 replies`."""
+    return f"{number:,} {noun if number == 1 else _plural(noun)}"
+
+
+def amount(number: float, noun: str) -> str:
+    """`1.3 points`, and `1 point` if that is how it is shown: three digits, without a sign."""
+    shown = f"{number:.3g}"
+    return f"{shown} {noun if shown == '1' else _plural(noun)}"
+
+
+def signed(number: float, noun: str) -> str:
+    """The same with the sign before it: `+1 point`, `-0.5 points`."""
+    return f"{'-' if number < 0 else '+'}{amount(abs(number), noun)}"
+
+
+def verb(number: int, one: str, several: str) -> str:
+    """The form of a verb that agrees with `number`: `differs` for 1, else `differ`."""
+    return one if number == 1 else several
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return noun + ("es" if noun.endswith(("s", "ch", "x")) else "s")

@@ -33,7 +33,7 @@ def test_the_default_is_the_experiment_of_the_readme() -> None:
     [
         ({"batch_sizes": (0,)}, "at least 1, not 0"),
         ({"answer": "digits"}, "`answer` must be one of number"),
-        ({"items": (PromptItem(), PromptItem())}, "2 entries for 1 prompts"),
+        ({"items": (PromptItem(), PromptItem())}, "2 entries for 1 prompt:"),
         (
             {"prompts": ("a", "b"), "items": (PromptItem(answer="1"), PromptItem())},
             "Prompt 2 has no answer, and others have one",
@@ -47,7 +47,7 @@ def test_the_default_is_the_experiment_of_the_readme() -> None:
         ({"batch_sizes": (4, 4)}, "given twice"),
         ({"batch_sizes": (64,), "completions": 48}, "larger than the 48 completions"),
         ({"batch_sizes": (1, 2, 3), "completions": 3}, None),
-        ({"batch_sizes": (1, 2), "completions": 1}, "larger than the 1 completions"),
+        ({"batch_sizes": (1, 2), "completions": 1}, "larger than the 1 completion asked"),
         ({"completions": 0}, "at least 1, not 0"),
         ({"max_new_tokens": 0}, "at least 1, not 0"),
         ({"temperature": -0.5}, "0 or more"),

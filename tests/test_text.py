@@ -14,7 +14,16 @@ from cmarkgfm.cmark import Options
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from detcheck.text import escape_markdown, one_line, quoted, quoted_end
+from detcheck.text import (
+    amount,
+    count,
+    escape_markdown,
+    one_line,
+    quoted,
+    quoted_end,
+    signed,
+    verb,
+)
 
 HIDING = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 """Unicode's categories of control, format, private, surrogate and separating characters."""
@@ -55,6 +64,39 @@ def test_what_is_cut_off_is_counted():
     assert one_line("x" * (98_304 + 10), 10) == "x" * 10 + "… (98,304 more characters)"
     assert one_line("abc", 2) == "ab… (1 more character)"
     assert one_line("abc", 3) == "abc"
+
+
+@pytest.mark.parametrize(
+    ("noun", "several"),
+    [
+        ("answer", "2 answers"),
+        ("pass", "2 passes"),
+        ("batch", "2 batches"),
+        ("reply", "2 replies"),
+        ("log-probability", "2 log-probabilities"),
+        ("day", "2 days"),
+    ],
+)
+def test_a_count_agrees_with_its_noun(noun, several):
+    assert (count(1, noun), count(2, noun)) == (f"1 {noun}", several)
+    assert count(0, noun) == several.replace("2", "0")
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(1.0, "+1 point"), (-1.0004, "-1 point"), (1.25, "+1.25 points"), (0, "+0 points")],
+)
+def test_an_amount_agrees_as_it_is_shown(number, shown):
+    assert signed(number, "point") == shown
+    assert amount(abs(number), "point") == shown[1:]
+
+
+def test_a_verb_agrees_with_its_number():
+    assert [verb(number, "differs", "differ") for number in (0, 1, 2)] == [
+        "differ",
+        "differs",
+        "differ",
+    ]
 
 
 def test_long_text_is_cut():

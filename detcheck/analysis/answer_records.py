@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from detcheck.text import amount, count
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerCount:
@@ -152,7 +154,7 @@ class AnswerStability:
         """The finding in words: `the load alone moves this score by ±1.3 points; …`."""
         if self.parsed_nothing:
             return "the parser found no answer in any completion"
-        flips = f"the answer to {len(self.flipped):,} of {len(self.items):,} items changes"
+        flips = f"the answer to {len(self.flipped):,} of {count(len(self.items), 'item')} changes"
         if self.spread is None or len(self.by_load) < 2:
             return f"{flips} with the load"
         if self.never_right:
@@ -162,6 +164,6 @@ class AnswerStability:
             though = f", though {flips}" if self.flipped else ""
             return f"the load does not move this score{though}"
         return (
-            f"the load alone moves this score by ±{half:.3g} points; "
+            f"the load alone moves this score by ±{amount(half, 'point')}; "
             "a difference below that is noise"
         )

@@ -18,7 +18,7 @@ from detcheck.evidence import MIN_COMPARISONS, EndpointCheck
 from detcheck.grid import sequences_per_trial
 from detcheck.kernels.settings import AS_SERVED, STOCK, KernelSettings
 from detcheck.rundir import ENOUGH, Run
-from detcheck.text import count, one_line, quoted
+from detcheck.text import count, one_line, quoted, verb
 
 FAIL = "fail"
 INCONCLUSIVE = "inconclusive"
@@ -115,7 +115,8 @@ def _run_complete(analysis: Analysis) -> Iterator[Finding]:
     error = next((record.error for record in run.conditions if record.error), None)
     cause = f" ({quoted(error, 100)})" if error else ""
     sentence = (
-        f"The run is not complete: {left} of {len(run.conditions)} conditions were not measured "
+        f"The run is not complete: {left} of {count(len(run.conditions), 'condition')} "
+        f"{verb(left, 'was', 'were')} not measured "
         f"to their end{cause}. Resume it."
     )
     if run.complete:

@@ -25,6 +25,7 @@ from typing import Any
 from detcheck.analysis.compare import PromptDivergence, divergence_of_text
 from detcheck.errors import UsageError
 from detcheck.prompts.lm_eval import array_items
+from detcheck.text import count, signed, verb
 
 SIGNIFICANCE = 0.05
 """Differences of scores that chance gives less often than this are not called noise."""
@@ -134,12 +135,13 @@ class SamplesComparison:
         """The finding in words."""
         changed = self.better + self.worse
         change = self.right_score - self.left_score
-        difference = f"{100 * change:+.3g} points" if self.is_share else f"{change:+.3g}"
+        difference = signed(100 * change, "point") if self.is_share else f"{change:+.3g}"
         if not changed:
             return "no item changed its score"
+        its = verb(changed, "its", "their")
         verdict = "within load noise" if self.within_noise else "more than load noise"
         return (
-            f"{changed:,} of {self.items:,} items changed their score ({self.better:,} up, "
+            f"{changed:,} of {count(self.items, 'item')} changed {its} score ({self.better:,} up, "
             f"{self.worse:,} down): {difference}, {verdict} (p = {self.p_value:.2g})"
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detcheck.errors import UsageError
-from detcheck.text import count, quoted
+from detcheck.text import amount, count, quoted
 
 if TYPE_CHECKING:
     from detcheck.analysis.samples import SampleDifference, SamplesComparison
@@ -33,9 +33,9 @@ class LoadNoise:
         difference = abs(_points(comparison))
         larger = "larger" if difference > self.points else "not larger"
         return (
-            f"The load alone moved the score of {self.run} by {self.points:.3g} points "
+            f"The load alone moved the score of {self.run} by {amount(self.points, 'point')} "
             f"({count(self.items, 'item')}, {self.kernels} kernels): the difference of "
-            f"{difference:.3g} points is {larger}."
+            f"{amount(difference, 'point')} is {larger}."
         )
 
 

@@ -9,6 +9,7 @@ import typer
 
 from detcheck.cli.shared import AsJson, kept_in
 from detcheck.errors import UsageError
+from detcheck.text import count
 
 if TYPE_CHECKING:
     from detcheck.probes.matrix import Line
@@ -209,7 +210,8 @@ def _findings(cells: list[Cell]) -> list[tuple[str, str]]:
         found.append(
             (
                 f"{first.kernels} kernels break their promise: {first.op} {first.shape} in "
-                f"{first.dtype} under {first.relation}, and {len(broken) - 1} other cells.",
+                f"{first.dtype} under {first.relation}, and "
+                f"{count(len(broken) - 1, 'other cell')}.",
                 "bold red",
             )
         )

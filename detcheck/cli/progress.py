@@ -24,6 +24,7 @@ from detcheck.engines.base import InFlight
 from detcheck.evidence import EndpointCheck, ModelIdentity
 from detcheck.listener import Listener
 from detcheck.rundir import ENOUGH, ConditionRecord
+from detcheck.text import count
 
 LONG_WAIT_S = 5.0
 """A wait that is longer is reported without a terminal too."""
@@ -120,7 +121,7 @@ class ProgressListener(Listener):
     def tokens_generated(self, index: int, tokens: int) -> None:
         """Tokens of the trial in flight, beside the bar; a wait before it is over."""
         self._stop_timer()
-        counted = f"{tokens:,} tokens{self._rate(index, tokens)}"
+        counted = f"{count(tokens, 'token')}{self._rate(index, tokens)}"
         parts = (self._known(index), self._requests, counted)
         self._update(known=", ".join(part for part in parts if part))
 
@@ -170,7 +171,7 @@ class ProgressListener(Listener):
             kinds = ", ".join(f"{number} {kind}" for kind, number in record.failures.items())
             speed += f", failed: {kinds}"
         print_line(
-            f"{record.condition_id}: {record.completed} of {record.asked} completions, "
+            f"{record.condition_id}: {record.completed} of {count(record.asked, 'completion')}, "
             f"{self._known(index) or record.error or record.status}{speed}",
             console=stderr,
         )

@@ -37,6 +37,7 @@ from detcheck.experiment import Experiment
 from detcheck.gate.files import CONTROL_FOLDER
 from detcheck.options import fields_of
 from detcheck.targets import Target, from_dict
+from detcheck.text import count
 
 if TYPE_CHECKING:
     from detcheck.budget import Budget
@@ -281,8 +282,8 @@ def _show(run: Run, *, as_json: bool) -> None:
         made = sum(record.due for record in run.conditions)
         asked = sum(record.asked for record in run.conditions)
         print_line(
-            f"the budget ended after {made:,} of {asked:,} completions, and every prompt has the "
-            f"least that a verdict needs; go on with: detcheck run --resume {path}",
+            f"the budget ended after {made:,} of {count(asked, 'completion')}, and every prompt "
+            f"has the least that a verdict needs; go on with: detcheck run --resume {path}",
             console=stderr,
         )
     if not run.complete:

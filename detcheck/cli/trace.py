@@ -12,6 +12,7 @@ from detcheck.cli.shared import AsJson, kept_in
 from detcheck.errors import UsageError
 from detcheck.experiment import Experiment
 from detcheck.targets import from_dict
+from detcheck.text import count, verb
 
 if TYPE_CHECKING:
     from detcheck.probes.calls import CallPair
@@ -220,8 +221,8 @@ def _print(found: Trace) -> None:
 
     first = found.first
     compared = (
-        f"{found.ops_compared:,} ops ({found.tensors_compared:,} tensors) in "
-        f"{found.steps_compared} forward passes"
+        f"{count(found.ops_compared, 'op')} ({count(found.tensors_compared, 'tensor')}) in "
+        f"{count(found.steps_compared, 'forward pass')}"
     )
     if first is None:
         print_line(
@@ -254,13 +255,15 @@ def print_first(first: FirstOp, place: str, compared: str) -> None:
     print_line(f"  {place}")
     if first.rows:
         print_line(
-            f"  {first.rows_differ} of the request's {first.rows} rows differ, by up to "
-            f"{first.max_ulp} ULPs"
+            f"  {first.rows_differ} of the request's {count(first.rows, 'row')} "
+            f"{verb(first.rows_differ, 'differs', 'differ')}, by up to "
+            f"{count(first.max_ulp, 'ULP')}"
         )
     print_line(
         "  not all of its tensors could be compared; a later op shows that its result differs"
         if first.indirect
-        else f"  its {first.inputs_compared} compared inputs agree bit for bit"
+        else f"  its {count(first.inputs_compared, 'compared input')} "
+        f"{verb(first.inputs_compared, 'agrees', 'agree')} bit for bit"
     )
     print_line(f"  compared up to there: {compared}", "dim")
 

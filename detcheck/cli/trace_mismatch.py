@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from detcheck.cli.trace import layers_table, print_first, shape_text
 from detcheck.errors import UsageError
 from detcheck.targets import from_dict
+from detcheck.text import count
 
 if TYPE_CHECKING:
     from detcheck.probes.decode_trace import DecodeTrace
@@ -46,8 +47,9 @@ def trace_mismatch(
 def _print_decoding(found: DecodeTrace) -> None:
     from detcheck.cli.console import print_line, stdout
 
-    steps = "1 step" if found.steps_compared == 1 else f"{found.steps_compared} steps"
-    compared = f"{found.ops_compared:,} ops ({found.tensors_compared:,} tensors) of {steps}"
+    tensors = count(found.tensors_compared, "tensor")
+    steps = count(found.steps_compared, "step")
+    compared = f"{count(found.ops_compared, 'op')} ({tensors}) of {steps}"
     first = found.first
     if first is None:
         line = f"No op differs under {found.kernels} kernels: decoded and prefilled, {compared} "

@@ -24,6 +24,7 @@ from detcheck.grid import Condition
 from detcheck.kernels.in_force import kernels_in_force
 from detcheck.kernels.settings import STOCK
 from detcheck.models import LoadedModel
+from detcheck.text import count
 from detcheck.traffic import PlannedRequest, Trial
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def difference(
     scores may differ by `safety` times the noise of rounding.
     """
     if len(rows) < len(own.token_ids):
-        return f"it gave {len(rows)} of the {len(own.token_ids)} tokens asked for"
+        return f"it gave {len(rows)} of {count(len(own.token_ids), 'token')} asked for"
     if not own.scores.isfinite().all():
         return None  # nothing to compare with
     for step, (mine, theirs) in enumerate(zip(own.scores, rows, strict=False)):

@@ -9,6 +9,7 @@ import msgspec
 
 from detcheck.errors import UsageError
 from detcheck.prompts import ChatMessage
+from detcheck.text import count
 
 
 def encode_prompt(
@@ -56,7 +57,8 @@ def check_lengths(
         longest = max(longest, needed)
         if context is not None and needed > context:
             raise UsageError(
-                f"Prompt {number} has {len(token_ids)} tokens; with {max_new_tokens} new ones it "
-                f"exceeds the model's context of {context}: shorten it or lower `max_new_tokens`."
+                f"Prompt {number} has {count(len(token_ids), 'token')}; with {max_new_tokens} new "
+                f"ones it exceeds the model's context of {context}: shorten it or lower "
+                "`max_new_tokens`."
             )
     return longest

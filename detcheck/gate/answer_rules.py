@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from detcheck.analysis.answers import AnsweredItem, AnswerStability
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE, NOTE, Finding, percent_of
 from detcheck.gate.given import GateInput, Rule
-from detcheck.text import count, quoted
+from detcheck.text import amount, count, quoted, verb
 
 MOST_EXAMPLES = 3
 """Answers of an item that a sentence names."""
@@ -54,11 +54,12 @@ def too_many_flips(given: GateInput) -> Iterator[Finding]:
     limit = given.options.max_answer_flips
     for stability in given.stabilities if limit is not None else ():
         flipped, total = stability.flipped, len(stability.items)
+        change = verb(len(flipped), "changes", "change")
         if len(flipped) > (limit or 0):
             for item in flipped:
                 sentence = (
                     f"The answer to {item.name} changes with the load ({_answers(item)}): "
-                    f"{len(flipped):,} of {count(total, 'item')} change, at most {limit} allowed."
+                    f"{len(flipped):,} of {count(total, 'item')} {change}, at most {limit} allowed."
                 )
                 group = given.analysis.group(item.prompt_index, stability.kernels)
                 yield Finding("max-answer-flips", FAIL, sentence, group)
@@ -119,8 +120,9 @@ def _spread(stability: AnswerStability) -> str:
     best = max(stability.by_load, key=lambda load: load.accuracy)
     worst = min(stability.by_load, key=lambda load: load.accuracy)
     error = 100 * (stability.standard_error or 0.0)
+    points = amount(100 * (best.accuracy - worst.accuracy), "point")
     moved = (
-        f"The score moves by {100 * (best.accuracy - worst.accuracy):.3g} points with the load, "
+        f"The score moves by {points} with the load, "
         f"from {100 * worst.accuracy:.2f} at batch size {worst.batch_size} to "
         f"{100 * best.accuracy:.2f} at {best.batch_size}"
     )

@@ -134,7 +134,7 @@ class Judged:
             return made
         if self.bound is None:
             made += "; different from the reference: "
-            return f"{made}{self.differing:,} of {self.returned:,} completions"
+            return f"{made}{self.differing:,} of {count(self.returned, 'completion')}"
         return f"{made}, none differs: fewer than {percent_of(self.bound)} would (95 % bound)"
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from detcheck.errors import UsageError
+from detcheck.text import count
 
 PROMPT = ("prompt_ids", "prompt_token_ids", "prompts")
 COMPLETION = ("completion_ids", "completion_token_ids", "response_ids", "responses")
@@ -140,8 +141,8 @@ def _rollout(row: Mapping[str, Any], place: str) -> Rollout:
     length = max((index + 1 for index, real in enumerate(mask) if real), default=0)
     if len(logprobs) not in (len(completion), length):
         raise UsageError(
-            f"{place} has {len(logprobs)} log-probabilities for {len(completion)} tokens: give one "
-            "for each token of the completion."
+            f"{place} has {count(len(logprobs), 'log-probability')} for "
+            f"{count(len(completion), 'token')}: give one for each token of the completion."
         )
     sampled = tuple(bool(real) for real in mask[:length])
     # null or NaN may stand beside a token that no model sampled.

@@ -10,7 +10,7 @@ from detcheck.analysis.mismatch.results import WHOLE, MismatchReport, MismatchRo
 from detcheck.errors import ExitCode, UsageError
 from detcheck.kernels.settings import PREFILL, STOCK, KernelSettings
 from detcheck.mismatch.options import MismatchLimits
-from detcheck.text import count
+from detcheck.text import count, verb
 
 PASS = "pass"
 _ORDER = (FAIL, INCONCLUSIVE, NOTE)
@@ -85,7 +85,8 @@ def _broken(
             yield Finding(
                 "bitwise",
                 FAIL,
-                f"{row.arm}: {differ} of {row.tokens} tokens differ, by up to {row.max_abs:.3g}",
+                f"{row.arm}: {differ} of {count(row.tokens, 'token')} "
+                f"{verb(differ, 'differs', 'differ')}, by up to {row.max_abs:.3g}",
             )
 
 

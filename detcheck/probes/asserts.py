@@ -17,6 +17,7 @@ from detcheck.probes.relations import (
     run,
     try_relation,
 )
+from detcheck.text import count, verb
 
 
 class NotBatchInvariant(AssertionError):  # noqa: N818  (a finding, not a fault of the program)
@@ -74,11 +75,17 @@ def _sentence(outcome: Outcome) -> str:
     moved = f" (row {first.reference_row} there)" if first.row != first.reference_row else ""
     return (
         f"{outcome.relation}: at batch size {first.batch_size}, row {first.row}{output} does not "
-        f"equal its result in the call of all rows{moved}: {first.elements_differ} of "
-        f"{first.elements} elements differ by up to {first.max_ulp} ULPs "
-        f"({str(first.dtype).removeprefix('torch.')}); {outcome.rows_differ} of {outcome.rows} "
-        f"rows compared differ, by up to {outcome.max_ulp} ULPs"
+        f"equal its result in the call of all rows{moved}: "
+        f"{_differ(first.elements_differ, first.elements, 'element', first.max_ulp)} "
+        f"({str(first.dtype).removeprefix('torch.')}); "
+        f"{_differ(outcome.rows_differ, outcome.rows, 'compared row', outcome.max_ulp)}"
     )
+
+
+def _differ(number: int, total: int, noun: str, max_ulp: int) -> str:
+    """`1 of 8 elements differs by up to 1 ULP`."""
+    differ = verb(number, "differs", "differ")
+    return f"{number} of {count(total, noun)} {differ} by up to {count(max_ulp, 'ULP')}"
 
 
 def _check_relations(relations: tuple[str, ...]) -> None:
@@ -142,8 +149,8 @@ def _checked_sizes(sizes: Sequence[int], rows: int) -> tuple[int, ...]:
     for size in sizes:
         if not 1 <= size < rows:
             raise UsageError(
-                f"Batch sizes must lie between 1 and {rows - 1}, below the {rows} rows given, "
-                f"not {size}."
+                f"Batch sizes must lie between 1 and {rows - 1}, below the "
+                f"{count(rows, 'row')} given, not {size}."
             )
     if not sizes:
         raise UsageError("Give at least one batch size, or leave `batch_sizes` out.")

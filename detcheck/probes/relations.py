@@ -16,6 +16,7 @@ import torch
 
 from detcheck.errors import UsageError
 from detcheck.probes.bits import row_ulps, ulps
+from detcheck.text import count
 
 USUAL_RELATIONS = ("repeat", "batch-size", "position", "neighbours")
 """Relations that any function of a batch of rows can be held to."""
@@ -244,8 +245,8 @@ def run(function: Function, inputs: Tensors, layout: Layout | None = None) -> Te
         if not isinstance(output, torch.Tensor) or not output.dim() or output.shape[0] != rows:
             shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output)
             raise UsageError(
-                f"The function was given {rows} rows and returned {shape}: the first dimension of "
-                "every output must be the batch."
+                f"The function was given {count(rows, 'row')} and returned {shape}: the first "
+                "dimension of every output must be the batch."
             )
     return tuple(output.detach() for output in outputs)
 

@@ -24,6 +24,7 @@ from detcheck.errors import UsageError
 from detcheck.prompts.item import PromptItem, PromptSet
 from detcheck.prompts.lm_eval import array_items, is_sample, sample_row
 from detcheck.prompts.rows import FileRow, json_row
+from detcheck.text import count
 
 JSON_LINES = (".jsonl", ".ndjson", ".jsonlines", ".jl", ".ldjson")
 """Suffixes of files that hold one JSON value a line."""
@@ -142,8 +143,9 @@ def _table_rows(name: str, text: str, delimiter: str) -> Iterator[FileRow]:
             place = f"{name} line {first}"
             if len(cells) != len(header):
                 raise UsageError(
-                    f"{place} has {len(cells)} cells and the header {len(header)}: put cells that "
-                    "hold the delimiter, a quotation mark or a line break in quotation marks."
+                    f"{place} has {count(len(cells), 'cell')} and the header {len(header)}: put "
+                    "cells that hold the delimiter, a quotation mark or a line break in quotation "
+                    "marks."
                 )
             yield json_row(dict(zip(header, cells, strict=True)), place, first)
     except csv.Error as error:

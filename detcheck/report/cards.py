@@ -28,7 +28,7 @@ from detcheck.report.costs import Cost, total_cost
 from detcheck.report.cure_card import cure_card
 from detcheck.report.roles import control_groups, cure_groups
 from detcheck.report.text import factor, flip_counts, number
-from detcheck.text import count, one_line
+from detcheck.text import count, one_line, verb
 
 HOW_MANY = "How many answers?"
 WHERE = "Where do they diverge?"
@@ -65,7 +65,7 @@ def _how_many(groups: Sequence[Group], mark_if_one: str) -> Card:
         )
         return Card(HOW_MANY, answer, detail, mark)
     differing = sum(group.distinct_within_seed > 1 for group in groups)
-    have = "has" if differing == 1 else "have"
+    have = verb(differing, "has", "have")
     detail = f"{worst.kernels} kernels; {differing} of {len(groups)} prompts {have} more than one"
     return Card(HOW_MANY, answer, detail, mark)
 
@@ -167,4 +167,6 @@ def _trust(analysis: Analysis) -> Card:
         for check in found:
             if check.passed is passed:
                 return Card(TRUST, f"{verdict}: {check.title}", check.sentence, mark)
-    return Card(TRUST, f"Yes: {len(found)} of {len(found)} checks", batches(analysis), GOOD)
+    return Card(
+        TRUST, f"Yes: {len(found)} of {count(len(found), 'check')}", batches(analysis), GOOD
+    )

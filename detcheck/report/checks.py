@@ -22,7 +22,7 @@ from detcheck.analysis.evidence import (
 from detcheck.analysis.results import Analysis, Group, Statistics
 from detcheck.kernels.settings import STOCK, KernelSettings
 from detcheck.report.text import number, percent, traffic_words
-from detcheck.text import count
+from detcheck.text import count, verb
 
 TITLES = {
     MEASURED: ("measured", "answers were planted"),
@@ -225,7 +225,7 @@ def _repeats(groups: Sequence[Group]) -> Iterator[TrustCheck]:
     exact = [differ for group in groups if (differ := group.exact_repeats_differ) is not None]
     again = [differ for group in groups if (differ := group.repeats_differ) is not None]
     if differ := sum(exact):
-        sentence = f"{count(differ, 'completion')} {'differs' if differ == 1 else 'differ'}"
+        sentence = f"{count(differ, 'completion')} {verb(differ, 'differs', 'differ')}"
         cause = "the load alone does not explain this"
         yield TrustCheck("repeats differ", False, f"{sentence} in an exact repeat: {cause}")
     elif differ := sum(again):

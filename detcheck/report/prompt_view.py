@@ -205,7 +205,7 @@ def _cure_among_stock(
     for counted in stock.variants:
         if counted.variant.fingerprint == fingerprint:
             sizes = ", ".join(map(str, counted.batch_sizes))
-            times = f"{counted.count:,} of {stock.completions:,} times"
+            times = f"{counted.count:,} of {count(stock.completions, 'time')}"
             return (
                 f"The answer of {cure.kernels} kernels is variant {counted.rank} of stock: stock "
                 f"gave it {times}, at batch size {sizes}."

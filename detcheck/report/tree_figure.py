@@ -225,5 +225,7 @@ def _heading(figure: Figure, group: Group, temperature: float, height: float) ->
 def _in_words(root: Branch) -> str:
     parts = [f"{clip(child.label, 40)} {child.count}" for child in root.children]
     if not parts:
-        return f"All {root.count} completions gave one answer."
+        if root.count == 1:
+            return "The only completion gave one answer."
+        return f"All {root.count:,} completions gave one answer."
     return f"After “{tail(root.text, 60)}” the completions diverge: " + "; ".join(parts)

@@ -27,6 +27,7 @@ from detcheck.rundir.records import (
     StoredVariant,
     VariantLine,
 )
+from detcheck.text import count
 
 NAN = float("nan")
 _MALFORMED = (ValueError, KeyError, IndexError, OverflowError)
@@ -211,13 +212,13 @@ def _check_counts(path: Path, table: CompletionTable, records: Sequence[Conditio
     failed = table.variant < 0
     total = np.bincount(table.condition, minlength=len(records))
     failures = np.bincount(table.condition[failed], minlength=len(records))
-    for record, count, failures_here in zip(
+    for record, number, failures_here in zip(
         records, total.tolist(), failures.tolist(), strict=True
     ):
-        if (record.completed, record.failed) != (count - failures_here, failures_here):
+        if (record.completed, record.failed) != (number - failures_here, failures_here):
             raise RunDirectoryError(
-                f"{path} holds {count} completions of {record.condition_id}, but {RUN_FILE} "
-                f"records {record.completed + record.failed}: it was edited."
+                f"{path} holds {count(number, 'completion')} of {record.condition_id}, but "
+                f"{RUN_FILE} records {record.completed + record.failed}: it was edited."
             )
 
 

@@ -104,7 +104,7 @@ def test_without_right_answers_there_is_no_accuracy(tmp_path: Path) -> None:
     stock, _ = answer_stability(analysis, NUMBER)
     assert (stock.by_load, stock.best, stock.spread, stock.accuracy_std) == ((), None, None, None)
     assert stock.standard_error is None
-    assert stock.sentence == "the answer to 1 of 1 items changes with the load"
+    assert stock.sentence == "the answer to 1 of 1 item changes with the load"
 
 
 def test_an_item_that_failed_under_one_load_does_not_move_the_accuracy(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_items_that_differ_are_named_with_where_they_diverge(tmp_path: Path) -> 
     assert (answer.left.answer, answer.right.answer, answer.right_score) == ("4", "5", 0.0)
     assert found.right_score == pytest.approx(2 / 3)
     assert found.sentence == (
-        "1 of 3 items changed their score (0 up, 1 down): -33.3 points, within load noise (p = 1)"
+        "1 of 3 items changed its score (0 up, 1 down): -33.3 points, within load noise (p = 1)"
     )
 
 

@@ -49,7 +49,7 @@ def test_the_finding_and_the_differing_item_are_shown(detcheck, files) -> None:
     result = detcheck("compare", *files)
     assert (result.code, result.err) == (0, "")
     assert "exact_match: 1.0000 / 0.7500" in result.out
-    assert "1 of 4 items changed their score (0 up, 1 down): -25 points, within load noise" in (
+    assert "1 of 4 items changed its score (0 up, 1 down): -25 points, within load noise" in (
         result.out
     )
     assert "4 items compared under the filter strict: 1 with another response" in result.out

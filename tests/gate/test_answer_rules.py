@@ -60,7 +60,7 @@ def test_a_flipped_item_fails_with_both_answers(tmp_path: Path) -> None:
     assert rules(verdict, "fail") == {"max-answer-flips"}
     assert sentences(verdict, "max-answer-flips") == [
         'The answer to One changes with the load ("7" 40 times, "6" 8 times): 1 of 4 items '
-        "change, at most 0 allowed."
+        "changes, at most 0 allowed."
     ]
     assert [group.value == "fail" for group in verdict.groups] == [True, False, False, False]
 

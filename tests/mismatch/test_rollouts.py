@@ -112,7 +112,7 @@ BAD: dict[str, tuple[Any, str]] = {
         {"prompt_ids": [1], "completion_ids": [2]},
         "line 2 has no 'logprobs'",
     ),
-    "too few": (ONE | {"logprobs": [-1.0]}, "line 2 has 1 log-probabilities for 3 tokens"),
+    "too few": (ONE | {"logprobs": [-1.0]}, "line 2 has 1 log-probability for 3 tokens"),
     "probabilities": (ONE | {"logprobs": [0.5, 0.2, 0.9]}, "line 2 has a log-probability that is"),
     "no numbers": (ONE | {"completion_ids": ["a", "b", "c"]}, "line 2 is no rollout"),
     "negative ids": (ONE | {"prompt_ids": [-1]}, "line 2 has a negative token id"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+from functools import partial
 from xml.etree import ElementTree
 
 import pytest
@@ -165,3 +167,16 @@ def test_figures_say_how_to_read_them(story: Analysis, name: str) -> None:
     caption = figure(story, name).caption
     assert caption.endswith(".")
     assert html.render(build_view(story), sample.drawn(story)).count(caption[:60]) == 1
+
+
+def test_deprecations_between_libraries_are_no_faults_of_ours() -> None:
+    """matplotlib 3.10.7 calls old names of pyparsing 3.3, which warns: figures could not be drawn.
+
+    The twin: the same warning about a line of ours is an error of the tests.
+    """
+    warn = partial(warnings.warn_explicit, "old name", DeprecationWarning, "file.py", 1)
+    for module in ("matplotlib._fontconfig_pattern", "matplotlib._mathtext", "pyparsing.core"):
+        warn(module=module)
+    for module in ("detcheck.report.figures", "matplotlib_of_ours"):
+        with pytest.raises(DeprecationWarning):
+            warn(module=module)

@@ -14,7 +14,7 @@ from detcheck.engines.openai.request import Dialect, Question
 from detcheck.engines.openai.tally import IMPOSSIBLE, MEASURABLE_S, ReplyTally
 from detcheck.engines.openai.texts import own_words
 from detcheck.evidence import UNKNOWN_FIELDS, WHOLE_ANSWERS, EndpointCheck, Precision
-from detcheck.text import count, quoted
+from detcheck.text import count, quoted, verb
 
 QUICKER = 0.5
 """With an earlier reply's id, a repeat that takes less than this share is a sign of a cache."""
@@ -94,7 +94,7 @@ def max_tokens(replies: Sequence[Reply]) -> EndpointCheck:
     """Whether no reply is longer than was asked for."""
     longest = max(reply.num_tokens for reply in replies)
     holds = longest <= NUM_TOKENS
-    sentence = f"replies of up to {longest} tokens, of {NUM_TOKENS} that were allowed"
+    sentence = f"replies of up to {count(longest, 'token')}, of {NUM_TOKENS} that were allowed"
     return EndpointCheck("max_tokens", holds, sentence)
 
 
@@ -182,14 +182,14 @@ def _reply_ids(tally: ReplyTally) -> list[EndpointCheck]:
     name = "ids of replies"
     if tally.cached:
         sentence = (
-            f"{_replies(tally.cached)} had the id of an earlier one, and its time stamp or a "
+            f"{count(tally.cached, 'reply')} had the id of an earlier one, and its time stamp or a "
             "time in which nothing can be computed: they come from a cache"
         )
         return [EndpointCheck(name, False, sentence, decisive=True)]
     if not tally.repeated_ids or tally.repeated_ids >= tally.replies // 2:
         return []
     sentence = (
-        f"{_replies(tally.repeated_ids)} had the id of an earlier one, but were computed by "
+        f"{count(tally.repeated_ids, 'reply')} had the id of an earlier one, but were computed by "
         "their time: ids are drawn from a small pool"
     )
     return [EndpointCheck(name, False, sentence)]
@@ -205,7 +205,7 @@ def _partial_ids(tally: ReplyTally) -> list[EndpointCheck]:
     if not tally.with_partial_ids:
         return []
     sentence = (
-        f"in {tally.with_partial_ids} of {_replies(tally.replies)} they are not those of the "
+        f"in {tally.with_partial_ids} of {count(tally.replies, 'reply')} they are not those of the "
         "whole answer: compared by text"
     )
     return [EndpointCheck("token ids", False, sentence)]
@@ -215,15 +215,16 @@ def _whole_answers(tally: ReplyTally) -> list[EndpointCheck]:
     """Whether all that was generated was shown, and all that was shown was read."""
     checks = []
     if tally.with_unseen_tokens:
+        were = verb(tally.unseen_tokens, "was", "were")
         sentence = (
-            f"{tally.unseen_tokens:,} tokens in {tally.with_unseen_tokens} of "
-            f"{_replies(tally.replies)} were counted and never shown: only the shown text "
+            f"{count(tally.unseen_tokens, 'token')} in {tally.with_unseen_tokens:,} of "
+            f"{count(tally.replies, 'reply')} {were} counted and never shown: only the shown text "
             "is compared"
         )
         checks.append(EndpointCheck(WHOLE_ANSWERS, False, sentence))
     elif tally.uncounted:
         sentence = (
-            f"{tally.uncounted:,} of {_replies(tally.replies)} came without a count of their "
+            f"{tally.uncounted:,} of {count(tally.replies, 'reply')} came without a count of their "
             "tokens: whether all that was generated was shown is not known"
         )
         checks.append(EndpointCheck(WHOLE_ANSWERS, None, sentence))
@@ -232,10 +233,6 @@ def _whole_answers(tally: ReplyTally) -> list[EndpointCheck]:
         sentence = f"replies hold fields that detcheck does not know and does not compare: {names}"
         checks.append(EndpointCheck(UNKNOWN_FIELDS, False, sentence))
     return checks
-
-
-def _replies(number: int) -> str:
-    return f"{number:,} {'reply' if number == 1 else 'replies'}"
 
 
 def _one_id(repeats: Sequence[Probe], fresh: Sequence[Probe]) -> bool:

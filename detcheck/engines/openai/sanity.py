@@ -27,6 +27,7 @@ from detcheck.errors import UsageError
 from detcheck.evidence import EndpointCheck
 from detcheck.experiment import Experiment
 from detcheck.targets import Served
+from detcheck.text import count
 from detcheck.traffic import FILLER_PROMPTS
 
 GREETING = "Say hello."
@@ -116,8 +117,9 @@ def _count(endpoint: Endpoint, probes: tuple[Probe, ...]) -> None:
 def _check_limit(endpoint: Endpoint, experiment: Experiment, context: int | None) -> None:
     if context is not None and experiment.max_new_tokens >= context:
         raise UsageError(
-            f"The context of {endpoint.dialect.model} at {endpoint.name} is {context} tokens, too "
-            f"short for {experiment.max_new_tokens} new ones: lower `max_new_tokens`."
+            f"The context of {endpoint.dialect.model} at {endpoint.name} is "
+            f"{count(context, 'token')}, too short for "
+            f"{count(experiment.max_new_tokens, 'new one')}: lower `max_new_tokens`."
         )
 
 
