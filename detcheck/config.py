@@ -171,6 +171,13 @@ def field_types(kind: SectionKind) -> dict[str, Any]:
     return {name: reduce(or_, types) for name, types in found.items()}
 
 
+def section_of(path: Path, document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Section `name` of a settings file as TOML reads it; empty if it is missing."""
+    for key in (*_prefix(path), name):
+        document = document.get(key, {})
+    return document
+
+
 def _advice(word: str, known: list[str]) -> str:
     """The end of a refusal of `word`: the known word most like it, and all known words."""
     close = difflib.get_close_matches(word.replace("_", "-"), known, 1, cutoff=0.5)

@@ -277,6 +277,7 @@ def _write(
     first_op: str | None,
 ) -> None:
     """The report beside the run, and each file that was asked for."""
+    from detcheck.cli.prompt_places import prompt_places
     from detcheck.gate.github import VARIABLE, append_summary, summary_markdown
     from detcheck.gate.junit import write_junit
     from detcheck.gate.sarif import artifact_of, write_sarif
@@ -286,7 +287,9 @@ def _write(
     if files["junit"] is not None:
         write_junit(verdict, files["junit"])
     if files["sarif"] is not None and settings.path is not None:
-        write_sarif(verdict, artifact_of(settings.path), files["sarif"])
+        places = prompt_places(settings)
+        uris = {prompt: (artifact_of(file), line) for prompt, (file, line) in places.items()}
+        write_sarif(verdict, artifact_of(settings.path), files["sarif"], uris)
     if files["summary"] is not None:
         files["summary"].write_text(summary_markdown(verdict, first_op), encoding="utf-8")
     if os.environ.get(VARIABLE):

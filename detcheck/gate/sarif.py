@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +22,9 @@ LEVELS = {FAIL: "error", INCONCLUSIVE: "warning"}
 """SARIF's word for each effect that is a result; notes are none."""
 PAGE = "https://detcheck.github.io/detcheck/reading-a-verdict/"
 REPOSITORY = ".git"
+Places = Mapping[str, tuple[str, int]]
+"""By a prompt's text, the URI of the file that holds it and its line, from 1."""
+NOWHERE: Places = {}
 
 
 def artifact_of(file: Path) -> str:
@@ -34,13 +37,14 @@ def artifact_of(file: Path) -> str:
     return quote(absolute.relative_to(root).as_posix())
 
 
-def sarif(verdict: Verdict, artifact: str) -> dict[str, Any]:
+def sarif(verdict: Verdict, artifact: str, places: Places = NOWHERE) -> dict[str, Any]:
     """The verdict as a SARIF log: one result for each finding that is not a note.
 
     `artifact` is the URI of the file that results point to, the experiment file: see `artifact_of`.
+    A result on a prompt that `places` has points to that line, every other one to the first line.
     """
-    found = [finding for finding in verdict.findings if finding.effect in LEVELS]
-    rules = sorted({finding.rule for finding in found})
+    results = [finding for finding in verdict.findings if finding.effect in LEVELS]
+    rules = sorted({finding.rule for finding in results})
     return {
         "$schema": SCHEMA,
         "version": "2.1.0",
@@ -54,7 +58,10 @@ def sarif(verdict: Verdict, artifact: str) -> dict[str, Any]:
                     }
                 },
                 "columnKind": "unicodeCodePoints",
-                "results": [_result(verdict, finding, rules, artifact) for finding in found],
+                "results": [
+                    {**_result(verdict, finding, rules), **_location(finding, artifact, places)}
+                    for finding in results
+                ],
                 "properties": dict(verdict.judged.facts()),
             }
         ],
@@ -74,14 +81,20 @@ def _rule(rule: str) -> dict[str, Any]:
     }
 
 
-def _result(verdict: Verdict, finding: Finding, rules: list[str], artifact: str) -> dict[str, Any]:
-    location = {"artifactLocation": {"uri": artifact}, "region": {"startLine": 1}}
+def _location(finding: Finding, artifact: str, places: Places) -> dict[str, Any]:
+    """The key `locations` of a result."""
+    prompt = None if finding.group is None else finding.group.prompt
+    uri, line = places.get(prompt or "", (artifact, 1))
+    physical = {"artifactLocation": {"uri": uri}, "region": {"startLine": line}}
+    return {"locations": [{"physicalLocation": physical}]}
+
+
+def _result(verdict: Verdict, finding: Finding, rules: list[str]) -> dict[str, Any]:
     return {
         "ruleId": finding.rule,
         "ruleIndex": rules.index(finding.rule),
         "level": LEVELS[finding.effect],
         "message": {"text": verdict.reason(finding)},
-        "locations": [{"physicalLocation": location}],
         "partialFingerprints": dict(_identity(finding)),
     }
 
@@ -90,7 +103,7 @@ def _identity(finding: Finding) -> Iterator[tuple[str, str]]:
     """The identity of a result across runs, which does not depend on the order of the prompts.
 
     GitHub reads the first of these only, and takes results that share it for one. Without it, it
-    would hash the line that all results point to.
+    would hash the line that results point to.
     """
     parts = [finding.rule]
     if finding.group is not None:
@@ -102,9 +115,9 @@ def _identity(finding: Finding) -> Iterator[tuple[str, str]]:
         yield "prompt/v1", f"{finding.group.prompt_index}/{finding.group.kernels}"
 
 
-def write_sarif(verdict: Verdict, artifact: str, path: Path) -> None:
-    """Write the log to `path`; raises UsageError if that fails."""
-    text = json.dumps(sarif(verdict, artifact), indent=2) + "\n"
+def write_sarif(verdict: Verdict, artifact: str, path: Path, places: Places = NOWHERE) -> None:
+    """Write the log to `path`, see `sarif`; raises UsageError if that fails."""
+    text = json.dumps(sarif(verdict, artifact, places), indent=2) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="ascii")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -46,6 +46,8 @@ class PromptSet:
     """One for each prompt; empty if no prompt is more than its text."""
     as_sent: bool = False
     """Whether the prompts are what a model was sent, so that no chat template may be applied."""
+    lines: tuple[int, ...] = field(default=(), compare=False)
+    """The number of each one's first line in its file, from 1."""
 
 
 def chat_text(messages: Sequence[ChatMessage]) -> str:

@@ -65,7 +65,8 @@ def read_prompts(path: Path) -> PromptSet:
         )
     items = tuple(row.item for row in rows)
     kept = items if any(item != PromptItem() for item in items) else ()
-    return PromptSet(tuple(row.prompt for row in rows), kept, rows[0].as_sent)
+    prompts, lines = zip(*((row.prompt, row.line) for row in rows), strict=True)
+    return PromptSet(prompts, kept, rows[0].as_sent, lines)
 
 
 def _rows(name: str, suffix: str, text: str) -> Iterator[FileRow]:

@@ -67,16 +67,17 @@ def test_a_planted_difference_is_1_and_a_result_for_each_prompt(detcheck, monkey
     summary = tmp_path / "job.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     with serve(Faults(**QUICK, flip_at=3)) as served:
-        write_file(served.url)
+        write_file(served.url, FILE.replace('["Why?", "How?"]', '[\n"Why?",\n"How?"]'))
         result = detcheck("ci", "-o", "out", "--sarif", "s.json")
     assert result.code == 1
     (run,) = json.loads(Path("s.json").read_text())["runs"]
     failed = [found for found in run["results"] if found["level"] == "error"]
     assert len(failed) == 2
-    for found in failed:
+    for line, found in enumerate(failed, start=4):
         assert run["tool"]["driver"]["rules"][found["ruleIndex"]]["id"] == found["ruleId"]
         (place,) = found["locations"]
         assert place["physicalLocation"]["artifactLocation"]["uri"] == "detcheck.toml"
+        assert place["physicalLocation"]["region"]["startLine"] == line
     assert "❌ fail" in summary.read_text(encoding="utf-8")
 
 

@@ -104,6 +104,19 @@ def test_results_are_told_apart_by_the_fingerprint_that_github_reads(verdict_on:
     assert before.keys() < after.keys(), "a prompt that was added changes no identity"
 
 
+def test_a_result_points_to_its_prompts_line(verdict_on: On, validator: Any) -> None:
+    verdict = verdict_on(BROKEN, prompts=("Why?", "How?", "When?"))
+    places = {"How?": ("prompts%20of%20us.txt", 7), "Why?": ("detcheck.toml", 3)}
+    log = sarif(verdict, "detcheck.toml", places)
+    assert faults(validator, log) == []
+    found = {}
+    for result in log["runs"][0]["results"]:
+        (location,) = (each["physicalLocation"] for each in result["locations"])
+        place = location["artifactLocation"]["uri"], location["region"]["startLine"]
+        found[result["partialFingerprints"]["prompt/v1"].partition("/")[0]] = place
+    assert found == {"0": places["Why?"], "1": places["How?"], "2": ("detcheck.toml", 1)}
+
+
 def test_every_rule_has_the_texts_that_github_shows(verdict_on: On) -> None:
     (rule,) = sarif(verdict_on(BROKEN), "detcheck.toml")["runs"][0]["tool"]["driver"]["rules"]
     for name in ("shortDescription", "fullDescription", "help"):
