@@ -23,6 +23,8 @@ from detcheck.repro import op
 from detcheck.repro.inputs import pair_inputs
 from detcheck.repro.op import write_op
 
+from .conftest import ROOT, Fresh, required
+
 __all__ = ["on_the_tiny_model"]
 
 SLOW, SWEEP = pytest.mark.slow, pytest.mark.sweep
@@ -72,6 +74,31 @@ def test_the_script_fails_for_stock_and_passes_for_the_invariant_kernel(
     assert main() == 1
     with detcheck.batch_invariant():
         assert main() == 0
+
+
+UNDER_INVARIANT_KERNELS = """
+import runpy, sys
+import detcheck
+main = runpy.run_path(sys.argv[1])["main"]
+with detcheck.batch_invariant():
+    sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_the_script_runs_in_a_fresh_environment_with_pytorch_alone(
+    written: tuple[Trace, list[Path]], fresh: Fresh, tmp_path: Path
+) -> None:
+    script = written[1][0]
+    for package in ("detcheck", "transformers", "msgspec"):
+        assert "ModuleNotFoundError" in fresh.run(tmp_path, "-c", f"import {package}").stderr
+    done = fresh.run(tmp_path, script)
+    assert done.returncode == 1, done.stderr
+    assert "(0x" in done.stdout
+    fresh.add(*required(["detcheck"]) - {"detcheck"})
+    (fresh.packages / "detcheck").symlink_to(ROOT / "detcheck")
+    done = fresh.run(tmp_path, "-c", UNDER_INVARIANT_KERNELS, script)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_script_needs_torch_and_the_standard_library_only(
