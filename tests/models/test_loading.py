@@ -74,7 +74,8 @@ def test_an_adapter_is_refused_since_its_base_model_is_elsewhere(
     save_file({"lora": torch.ones(1)}, folder / "adapter_model.safetensors")
     sentence = (
         f"{folder} holds an adapter (adapter_config.json), and detcheck identifies whole models "
-        "only: merge it into its base model (PEFT's merge_and_unload) and name the folder of the result."
+        "only: merge it into its base model (PEFT's merge_and_unload) and name the folder of the "
+        "result."
     )
     assert refused(folder) == sentence
     with pytest.raises(ModelError, match="holds an adapter"):  # as the vLLM engine asks for it
