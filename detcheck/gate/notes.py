@@ -24,7 +24,7 @@ from detcheck.text import count, quoted
 def bound_of_the_count(given: GateInput) -> Iterator[Finding]:
     """The rate of other answers that the count can exclude."""
     for group in given.groups:
-        if group.statistics is not None and group.comparisons:
+        if group.statistics is not None:
             yield Finding("count", NOTE, _count_sentence(given, group), group)
 
 
