@@ -33,7 +33,7 @@ from .damage import edit, edited_answer, newer_schema, truncate
         (["-n", "0"], "--completions must be at least 1, not 0."),
         (["-n", "-5"], "--completions must be at least 1, not -5."),
         (["-n", "ten"], "Invalid value for '-n' / '--completions'"),
-        (["-n", "1", "-b", "1,2"], "larger than the 1 completions"),
+        (["-n", "1", "-b", "1,2"], "larger than the 1 completion asked"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, not 0."),
         (["--temperature", "-1"], "--temperature must be 0 or more"),
         (["--temperature", "nan"], "--temperature must be 0 or more"),

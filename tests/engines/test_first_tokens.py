@@ -221,7 +221,7 @@ OWN = OwnTokens((4, 5), torch.randn(2, 50, generator=torch.Generator().manual_se
         (OWN.scores.flip(0), torch.bfloat16, "the scores of token 0 differ"),
         (torch.stack((OWN.scores[0], -OWN.scores[1])), torch.float16, "the scores of token 1"),
         (OWN.scores * torch.nan, torch.float32, "differ from the model's own by nan"),
-        (OWN.scores[:1], torch.float32, "it gave 1 of the 2 tokens"),
+        (OWN.scores[:1], torch.float32, "it gave 1 of 2 tokens asked for"),
     ],
 )
 def test_scores_agree_within_the_noise_of_rounding(rows: Any, dtype: Any, words: str) -> None:
