@@ -4,11 +4,12 @@
     python experiments/model_matrix.py --only mixtral,gemma3_text
 
 For each architecture that the installed transformers lists, a tiny random model is built from its
-default config by rules. If the batch-invariant kernels cover it, every row of three batches, padded
+default config by rules. If the batch-invariant kernels cover it, every row of the batches, padded
 on the left, is compared with the same row alone, bit for bit: in one forward pass, and in
-`generate` with the cache. This is done with stock kernels (the control) and with batch-invariant
-kernels, in float32 and bfloat16. Of an architecture that is held only for requests of one length,
-the batches have no padding. Nothing in it reuses the checks of `detcheck coverage`. Writes
+`generate` with the cache. Of an architecture that is held only for requests of one length, the
+batches have no padding. Then come the relations of `matrix_relations.py`, among them continuous
+batching. All is done with stock kernels (the control) and with invariant kernels, in float32 and
+bfloat16. None of it reuses the checks of `detcheck coverage`, which say what is claimed. Writes
 `table.md` and `results.json` (with the environment) to `results/models/`.
 """
 
@@ -19,57 +20,51 @@ import json
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
+from matrix_relations import (
+    HELD,
+    LENGTHS,
+    REFUSED,
+    TOO_LONG,
+    TRACEBACK,
+    VARIANT,
+    Relation,
+    batching,
+    chunking,
+    forward,
+    generate,
+    prefill_decode,
+    prefix_cache,
+    requests_of,
+)
+from matrix_table import FAILED, HELD_UNPADDED, KERNELS, UNBUILT, Row, table
 
 from detcheck import environment
 from detcheck.errors import ModelError, UsageError
 from detcheck.kernels.coverage import coverage, level_held, refusal
 from detcheck.kernels.in_force import kernels_in_force
-from detcheck.kernels.positions import first_position, positions_of, takes_positions
 from detcheck.kernels.settings import BATCH_INVARIANT, FULLY_INVARIANT
 from detcheck.models.tiny import architectures, config_of, quiet, shrunk, tiny_model
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-LENGTHS = (9, 14, 3, 11)
-"""Tokens of the requests; a window of the tiny models has 6."""
 ONE_LENGTH = (14, 70)
 """Tokens of four requests each, for architectures that are held for requests of one length.
 
 The scans in transformers take chunks of 64 tokens; the tiny models also have chunks of 4."""
-BATCHES = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0))
-"""The requests of each batch, by index and in order."""
-NEW_TOKENS = 4
+BATCHES = ((2,), (0, 1, 2, 3), (3, 2, 1, 0), (1, 0))
+"""The requests of each batch, by index and in order. The first is the same call again."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-KERNELS = ("stock", "batch-invariant")
-HELD, VARIANT, REFUSED, UNBUILT, FAILED = "held", "variant", "refused", "not built", "failed"
-HELD_UNPADDED = "held, one length"
 
 
-@dataclass(slots=True)
-class Row:
-    """One architecture. Counts of rows are over both dtypes and all batches."""
-
-    architecture: str
-    outcome: str = UNBUILT
-    level: str | None = None
-    reason: str | None = None
-    """Why it is refused or was not built; or the dtype in which its own code fails."""
-    rows: int = 0
-    """Rows that were compared with each kernels setting."""
-    differ: dict[str, int] = field(default_factory=dict)
-    """Rows that differ, by kernels."""
-    elapsed_s: float = 0.0
-
-
-class TooLongError(Exception):
-    """An architecture took more than its time limit."""
+class TooLongError(BaseException):
+    """An architecture took more than its time limit. No `except Exception` may catch it."""
 
 
 def main() -> None:
@@ -85,18 +80,21 @@ def main() -> None:
             write(rows, options.out)
     write(rows, options.out)
     print(table(rows))
-    if any(row.outcome in (VARIANT, FAILED) for row in rows):
+    if any({VARIANT, FAILED, TRACEBACK} & {*outcomes(row)} for row in rows):
         sys.exit(1)
+
+
+def outcomes(row: Row) -> list[str]:
+    """Of its rows, and of each relation that was tried."""
+    return [row.outcome, *(relation.outcome for relation in row.relations.values())]
 
 
 def measured(out: Path) -> dict[str, Row]:
     """Rows of an earlier run by architecture, without those that were not built."""
     file = out / "results.json"
     stored = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
-    rows = {row["architecture"]: Row(**row) for row in stored}
-    return {
-        name: row for name, row in rows.items() if row.outcome in (HELD, HELD_UNPADDED, REFUSED)
-    }
+    rows = msgspec.convert(stored, list[Row])
+    return {row.architecture: row for row in rows if row.outcome in (HELD, HELD_UNPADDED, REFUSED)}
 
 
 def measure(name: str, limit_s: int = 60) -> Row:
@@ -125,8 +123,32 @@ def measure(name: str, limit_s: int = 60) -> Row:
     except Exception as error:  # of the model's own code
         row.outcome = FAILED
         row.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    if row.level is not None:
+        with quiet():
+            relate(row, models, limit_s)
     row.elapsed_s = round(time.perf_counter() - start, 2)
     return row
+
+
+def relate(row: Row, models: dict[str, Any], limit_s: int) -> None:
+    """Try the relations that the row's level claims; each takes at most `limit_s` seconds."""
+    tried: dict[str, Callable[[Mapping[str, Any]], Relation]] = {"continuous": batching}
+    if row.level == FULLY_INVARIANT:
+        tried |= {"chunking": chunking, "prefill-decode": prefill_decode}
+    for name, ask in tried.items():
+        row.relations[name] = within(limit_s, ask, models)
+    if row.level == FULLY_INVARIANT and row.relations["continuous"].differ:
+        row.relations["prefix-cache"] = within(limit_s, prefix_cache, models)
+
+
+def within(
+    limit_s: int, ask: Callable[[Mapping[str, Any]], Relation], models: dict[str, Any]
+) -> Relation:
+    try:
+        with limited(limit_s):
+            return ask(models)
+    except TooLongError as error:
+        return Relation(TOO_LONG, str(error))
 
 
 def lowest_level(models: Iterable[Any]) -> str:
@@ -158,8 +180,6 @@ def models_that_run(config: Any) -> dict[str, Any]:
             with torch.no_grad():
                 forward(model, [[*range(4, 4 + max(LENGTHS))]])
                 generate(model, [[*range(4, 4 + max(LENGTHS))]])
-        except TooLongError:
-            raise
         except Exception:  # of the model's own code
             continue
         models[name] = model
@@ -186,12 +206,7 @@ def compare(row: Row, models: dict[str, Any], *, one_length: bool = False) -> No
 
 def rows_equal(model: Any, lengths: Sequence[int] = LENGTHS) -> list[bool]:
     """For each row of each batch, forward and generated: whether it equals the row alone."""
-    requests: list[list[int]] = [
-        torch.randint(
-            4, 96, (length,), generator=torch.Generator().manual_seed(length + seed)
-        ).tolist()
-        for seed, length in enumerate(lengths)
-    ]
+    requests = requests_of(lengths)
     equal = []
     for run in (forward, generate):
         alone = [run(model, [request])[0] for request in requests]
@@ -201,31 +216,6 @@ def rows_equal(model: Any, lengths: Sequence[int] = LENGTHS) -> list[bool]:
                 torch.equal(logits, alone[at]) for logits, at in zip(together, batch, strict=True)
             ]
     return equal
-
-
-def forward(model: Any, requests: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits (tokens, vocabulary) of each request, of one forward pass with padding."""
-    inputs = padded(requests)
-    if takes_positions(model):
-        inputs["position_ids"] = positions_of(inputs["attention_mask"], first_position(model))
-    logits = model(**inputs, use_cache=False).logits
-    return [row[-len(request) :] for row, request in zip(logits, requests, strict=True)]
-
-
-def generate(model: Any, requests: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits (new tokens, vocabulary) of each request as they were decoded greedily."""
-    out = model.generate(
-        **padded(requests), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
-        output_logits=True, return_dict_in_generate=True, pad_token_id=0,
-    )  # fmt: skip
-    return list(torch.stack(out.logits, dim=1))
-
-
-def padded(requests: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    longest = max(map(len, requests))
-    ids = [[0] * (longest - len(request)) + [*request] for request in requests]
-    mask = [[0] * (longest - len(request)) + [1] * len(request) for request in requests]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 @contextmanager
@@ -242,38 +232,6 @@ def limited(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The results as Markdown."""
-    counts = Counter(row.outcome for row in rows)
-    built = len(rows) - counts[UNBUILT]
-    dead = [row.architecture for row in rows if row.rows and not row.differ["stock"]]
-    dead_control = f" (no row differs for {', '.join(dead)})" if dead else ""
-    lines = [
-        f"{len(rows)} architectures, as tiny random models; {built} could be built by rules. "
-        f"Of these {counts[HELD]} are held, {counts[HELD_UNPADDED]} more are held for requests of "
-        f"one length; refused with a sentence: {counts[REFUSED]}; covered but not held: "
-        f"{counts[VARIANT] + counts[FAILED]}. Rows in batches, padded "
-        "unless of one length, against the same rows alone, forward and generated, float32 and "
-        "bfloat16. "
-        "*Stock*: rows that differ with stock kernels, the control"
-        f"{dead_control}.",
-        "",
-        "The rows change their `batch-size`, `position`, `neighbours` and, unless of one length, "
-        "`padding`. *Level* is from one request in a short run: `fully-invariant` if its "
-        "`chunking` and `prefill-decode` gave the same bits too. `layout` and `prefix-cache` are "
-        "not tried here, nor is continuous batching; `detcheck ops` and `detcheck run` try them.",
-        "",
-        "| architecture | outcome | level | stock | batch-invariant | reason |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        differ = [f"{row.differ[name]} of {row.rows}" if row.differ else "–" for name in KERNELS]
-        reason = (row.reason or "").split(", which the batch-invariant")[0].replace("|", "\\|")
-        cells = (row.architecture, row.outcome, row.level or "–", *differ, reason or "–")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def write(rows: Sequence[Row], out: Path) -> None:
