@@ -139,7 +139,8 @@ def decoding_differs(loaded: LoadedModel, kernels: str) -> list[bool]:
     with kernels_in_force(kernels), torch.no_grad():
         for request in requests_of(LENGTHS):
             out = generated(loaded.model, [request])
-            at_once = forward(loaded.model, [out.sequences[0, :-1].tolist()])[0]
+            sequence = out.sequences[0, :-1].tolist()
+            at_once = forward(loaded.model, [sequence], first=0)[0]  # where `generate` begins
             decoded = torch.stack(out.logits, dim=1)[0]
             differ.append(not torch.equal(decoded, at_once[-NEW_TOKENS:]))
     return differ
@@ -228,11 +229,18 @@ def as_loaded(model: Any, dtype: str) -> LoadedModel:
     return LoadedModel(name, model, tokenizer, model.dtype, model.device)
 
 
-def forward(model: Any, requests: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits (tokens, vocabulary) of each request, of one forward pass with padding."""
+def forward(
+    model: Any, requests: Sequence[Sequence[int]], first: int | None = None
+) -> list[torch.Tensor]:
+    """Logits (tokens, vocabulary) of each request, of one forward pass with padding.
+
+    `first` is the position of the first token; None is that of the model itself.
+    """
     inputs = padded(requests)
     if takes_positions(model):
-        inputs["position_ids"] = positions_of(inputs["attention_mask"], first_position(model))
+        inputs["position_ids"] = positions_of(
+            inputs["attention_mask"], first_position(model) if first is None else first
+        )
     logits = model(**inputs, use_cache=False).logits
     return [row[-len(request) :] for row, request in zip(logits, requests, strict=True)]
 

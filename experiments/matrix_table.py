@@ -51,7 +51,7 @@ NOTES = (
     "reasons are below.",
     "",
     "There is no column for the cost: in models as tiny as these Python takes nearly all the time. "
-    "[Benchmarks](../../docs/benchmarks.md) has the cost for models of middle size of each kind.",
+    "`docs/benchmarks.md` has the cost for models of middle size of each kind.",
 )
 
 
@@ -74,6 +74,8 @@ def table(rows: Sequence[Row]) -> str:
         "",
         *NOTES,
         "",
+        *(counted(name, rows) for name in RELATIONS),
+        "",
         "| " + " | ".join(headings) + " |",
         "|---" * len(headings) + "|",
     ]
@@ -87,6 +89,18 @@ def table(rows: Sequence[Row]) -> str:
         why = reasons((row.architecture, row.relations.get(name)) for row in rows)
         lines += ["", f"Why `{name}` has no figure:", "", *why] if why else []
     return "\n".join(lines) + "\n"
+
+
+def counted(name: str, rows: Sequence[Row]) -> str:
+    """One line: what became of a relation, over all architectures that were tried."""
+    tried = [row.relations[name] for row in rows if name in row.relations]
+    outcomes = Counter(relation.outcome for relation in tried)
+    parts = [f"{number} {outcome}" for outcome, number in outcomes.most_common()]
+    alive = sum(relation.differ[STOCK] > 0 for relation in tried if relation.differ)
+    return (
+        f"- `{name}`: {', '.join(parts) or 'not tried'}; stock kernels differ in {alive} of the "
+        f"{sum(bool(relation.differ) for relation in tried)} that ran."
+    )
 
 
 def cell(relation: Relation | None) -> str:

@@ -1,6 +1,6 @@
 """Every causal architecture of transformers: is it covered, and do its rows depend on their batch?
 
-    python experiments/model_matrix.py                     # all; about 10 minutes on 2 cores
+    python experiments/model_matrix.py                     # all; about 15 minutes on 2 cores
     python experiments/model_matrix.py --only mixtral,gemma3_text
 
 For each architecture that the installed transformers lists, a tiny random model is built from its

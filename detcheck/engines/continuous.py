@@ -48,6 +48,7 @@ class ContinuousEngine(InProcessEngine):
     """Engine `continuous`."""
 
     instead = 'use `engine="static"`'
+    packs = True
 
     def __init__(
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None

@@ -56,6 +56,7 @@ class InProcessEngine:
 
     instead = "serve it, and give the server as `endpoints`"
     """The advice for a model that this engine cannot run."""
+    packs = False  # true if a forward pass has the tokens of several requests in one row
 
     def __init__(
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None

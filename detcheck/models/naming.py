@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,26 @@ def why_not_loaded(name: str, error: Exception) -> str:
         if any(word in text for word in words):
             return f"{name} {sentence}"
     first = " ".join(text.split())[:200].rstrip(".")
+    newer = _newer_transformers(name)
+    if newer is not None:
+        return (
+            f"{name} was saved by transformers {newer}, which is newer than the one here, and "
+            f"cannot be loaded ({first}): run `pip install --upgrade transformers`."
+        )
     return f"{name} cannot be loaded as a causal language model ({first})."
+
+
+def _newer_transformers(folder: str) -> str | None:
+    """The version that saved the model in `folder`, if it is newer than the one installed."""
+    import transformers
+    from packaging.version import Version
+
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # any contents of the file
+        text = (Path(folder).expanduser() / "config.json").read_text(encoding="utf-8")
+        version = json.loads(text).get("transformers_version")
+        if Version(version) > Version(transformers.__version__):
+            return str(version)
+    return None
 
 
 _SENTENCES = (

@@ -211,6 +211,8 @@ _DERIVED = {"model_type", "architectures", "transformers_version", "quantization
 def _shrunk_value(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_VALUES[name]] if name.endswith("token_id") else value
+    if name in RULES[WINDOW] and 0 < value < WINDOW:
+        return value  # a window of 1 is no smaller kind of a window
     return float(_VALUES[name]) if isinstance(value, float) else _VALUES[name]
 
 

@@ -78,6 +78,15 @@ def test_other_schemes_are_held_or_refused_by_name(detcheck, tmp_path, method, h
     assert held or f"quantised weights ({method}), whose products" in found["reason"]
 
 
+@pytest.mark.parametrize(("window", "held"), [(1, False), (2, True), (4096, True)])
+def test_a_window_of_one_is_refused_as_a_run_refuses_it(detcheck, tmp_path, window, held):
+    T.MistralConfig(sliding_window=window).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    found = json.loads(detcheck("coverage", str(tmp_path), "--json").out)
+    assert found["level"] == ("fully-invariant" if held else None)
+    assert held or "A sliding window of 1 is not covered" in found["reason"]
+
+
 def test_garbage_is_collected_again_afterwards(detcheck):
     assert gc.isenabled()
     assert detcheck("coverage", "llama", "--json").code == 0

@@ -133,6 +133,32 @@ def test_attention_that_ignores_the_cache_without_an_error_is_refused(
         start(tiny_model, "continuous")
 
 
+def blind_to_other_requests(stock: Any) -> Any:
+    """Attends to the keys of all requests when it decodes; alone it is right."""
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        if kwargs.get("cache") is not None and query.shape[-2] <= 2:
+            mask = torch.ones_like(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
+        return stock(module, query, key, value, mask, **kwargs)
+
+    return attend
+
+
+def test_attention_that_mixes_requests_is_refused(tiny_model: LoadedModel) -> None:
+    with (
+        sdpa_replaced(blind_to_other_requests),
+        pytest.raises(ModelError, match=r"the scores of token 1 differ from the model's own by"),
+    ):
+        start(tiny_model, "continuous")
+
+
+def test_code_that_takes_a_packed_pass_for_one_request_is_refused(tiny_model: LoadedModel) -> None:
+    loaded = tiny("doge", tiny_model)
+    with pytest.raises(ModelError, match=r"does not read the paged cache .*RuntimeError"):
+        start(loaded, "continuous")
+    start(loaded, "static")
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_model_that_an_engine_runs_is_left_as_it_was(tiny_model: LoadedModel, name: str) -> None:
     engine = start(tiny_model, name)

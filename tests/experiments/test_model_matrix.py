@@ -52,6 +52,16 @@ REFUSED = {
     "rwkv": "computes with the other rows of its batch",
 }
 
+CONTINUOUS = {"continuous", "chunking"}
+BATCHED = {
+    "llama": CONTINUOUS | {"prefix-cache"},
+    "qwen3_moe": CONTINUOUS | {"prefix-cache"},
+    "mistral": CONTINUOUS,
+    "gemma3_text": CONTINUOUS,
+    "gpt_oss": CONTINUOUS,
+}
+"""Architectures that transformers batches continuously, and the relations they hold there."""
+
 PATIENCE_S = 600
 """A busy machine may take long for one architecture."""
 
@@ -72,6 +82,13 @@ def test_every_kind_is_held_and_its_control_is_alive(matrix: ModuleType, kind: s
     assert row.differ["batch-invariant"] == 0
     assert row.differ["stock"] > 0
     assert row.rows == 44
+    relations = {name: relation.outcome for name, relation in row.relations.items()}
+    assert set(relations.values()) <= {"held", "engine cannot"}, row.relations
+    own = {"prefill-decode"} if level == "fully-invariant" else set()
+    assert {name for name in relations if relations[name] == "held"} >= own | BATCHED.get(
+        SAMPLE[kind], set()
+    )
+    assert all(each.differ["stock"] for each in row.relations.values() if each.differ)
 
 
 @pytest.mark.sweep

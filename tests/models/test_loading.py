@@ -157,6 +157,28 @@ def test_a_damaged_config(copied: Callable[..., Path]) -> None:
     assert "cannot be loaded as a causal language model" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("99.1.0", "was saved by transformers 99.1.0, which is newer than the one here, and"),
+        ("4.0.0", "cannot be loaded as a causal language model (Class validation"),
+        ("odd", "cannot be loaded as a causal language model (Class validation"),
+        (None, "cannot be loaded as a causal language model (Class validation"),
+    ],
+)
+def test_a_known_architecture_with_the_layers_of_a_newer_transformers(
+    copied: Callable[..., Path], version: str | None, words: str
+) -> None:
+    folder = copied()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    layers = ["attention_of_the_future"] * config["num_hidden_layers"]
+    config |= {"transformers_version": version, "layer_types": layers}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    sentence = refused(folder)
+    assert words in sentence
+    assert ("run `pip install --upgrade transformers`." in sentence) is (version == "99.1.0")
+
+
 @pytest.mark.sweep
 def test_a_model_that_generates_nothing(copied: Callable[..., Path]) -> None:
     folder = copied()

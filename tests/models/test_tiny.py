@@ -25,3 +25,10 @@ def test_a_model_of_cycles_has_as_many_layers_as_it_runs() -> None:
     assert config.num_hidden_layers == config.num_layers_per_stack * cycles
     model = tiny_model(config)
     assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, config.vocab_size)
+
+
+def test_a_window_is_made_smaller_but_never_larger() -> None:
+    config = config_of("mistral")
+    for given, tiny in ((4096, 6), (6, 6), (1, 1), (None, None)):
+        config.sliding_window = given
+        assert shrunk(config).sliding_window == tiny
