@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV   ?= .venv
-SERVERS ?= vllm transformers llama
+SERVERS ?= vllm ray transformers llama
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 RUN    := results/runs/demo
@@ -30,7 +30,7 @@ test-quantised: install-dev  ## Weights quantised by torchao, which is kept out 
 	$(PIP) install -q --no-deps -c constraints.txt --target build/torchao torchao
 	PYTHONPATH=build/torchao $(BIN)/python -m pytest tests/kernels/test_quantised.py
 
-servers:  ## Install the real servers of the tests (SERVERS="vllm transformers llama").
+servers:  ## Install the real servers of the tests (SERVERS="vllm ray transformers llama").
 	PYTHON=$(PYTHON) tests/servers/install.sh $(SERVERS)
 
 test-servers: install-dev servers  ## Real servers: vLLM, transformers serve, llama-cpp-python.

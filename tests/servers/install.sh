@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the real servers of the tests, each into a virtual environment of its own:
-#   tests/servers/install.sh [vllm] [transformers] [llama]      (default: all three)
+# Installs the real servers of the tests, each into a virtual environment of its own, Ray into vLLM's:
+#   tests/servers/install.sh [vllm] [ray] [transformers] [llama]      (default: all)
 # Does nothing where a server is installed as its pins say. Every step has a time-out.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -36,9 +36,18 @@ install() { # NAME
   echo "$name: installed in $((SECONDS - started)) s"
 }
 
-for name in "${@:-vllm transformers llama}"; do
+add_ray() {
+  local stamp="$HOME_OF_ALL/vllm/.installed-ray"
+  cmp -s tests/servers/ray.txt "$stamp" && return
+  [ -x "$HOME_OF_ALL/vllm/bin/python" ] || { echo "ray needs vllm: name it first" >&2; exit 2; }
+  pip_install "$HOME_OF_ALL/vllm/bin" --no-deps -r tests/servers/ray.txt
+  cp tests/servers/ray.txt "$stamp"
+  echo "ray: installed"
+}
+
+for name in "${@:-vllm ray transformers llama}"; do
   for each in $name; do
     [ -f "tests/servers/$each.txt" ] || { echo "no such server: $each" >&2; exit 2; }
-    install "$each"
+    if [ "$each" = ray ]; then add_ray; else install "$each"; fi
   done
 done
