@@ -275,8 +275,9 @@ def parse_duration(text: str, name: str = "max_age") -> timedelta:
 
 
 def _default_kernels(available: Sequence[str]) -> str:
-    if BATCH_INVARIANT in available:
-        return BATCH_INVARIANT
+    preferred: str = BATCH_INVARIANT
+    if preferred in available:
+        return preferred
     if len(available) == 1:
         return available[0]
     # To judge stock because the rest is a subset would be a guess, and a gate must not guess.
