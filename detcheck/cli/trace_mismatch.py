@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detcheck.cli.trace import layers_table, print_first, shape_text
+from detcheck.cli.trace_text import layers_table, print_first, shape_text
 from detcheck.errors import UsageError
 from detcheck.targets import from_dict
 from detcheck.text import count
