@@ -52,6 +52,10 @@ RULES: dict[int, tuple[str, ...]] = {
         "attn_pdrop", "num_nextn_predict_layers", "unk_token_id"),
 }  # fmt: skip
 """Value of a tiny config, and the attributes that get it if the architecture's default has them."""
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "experts_per_token",
+          "moe_top_k", "num_experts_per_token")  # fmt: skip
+"""Attributes for the number of experts, and for those of each token."""
 _JAMBA = {
     "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
     "expert_layer_offset": 1, "num_hidden_layers": 2,
@@ -153,6 +157,7 @@ def quantisation(config: Any) -> str | None:
 def shrunk(config: Any) -> Any:
     """A config of the same kind, with few layers of few heads; every kind of layer is kept."""
     values = config.to_dict()
+    _check_experts(values)
     tiny = {
         name: _shrunk_value(name, value)
         for name, value in values.items()
@@ -179,6 +184,18 @@ def shrunk(config: Any) -> Any:
         except Exception as error:  # a config checks its own sizes, each in its own way
             reason = " ".join(str(error).split())[:150]
             raise ModelError(f"A tiny {config.model_type} cannot be built ({reason}).") from error
+
+
+def _check_experts(values: dict[str, Any]) -> None:
+    """Raise ModelError if a token would have more experts than there are: a tiny one has enough."""
+    experts, chosen = (
+        max((values[name] for name in names if isinstance(values.get(name), int)), default=0)
+        for names in (EXPERTS, CHOSEN)
+    )
+    if 1 < experts < chosen:
+        raise ModelError(
+            f"The config gives each token {chosen} experts, and the model has {experts}: mend it."
+        )
 
 
 def _fewer_layers(values: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +228,7 @@ _DERIVED = {"model_type", "architectures", "transformers_version", "quantization
 def _shrunk_value(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_VALUES[name]] if name.endswith("token_id") else value
-    if name in RULES[WINDOW] and 0 < value < WINDOW:
+    if name in RULES[WINDOW] and value < WINDOW:
         return value  # a window of 1 is no smaller kind of a window
     return float(_VALUES[name]) if isinstance(value, float) else _VALUES[name]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from detcheck.errors import ModelError
 from detcheck.models.tiny import config_of, shrunk, tiny_model
 
 
@@ -29,6 +31,19 @@ def test_a_model_of_cycles_has_as_many_layers_as_it_runs() -> None:
 
 def test_a_window_is_made_smaller_but_never_larger() -> None:
     config = config_of("mistral")
-    for given, tiny in ((4096, 6), (6, 6), (1, 1), (None, None)):
+    for given, tiny in ((4096, 6), (6, 6), (1, 1), (0, 0), (None, None)):
         config.sliding_window = given
         assert shrunk(config).sliding_window == tiny
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "deepseek_v3"])
+def test_more_experts_for_a_token_than_there_are_is_refused(kind: str) -> None:
+    """A tiny config has enough of them, so the shrunk model would not show it."""
+    config = config_of(kind)
+    name = "n_routed_experts" if hasattr(config, "n_routed_experts") else "num_local_experts"
+    setattr(config, name, 4)
+    config.num_experts_per_tok = 4
+    assert shrunk(config).num_experts_per_tok == 2
+    config.num_experts_per_tok = 5
+    with pytest.raises(ModelError, match="gives each token 5 experts, and the model has 4"):
+        shrunk(config)
