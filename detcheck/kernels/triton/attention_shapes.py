@@ -44,8 +44,8 @@ HOPPER_256: Shapes = {"prefill": (Shape(64, 32, 8, 2),), "decode": (Shape(64, 32
 8 warps, and the second four repeat the scores (not the products with the values)."""
 AMPERE_64: Shapes = {"prefill": (Shape(64, 64, 4, 3),), "decode": (Shape(64, 64, 4, 3),)}
 AMPERE_128: Shapes = {"prefill": (Shape(64, 64, 8, 2),), "decode": (Shape(64, 64, 8, 2),)}
-AMPERE_256: Shapes = {"prefill": (Shape(64, 16, 8, 2),), "decode": (Shape(64, 16, 8, 2),)}
-"""At most 96 KiB of shared memory."""
+AMPERE_256: Shapes = {"prefill": (Shape(32, 16, 8, 2),), "decode": (Shape(32, 16, 8, 2),)}
+"""At most 96 KiB of shared memory; with 64 rows, windows would not fit into registers."""
 
 
 def shapes(group: int, block_d: int, dtype: torch.dtype, capability: tuple[int, int]) -> Shapes:

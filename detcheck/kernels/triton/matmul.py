@@ -64,7 +64,7 @@ def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.dtype not in FLOATS or right.dtype != left.dtype:
         shape = (left.shape[0], left.shape[1], right.shape[2])
         return torch.bmm(left, right, out=left.new_empty(shape))
-    if left.shape[2] > 1 and can_multiply(left, right) and not is_weight(right):
+    if _runs_in_order(left, right):
         return in_order.multiply(left, right)
     return multiplied(left, right, None)
 
@@ -72,10 +72,15 @@ def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def baddbmm(
     bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **scales: Unpack[Scales]
 ) -> torch.Tensor:
-    """beta * bias + alpha * (B, M, K) x (B, K, N) to (B, M, N)."""
-    if left.dtype not in FLOATS or scaled(scales):
+    """beta * bias + alpha * (B, M, K) x (B, K, N) to (B, M, N), as `bmm`."""
+    if left.dtype not in FLOATS or scaled(scales) or _runs_in_order(left, right):
         return scaled_sum(bias, bmm(left, right), **scales)
     return multiplied(left, right, bias)
+
+
+def _runs_in_order(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """True for a product in which padding may change K or N: one of heads, not by a weight."""
+    return left.shape[2] > 1 and can_multiply(left, right) and not is_weight(right)
 
 
 def multiplied(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

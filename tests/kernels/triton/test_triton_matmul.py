@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import Parameter
 from under_test import (
     DEVICE,
     DOT_DTYPES,
@@ -68,11 +69,24 @@ def test_float32_is_not_tf32() -> None:
 
 def test_batched_products_are_their_parts() -> None:
     left, right = random(8, 3, 20, 48), random(9, 3, 48, 24)
-    together = matmul.bmm(left, right)
+    together, by_weight = matmul.bmm(left, right), matmul.bmm(left, Parameter(right))
     for index in range(3):
-        assert torch.equal(together[index], matmul.mm(left[index], right[index]))
+        part = slice(index, index + 1)
+        assert torch.equal(together[part], matmul.bmm(left[part], right[part]))
+        assert torch.equal(by_weight[index], matmul.mm(left[index], right[index]))
     bias = random(10, 24)
-    torch.testing.assert_close(matmul.baddbmm(bias, left, right), together + bias)
+    assert torch.equal(matmul.baddbmm(bias, left, right), together + bias)
+    torch.testing.assert_close(matmul.baddbmm(bias, left, Parameter(right)), by_weight + bias)
+
+
+def test_more_keys_do_not_change_the_scores_of_the_others() -> None:
+    """As with padding behind the keys; a bias on top makes no difference."""
+    queries, keys = random(8, 2, 5, 48), random(9, 2, 48, 300)
+    scores = matmul.bmm(queries, keys)
+    biased = matmul.baddbmm(scores.new_ones(1), queries, keys)
+    assert torch.equal(matmul.bmm(queries, keys[..., :37]), scores[..., :37])
+    fewer = matmul.baddbmm(scores.new_ones(1), queries, keys[..., :37])
+    assert torch.equal(fewer, biased[..., :37])
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4), (3, 0, 4), (3, 8, 0)])
