@@ -40,8 +40,9 @@ def test_the_script_shows_both_answers_of_a_server_that_depends_on_its_load(
     done = alone(script)
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert "diverge at character" in lines[1]
-    assert lines[2].split(":")[1] != lines[3].split(":")[1]
+    # A burst that met a busy machine may have been no batch: the next one is.
+    first = next(at for at, line in enumerate(lines) if "diverge at character" in line)
+    assert lines[first + 1].split(":")[1] != lines[first + 2].split(":")[1]
     server.behaviour.differ_above = None
     again = alone(script)
     assert again.returncode == 0, again.stdout + again.stderr
