@@ -38,7 +38,7 @@ from detcheck.kernels.cpu.rows import ClassTable, ProductShape, RowClasses
 EXPECTED_ROWS = 16
 """The number of rows that oneDNN chooses a layout for."""
 MEMORY_SHARE = 2
-"""Packed copies may take at most 1 / this of the memory that is free when the mode starts."""
+"""Packed copies may take at most 1 / this of the memory that is free without them at the start."""
 
 _reorder = torch.ops.mkldnn._reorder_linear_weight.default._op
 _linear = torch.ops.mkldnn._linear_pointwise.default._op
@@ -95,16 +95,16 @@ class PackedWeights:
         """Of each parameter whose `.data` was read, the tensors that this gave."""
         self._known: dict[int, weakref.ref[torch.Tensor]] = {}
         self._refused: set[int] = set()
-        self._modes = self._forbidding = self._keepers = 0
-        self._budget = 0
+        self._modes = self._forbidding = self._keepers = self._budget = 0
         self._lock = threading.RLock()
         self._remove_hooks: tuple[Callable[[], None], ...] = ()
 
     def hold(self, allowed: bool) -> Callable[[], None]:
         """Count a mode that is on; returns what counts it off again."""
         with self._lock:
-            if not self.copies:
-                self._budget = available_bytes() // MEMORY_SHARE
+            if not self._modes:
+                free = available_bytes() + self.num_bytes
+                self._budget = free // MEMORY_SHARE - self.num_bytes
             self._modes += 1
             self._forbidding += not allowed
             self._settle()
