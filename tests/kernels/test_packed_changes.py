@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from detcheck.kernels.cpu import packed
-from detcheck.kernels.cpu.packed import STORE, PackedWeight
+from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.mode import batch_invariant
 
 pytestmark = pytest.mark.skipif(
@@ -63,15 +65,26 @@ def test_training_gives_the_losses_of_stock(optimizer: str) -> None:
     assert len({round(loss, 3) for loss in expected}) == len(expected)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_same_check_catches_copies_that_are_never_renewed(
-    optimizer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(PackedWeight, "is_current", lambda self, weight: True)
-    monkeypatch.setattr(packed, "_watch_changes", lambda store: lambda: None)
-    expected = losses(optimizer)
-    with batch_invariant("matmul"):
-        assert losses(optimizer) != pytest.approx(expected, rel=1e-4)
+PLANTED = """
+import runpy, sys
+import pytest
+test = runpy.run_path(sys.argv[1])
+test["packed"].PackedWeight.is_current = lambda self, weight: True
+test["packed"]._watch_changes = lambda store: lambda: None
+for optimizer in test["OPTIMIZERS"]:
+    expected = test["losses"](optimizer)
+    with test["batch_invariant"]("matmul"):
+        print(test["losses"](optimizer) == pytest.approx(expected, rel=1e-4))
+"""
+
+
+@pytest.mark.sweep
+def test_the_same_check_catches_copies_that_are_never_renewed() -> None:
+    """In a process of its own, in which nothing else ever packed weights or watched optimizers."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLANTED, __file__], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["False"] * len(OPTIMIZERS), done.stderr
 
 
 def in_place(weight: nn.Parameter) -> None:
