@@ -32,6 +32,10 @@ class RunDirectoryError(UsageError):
     """A run directory is missing, truncated, from a newer schema, edited, or in the way."""
 
 
+class ChangedRunError(RunDirectoryError):
+    """A run cannot go on, since something that can change its answers is another one now."""
+
+
 class ModelError(UsageError):
     """A model cannot be found or loaded, or cannot answer the experiment."""
 

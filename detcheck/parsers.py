@@ -38,7 +38,7 @@ _END = r"[*_'\"’”`$)\]}.:]*"
 _LETTER = r"[(\[]?([A-HJ-Z]|I(?!['’]|[ \t]+[a-z]))\b"
 """I before a small letter or an apostrophe is a word, as in `Answer: I do not know`."""
 _SMALL = rf"(?:\(([a-z])\)|(?<=:)[\s*_]{{0,4}}([a-z]){_END}[ \t\r]*$)"
-"""A small letter in brackets, or alone after a colon: elsewhere `a` is a word."""
+"""A small letter in brackets, or alone after a colon: otherwise `a` is a word."""
 _CHOSEN = re.compile(rf"(?i:answer)(?i:\s+is)?{_GAP}(?:{_LETTER}|{_SMALL})", re.MULTILINE)
 _NAMED = re.compile(rf"(?i:choice|option)(?i:\s+is)?{_GAP}{_LETTER}")
 _WHOLE = re.compile(rf"\A[\s*_'\"‘“`$]*[(\[]?([A-Za-z]){_END}\s*\Z")

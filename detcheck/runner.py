@@ -12,7 +12,7 @@ from detcheck import __version__, environment, rundir
 from detcheck.budget import Budget
 from detcheck.engines import Connection, Engine, open_engine
 from detcheck.engines.base import IdentifiesModel, OnWait
-from detcheck.errors import RunDirectoryError, UsageError
+from detcheck.errors import ChangedRunError, UsageError
 from detcheck.evidence import ModelIdentity
 from detcheck.execution import Execution, utc_now
 from detcheck.experiment import Experiment
@@ -88,7 +88,7 @@ def resume(
     """Go on with an interrupted run after its last committed trial.
 
     `connection` and `budget` are given anew: no run is bound to those of before. Raises
-    RunDirectoryError if `experiment` or `target` is given and differs from the run's, if the
+    ChangedRunError if `experiment` or `target` is given and differs from the run's, if the
     environment has changed in something that can change an answer, or if the model is another one
     now.
     """
@@ -97,7 +97,7 @@ def resume(
     stored = rundir.load(folder)
     for ours, theirs in ((experiment, stored.experiment), (target, stored.target)):
         if ours is not None and ours != theirs:
-            raise RunDirectoryError(
+            raise ChangedRunError(
                 f"{folder} was run with {_difference(theirs, ours)}: resume it without that "
                 "option, or start a new run."
             )
@@ -143,21 +143,21 @@ def _identity(engine: Engine, listener: Listener | None) -> ModelIdentity:
 def _check_environment(run: Run) -> None:
     changes = environment.differences(run.environment, environment.collect(_device(run.target)))
     if changes:
-        raise RunDirectoryError(
+        raise ChangedRunError(
             f"{run.path} cannot be resumed, its environment has changed ({changes[0]}): start a "
             "new run."
         )
 
 
 def _check_model(run: Run, now: ModelIdentity) -> None:
-    """Raise RunDirectoryError if the model is another one than when the run began."""
+    """Raise ChangedRunError if the model is another one than when the run began."""
     for name in now.__struct_fields__:
         before, after = getattr(run.model, name), getattr(now, name)
         if before and after and before != after:
             change = f"model's {name.replace('_', ' ')} has changed"
             if name == "prompt_digests":
                 change = "prompts have become other token ids (does the chat template hold a date?)"
-            raise RunDirectoryError(f"{run.path} cannot be resumed, the {change}: start a new run.")
+            raise ChangedRunError(f"{run.path} cannot be resumed, the {change}: start a new run.")
 
 
 def _difference(stored: Experiment | Target, asked: Experiment | Target) -> str:

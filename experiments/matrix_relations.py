@@ -50,7 +50,7 @@ Bits = tuple[tuple[int, ...], tuple[float, ...]]
 
 @dataclass(slots=True)
 class Relation:
-    """What one architecture did in one relation."""
+    """The result of one architecture in one relation."""
 
     outcome: str
     reason: str | None = None
@@ -251,7 +251,7 @@ def generate(model: Any, requests: Sequence[Sequence[int]]) -> list[torch.Tensor
 
 
 def generated(model: Any, requests: Sequence[Sequence[int]], **options: Any) -> Any:
-    """What transformers' `generate` returns, with `sequences` and `logits`."""
+    """The output of transformers' `generate`, with `sequences` and `logits`."""
     return model.generate(
         **padded(requests), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
         output_logits=True, return_dict_in_generate=True, pad_token_id=0, **options,

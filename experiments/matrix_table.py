@@ -1,4 +1,4 @@
-"""The table of `model_matrix.py`: a row for each architecture, and what the columns mean."""
+"""The table of `model_matrix.py`: a row for each architecture, and the meaning of the columns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Row:
     differ: dict[str, int] = field(default_factory=dict)
     """Rows that differ, by kernels."""
     relations: dict[str, Relation] = field(default_factory=dict)
-    """What it did in each of `RELATIONS` that is claimed and could be tried, by name."""
+    """Its result in each of `RELATIONS` that is claimed and could be tried, by name."""
     elapsed_s: float = 0.0
 
 
@@ -92,7 +92,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def counted(name: str, rows: Sequence[Row]) -> str:
-    """One line: what became of a relation, over all architectures that were tried."""
+    """One line: the results of a relation over all architectures that were tried."""
     tried = [row.relations[name] for row in rows if name in row.relations]
     outcomes = Counter(relation.outcome for relation in tried)
     parts = [f"{number} {outcome}" for outcome, number in outcomes.most_common()]
@@ -129,7 +129,7 @@ def reasons(each: Iterable[tuple[str, Relation | None]]) -> list[str]:
 
 
 def short(reason: str) -> str:
-    """A sentence without its remedy, what transformers reports, and the name of the model."""
+    """A sentence without its remedy, without the report of transformers and the model's name."""
     told = reason.partition("under the engine continuous: ")[2] or reason
     told = told.split(": leave ")[0].split(": use ")[0].split("; use ")[0]
     told = re.sub(r"^\S+ in (float32|bfloat16) ", "it ", told)

@@ -105,7 +105,7 @@ def train(
     run = Run(arm, start, seed, task)
     if state is not None and state.exists():
         run.load(state)
-    with kernels(arm):
+    with kernels(invariant=arm.invariant):
         while len(run.curves.reward) < steps:
             run.step()
             if state is not None:
@@ -115,9 +115,9 @@ def train(
 
 
 @contextmanager
-def kernels(arm: Arm) -> Iterator[None]:
-    """Invariant kernels on both sides, or stock ones."""
-    if not arm.invariant:
+def kernels(*, invariant: bool) -> Iterator[None]:
+    """Invariant kernels on both sides, or stock ones. Raises RuntimeError if their proof fails."""
+    if not invariant:
         yield
         return
     with detcheck.batch_invariant(FAMILIES) as mode:
@@ -229,7 +229,7 @@ class Run:
         new.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` kept."""
+        """Go on from the state that `save` kept."""
         kept = torch.load(path, weights_only=True)
         self.curves = Curves(**kept["curves"])
         copy_into(trained(self.master), kept["weights"])

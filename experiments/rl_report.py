@@ -86,7 +86,7 @@ def _ratios(own: Sequence[Curves]) -> str:
 
 
 def summary_of(curves: Sequence[Curves], options: dict[str, Any]) -> str:
-    """Markdown: what was run, and each arm's reward against that of the arm without correction."""
+    """Markdown: the options, and each arm's reward against that of the arm without correction."""
     seeds = sorted({each.seed for each in curves})
     steps = sorted({len(each.reward) for each in curves})
     minutes = sum(each.processor_s for each in curves) / 60

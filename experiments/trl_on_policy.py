@@ -29,20 +29,18 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rl_loop import warmed_up
+from rl_loop import kernels, warmed_up
 from rl_tasks import BOS, EOS, LENGTHS, PAD, SEP, reward, tiny
 
-import detcheck
 from detcheck import environment
-from detcheck.kernels.settings import FAMILIES
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "trl_on_policy"
 WORDS = {**{str(digit): digit for digit in range(10)}, "<s>": BOS, "=": SEP, "</s>": EOS, "_": PAD}
@@ -110,7 +108,7 @@ def train(arm: Arm, start: Any, steps: int) -> list[dict[str, float]]:
     torch.manual_seed(0)
     model = copy.deepcopy(start)
     model = model if arm.autocast else model.bfloat16()
-    with tempfile.TemporaryDirectory() as folder, kernels(arm):
+    with tempfile.TemporaryDirectory() as folder, kernels(invariant=arm.invariant):
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=rewards,
@@ -149,18 +147,6 @@ def check_exact(history: Sequence[dict[str, float]]) -> None:
     ratios = {line[f"{RATIO}/{name}"] for line in history for name in ("min", "mean", "max")}
     if gaps != {0.0} or ratios != {1.0}:
         raise RuntimeError(f"The exact arm has a gap: differences {gaps}, ratios {ratios}.")
-
-
-@contextmanager
-def kernels(arm: Arm) -> Iterator[None]:
-    """Invariant kernels around sampler and trainer, or stock ones."""
-    if not arm.invariant:
-        yield
-        return
-    with detcheck.batch_invariant(FAMILIES) as mode:
-        yield
-        if mode.proof().fault is not None:
-            raise RuntimeError(mode.proof().fault)
 
 
 def config(arm: Arm, steps: int, folder: str) -> Any:

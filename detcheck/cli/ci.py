@@ -221,14 +221,12 @@ def _was_judged(path: Path) -> bool:
 def _resume(path: Path, **options: Any) -> Run:
     """The rest of a run; a refusal names the option that measures anew."""
     from detcheck import runner
-    from detcheck.errors import RunDirectoryError
+    from detcheck.errors import ChangedRunError
 
     try:
         return runner.resume(path, **options)
-    except RunDirectoryError as error:
-        if "start a new run" not in str(error):
-            raise
-        raise RunDirectoryError(f"{str(error).rstrip('.')} by --fresh.") from error
+    except ChangedRunError as error:
+        raise ChangedRunError(f"{str(error).rstrip('.')} by --fresh.") from error
 
 
 def _first_op(verdict: Verdict, run: Run) -> str | None:
@@ -257,7 +255,7 @@ def _first_op(verdict: Verdict, run: Run) -> str | None:
 
 
 def _show_next(verdict: Verdict, run: Run) -> None:
-    """Say on stderr where the report is, and what can be done next."""
+    """Print on stderr the path of the report, and the next step."""
     from detcheck.cli.console import print_line, stderr
 
     print_line(f"report: {run.path / 'report.html'}", console=stderr)
@@ -278,7 +276,7 @@ def _write(
 ) -> None:
     """The report beside the run, and each file that was asked for."""
     from detcheck.cli.prompt_places import prompt_places
-    from detcheck.gate.github import VARIABLE, append_summary, summary_markdown
+    from detcheck.gate.github import VARIABLE, append_summary, write_summary
     from detcheck.gate.junit import write_junit
     from detcheck.gate.sarif import artifact_of, write_sarif
     from detcheck.report.write import write_report
@@ -291,6 +289,6 @@ def _write(
         uris = {prompt: (artifact_of(file), line) for prompt, (file, line) in places.items()}
         write_sarif(verdict, artifact_of(settings.path), files["sarif"], uris)
     if files["summary"] is not None:
-        files["summary"].write_text(summary_markdown(verdict, first_op), encoding="utf-8")
+        write_summary(verdict, files["summary"], first_op)
     if os.environ.get(VARIABLE):
         append_summary(verdict, Path(os.environ[VARIABLE]), first_op)

@@ -25,7 +25,7 @@ SECTIONS: dict[str, SectionKind] = {"experiment": (Experiment, PromptsFile), "ta
 
 
 ASKED = ("experiment", "target")
-"""The sections that say what is asked of whom."""
+"""The sections with the question and the target."""
 
 
 def find_settings(given: Path | None = None, *, holding: Collection[str] = ()) -> Config:

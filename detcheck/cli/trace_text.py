@@ -1,4 +1,4 @@
-"""What the traces print: the first op that differs, the layers, and the token."""
+"""The output of the traces: the first op that differs, the layers, and the token."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ SAME_LOAD = (
 )
 """Settings in which a control must agree with the run."""
 AS_ASKED_FOR = {"model": "weights_digest", "dtype": "dtype"}
-"""Of these, the name of what was really loaded. If both runs know it, it counts instead."""
+"""Of these, the name of the revision that was loaded. If both runs know it, it counts instead."""
 
 
 def check_control(control: Analysis, analysis: Analysis) -> None:

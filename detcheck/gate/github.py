@@ -40,6 +40,17 @@ def append_summary(verdict: Verdict, path: Path, first_op: str | None = None) ->
         ) from error
 
 
+def write_summary(verdict: Verdict, path: Path, first_op: str | None = None) -> None:
+    """Write the same to a file of its own. Raises UsageError if that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(summary_markdown(verdict, first_op), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}): choose another file by `summary`."
+        ) from error
+
+
 def summary_markdown(verdict: Verdict, first_op: str | None = None) -> str:
     """The verdict as Markdown, in which prompts and answers can be nothing but text.
 

@@ -86,26 +86,38 @@ def attention(
     if plan is not None:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out = attend_queries(q, k, v, plan, scaling, gathered=True)[None]
-        return out[..., :value_dim].contiguous(), None
-    if packed:
+    elif packed:
         kwargs["layer"] = getattr(module, "layer_idx", None)
         out = _packed_batch(query, key, value, scores, window, query_by_query, kwargs)
-        return out[..., :value_dim].contiguous(), None
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    bias = kwargs.get("position_bias")
-    if attention_mask is None and causal and query.shape[2] > 1:
+    else:
+        kwargs["causal"] = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        out = _rows(query, key, value, attention_mask, scores, window, query_by_query, kwargs)
+    return out[..., :value_dim].contiguous(), None
+
+
+def _rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scores: Scores,
+    window: int | None,
+    query_by_query: bool,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Attention of a batch of rows, which may be padded: (batch, q, heads, value_dim)."""
+    causal, bias = kwargs["causal"], kwargs.get("position_bias")
+    if mask is None and causal and query.shape[2] > 1:
         # PyTorch's causal mask begins at the first key: later keys are free places of a cache.
         key, value = (x[:, :, : query.shape[2]] for x in (key, value))
     if not causal or bias is not None:
-        out = _any_mask(query, key, value, attention_mask, scores, window, bias, causal=causal)
-    elif query.is_cuda:
+        return _any_mask(query, key, value, mask, scores, window, bias, causal=causal)
+    if query.is_cuda:
         from detcheck.kernels.triton.requests import Window, attend_padded
 
         seen = Window(window, kwargs.get("position_ids"))
-        out = attend_padded(query, key, value, attention_mask, scores, seen)
-    else:
-        out = _padded_batch(query, key, value, attention_mask, scores, window, query_by_query)
-    return out[..., :value_dim].contiguous(), None
+        return attend_padded(query, key, value, mask, scores, seen)
+    return _padded_batch(query, key, value, mask, scores, window, query_by_query)
 
 
 def _autocast(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:

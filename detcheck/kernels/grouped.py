@@ -7,11 +7,46 @@ A grouped product (`aten::_grouped_mm`) is many products whose matrices share on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GroupedProduct:
+    """aten::_grouped_mm by the products of a device."""
+
+    mm: Product
+    bmm: Product
+    tokens: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    """(T, K) x (E, K, N), cut at `offs`, to (T, N)."""
+
+    def __call__(
+        self,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        offs: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """(T, K) x (E, K, N) to (T, N), with tokens cut by expert at `offs` (E,) int32.
+
+        A token's bits do not depend on the other tokens. Of the other forms, (E, M, K) x (E, K, N)
+        is `bmm`, and those of `by_group` are computed group by group. Raises NotImplementedError
+        for a bias.
+        """
+        if bias is not None:
+            raise NotImplementedError("grouped products with a bias have no batch-invariant kernel")
+        if offs is None:
+            out = self.bmm(left, right)
+        elif (left.dim(), right.dim()) == (2, 3):
+            out = self.tokens(left, right, offs)
+        else:
+            out = by_group(left, right, offs.tolist(), self.mm)
+        return out.to(out_dtype or left.dtype)
 
 
 def tokens_by_group(

@@ -37,7 +37,24 @@ class CoveredOp:
     calls: int = 0
 
 
-class OpWatch(TorchDispatchMode):
+class AttentionWatch(TorchDispatchMode):
+    """A context whose `_inside_attention` is true while our attention runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inside_attention: list[bool] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Any:
+        self._stack.enter_context(_marked_attention(self._inside_attention))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._stack.close()
+
+
+class OpWatch(AttentionWatch):
     """A context that keeps the ops which run inside it, with the module that was computing.
 
     Ops inside our attention count as one op of its own, `transformers::sdpa`.
@@ -49,20 +66,13 @@ class OpWatch(TorchDispatchMode):
         self.uncovered: dict[str, Uncovered] = {}
         self.outside: Counter[str] = Counter()
         """Calls of the ops that are not covered."""
-        self._inside_attention: list[bool] = []
         self._module_path = ModulePath(model)
         first = next(model.parameters(), None)
         self._rules = OpRules("cpu" if first is None else first.device.type, model.parameters())
-        self._stack = ExitStack()
 
     def __enter__(self) -> Any:
         self._stack.enter_context(self._module_path.follow())
-        self._stack.enter_context(marked_attention(self._inside_attention))
         return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._stack.close()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -100,7 +110,7 @@ class OpWatch(TorchDispatchMode):
 
 
 @contextmanager
-def marked_attention(inside: list[bool]) -> Iterator[None]:
+def _marked_attention(inside: list[bool]) -> Iterator[None]:
     """Make `inside` true while attention runs that was called through transformers' interface."""
     from transformers import AttentionInterface
 

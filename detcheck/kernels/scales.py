@@ -8,7 +8,7 @@ import torch
 
 
 class Scales(TypedDict, total=False):
-    """`beta` is the factor of what is added, `alpha` that of the product; 1 if not given."""
+    """Factors of a sum: `beta` of the added tensor, `alpha` of the product; 1 if not given."""
 
     beta: float
     alpha: float

@@ -9,13 +9,11 @@ forward pass of a prime number of tokens, and an op that reduces a multiple of i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from detcheck.kernels.op_watch import marked_attention
+from detcheck.kernels.op_watch import AttentionWatch
 
 SUMS = frozenset(
     {"sum", "mean", "nansum", "prod", "logsumexp", "linalg_vector_norm", "std", "var", "var_mean"}
@@ -23,7 +21,7 @@ SUMS = frozenset(
 """aten ops that take the dims to reduce as second or third argument."""
 
 
-class TokenSums(TorchDispatchMode):
+class TokenSums(AttentionWatch):
     """A context in which `found` collects the ops that sum over `num_tokens` tokens out of order.
 
     `num_tokens` should be a prime number, so that no other size of the model is a multiple of it.
@@ -34,16 +32,6 @@ class TokenSums(TorchDispatchMode):
         super().__init__()
         self.found: set[str] = set()
         self._num_tokens = num_tokens
-        self._inside_attention: list[bool] = []
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Any:
-        self._stack.enter_context(marked_attention(self._inside_attention))
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._stack.close()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

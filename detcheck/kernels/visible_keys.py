@@ -170,7 +170,7 @@ def window_firsts(window: int | None, q_len: int, k_len: int) -> list[int]:
 
 
 def blocks_of_row(start: int, end: int, firsts: Sequence[int], k_len: int) -> Iterator[Block]:
-    """The blocks of one row of a padded batch: cut where a query sees only itself.
+    """The blocks of one row of a padded batch, cut at each query that sees only itself.
 
     So each packed sequence, and each chunk of chunked attention, is computed by itself. `firsts`
     are of the last queries, in keys of the row; queries before the key `start`, and from the key

@@ -1,4 +1,4 @@
-"""Causal language models: where they come from, how they are loaded, and what identifies them.
+"""Causal language models: their sources, their loading, and their identity.
 
 naming.py    a name or nothing to a folder or hub id; which errors become which sentences
 embedded.py  the embedded model, unpacked once

@@ -1,4 +1,4 @@
-"""One item of a samples file of lm-evaluation-harness as a prompt: what the model was sent.
+"""One item of a samples file of lm-evaluation-harness as the prompt that the model was sent.
 
 The harness writes these files with `--log_samples` (versions 0.4 and later): an object a line, or
 before version 0.4.3 one array of objects, with `doc_id`, `target` and `arguments`. A request to a

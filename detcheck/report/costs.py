@@ -21,7 +21,7 @@ class Cost:
 
     @property
     def spread(self) -> bool:
-        """True if low and high differ by more than what is shown of them."""
+        """True if `low` and `high` differ in the digits that are shown."""
         return factor(self.low) != factor(self.high)
 
 

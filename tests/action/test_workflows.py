@@ -1,4 +1,4 @@
-"""The action's files and the documented workflows: their inputs, and what they keep apart."""
+"""The action's files and the documented workflows: their inputs, and names that differ."""
 
 from __future__ import annotations
 

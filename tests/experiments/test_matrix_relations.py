@@ -1,4 +1,4 @@
-"""The relations of the model matrix: each one's twin, and what becomes of errors."""
+"""The relations of the model matrix: each one's twin, and the outcome of errors."""
 
 from __future__ import annotations
 

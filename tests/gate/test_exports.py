@@ -11,7 +11,7 @@ from junitparser import Error, Failure, JUnitXml, TestCase
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import UsageError
 from detcheck.gate import judge
-from detcheck.gate.github import append_summary, summary_markdown, summary_path
+from detcheck.gate.github import append_summary, summary_markdown, summary_path, write_summary
 from detcheck.gate.junit import junit_xml, write_junit
 from detcheck.kernels.settings import BATCH_INVARIANT
 
@@ -163,8 +163,16 @@ def test_the_file_is_written_with_its_folders(tmp_path, verdict_on):
 
 
 def test_a_file_that_cannot_be_written_is_a_usage_error(tmp_path, verdict_on):
-    with pytest.raises(UsageError, match="cannot be written"):
-        write_junit(verdict_on(), tmp_path)
+    verdict = verdict_on()
+    for write in (write_junit, write_summary):
+        with pytest.raises(UsageError, match="cannot be written"):
+            write(verdict, tmp_path)
+
+
+def test_the_summary_has_a_file_of_its_own(tmp_path, verdict_on):
+    path = tmp_path / "pages" / "summary.md"
+    write_summary(verdict_on(), path, "First op that differs: aten::mm.")
+    assert path.read_text(encoding="utf-8").startswith("### detcheck: ✅ pass\n")
 
 
 def test_the_summary_is_appended(tmp_path, verdict_on, monkeypatch):

@@ -82,7 +82,7 @@ def test_a_model_whose_padding_does_not_matter_needs_no_check(name: str) -> None
 
 
 def test_positions_of_an_encoder_are_no_fault() -> None:
-    """An encoder's padding stands behind its tokens, where positions do not count it."""
+    """An encoder's padding stands behind its tokens, and positions do not count it."""
     from transformers import BartConfig, BartForConditionalGeneration
 
     config = BartConfig(

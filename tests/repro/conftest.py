@@ -78,7 +78,7 @@ def required(distributions: Iterable[str]) -> set[str]:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Fresh:
-    """A new environment that holds PyTorch and what it requires, and nothing else."""
+    """A new environment that holds PyTorch and its requirements, and nothing else."""
     folder, packages = tmp_path / "environment", tmp_path / "packages"
     packages.mkdir()
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)

@@ -68,7 +68,7 @@ def test_resuming_a_finished_run_asks_nothing(tmp_path: Path, whole: Run) -> Non
 def test_a_run_does_not_become_younger_by_being_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what was measured since counts: a gate may hold the age of a run."""
+    """Only later measurements count: a gate may hold the age of a run."""
     monkeypatch.setattr(execution, "utc_now", lambda: "2026-01-01T00:00:00+00:00")
     stopped = Engine(fail_with={LAST: KeyboardInterrupt()})
     assert run(EXPERIMENT, out=tmp_path / "run", engine=stopped).finished is None

@@ -149,7 +149,7 @@ def launch(kind: str) -> Iterator[Server]:
     else:
         log.unlink(missing_ok=True)
     finally:
-        _stop(process)
+        stop(process)
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -183,11 +183,11 @@ def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-4000:]
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes], within_s: float = STOP_S) -> None:
     """SIGTERM to the guard, which ends its group; SIGKILL to the rest of the group."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_S)
+        process.wait(within_s)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .launch import GUARD, free_port, missing, python
+from .launch import GUARD, free_port, missing, python, stop
 
 START_S = 120.0
 STOP_S = 30.0
@@ -103,7 +102,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         for node in reversed(nodes):
-            _stop(node)
+            stop(node, STOP_S)
 
 
 def _variables(folder: Path, address: str) -> dict[str, str]:
@@ -167,15 +166,3 @@ def _wait(address: str, ranks: int, variables: dict[str, str]) -> None:
         said = done.stderr[-2000:]
         time.sleep(1)
     raise RuntimeError(f"the cluster does not have {ranks} ranks after {START_S:.0f} s:\n{said}")
-
-
-def _stop(node: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the guard, on which `ray start --block` ends its node; SIGKILL to the rest."""
-    node.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        node.wait(STOP_S)
-    with suppress(ProcessLookupError):
-        os.killpg(node.pid, signal.SIGKILL)
-    node.wait()
-    if node.stdin is not None:
-        node.stdin.close()

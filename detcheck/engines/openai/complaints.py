@@ -40,7 +40,7 @@ def complaint(chunk: dict[str, Any], secrets: Sequence[str]) -> str | None:
 
 
 def words_of_error(data: bytes, secrets: Sequence[str] = ()) -> str:
-    """What the data of an event of an error says: its message, else all of it."""
+    """The message in the data of an error event, else all the data."""
     try:
         value = parse_json(data)
     except Failure:

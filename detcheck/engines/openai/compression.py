@@ -41,7 +41,7 @@ class Decompressor:
         self._has_begun = False
         self._window = 0
         self._inflater: Any = None
-        """What decompresses the body; None if it is plain."""
+        """The decompressor of the body; None if the body is plain."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Plain bytes of the next `data`, in pieces of `MOST_AT_ONCE` bytes at most if inflated."""

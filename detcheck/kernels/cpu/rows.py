@@ -231,7 +231,7 @@ class ClassTable:
         return classes
 
     def free_probes(self) -> None:
-        """Free the operands of every probe; what was found is kept."""
+        """Free the operands of every probe; the classes that were found are kept."""
         for classes in tuple(self._classes.values()):
             classes.free_probe()
 

@@ -159,7 +159,7 @@ def packed_attention(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lengths:
-    """What the layout of packed requests is made of, besides the positions of their keys."""
+    """The parts of the layout of packed requests, besides the positions of their keys."""
 
     cu_q: torch.Tensor
     cu_k: torch.Tensor

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from detcheck.kernels.grouped import by_group
+from detcheck.kernels.grouped import GroupedProduct
 from detcheck.kernels.triton import matmul
 from detcheck.kernels.triton.bit_class import milliseconds
 from detcheck.kernels.triton.classes import ProductKind, TileClass
@@ -74,31 +74,6 @@ def grouped_kernel(
         acc.to(out.dtype.element_ty),
         mask=(rows < end - row)[:, None] & (columns < N - column)[None, :],
     )
-
-
-def grouped_mm(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    offs: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """aten::_grouped_mm: products of matrices that share one tensor, cut at `offs` (E,) int32.
-
-    (T, K) x (E, K, N) to (T, N), with tokens cut by expert: one kernel, and a token's bits do not
-    depend on the other tokens. Tokens after offs[-1] get no value. Of the other forms, (E, M, K) x
-    (E, K, N) is `bmm`; (M, T) x (T, N) to (E, M, N) and (E, M, K) x (K, T) to (M, T), which
-    gradients use, are computed group by group. Raises NotImplementedError for a bias.
-    """
-    if bias is not None:
-        raise NotImplementedError("grouped products with a bias have no batch-invariant kernel")
-    if offs is None:
-        return matmul.bmm(left, right).to(out_dtype or left.dtype)
-    if left.dim() == 2 and right.dim() == 3:
-        out = tokens_by_expert(left, right, offs)
-    else:
-        out = by_group(left, right, offs.tolist(), matmul.mm)
-    return out.to(out_dtype or left.dtype)
 
 
 def tokens_by_expert(left: torch.Tensor, right: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
@@ -160,3 +135,6 @@ def product(
     grid = tiles_m * triton.cdiv(columns, tile.block_n), 1, 1
     kernel(grid, (left, right, offs.contiguous(), out), (tiles_m,))
     return out
+
+
+grouped_mm = GroupedProduct(matmul.mm, matmul.bmm, tokens_by_expert)

@@ -48,7 +48,7 @@ def whole(seed: int, length: int, dtype: torch.dtype = torch.float32) -> Request
 
 
 def part(request: Request, first: int, end: int, window: int | None = None) -> Request:
-    """Queries [first, end), with the keys that any of them sees: what a rolling cache holds."""
+    """Queries [first, end), with the keys that any of them sees, as in a rolling cache."""
     start = 0 if window is None else max(0, first + 1 - window)
     keys, values = (x[:, :, start:end] for x in (request.key, request.value))
     return Request(request.query[:, :, first:end], keys, values, request.positions[first:end])
@@ -133,7 +133,7 @@ def test_a_chunk_of_a_prompt_has_the_bits_of_the_whole(window: int) -> None:
 
 
 def test_the_same_check_catches_keys_that_are_counted_from_the_window() -> None:
-    """What a rolling cache gives if nobody says at which position its keys lie."""
+    """The result of a rolling cache if nobody gives the positions of its keys."""
     request, window = whole(0, 100), 60
     prefill = packed([request], Scores(), window)[0]
     decoded = part(request, 99, 100, window)
