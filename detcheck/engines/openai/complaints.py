@@ -17,7 +17,8 @@ COMPLAINTS = ("error", "errors", "detail", "message", "msg", "error_msg", "errms
 """Fields in which servers describe an error."""
 _STATUSES = ("status", "status_code", "code", "statusCode")
 """Fields in which they say that there is one."""
-LEAST_BAD_STATUS = 400
+BAD_STATUSES = range(400, 600)
+"""Those of HTTP; some servers have codes of their own, such as 20000 for success."""
 
 
 def complaint(chunk: dict[str, Any], secrets: Sequence[str]) -> str | None:
@@ -73,7 +74,7 @@ def _declares_error(chunk: dict[str, Any]) -> bool:
 def _is_bad_status(value: Any) -> bool:
     if isinstance(value, str):
         return gave_up(value)
-    return type(value) is int and value >= LEAST_BAD_STATUS
+    return type(value) is int and value in BAD_STATUSES
 
 
 def parse_json(data: bytes, secrets: Sequence[str] = ()) -> dict[str, Any]:

@@ -139,6 +139,7 @@ def test_error_in_the_middle_of_a_stream_that_ends_in_order_is_no_answer(error: 
         b"event: ping\ndata\n\n",
         b'data: {"base_resp": {"status_code": 0, "status_msg": "success"}}\n\n',
         b'data: {"code": 200, "status": "in_progress", "success": true}\n\n',
+        b'data: {"code": 20000}\n\n',
     ],
 )
 def test_event_that_says_nothing_is_left_out(nothing: bytes) -> None:
