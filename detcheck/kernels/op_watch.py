@@ -99,11 +99,12 @@ class OpWatch(AttentionWatch):
 
     def _decompose(self, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
         """Call a composite op and watch what it is made of; NotImplemented for other ops."""
-        super().__enter__()
+        mode: Any = super(AttentionWatch, self)  # alone: attention stays marked
+        mode.__enter__()
         try:
             return func.decompose(*args, **kwargs)
         finally:
-            super().__exit__(None, None, None)
+            mode.__exit__(None, None, None)
 
     def _keep(self, op: str, by: str, module: str) -> None:
         self.covered.setdefault(op, CoveredOp(op, by, module)).calls += 1

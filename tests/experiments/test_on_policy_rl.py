@@ -63,7 +63,7 @@ def test_a_gap_in_the_bitwise_arm_stops_the_experiment(
     """The twin: the arm without its kernels."""
 
     @contextmanager
-    def stock(_: Any) -> Iterator[None]:
+    def stock(*, invariant: bool) -> Iterator[None]:
         yield
 
     monkeypatch.setattr(script, "kernels", stock)
