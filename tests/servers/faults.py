@@ -98,6 +98,10 @@ class Faults:
     gives_token_ids: bool = True
     gives_usage: bool = True
     ignores_cache_salt: bool = False
+    cached_share: float = 1.0
+    """The share of the requests that look into the prefix cache, drawn independently."""
+    reports_cached: str | int | None = None
+    """Cached prompt tokens in the usage: `right`, or this number in every reply."""
     refuses: tuple[str, ...] = ()
     """Parameters of a request that are a 400, as strict servers do."""
 
@@ -146,6 +150,8 @@ class Faults:
     """Names of `METRICS` that are left out."""
     metrics_scale: float = 1.0
     """Every number at /metrics is multiplied by this."""
+    others_cached: int = 0
+    """Cached prompt tokens of other clients at each step: they are in the counter."""
     metrics_frozen: bool = False
     """Every number stays 0."""
     metrics_reset: bool = False

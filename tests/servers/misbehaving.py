@@ -248,6 +248,7 @@ class Exchange:
                 if num_tokens == after:
                     await self._misbehave(when)
             if token.finish_reason is not None:
+                self._reply.cached_tokens = self._generation.cached_tokens
                 return
 
     async def _stream(self) -> web.StreamResponse:

@@ -160,6 +160,8 @@ class Reply:
         }
         self._num_tokens = 0
         self._text = ""
+        self.cached_tokens = 0
+        """Prompt tokens from the prefix cache, as far as they are known."""
 
     def whole(self, tokens: Sequence[Token]) -> dict[str, Any]:
         """The reply in one JSON object."""
@@ -257,11 +259,14 @@ class Reply:
 
     def _usage(self, num_tokens: int) -> dict[str, Any]:
         prompt_tokens = len(self.prompt_ids)
-        usage = {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": num_tokens,
             "total_tokens": prompt_tokens + num_tokens,
         }
+        if (cached := self.faults.reports_cached) is not None:
+            number = self.cached_tokens if cached == "right" else cached
+            usage["prompt_tokens_details"] = {"cached_tokens": number}
         if self.faults.thinking is None:
             return usage
         details = {"reasoning_tokens": min(num_tokens, THINKING_TOKENS)}

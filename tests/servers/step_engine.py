@@ -64,6 +64,10 @@ class Generation:
         self.tokens: asyncio.Queue[Token] = asyncio.Queue()
         self.prompt_token_ids = prompt_token_ids(prompt)
         self.cached_prefix = False
+        self.cached_tokens = 0
+        self.looks_into_cache = (
+            random.Random(f"cached/{faults.flip_seed}/{number}").random() < faults.cached_share
+        )
         self.cache_key = f"{'' if faults.ignores_cache_salt else cache_salt}/{prompt}"
         self.flipped = False
         self.num_tokens = 0
@@ -196,9 +200,10 @@ class StepEngine:
         """Prompt tokens that are computed; whole blocks seen before come from the cache."""
         num_tokens = len(generation.prompt_token_ids)
         cached = 0
-        if generation.cache_key in self._seen_blocks:
+        if generation.looks_into_cache and generation.cache_key in self._seen_blocks:
             cached = (num_tokens - 1) // BLOCK * BLOCK
             generation.cached_prefix = True
+        generation.cached_tokens = cached
         self._seen_blocks.add(generation.cache_key)
         self.counters.prefix_queries += num_tokens
         self.counters.prefix_hits += cached
@@ -208,6 +213,7 @@ class StepEngine:
         counters = self.counters
         counters.steps_by_tokens[bisect_left(BUCKETS, step_tokens)] += 1
         counters.step_tokens += step_tokens
+        counters.prefix_hits += self.faults.others_cached
         counters.generated_tokens += generated + self.faults.others
         counters.largest_batch = max(counters.largest_batch, batch)
 

@@ -198,7 +198,7 @@ class OpenAIEngine:
         progress.report(on_tokens)
         self._warm[endpoint.name] = (len(answers), perf_counter())
         counted = await endpoint.watch.stop(progress.done)
-        place.count(counted)
+        place.count(trial, [answer[0] for answer in answers])
         first, *others = _by_choice(trial, answers)
         return TrialResult(
             completions=first,
@@ -274,6 +274,8 @@ class OpenAIEngine:
             failed = Completion("", "error", error=failure.phrase, failure=failure.kind)
             return (failed,) * question.choices
         place.endpoint.tally.add(reply, loop.time() - sent)
+        if request.is_probe:
+            place.reported.add(reply.usage.cached_tokens)
         if question.temperature > 0:
             place.endpoint.tally.choices.add(question, completions)
         progress.done += 1

@@ -120,6 +120,8 @@ class MetricsWatch:
         """Whether its metrics are of a server whose counters are known."""
         self.started_at: float | None = None
         """When its process started, in seconds since 1970, if its metrics say so."""
+        self.cached_tokens: int | None = None
+        """Prompt tokens from the prefix cache between `start` and `stop`; None: not known."""
         self._model: str | None = None
         self._before = metrics.Counters()
         self._samples: list[metrics.Counters] = []
@@ -132,6 +134,7 @@ class MetricsWatch:
 
     async def start(self) -> None:
         """Read the counters, and go on reading them now and then."""
+        self.cached_tokens = None
         if not self.available:
             return
         self._before, self._samples = await self.read(), []
@@ -143,7 +146,9 @@ class MetricsWatch:
             return None
         await self.abandon()
         after = await self.read()
-        return metrics.load_evidence(self._before, self._samples, after, requests)
+        readings = self._before, self._samples, after, requests
+        self.cached_tokens = metrics.cached_tokens(*readings)
+        return metrics.load_evidence(*readings)
 
     async def abandon(self) -> None:
         """Stop reading."""

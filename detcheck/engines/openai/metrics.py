@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from detcheck.evidence import SERVER_COUNTERS, LoadEvidence
 
@@ -102,8 +103,24 @@ def load_evidence(
         rows_mean=None if rows_mean is None else round(rows_mean, 3),
         query_tokens_max=_query_tokens_max(before, after),
         preemptions=_whole(_grown(before.preemptions, after.preemptions)),
-        prefix_cache_hits=_whole(_grown(before.prefix_cache_hits, after.prefix_cache_hits)),
+        prefix_cache_hits=cached_tokens(before, samples, after, requests),
     )
+
+
+def cached_tokens(
+    before: Counters, samples: Sequence[Counters], after: Counters, requests: int
+) -> int | None:
+    """Prompt tokens from the prefix cache between `before` and `after`; see `load_evidence`.
+
+    None if they are not counted, if the count started again at 0 in between, or if the server did
+    not answer the `requests`.
+    """
+    readings = [one for one in (before, *samples, after) if one.server is not None]
+    if after.server is None or not _answered_here(before, after, requests):
+        return None
+    if any(_grown(a.prefix_cache_hits, b.prefix_cache_hits) is None for a, b in pairwise(readings)):
+        return None
+    return _whole(_grown(before.prefix_cache_hits, after.prefix_cache_hits))
 
 
 def _answered_here(before: Counters, after: Counters, requests: int) -> bool:

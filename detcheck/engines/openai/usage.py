@@ -1,4 +1,4 @@
-"""Counts that a server reports: tokens of the answer, and those of them it may hide."""
+"""Counts that a server reports: tokens of the answer, those it hides, and cached prompt tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ MOST_TOKENS = 2**31 - 1
 _COUNTED = ("completion_tokens", "output_tokens", "generated_tokens")
 _REASONING = ("reasoning_tokens", "thinking_tokens", "thoughts_tokens", "thoughts_token_count")
 _DETAILS = ("completion_tokens_details", "output_tokens_details")
+_CACHED = ("cached_tokens", "prompt_cache_hit_tokens")
+_PROMPT_DETAILS = ("prompt_tokens_details", "input_tokens_details")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class Usage:
     """Tokens generated; None if the server did not say."""
     reasoning_tokens: int = 0
     """Tokens of reasoning; most servers count them among `completion_tokens`."""
+    cached_tokens: int | None = None
+    """Prompt tokens that came from the prefix cache; None if the server did not say."""
 
     def updated(self, usage: Any) -> Usage:
         """The same with what a chunk's `usage` says; unusable numbers say nothing."""
@@ -30,11 +34,12 @@ class Usage:
         total, prompt = _count(usage, "total_tokens"), _count(usage, "prompt_tokens")
         if counted is None and total is not None and prompt is not None and total > prompt:
             counted = total - prompt
-        details = [usage, *(usage[name] for name in _DETAILS if isinstance(usage.get(name), dict))]
-        reasoning = max(_first(one, _REASONING) or 0 for one in details)
+        reasoning = max(_first(one, _REASONING) or 0 for one in _with(usage, _DETAILS))
+        cached = [_first(one, _CACHED) for one in _with(usage, _PROMPT_DETAILS)]
         return Usage(
             self.completion_tokens if counted is None else counted,
             reasoning or self.reasoning_tokens,
+            max((number for number in cached if number is not None), default=self.cached_tokens),
         )
 
     def unseen(self, shown: int, *, has_reasoning: bool) -> int:
@@ -45,6 +50,11 @@ class Usage:
         """
         missing = (self.completion_tokens or 0) - shown - 1
         return max(0, missing, 0 if has_reasoning else self.reasoning_tokens)
+
+
+def _with(usage: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A `usage` and those of its parts that have one of `names`."""
+    return [usage, *(usage[name] for name in names if isinstance(usage.get(name), dict))]
 
 
 def _first(usage: Mapping[str, Any], names: Sequence[str]) -> int | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detcheck.engines.openai.metrics import Counters, load_evidence, read
+from detcheck.engines.openai.metrics import Counters, cached_tokens, load_evidence, read
 from detcheck.evidence import LoadEvidence
 
 TEXTS = Path(__file__).parent / "metrics"
@@ -82,6 +82,24 @@ def test_counters_that_did_not_move_are_of_another_server(vllm):
 def test_a_server_that_was_restarted_is_no_evidence(vllm):
     before, during, after = vllm
     assert load_evidence(after, [during], before, 1) is None
+
+
+def hits(number: float, tokens: float) -> Counters:
+    return Counters(server="vllm", running=1, generation_tokens=tokens, prefix_cache_hits=number)
+
+
+@pytest.mark.parametrize(
+    ("readings", "tokens"),
+    [
+        ([(0, 0), (48, 5), (96, 9)], 96),
+        ([(0, 0), (48, 5), (0, 9)], None),  # started again after it was polled
+        ([(7, 0), (3, 5), (9, 9)], None),
+        ([(7, 0), (7, 0)], None),  # another server answered
+    ],
+)
+def test_cached_tokens_are_not_known_if_their_count_starts_again(readings, tokens):
+    before, *samples, after = [hits(*one) for one in readings]
+    assert cached_tokens(before, samples, after, 5) == tokens
 
 
 def test_nothing_running_and_no_iterations_is_no_evidence():

@@ -16,6 +16,9 @@ from detcheck.runner import run
 
 LONG = "Tell me at length about the life and the lectures of Richard Feynman, please."
 
+COUNTS_NO_TOKEN = {"metrics_scale": 0.0, "metrics_missing": ("vllm:generation_tokens_total",)}
+"""Counters that are there and stay 0, and nothing to tell that they do."""
+
 
 def measured(folder, faults, **options):
     small = {"batch_sizes": (1, 8), "completions": 24, "max_new_tokens": 12, "prompts": (LONG,)}
@@ -33,6 +36,17 @@ def measured(folder, faults, **options):
         ({"refuses": ("cache_salt",)}, INCONCLUSIVE, "cold prefix cache"),
         ({"metrics": False, "step_s": 0.004}, INCONCLUSIVE, "nothing shows its state"),
         ({"refuses": ("cache_prompt",)}, PASS, ""),
+        ({"metrics": False, "reports_cached": "right", "step_s": 0.004}, PASS, ""),
+        ({"reports_cached": "right"}, PASS, ""),
+        ({"reports_cached": 48}, INCONCLUSIVE, "cold prefix cache"),
+        ({"reports_cached": 0}, INCONCLUSIVE, "computed their whole prompt"),
+        ({"metrics_frozen": True, "reports_cached": "right", "step_s": 0.004}, PASS, ""),
+        (COUNTS_NO_TOKEN, INCONCLUSIVE, "warm prefix cache"),
+        ({"metrics_reset": True}, INCONCLUSIVE, "nothing shows its state"),
+        ({"others_cached": 3}, INCONCLUSIVE, "cold prefix cache"),
+        ({"others_cached": 3, "reports_cached": "right"}, INCONCLUSIVE, "other clients may"),
+        ({"cached_share": 0.8}, INCONCLUSIVE, "some computed their whole prompt"),
+        ({"cached_share": 0.8, "reports_cached": "right"}, INCONCLUSIVE, "these requests comp"),
     ],
     ids=str,
     every=3,
@@ -86,3 +100,12 @@ def test_places_of_two_endpoints():
         *("endpoint 1", "endpoint 1 cold cache"),
         *("endpoint 2", "endpoint 2 cold cache"),
     )
+
+
+def test_replies_prove_the_state_of_a_server_without_counters(tmp_path):
+    faults = {"metrics": False, "reports_cached": "right", "step_s": 0.004}
+    run_ = measured(tmp_path, faults, prefix_cache=("cold", "warm")).run
+    checks = {c.placement: c for c in run_.endpoint_checks if c.name.endswith("prefix cache")}
+    assert checks["cold cache"].sentence == "0 prompt tokens came from the prefix cache"
+    assert checks["warm cache"].holds
+    assert not checks["warm cache"].sentence.startswith("0 ")
