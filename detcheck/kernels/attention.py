@@ -36,6 +36,7 @@ from detcheck.kernels.visible_keys import (
     Block,
     UnreadableMaskError,
     read_mask_once,
+    used_places,
     window_firsts,
     without_mask,
 )
@@ -112,6 +113,8 @@ def _rows(
         key, value = (x[:, :, : query.shape[2]] for x in (key, value))
     if not causal or bias is not None:
         return _any_mask(query, key, value, mask, scores, window, bias, causal=causal)
+    if mask is not None:
+        key, value, mask = used_places(query.shape[2], key, value, mask)
     if query.is_cuda:
         from detcheck.kernels.triton.requests import Window, attend_padded
 
@@ -157,11 +160,6 @@ def _padded_batch(
         try:
             keys = read_mask_once(attention_mask, len(query), key.shape[2])
         except UnreadableMaskError:
-            used = _used_keys(attention_mask, query.shape[2], key.shape[2])
-            if used < key.shape[2]:
-                key, value = key[:, :, :used], value[:, :, :used]
-                mask = attention_mask[..., :used]
-                return _padded_batch(query, key, value, mask, scores, window, query_by_query)
             return _row_by_row(query, key, value, attention_mask, scores, query_by_query)
     if scores.plain and not keys.narrow and not keys.right_padded:
         starts = keys.starts.tolist()
@@ -169,13 +167,6 @@ def _padded_batch(
             query, key, value, starts, scores.scaling, query_by_query=query_by_query
         )
     return _attend_blocks(query, key, value, keys.blocks, scores, query_by_query)
-
-
-def _used_keys(mask: torch.Tensor, q_len: int, k_len: int) -> int:
-    """Keys up to the last that any query sees; a cache of fixed size has free places behind it."""
-    seen = mask[..., :k_len] if mask.dtype == torch.bool else mask[..., :k_len] > HIDDEN
-    places = seen.flatten(0, -2).any(0).nonzero()
-    return k_len if len(places) == 0 else max(q_len, int(places[-1]) + 1)
 
 
 def _row_by_row(

@@ -26,7 +26,22 @@ def window_of(module: Any, cache: Any, kwargs: dict[str, Any]) -> int | None:
             "A sliding window of 1 is not covered: transformers keeps all keys for it. Set "
             "`sliding_window` in the model's config to 2 or more, or to null."
         )
+    if _chunk_of(module) == 1:
+        raise UsageError(
+            "Attention in chunks of 1 is not covered: transformers keeps all keys for it. Set "
+            "`attention_chunk_size` in the model's config to 2 or more."
+        )
     return window
+
+
+def _chunk_of(module: Any) -> int | None:
+    """Tokens of a chunk of this layer's attention; None if it has no chunks."""
+    config = getattr(module, "config", None)
+    chunk: int | None = getattr(config, "attention_chunk_size", None)
+    kinds = getattr(config, "layer_types", None) or ()
+    layer = getattr(module, "layer_idx", None)
+    chunked = layer is not None and layer < len(kinds) and kinds[layer] == "chunked_attention"
+    return chunk if chunked else None
 
 
 def update_paged(

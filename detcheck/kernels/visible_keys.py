@@ -110,9 +110,10 @@ class Block:
 def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
     """The intervals of a mask (rows or 1, 1, q, at least k_len), boolean or added to the scores.
 
-    Queries that are padding may see nothing, themselves or all; on the right also any of the keys
-    that are not padding. A row may be padding as a whole. Raises UnreadableMaskError if another
-    query sees something else than an interval that ends at itself, or if the mask is a bias.
+    Queries that are padding may see nothing or all; on the right also any of the keys that are not
+    padding. A row may be padding as a whole. A query that sees itself alone is a request of one
+    token. Raises UnreadableMaskError if another query sees something else than an interval that
+    ends at itself, or if the mask is a bias.
     """
     mask = mask[..., :k_len]
     visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
@@ -125,18 +126,17 @@ def read_mask(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
     # Padding on the right is seen by nobody, not even by itself.
     ends = torch.where(is_interval, position + 1, 0).amax(-1)
     on_the_right = position >= ends[:, None]
-    # The first query of a request sees only itself, as padding may; a later one sees more.
-    reaches_back = is_interval & ((num_seen > 1) | (position == ends[:, None] - 1))
-    starts = torch.where(reaches_back, firsts, k_len).amin(-1)
+    # The first query of a request sees only itself. Padding that does so is computed like one.
+    starts = torch.where(is_interval, firsts, k_len).amin(-1)
     on_the_left = position < starts[:, None]
     is_padding = on_the_left | on_the_right
     within = on_the_right & ~(visible & (key >= ends[:, None, None])).any(-1)
-    unread = is_padding & ((num_seen <= 1) | (num_seen == k_len) | within)
+    unread = is_padding & ((num_seen == 0) | (num_seen == k_len) | within)
     # From one query to the next the first key never moves back.
     ordered = torch.where(on_the_left, starts[:, None], torch.where(on_the_right, k_len, firsts))
     biased = mask.dtype != torch.bool and bool(((mask != 0) & (mask > HIDDEN)).any())
     readable = (is_interval & ~is_padding | unread).all() & (ordered.diff(dim=-1) >= 0).all()
-    readable &= ((ends > 0) | (num_seen <= 1).all(-1)).all()
+    readable &= ((ends > 0) | (num_seen == 0).all(-1)).all()
     if mask.shape[1] != 1 or biased or not bool(readable):
         raise UnreadableMaskError(UNREADABLE)
     return VisibleKeys(
@@ -238,3 +238,33 @@ def read_mask_once(mask: torch.Tensor, rows: int, k_len: int) -> VisibleKeys:
         _last_mask.value = _LastMask()
     keys: VisibleKeys = _last_mask.value.read(mask, rows, k_len)
     return keys
+
+
+def used_places(
+    q_len: int, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys, values (rows, kv_heads, k, dim) and their mask, without free places behind the keys.
+
+    A cache of fixed size has them. In an interval of keys each query is behind all of its keys, so
+    a mask that can be read has none.
+    """
+    k_len = key.shape[2]
+    if q_len < k_len and not _is_readable(mask, len(key), k_len):
+        used = _num_used(mask, q_len, k_len)
+        key, value, mask = key[:, :, :used], value[:, :, :used], mask[..., :used]
+    return key, value, mask
+
+
+def _is_readable(mask: torch.Tensor, rows: int, k_len: int) -> bool:
+    try:
+        read_mask_once(mask, rows, k_len)
+    except UnreadableMaskError:
+        return False
+    return True
+
+
+def _num_used(mask: torch.Tensor, q_len: int, k_len: int) -> int:
+    """Keys up to the last that any query sees."""
+    seen = mask[..., :k_len] if mask.dtype == torch.bool else mask[..., :k_len] > HIDDEN
+    places = seen.flatten(0, -2).any(0).nonzero()
+    return k_len if len(places) == 0 else max(q_len, int(places[-1]) + 1)

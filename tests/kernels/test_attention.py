@@ -164,10 +164,32 @@ def test_what_is_not_covered_is_refused_by_name(kwargs: dict[str, Any], feature:
         attention(Layer(), *request(0, 1, 4, 64, torch.float32), None, **kwargs)
 
 
+def test_a_query_that_sees_another_key_alone_is_no_padding() -> None:
+    """The only token of a prompt, in a static cache: its key is the first of several places."""
+    query, key, value = request(0, 1, 8, 64, torch.float32)
+    mask = torch.zeros(1, 1, 1, 8, dtype=torch.bool)
+    mask[..., 0] = True
+    expected, _ = attention(Layer(), query, key[:, :, :1], value[:, :, :1], None)
+    assert torch.equal(attention(Layer(), query, key, value, mask)[0], expected)
+    assert expected.any()  # padding gets zeros
+    mask[..., 0] = False
+    assert not attention(Layer(), query, key, value, mask)[0].any()
+
+
 def blocks(*lengths: int) -> torch.Tensor:
     """Several sequences in one row, or chunks of one: the last query sees only the last of them."""
     parts = [torch.ones(length, length, dtype=torch.bool).tril() for length in lengths]
     return torch.block_diag(*parts).bool()[None, None]
+
+
+def test_sequences_of_one_token_are_attended() -> None:
+    """The first of them sees itself alone, and so does each query of attention in chunks of one."""
+    query, key, value = request(0, 6, 6, 64, torch.float32)
+    out, _ = attention(Layer(), query, key, value, blocks(1, 1, 3, 1))
+    stock = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=blocks(1, 1, 3, 1), enable_gqa=True
+    )
+    torch.testing.assert_close(out, stock.transpose(1, 2))
 
 
 @pytest.mark.parametrize("seen", ["nothing", "itself", "all"])

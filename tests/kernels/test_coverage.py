@@ -112,6 +112,15 @@ def test_a_window_of_one_is_refused_by_name() -> None:
         require_coverage(model, "One")
 
 
+def test_chunks_of_one_are_refused_by_name() -> None:
+    config = T.Llama4TextConfig(
+        **SIZES, attention_chunk_size=1, head_dim=16, intermediate_size_mlp=96,
+        layer_types=["chunked_attention", "full_attention"], moe_layers=[],
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="chunks of 1"):
+        require_coverage(T.Llama4ForCausalLM(config).eval(), "One")
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_scan_in_chunks_is_held_for_one_length_only() -> None:
     config = T.Mamba2Config(

@@ -156,9 +156,11 @@ def test_a_static_cache_gives_what_a_growing_one_gives(name: str) -> None:
         grown = generated(model, (5, 13), None)
         beside = generated(model, (5, 13), "static")
         alone = generated(model, (5,), "static")
+        single = generated(model, (1,), "static"), generated(model, (1,), None)
     assert torch.equal(beside[0], grown[0])
     assert torch.equal(beside[1], grown[1])
     assert torch.equal(alone[0], grown[0])
+    assert torch.equal(single[0][0], single[1][0])
 
 
 @pytest.mark.filterwarnings("ignore")
