@@ -6,12 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from matrix_relations import HELD, REFUSED, VARIANT, Relation
 
 from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
 
 KERNELS = (STOCK, BATCH_INVARIANT)
+DTYPE_NAMES = ("float32", "bfloat16")
 UNBUILT, FAILED = "not built", "failed"
 HELD_UNPADDED = "held, one length"
 RELATIONS = ("chunking", "prefill-decode", "continuous", "prefix-cache")
@@ -32,6 +34,8 @@ class Row:
     """Rows that differ, by kernels."""
     relations: dict[str, Relation] = field(default_factory=dict)
     """Its result in each of `RELATIONS` that is claimed and could be tried, by name."""
+    cost: dict[str, float] = field(default_factory=dict)
+    """Time with batch-invariant kernels as a multiple of stock's, by dtype."""
     elapsed_s: float = 0.0
 
 
@@ -50,8 +54,11 @@ NOTES = (
     "(–: not tried). *Engine cannot*: transformers itself cannot, with stock kernels either; the "
     "reasons are below.",
     "",
-    "There is no column for the cost: in models as tiny as these Python takes nearly all the time. "
-    "`docs/benchmarks.md` has the cost for models of middle size of each kind.",
+    "*Cost*: the time of one forward pass and one `generate` over four requests with "
+    "batch-invariant kernels, as a multiple of stock's, in float32 / bfloat16; the median of "
+    "paired rounds. These models are tiny: Python's work for each call takes nearly all the time, "
+    "and hardly any arithmetic is in it. `docs/benchmarks.md` has the cost of models of middle "
+    "size of each kind.",
 )
 
 
@@ -61,7 +68,7 @@ def table(rows: Sequence[Row]) -> str:
     built = len(rows) - counts[UNBUILT]
     dead = [row.architecture for row in rows if row.rows and not row.differ["stock"]]
     dead_control = f" (no row differs for {', '.join(dead)})" if dead else ""
-    headings = ("architecture", "outcome", "level", *KERNELS, *RELATIONS, "reason")
+    headings = ("architecture", "outcome", "level", *KERNELS, *RELATIONS, "cost", "reason")
     lines = [
         f"{len(rows)} architectures, as tiny random models; {built} could be built by rules. "
         f"Of these {counts[HELD]} are held, {counts[HELD_UNPADDED]} more are held for requests of "
@@ -75,6 +82,7 @@ def table(rows: Sequence[Row]) -> str:
         *NOTES,
         "",
         *(counted(name, rows) for name in RELATIONS),
+        costs_of_all(rows),
         "",
         "| " + " | ".join(headings) + " |",
         "|---" * len(headings) + "|",
@@ -82,7 +90,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         differ = [f"{row.differ[name]} of {row.rows}" if row.differ else "–" for name in KERNELS]
         reason = (row.reason or "").split(", which the batch-invariant")[0].replace("|", "\\|")
-        told = (cell(row.relations.get(name)) for name in RELATIONS)
+        told = [*(cell(row.relations.get(name)) for name in RELATIONS), cost_of(row)]
         cells = (row.architecture, row.outcome, row.level or "–", *differ, *told, reason or "–")
         lines.append(f"| {' | '.join(cells)} |")
     for name in RELATIONS:
@@ -101,6 +109,24 @@ def counted(name: str, rows: Sequence[Row]) -> str:
         f"- `{name}`: {', '.join(parts) or 'not tried'}; stock kernels differ in {alive} of the "
         f"{sum(bool(relation.differ) for relation in tried)} that ran."
     )
+
+
+def costs_of_all(rows: Sequence[Row]) -> str:
+    """One line: the median cost in each dtype, with the lowest and highest."""
+    parts = []
+    for name in DTYPE_NAMES:
+        each = [row.cost[name] for row in rows if name in row.cost]
+        if each:
+            spread = f"from {min(each):.2f} to {max(each):.2f} in {len(each)} architectures"
+            parts.append(f"{name} {median(each):.2f}, {spread}")
+    return f"- Cost, the median: {'; '.join(parts) or 'not measured'}."
+
+
+def cost_of(row: Row) -> str:
+    """One cell: the cost in each dtype; a dash if it is not known."""
+    if not row.cost:
+        return "–"
+    return " / ".join(f"{row.cost[name]:.2f}" if name in row.cost else "–" for name in DTYPE_NAMES)
 
 
 def cell(relation: Relation | None) -> str:

@@ -2,6 +2,8 @@
 
     python experiments/model_matrix.py                     # all; about 15 minutes on 2 cores
     python experiments/model_matrix.py --only mixtral,gemma3_text
+    python experiments/model_matrix.py --resume            # only what is missing
+    python experiments/model_matrix.py --costs             # only the costs, about 8 minutes
 
 For each architecture that the installed transformers lists, a tiny random model is built from its
 default config by rules. If the batch-invariant kernels cover it, every row of the batches, padded
@@ -9,8 +11,9 @@ on the left, is compared with the same row alone, bit for bit: in one forward pa
 `generate` with the cache. Of an architecture that is held only for requests of one length, the
 batches have no padding. Then come the relations of `matrix_relations.py`, among them continuous
 batching. All is done with stock kernels (the control) and with invariant kernels, in float32 and
-bfloat16. None of it reuses the checks of `detcheck coverage`, which say what is claimed. Writes
-`table.md` and `results.json` (with the environment) to `results/models/`.
+bfloat16. Last comes the cost (`matrix_costs.py`): time it on an idle machine. None of it reuses
+the checks of `detcheck coverage`, which say what is claimed. Writes `table.md` and `results.json`
+(with the environment) to `results/models/`.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Any
 
 import msgspec
 import torch
+from matrix_costs import costs
 from matrix_relations import (
     HELD,
     LENGTHS,
@@ -44,7 +48,7 @@ from matrix_relations import (
     prefix_cache,
     requests_of,
 )
-from matrix_table import FAILED, HELD_UNPADDED, KERNELS, UNBUILT, Row, table
+from matrix_table import DTYPE_NAMES, FAILED, HELD_UNPADDED, KERNELS, UNBUILT, Row, table
 
 from detcheck import environment
 from detcheck.errors import ModelError, UsageError
@@ -60,7 +64,7 @@ ONE_LENGTH = (14, 70)
 The scans in transformers take chunks of 64 tokens; the tiny models also have chunks of 4."""
 BATCHES = ((2,), (0, 1, 2, 3), (3, 2, 1, 0), (1, 0))
 """The requests of each batch, by index and in order. The first is the same call again."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 class TooLongError(BaseException):
@@ -70,14 +74,19 @@ class TooLongError(BaseException):
 def main() -> None:
     options = arguments()
     names = options.only.split(",") if options.only else architectures()
-    known = measured(options.out) if options.resume else {}
+    known = measured(options.out) if options.resume or options.costs else {}
+    for row in known.values() if options.costs else ():
+        row.cost = {}
     rows: list[Row] = []
     for name in names:
-        rows.append(known.get(name) or measure(name, options.limit))
-        last = rows[-1]
-        print(f"{name}: {last.outcome} {last.reason or last.differ}", file=sys.stderr, flush=True)
-        if name not in known:
-            write(rows, options.out)
+        last = known.get(name) or measure(name, options.limit)
+        timed = add_cost(last, options.limit)
+        rows.append(last)
+        told = f"{last.outcome} {last.reason or last.differ} cost {last.cost or 'unknown'}"
+        print(f"{name}: {told}", file=sys.stderr, flush=True)
+        if timed or name not in known:
+            later = [known[each] for each in names[len(rows) :] if each in known]
+            write([*rows, *later], options.out)
     write(rows, options.out)
     print(table(rows))
     if any({VARIANT, FAILED, TRACEBACK} & {*outcomes(row)} for row in rows):
@@ -139,6 +148,22 @@ def relate(row: Row, models: dict[str, Any], limit_s: int) -> None:
         row.relations[name] = within(limit_s, ask, models)
     if row.level == FULLY_INVARIANT and row.relations["continuous"].differ:
         row.relations["prefix-cache"] = within(limit_s, prefix_cache, models)
+
+
+def add_cost(row: Row, limit_s: int) -> bool:
+    """Time a held architecture that has no cost yet, for at most `limit_s` seconds.
+
+    Returns whether it has one now that it did not have before.
+    """
+    if row.cost or row.level is None:
+        return False
+    lengths = ONE_LENGTH[:1] * len(LENGTHS) if row.outcome == HELD_UNPADDED else LENGTHS
+    try:
+        with limited(limit_s), quiet():
+            row.cost = costs(models_that_run(shrunk(config_of(row.architecture))), lengths)
+    except TooLongError:
+        return False  # shown as not known
+    return True
 
 
 def within(
@@ -251,6 +276,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", help="architectures, comma-separated (default: all)")
     parser.add_argument("--resume", action="store_true", help="keep rows that were measured before")
+    parser.add_argument(
+        "--costs", action="store_true", help="keep rows that were measured before; time all costs"
+    )
     parser.add_argument("--limit", type=int, default=60, help="seconds for each architecture")
     parser.add_argument("--out", type=Path, default=RESULTS / "models", help="where to write")
     return parser.parse_args()

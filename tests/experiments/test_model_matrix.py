@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from detcheck.errors import ModelError
-from detcheck.kernels.mode import batch_invariant
+from detcheck.kernels.mode import batch_invariant, whole_mode_is_on
 from detcheck.models.tiny import architectures, config_of, shrunk, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +197,55 @@ def test_a_dtype_in_which_a_model_fails_is_left_out(
 def test_an_architecture_that_takes_too_long_is_named(matrix: ModuleType) -> None:
     with pytest.raises(matrix.TooLongError, match="more than 1 s"), matrix.limited(1):
         time.sleep(30)
+
+
+class SlowInTheMode(torch.nn.Module):
+    """Takes 5 ms more while batch-invariant kernels are in force."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.005 * whole_mode_is_on())
+        return x
+
+
+@pytest.mark.sweep
+def test_the_cost_is_a_ratio_for_each_dtype_and_sees_a_slow_kernel(
+    matrix: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = importlib.import_module("matrix_costs")
+    monkeypatch.setattr(timed, "ROUNDS", 3)
+    models = matrix.models_that_run(shrunk(config_of("llama")))
+    usual = timed.costs(models, (3, 4))
+    assert set(usual) == {"float32", "bfloat16"}
+    assert all(ratio > 0.2 for ratio in usual.values())
+    for model in models.values():
+        model.model.norm = torch.nn.Sequential(model.model.norm, SlowInTheMode())
+    slowed = timed.costs(models, (3, 4))
+    assert all(slowed[name] > usual[name] + 0.5 for name in usual)
+
+
+def test_what_was_measured_before_is_kept_and_only_its_cost_is_added(
+    matrix: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a refused architecture no cost is asked for, and a known cost is not timed again."""
+    before = [
+        matrix.Row("llama", "held", level="fully-invariant", rows=44, differ={"stock": 24}),
+        matrix.Row("qwen3", "held", level="fully-invariant", cost={"float32": 1.5}),
+        matrix.Row("rwkv", "refused", reason="it cannot"),
+    ]
+    monkeypatch.setattr(matrix, "table", lambda rows: "")
+    matrix.write(before, tmp_path)
+    names = ",".join(row.architecture for row in before)
+    script = ["model_matrix.py", "--out", str(tmp_path), "--only", names]
+    monkeypatch.setattr(matrix, "models_that_run", lambda config: {})
+    monkeypatch.setattr(matrix, "costs", lambda models, lengths: {"float32": 1.25})
+    monkeypatch.setattr("sys.argv", [*script, "--resume"])
+    matrix.main()
+    after = matrix.measured(tmp_path)
+    assert [row.cost for row in after.values()] == [{"float32": 1.25}, {"float32": 1.5}, {}]
+    assert (after["llama"].rows, after["llama"].differ) == (44, {"stock": 24})
+    monkeypatch.setattr("sys.argv", [*script, "--costs"])
+    matrix.main()
+    assert matrix.measured(tmp_path)["qwen3"].cost == {"float32": 1.25}
 
 
 def test_the_committed_table_is_made_from_its_figures(matrix: ModuleType) -> None:
