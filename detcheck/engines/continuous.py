@@ -79,15 +79,15 @@ class ContinuousEngine(InProcessEngine):
     def load(self, trial: Trial) -> LoadEvidence | None:
         """The prompt tokens that came from the prefix cache; None if its state is as-is.
 
-        Raises MeasurementError if a warm cache did not answer all the blocks that it can.
+        Raises MeasurementError if a warm cache did not answer all the blocks that it can, or a cold
+        one answered any.
         """
         state = cache_state(trial.condition.placement)
         if state == AS_IS:
             return None
         found = self._loops[state].prefixes.tokens
-        if state == WARM:
-            lengths = [len(self.encode(request.prompt)) for request in trial.requests]
-            check_found(found, sum(cached_part(length, PAGE_TOKENS) for length in lengths))
+        prompts = [self.encode(request.prompt) for request in trial.requests if state == WARM]
+        check_found(found, sum(cached_part(len(prompt), PAGE_TOKENS) for prompt in prompts))
         return LoadEvidence(FORWARD_PASSES, 0, prefix_cache_hits=found)
 
     def reset(self) -> None:

@@ -55,7 +55,15 @@ def check_sharing(cache: Any) -> None:
 
 
 def check_found(found: int, expected: int) -> None:
-    """Raise MeasurementError if requests took fewer prompt tokens from a warm cache than it had."""
+    """Raise MeasurementError if requests took other prompt tokens from the cache than they should.
+
+    A cold cache should give none: `expected` is 0 then.
+    """
+    if found and not expected:
+        raise MeasurementError(
+            f"Requests took {found} prompt tokens from a prefix cache that should be cold: leave "
+            '`prefix_cache="cold"` out, and report this as a bug.'
+        )
     if found != expected:
         raise MeasurementError(
             f"Requests took {found} prompt tokens from the prefix cache, not the {expected} that "

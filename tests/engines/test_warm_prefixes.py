@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
-from asking import ask, conditions_of
 from sweeps import few
 from transformers import MistralConfig, MistralForCausalLM
+from warm_requests import TEXT, bits, opened, trials
 
 from detcheck import runner
 from detcheck.analysis import analyse
-from detcheck.completion import Completion
 from detcheck.engines.continuous import PAGE_TOKENS, ContinuousEngine, _Loop
 from detcheck.engines.warm_prefixes import cached_part
 from detcheck.errors import MeasurementError, UsageError
 from detcheck.gate import judge as judge_run
 from detcheck.models import LoadedModel
-from detcheck.targets import InProcess
 from detcheck.targets.prefix_cache import COLD, WARM, cache_name
-from detcheck.traffic import FILLER_PROMPTS, PlannedRequest, Trial, plan_trials
+from detcheck.traffic import FILLER_PROMPTS, PlannedRequest, Trial
 
-TEXT = "The tide turned before dawn, and nobody on the pier had seen the last boat go out. " * 2
 LENGTHS = (PAGE_TOKENS + 1, PAGE_TOKENS + 2, 2 * PAGE_TOKENS, 2 * PAGE_TOKENS + 1, 100)
 """Prompt lengths in tokens, which are bytes: what follows the cached blocks is one token, two
 tokens, a block less one, one token after two blocks, and some after three."""
-
-
-def opened(loaded: LoadedModel, setting: str, *prompts: str, **changes: Any) -> ContinuousEngine:
-    options = {
-        "prompts": prompts, "kernels": (setting,), "batch_sizes": (1, 4), "completions": 8,
-        "max_new_tokens": 6, "prefix_cache": (COLD, WARM), "chat_template": False,
-    }  # fmt: skip
-    asked = ask(**(options | changes))
-    assert isinstance(asked.target, InProcess)
-    return ContinuousEngine(loaded, asked.experiment, asked.target)
-
-
-def trials(engine: ContinuousEngine) -> Iterator[Trial]:
-    for condition in conditions_of(engine.experiment, engine.target):
-        yield from plan_trials(engine.experiment, condition)
-
-
-def bits(completions: Any) -> set[tuple[float, ...]]:
-    found: list[Completion] = [completion for _, completion in completions]
-    assert all(completion.top_two is not None for completion in found)
-    return {completion.top_two.logprobs for completion in found if completion.top_two is not None}
 
 
 def bits_of_all(engine: ContinuousEngine) -> set[tuple[float, ...]]:
@@ -151,6 +127,26 @@ def test_after_eviction_the_prefix_is_computed_afresh(tiny_model: LoadedModel) -
 
 
 @pytest.mark.sweep
+def test_a_request_takes_the_blocks_of_one_that_still_generates(tiny_model: LoadedModel) -> None:
+    """No earlier request has asked the prefix: its blocks belong to the first, which goes on."""
+    shared = TEXT[: 2 * PAGE_TOKENS]
+    one, two = shared + " It was cold.", shared + " What now?"
+    engine = opened(tiny_model, "fully-invariant", one, two)
+    cold = [
+        bits(engine.run_trial(trial).completions)
+        for trial in trials(engine)
+        if trial.condition.placement == cache_name(COLD) and trial.condition.batch_size == 1
+    ]
+    warm = next(t for t in trials(engine) if t.condition.placement == cache_name(WARM))
+    both = (PlannedRequest(one, True, 0, 6), PlannedRequest(two, True, 3, 6))
+    with engine._kernels("fully-invariant"):
+        partials = engine.generate(replace(warm, requests=both), None)
+    assert engine._loops[WARM].prefixes.tokens == len(shared), "of the second request alone"
+    assert partials[0].observed_batch.rows_max == 2
+    assert [{tuple(partial.logprobs)} for partial in partials] == [cold[0], cold[-1]]
+
+
+@pytest.mark.sweep
 def test_no_trial_finds_the_blocks_of_the_kernels_before_it(tiny_model: LoadedModel) -> None:
     """Stock and fully invariant kernels take turns, and each fills the cache for itself."""
     engine = opened(tiny_model, "stock", TEXT[:97], kernels=("stock", "fully-invariant"))
@@ -170,6 +166,21 @@ def test_a_warm_cache_that_answers_too_little_is_no_measurement(
     monkeypatch.setattr(_Loop, "fill", lambda loop, trial: None)
     with pytest.raises(MeasurementError, match=r"took 0 prompt tokens .* not the 64 that"):
         engine.run_trial(warm)
+
+
+def test_a_cold_cache_that_answers_is_no_measurement(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted fault: the loop of cold requests shares blocks."""
+    from detcheck.engines import continuous
+
+    sharing = partial(continuous.batching_config, share_prefixes=True)
+    monkeypatch.setattr(continuous, "batching_config", lambda engine, **_: sharing(engine))
+    engine = opened(tiny_model, "stock", TEXT[:70])
+    cold = [t for t in trials(engine) if t.condition.placement == cache_name(COLD)]
+    with pytest.raises(MeasurementError, match="from a prefix cache that should be cold"):
+        for trial in cold:
+            engine.run_trial(trial)
 
 
 @pytest.mark.sweep

@@ -99,7 +99,7 @@ class VllmEngine:
             raise
         self._count(kernels)
         result = _result(trial, message)
-        check_cache(cache, result.load)
+        check_cache(cache, result.load, trial.requests, message.get("cached_tokens", ()))
         return result
 
     def proof(self, kernels: str) -> KernelsProof:

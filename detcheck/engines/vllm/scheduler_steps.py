@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from detcheck.errors import MeasurementError
 from detcheck.evidence import FORWARD_PASSES, LoadEvidence
 from detcheck.targets.prefix_cache import AS_IS, WARM
+from detcheck.text import count
+from detcheck.traffic import PlannedRequest
 
 
 class SchedulerSteps:
@@ -54,8 +57,17 @@ class SchedulerSteps:
         )
 
 
-def check_cache(state: str, load: LoadEvidence | None) -> None:
-    """Raise MeasurementError if vLLM's counters show another state of its prefix cache."""
+def check_cache(
+    state: str,
+    load: LoadEvidence | None,
+    requests: Sequence[PlannedRequest] = (),
+    cached: Sequence[int | None] = (),
+) -> None:
+    """Raise MeasurementError if vLLM's counters show another state of its prefix cache.
+
+    `cached` are the prompt tokens that each of the `requests` took from it; None if this vLLM does
+    not say. Fillers may be shorter than a block.
+    """
     if state == AS_IS:
         return
     hits = None if load is None else load.prefix_cache_hits
@@ -63,6 +75,13 @@ def check_cache(state: str, load: LoadEvidence | None) -> None:
         raise MeasurementError(
             f"vLLM counted {hits or 0} prompt tokens from a {state} prefix cache: it keeps whole "
             "blocks only, so ask longer prompts, or leave `prefix_cache` out."
+        )
+    probes = [tokens for request, tokens in zip(requests, cached, strict=False) if request.is_probe]
+    afresh = probes.count(0)
+    if state == WARM and afresh:
+        raise MeasurementError(
+            f"{afresh} of {count(len(probes), 'request')} took no prompt token from vLLM's prefix "
+            "cache, though it was filled: lower `batch_sizes`, or leave `prefix_cache` out."
         )
 
 

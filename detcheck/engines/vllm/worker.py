@@ -86,6 +86,8 @@ class Worker:
         self._detokenize = Detokenizer(tokenizer)
         self._engine = _engine(setup, self._prompts, self._steps)
         self._trials = 0
+        self._cached: dict[str, int | None] = {}
+        """Prompt tokens from the prefix cache by request of the trial; None if not reported."""
         self.run([(prompt, 0, WARM_UP_TOKENS, 0) for prompt in setup.prompts[:1]], None)
 
     def run(
@@ -108,6 +110,7 @@ class Worker:
     ) -> dict[str, Any]:
         """Step vLLM until every request is answered; see `run`."""
         self._steps.reset()
+        self._cached = {}
         self._trials += 1
         ids = [f"{self._trials}-{position}" for position in range(len(requests))]
         partials = {ids[i]: PartialCompletion(request[2]) for i, request in enumerate(requests)}
@@ -124,6 +127,7 @@ class Worker:
         elapsed = perf_counter() - started
         return {
             "answers": [self._reply(partials[request_id]) for request_id in ids],
+            "cached_tokens": [self._cached.get(request_id) for request_id in ids],
             "elapsed_s": elapsed,
             "load": msgspec.to_builtins(self._steps.evidence()),
         }
@@ -180,6 +184,7 @@ class Worker:
             partial = partials.get(output.request_id)
             if partial is None:
                 continue
+            self._cached[output.request_id] = getattr(output, "num_cached_tokens", None)
             if delta.token_ids and self._steps.last is not None:
                 partial.joined_pass(*self._steps.last)
             for token_id, logprobs in zip(delta.token_ids, delta.logprobs or (), strict=False):

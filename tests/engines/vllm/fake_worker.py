@@ -91,7 +91,8 @@ def main():
             "prefix_cache_hits": 0 if cache == "cold" or FAKE == "keeps no blocks" else 3,
         }
         answers = [answer(setup, request, rows) for request in requests]
-        send(answers=answers, elapsed_s=0.5, load=load)
+        cached = [0 if cache == "cold" or (FAKE == "evicts" and at) else 3 for at in range(rows)]
+        send(answers=answers, elapsed_s=0.5, load=load, cached_tokens=cached)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,19 @@ def test_a_warm_cache_that_answers_nothing_is_no_measurement(misbehave):
         engine.close()
 
 
+def test_a_warm_request_that_computed_its_whole_prompt_is_no_measurement(misbehave):
+    """The counter of the trial alone would not show it: the first request was warm."""
+    misbehave("evicts")
+    asked = experiment(prefix_cache=("warm",))
+    engine = VllmEngine(*asked)
+    several = next(trial for trial in first_trials(asked) if trial.condition.batch_size > 1)
+    try:
+        with pytest.raises(MeasurementError, match=r"of \d+ requests took no prompt token"):
+            engine.run_trial(several)
+    finally:
+        engine.close()
+
+
 def test_a_mode_that_vllm_does_not_report_is_not_proved(misbehave):
     misbehave("forgets the mode")
     asked = experiment(kernels=(BATCH_INVARIANT,))
