@@ -26,9 +26,9 @@ test: install-dev browser  ## Everything: unit, property, browser, command line,
 test-fast: install-dev  ## A case of every kind, without the real model and the browser: about 160 s of processor time.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not servers and not sweep"
 
-test-quantised: install-dev  ## Weights quantised by torchao, which is kept out of the environment of the other tests.
-	$(PIP) install -q --no-deps -c constraints.txt --target build/torchao torchao
-	PYTHONPATH=build/torchao $(BIN)/python -m pytest tests/kernels/test_quantised.py
+test-quantised: install-dev  ## Weights quantised by torchao, quanto and bitsandbytes, kept out of the other tests.
+	$(PIP) install -q --no-deps -c constraints.txt --upgrade --target build/quantised torchao optimum-quanto bitsandbytes
+	PYTHONPATH=build/quantised $(BIN)/python -m pytest tests/kernels/test_quantised.py
 
 servers:  ## Install the real servers of the tests (SERVERS="vllm ray transformers llama").
 	PYTHON=$(PYTHON) tests/servers/install.sh $(SERVERS)

@@ -132,17 +132,19 @@ def config_of(name: str | None, *, trust_remote_code: bool = False) -> Any:
 
 WEIGHT_ONLY = (
     *("Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig"),
-    "compressed-tensors",
+    *("compressed-tensors", "quanto int8", "quanto float8"),
 )
 """Schemes (those with capitals are torchao's) that compute with weights in floating point, in a
 product that the batch-invariant kernels cover. transformers decompresses the weights of
-compressed-tensors when they are first used, and leaves out the quantisation of activations."""
+compressed-tensors when they are first used, and leaves out the quantisation of activations. quanto
+turns its weights into floating-point numbers for each product; those of 4 and 2 bits do not run in
+`torch.inference_mode()`."""
 
 
 def quantisation(config: Any) -> str | None:
     """How the weights of a model are quantised, such as `gptq` or `torchao Int8WeightOnlyConfig`.
 
-    None if they are not.
+    `quanto int8 and int8` has activations of int8 as well. None if nothing is quantised.
     """
     given = getattr(config, "quantization_config", None)
     if given is None:
@@ -151,6 +153,9 @@ def quantisation(config: Any) -> str | None:
     method = str(getattr(options["quant_method"], "value", options["quant_method"]))
     scheme = options.get("quant_type")
     default = scheme.get("default") if isinstance(scheme, dict) else None
+    if method == "quanto":
+        activations = options.get("activations")
+        return f"quanto {options.get('weights')}" + (f" and {activations}" if activations else "")
     return f"{method} {default['_type']}" if isinstance(default, dict) else method
 
 

@@ -9,6 +9,7 @@ import pytest
 import transformers as T
 
 from detcheck.kernels.op_rules import EVEN
+from detcheck.models.tiny import WEIGHT_ONLY, quantisation
 
 
 def test_a_covered_architecture(detcheck):
@@ -76,6 +77,21 @@ def test_other_schemes_are_held_or_refused_by_name(detcheck, tmp_path, method, h
     found = json.loads(detcheck("coverage", str(tmp_path), "--json").out)
     assert found["level"] == ("fully-invariant" if held else None)
     assert held or f"quantised weights ({method}), whose products" in found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "held", "name"),
+    [
+        ("int8", None, True, "quanto int8"),
+        ("float8", None, True, "quanto float8"),
+        ("int4", None, False, "quanto int4"),
+        ("int8", "int8", False, "quanto int8 and int8"),
+    ],
+)
+def test_weights_of_quanto_are_held_without_quantised_activations(weights, activations, held, name):
+    given = {"quant_method": "quanto", "weights": weights, "activations": activations}
+    assert quantisation(T.LlamaConfig(quantization_config=given)) == name
+    assert (name in WEIGHT_ONLY) is held
 
 
 @pytest.mark.parametrize(("window", "held"), [(1, False), (2, True), (4096, True)])

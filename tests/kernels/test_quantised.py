@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from detcheck.errors import UsageError
 from detcheck.kernels.coverage import require_coverage
@@ -106,3 +112,37 @@ def test_weight_only_schemes_of_torchao_are_held(scheme: str) -> None:
     assert differing(model) > 0
     with batch_invariant():
         assert differing(model) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("weights", ["qint8", "qfloat8"])
+def test_weights_of_quanto_are_held(weights: str) -> None:
+    """Skipped without optimum-quanto, as above."""
+    quanto = pytest.importorskip("optimum.quanto")
+    model = llama()
+    quanto.quantize(model, weights=getattr(quanto, weights))
+    quanto.freeze(model)
+    assert isinstance(model.model.layers[0].mlp.down_proj, quanto.QLinear)
+    require_coverage(model, "quantised", 32)
+    assert differing(model) > 0
+    with batch_invariant():
+        assert differing(model) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("bits", "op"), [("load_in_8bit", "int8_vectorwise_quant"), ("load_in_4bit", "gemv_4bit")]
+)
+def test_kernels_of_bitsandbytes_are_refused_by_name(bits: str, op: str, tmp_path: Path) -> None:
+    """Skipped without bitsandbytes, as above; its products on a CPU do depend on the batch."""
+    pytest.importorskip("bitsandbytes")
+    llama().save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=BitsAndBytesConfig(**{bits: True}),
+        device_map="cpu",
+        dtype=torch.float32,
+    )
+    with pytest.raises(UsageError, match=f"runs bitsandbytes::{op}"):
+        require_coverage(model, "quantised", 32)
+    assert differing(model) > 0
