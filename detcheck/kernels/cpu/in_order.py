@@ -5,7 +5,8 @@ Their weights are exact zeros, but stock kernels sum in blocks and vectors, whos
 the number of keys. Here term k is added to the sum of terms 0 to k-1, for all entries at once. So
 padding on either side changes nothing, nor does a decoding step instead of a prefill.
 
-This costs more than the stock product, which for attention is a small part of a model.
+In float32 most products go through the stock kernel, in calls of which it is known that they have
+the same bits: see `short_sums.py`. The others cost more than the stock product.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from detcheck.kernels.cpu import short_sums
 
 WIDEST_HEAD = 1024
 """Products whose sums and columns are both longer are of weights, not of attention's heads."""
@@ -45,14 +48,22 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
         return in_order.multiply(left, right)
     summed_as = _SUMMED_AS[left.dtype]
-    # `to` with a memory format leaves a tensor of this dtype as it lies, strided, which is slow.
-    rows = left.permute(2, 0, 1).to(summed_as).contiguous()
-    columns = right.permute(1, 0, 2).to(summed_as).contiguous()
+    left_wide, right_wide = left.to(summed_as), right.to(summed_as)
+    total = short_sums.multiply(left_wide, right_wide, multiply_by_loop)
+    if total is None:
+        total = multiply_by_loop(left_wide, right_wide)
+    return total.to(left.dtype).contiguous()
+
+
+def multiply_by_loop(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`multiply` in float32 or float64, term by term."""
+    rows = left.permute(2, 0, 1).contiguous()
+    columns = right.permute(1, 0, 2).contiguous()
     total = rows.new_zeros((left.shape[0], left.shape[1], right.shape[2]))
     for part, each_row, each_column in _parts(total, rows[..., None], columns[:, :, None]):
         for row, column in zip(each_row.unbind(), each_column.unbind(), strict=True):
             part.addcmul_(row, column)
-    return total.to(left.dtype)
+    return total
 
 
 def _parts(
