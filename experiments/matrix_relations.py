@@ -13,10 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
 
 from detcheck.completion import Completion
 from detcheck.engines.continuous import PAGE_TOKENS, ContinuousEngine
@@ -27,11 +23,11 @@ from detcheck.kernels.in_force import kernels_in_force
 from detcheck.kernels.positions import first_position, positions_of, takes_positions
 from detcheck.kernels.settings import BATCH_INVARIANT, FULLY_INVARIANT, STOCK
 from detcheck.models import LoadedModel
+from detcheck.models.tiny_loaded import TINY_VOCABULARY, with_tokenizer
 from detcheck.targets import InProcess
 from detcheck.targets.prefix_cache import COLD, WARM, cache_name
 from detcheck.traffic import PlannedRequest, Trial
 
-VOCABULARY = 96
 NEW_TOKENS = 4
 CHUNK = 4
 """Tokens of a chunk, if a prompt is computed in chunks."""
@@ -212,7 +208,7 @@ def requests_of(lengths: Iterable[int]) -> list[list[int]]:
     """Random token ids, one request of each length."""
     return [
         torch.randint(
-            4, VOCABULARY, (length,), generator=torch.Generator().manual_seed(length + seed)
+            4, TINY_VOCABULARY, (length,), generator=torch.Generator().manual_seed(length + seed)
         ).tolist()
         for seed, length in enumerate(lengths)
     ]
@@ -220,13 +216,7 @@ def requests_of(lengths: Iterable[int]) -> list[list[int]]:
 
 def as_loaded(model: Any, dtype: str) -> LoadedModel:
     """A tiny model with a tokenizer whose words are token ids. No token ends an answer."""
-    words = Tokenizer(WordLevel({str(one): one for one in range(VOCABULARY)}, unk_token="0"))
-    words.pre_tokenizer = WhitespaceSplit()
-    model.generation_config.eos_token_id = None
-    make: Any = PreTrainedTokenizerFast  # transformers gives it no types
-    tokenizer = make(tokenizer_object=words, pad_token="0")
-    name = f"{model.config.model_type} in {dtype}"
-    return LoadedModel(name, model, tokenizer, model.dtype, model.device)
+    return with_tokenizer(model, f"{model.config.model_type} in {dtype}")
 
 
 def forward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detcheck.cli.shared import AsJson
-from detcheck.errors import UsageError
+from detcheck.errors import ModelError, UsageError
+from detcheck.kernels.settings import BATCH_INVARIANT, STOCK
+from detcheck.targets import InProcess
 
 if TYPE_CHECKING:
     from detcheck.kernels.op_watch import CoveredOp, Uncovered
@@ -31,6 +34,8 @@ class ModelCoverage:
     """The problem and its remedy, if the model is refused."""
     one_length: bool = False
     """True if the level is held only in batches of requests of one length."""
+    measure: str | None = None
+    """The command that measures the model at this level; None if it is refused."""
 
 
 def coverage_command(
@@ -78,15 +83,62 @@ def _examine(name: str | None, trust_remote_code: bool) -> ModelCoverage:
     config = config_of(name, trust_remote_code=trust_remote_code)
     shown, kind = name or "the embedded model", config.model_type
     with quiet():
-        model = tiny_model(shrunk(config))
+        try:
+            model = tiny_model(shrunk(config), trust_remote_code=trust_remote_code)
+        except ModelError as error:
+            instead = _run(name, f"{STOCK},{BATCH_INVARIANT}", trust_remote_code)
+            raise ModelError(
+                f"{str(error).rstrip('.')}: the model itself is checked by {instead}."
+            ) from error
         try:
             found = coverage(model)
         except UsageError as error:  # a feature of attention that is not covered
             return ModelCoverage(shown, kind, (), (), None, str(error))
         reason = refusal(found, shown) or _why_not_quantised(shown, quantisation(config))
         level = None if reason is not None else level_held(model)
-    one_length = level is not None and found.one_length
-    return ModelCoverage(shown, kind, found.covered, found.uncovered, level, reason, one_length)
+        one_length = level is not None and found.one_length
+        measure = None
+        if level is not None:
+            measure = _run(name, f"{STOCK},{level}", trust_remote_code)
+            measure += " --engine static" if one_length or not _batches(model) else ""
+    return ModelCoverage(
+        *(shown, kind, found.covered, found.uncovered, level, reason, one_length, measure)
+    )
+
+
+def _batches(model: Any) -> bool:
+    """True if the engine `continuous` takes the model: its own check is made on a few tokens."""
+    from detcheck.engines.continuous import ContinuousEngine
+    from detcheck.experiment import Experiment
+    from detcheck.models.tiny_loaded import with_tokenizer
+
+    experiment = Experiment(
+        prompts=("5 6 7 8 9",),
+        kernels=(STOCK,),
+        batch_sizes=(1, 2),
+        completions=4,
+        max_new_tokens=4,
+    )
+    target = InProcess(chat_template=False)
+    try:
+        ContinuousEngine(with_tokenizer(model, "It"), experiment, target).close()
+    except Exception:  # of the engine, or of the model's own code
+        return False
+    return True
+
+
+def _run(name: str | None, kernels: str, trust_remote_code: bool) -> str:
+    """The command that measures a model; MODEL stands for one of an architecture."""
+    from detcheck.models.tiny import architecture_of
+
+    known = architecture_of(name) is not None
+    words = [
+        "detcheck",
+        "run",
+        *([] if name is None else ["MODEL" if known else shlex.quote(name)]),
+    ]
+    trust = ["--trust-remote-code"] if trust_remote_code else []
+    return " ".join([*words, "-k", kernels, *trust])
 
 
 def _why_not_quantised(name: str, method: str | None) -> str | None:
@@ -112,9 +164,7 @@ def _print(found: ModelCoverage) -> None:
     if found.reason is not None:
         print_line(with_flags(found.reason), "red")
     else:
-        of_model = "" if found.model == "the embedded model" else f" {found.model}"
-        engine = " --engine static" if found.one_length else ""
-        print_line(f"Measure it: detcheck run{of_model} -k stock,{found.level}{engine}")
+        print_line(f"Measure it: {found.measure}")
 
 
 def _table(found: ModelCoverage) -> Any:

@@ -15,13 +15,19 @@ ADAPTER_CONFIG = "adapter_config.json"
 _HUB_PATIENCE_S = 5
 
 
-def source(name: str | None, dtype: str = "auto", revision: str | None = None) -> str:
+def source(
+    name: str | None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    *,
+    needs_weights: bool = True,
+) -> str:
     """Folder or hub id of the model `name`; None is the embedded model, as safetensors.
 
     Raises ModelError if a folder is missing or holds no model, or if `revision` is given for a
-    model that is not on the hub.
+    model that is not on the hub. Without `needs_weights` a folder may hold a config alone.
     """
-    found = str(embedded_folder(dtype)) if name is None else _named(name)
+    found = str(embedded_folder(dtype)) if name is None else _named(name, needs_weights)
     if revision is not None and (name is None or Path(found).is_dir()):
         what = "the embedded model" if name is None else f"a folder, {name}"
         raise ModelError(
@@ -82,7 +88,7 @@ def num_attention_heads(
         raise ModelError(why_not_loaded(found, error)) from error
 
 
-def _named(name: str) -> str:
+def _named(name: str, needs_weights: bool) -> str:
     """The folder or hub id that `name` means.
 
     A folder without a model is refused here, since transformers would take its name for a hub id.
@@ -98,7 +104,8 @@ def _named(name: str) -> str:
         raise ModelError(adapter_sentence(name))
     if not (path / "config.json").is_file():
         raise ModelError(f"{name} holds no config.json: it is not a model's folder.")
-    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+    has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
+    if needs_weights and not has_weights:
         raise ModelError(f"{name} holds no weights (*.safetensors): download the whole model.")
     return str(path)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,19 +106,28 @@ def architectures() -> tuple[str, ...]:
     return tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 
+def architecture_of(name: str | None) -> str | None:
+    """The architecture that `name` means: `llama` for `llama` or `LlamaForCausalLM`; else None."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    classes = {kind: each for each, kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()}
+    return name if name in architectures() else classes.get(name or "")
+
+
 def config_of(name: str | None, *, trust_remote_code: bool = False) -> Any:
     """The config of an architecture, a folder or a hub id; None is the embedded model.
 
-    A model of text and images gives the config of its text model. Raises ModelError if there is
-    no such model.
+    No weights are needed. A model of text and images gives the config of its text model. Raises
+    ModelError if there is no such model.
     """
     from transformers import AutoConfig
 
     try:
-        if name in architectures():
-            config: Any = AutoConfig.for_model(name)
+        known = architecture_of(name)
+        if known is not None:
+            config: Any = AutoConfig.for_model(known)
         else:
-            found = source(name)
+            found = source(name, needs_weights=False)
             options = pretrained_options(found, trust_remote_code=trust_remote_code)
             config = AutoConfig.from_pretrained(found, **options)
         text = config.get_text_config(decoder=True)
@@ -185,7 +195,9 @@ def shrunk(config: Any) -> Any:
     tiny = {**kept, **tiny, **EXCEPTIONS.get(config.model_type, {})}
     with quiet():
         try:
-            return type(config)(**tiny)
+            small = type(config)(**tiny)
+            small._name_or_path = config._name_or_path  # where code of its own lies
+            return small
         except Exception as error:  # a config checks its own sizes, each in its own way
             reason = " ".join(str(error).split())[:150]
             raise ModelError(f"A tiny {config.model_type} cannot be built ({reason}).") from error
@@ -238,22 +250,29 @@ def _shrunk_value(name: str, value: Any) -> Any:
     return float(_VALUES[name]) if isinstance(value, float) else _VALUES[name]
 
 
-def tiny_model(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+def tiny_model(
+    config: Any,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    trust_remote_code: bool = False,
+) -> Any:
     """A causal model of a shrunk config with random weights, in evaluation mode.
 
     `sdpa` attention if the architecture has it, else its own. Raises ModelError with the reason if
     it cannot be built.
     """
+    build = partial(_build, config, trust_remote_code=trust_remote_code)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with torch.device("meta"):
-            size = sum(weight.numel() for weight in _build(config).parameters())
+            size = sum(weight.numel() for weight in build().parameters())
         if size > MAX_PARAMETERS:
             raise ModelError(
                 f"A tiny {config.model_type} cannot be built (the rules leave {size / 1e6:.0f} "
                 "million parameters)."
             )
-        model = _build(config)
+        model = build()
         # Some parts start at zero or one, and would hide what flows through them.
         with torch.no_grad():
             for weight in model.parameters():
@@ -276,13 +295,15 @@ def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def _build(config: Any) -> Any:
+def _build(config: Any, *, trust_remote_code: bool) -> Any:
     """A model from a config, with `sdpa` attention if the architecture has it."""
     from transformers import AutoModelForCausalLM
 
     for attention in ("sdpa", "eager"):
         try:
-            return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention, trust_remote_code=trust_remote_code
+            )
         except Exception as error:  # whatever a config of a size never seen leads to
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:150]
     raise ModelError(f"A tiny {config.model_type} cannot be built ({reason}).")

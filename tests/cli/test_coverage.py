@@ -23,6 +23,72 @@ def test_a_covered_architecture(detcheck):
 
 
 @pytest.mark.sweep
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("llama", "detcheck run MODEL -k stock,fully-invariant"),
+        ("LlamaForCausalLM", "detcheck run MODEL -k stock,fully-invariant"),
+        ("gptj", "detcheck run MODEL -k stock,fully-invariant --engine static"),
+        ("deepseek_v3", "detcheck run MODEL -k stock,fully-invariant --engine static"),
+        ("mamba", "detcheck run MODEL -k stock,batch-invariant --engine static"),
+        ("bart", "detcheck run MODEL -k stock,fully-invariant --engine static"),
+    ],
+)
+def test_the_command_that_measures_it_names_an_engine_that_can(detcheck, name, command):
+    """Of an architecture alone no model is known, and MODEL stands for one."""
+    assert json.loads(detcheck("coverage", name, "--json").out)["measure"] == command
+
+
+def test_a_refused_model_has_no_command(detcheck, monkeypatch):
+    monkeypatch.setattr("detcheck.kernels.op_rules.EVEN", EVEN - {"cos"})
+    assert json.loads(detcheck("coverage", "llama", "--json").out)["measure"] is None
+
+
+def test_a_tiny_model_that_cannot_be_built_says_what_checks_the_model_itself(detcheck):
+    result = detcheck("coverage", "whisper")
+    assert (result.code, result.out) == (2, "")
+    assert "the model itself is checked by detcheck run MODEL -k stock,batch-inv" in result.err
+    assert result.err.count("\n") == 1
+
+
+OWN_CODE = """
+from transformers import LlamaForCausalLM, LlamaConfig
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, **rest
+    ):
+        out = super().forward(input_ids, attention_mask, position_ids, past_key_values, **rest)
+        if NEIGHBOURS:
+            out.logits = out.logits + out.logits.mean(0, keepdim=True)
+        return out
+"""
+
+
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_a_folder_with_code_of_its_own(detcheck, tmp_path, monkeypatch, neighbours):
+    """It runs only if that is allowed, and its planted fault is found."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    folder = tmp_path / f"own{neighbours}"
+    maps = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    given = T.LlamaConfig().to_dict() | {"model_type": "own", "auto_map": maps}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(given))
+    (folder / "own.py").write_text(OWN_CODE.replace("NEIGHBOURS", str(neighbours)))
+    refused = detcheck("coverage", str(folder))
+    assert "runs code of its own: read it, then allow it by --trust-remote-code" in refused.err
+    found = json.loads(detcheck("coverage", str(folder), "--json", "--trust-remote-code").out)
+    assert found["architecture"] == "own"
+    if neighbours:
+        assert "computes with the other rows of its batch" in found["reason"]
+    else:
+        assert (found["level"], found["reason"]) == ("fully-invariant", None)
+        assert found["measure"].endswith(f"{folder} -k stock,fully-invariant --trust-remote-code")
+
+
+@pytest.mark.sweep
 def test_an_architecture_that_computes_with_its_padding(detcheck):
     result = detcheck("coverage", "bart")
     shown = " ".join(result.out.split())
@@ -42,10 +108,9 @@ def test_a_refused_architecture_names_op_and_module(detcheck, monkeypatch):
     assert "use --kernels stock" in " ".join(result.out.split())
 
 
-def test_a_folder_needs_no_weights_in_memory(detcheck, tmp_path):
+def test_a_folder_needs_no_weights(detcheck, tmp_path):
     config = T.LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4})
     config.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"")
     found = json.loads(detcheck("coverage", str(tmp_path), "--json").out)
     assert found["level"] is None
     assert "quantised weights (gptq)" in found["reason"]
