@@ -67,10 +67,10 @@ def attention(
     computes each query of a prompt on its own, as `fully-invariant` needs on the CPU. On a GPU
     it reads `position_ids` (batch or 1, q), if a layer has a window: a cache may have dropped keys.
     Raises UsageError for features that it does not cover: dropout, position biases of packed
-    requests.
+    requests, and `output_attentions` of a model with `eager` attention, which would return weights.
     """
     packed = cache is not None or kwargs.get("cu_seq_lens_q") is not None
-    _refuse_unsupported(dropout, kwargs, packed=packed)
+    _refuse_unsupported(module, dropout, kwargs, packed=packed)
     window = window_of(module, cache, kwargs)
     scores = Scores(scaling, kwargs.get("softcap"), _sinks(module, kwargs))
     plan = None
@@ -255,14 +255,27 @@ def _sinks(module: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
 _PACKED_BIAS = "a position bias in continuous batching"
 
 
-def _refuse_unsupported(dropout: float, kwargs: dict[str, Any], *, packed: bool) -> None:
+def _refuse_unsupported(
+    module: Any, dropout: float, kwargs: dict[str, Any], *, packed: bool
+) -> None:
     """Raise UsageError, one sentence, for a feature that no invariant kernel covers yet."""
-    biased = packed and kwargs.get("position_bias") is not None
-    if biased or dropout > 0:
+    feature = None
+    if packed and kwargs.get("position_bias") is not None:
+        feature = _PACKED_BIAS
+    elif dropout > 0:
+        feature = "dropout"
+    elif kwargs.get("output_attentions") and _returns_weights(module):
+        feature = "returning attention weights (`output_attentions=True`)"
+    if feature is not None:
         raise UsageError(
-            f"Batch-invariant attention does not cover {_PACKED_BIAS if biased else 'dropout'}"
-            ', which this model uses: use `kernels="stock"` or `kernels="batch-invariant:matmul"`.'
+            f"Batch-invariant attention does not cover {feature}, which this model uses: use "
+            '`kernels="stock"` or `kernels="batch-invariant:matmul"`.'
         )
+
+
+def _returns_weights(module: Any) -> bool:
+    """True if the stock attention of this layer returns weights: that of `sdpa` returns none."""
+    return getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
 
 
 def _packed_batch(

@@ -22,6 +22,7 @@ from detcheck.kernels.op_watch import CoveredOp, OpWatch, Uncovered
 from detcheck.kernels.settings import BATCH_INVARIANT, FAMILIES, FULLY_INVARIANT, OP_FAMILIES
 from detcheck.kernels.short_runs import (
     alone,
+    beside_copies,
     beside_equal,
     beside_longer,
     chunks_agree,
@@ -147,11 +148,13 @@ def coverage(model: torch.nn.Module) -> Coverage:
             with watch:
                 row = alone(model)
                 padded = beside_longer(model)
-            beside = beside_equal(model)
+            batch_matters = not torch.equal(row, beside_equal(model))
+            scans = _scans_chunks(model)  # each row takes a whole chunk: many rows, much memory
+            batch_matters |= not scans and not beside_copies(model)
             padding_matters = (
                 drops_mask(model)
                 or _hides_padding(model)
-                or _scans_chunks(model)
+                or scans
                 or not torch.equal(row, padded)
                 or not long_padding_agrees(model, _longest_run(model))
             )
@@ -172,7 +175,7 @@ def coverage(model: torch.nn.Module) -> Coverage:
         tuple(watch.covered.values()),
         tuple(watch.uncovered.values()),
         padding_matters,
-        not torch.equal(row, beside),
+        batch_matters,
     )
 
 

@@ -46,9 +46,11 @@ def grouped_implementation() -> Callable[..., torch.Tensor] | None:
 
 
 def put_in_table(entry: Callable[..., Any]) -> Callable[[], None]:
-    """Let every implementation of experts be `entry`; returns the function that undoes it.
+    """Let every implementation of transformers be `entry`; returns the function that undoes it.
 
-    Does nothing in versions of transformers without that interface.
+    An implementation that the user registered may compute something else, so it stays: its ops are
+    judged like those of a model's own code. Does nothing in versions of transformers without that
+    interface.
     """
     try:
         from transformers.integrations.moe import ExpertsInterface
@@ -56,10 +58,15 @@ def put_in_table(entry: Callable[..., Any]) -> Callable[[], None]:
         return lambda: None
     table: dict[str, Any] = ExpertsInterface._global_mapping
     stock = dict(table)
-    table.update(dict.fromkeys((*stock, LOOP_NAME), entry))
+    own = [name for name, function in stock.items() if _is_of_transformers(function)]
+    table.update(dict.fromkeys((*own, LOOP_NAME), entry))
 
     def remove() -> None:
         table.clear()
         table.update(stock)
 
     return remove
+
+
+def _is_of_transformers(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "transformers"

@@ -54,8 +54,11 @@ ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
 
 ATTENTION_NAME = "sdpa"
 """Entry of transformers' attention table that both static and continuous batching use."""
-ATTENTION_NAMES = (ATTENTION_NAME, "paged|sdpa", "eager", "paged|eager")
+FLEX_NAME = "flex_attention"
+ATTENTION_NAMES = (ATTENTION_NAME, "paged|sdpa", "eager", "paged|eager", FLEX_NAME)
 """All entries that we serve. `paged|sdpa` is for continuous batching in transformers 5.17.
+
+`flex_attention` gets the masks of `sdpa` meanwhile: its own are a code that only it reads.
 
 `eager` has no entry in stock transformers: models that have no `sdpa` (with sinks or soft caps)
 then call a function of their own, which an entry replaces."""
@@ -160,6 +163,7 @@ class _AttentionTable:
     def __init__(self) -> None:
         self._stock: dict[str, Any] = {}
         self._calls: dict[str, Counter[str]] = {}
+        self._restore_masks: Callable[[], None] | None = None
 
     def hold(self, family: str, calls: Counter[str]) -> Callable[[], None]:
         """Put our entry in place, counting its calls; returns what releases the family."""
@@ -168,6 +172,7 @@ class _AttentionTable:
         table: dict[str, Any] = AttentionInterface._global_mapping
         if not self._calls:
             self._stock = {name: table[name] for name in ATTENTION_NAMES if name in table}
+            self._restore_masks = _flex_with_masks_of_sdpa()
         self._calls[family] = calls
         table.update(self._entries())
 
@@ -176,6 +181,8 @@ class _AttentionTable:
             for name in ATTENTION_NAMES:
                 table.pop(name, None)
             table.update(self._entries())
+            if not self._calls and self._restore_masks is not None:
+                self._restore_masks()
 
         return release
 
@@ -188,6 +195,18 @@ class _AttentionTable:
         for family, calls in self._calls.items():
             entry = _counted(_ATTENTION_OPS[family], entry, calls)
         return dict.fromkeys((*self._stock, "eager"), entry)
+
+
+def _flex_with_masks_of_sdpa() -> Callable[[], None]:
+    """Let `flex_attention` get the masks that `sdpa` gets; returns what undoes it."""
+    from transformers import AttentionMaskInterface
+
+    table: dict[str, Any] = AttentionMaskInterface._global_mapping
+    stock = table.get(FLEX_NAME)
+    if stock is None:
+        return lambda: None
+    table[FLEX_NAME] = table[ATTENTION_NAME]
+    return partial(table.__setitem__, FLEX_NAME, stock)
 
 
 _attention = _AttentionTable()

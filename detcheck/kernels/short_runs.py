@@ -29,6 +29,9 @@ LONG = (127, 61, 31)
 """Tokens of a padded prompt in a long run: the first that the model has positions for.
 
 The longest crosses the blocks of 64 keys of kernels. They are prime numbers for `TokenSums`."""
+_COPIES = 32
+_COPIED = 7
+"""The number of equal rows of equal tokens, and their token id."""
 _MARGIN = 4
 """Positions that a model may leave out: those up to its padding token's, and one to decode."""
 _PADDED_SHARE = 5
@@ -40,17 +43,27 @@ def alone(model: Any) -> torch.Tensor:
 
     A model without a cache does not decode: then the logits are those of the prompt.
     """
-    return _first_row(model, [TOKENS])
+    return _logits(model, [TOKENS])
 
 
 def beside_longer(model: Any) -> torch.Tensor:
     """The same logits, from a batch of two in which the probed row is padded on the left."""
-    return _first_row(model, [(0,) * _PADDING + TOKENS, _LONGER], padding=_PADDING)
+    return _logits(model, [(0,) * _PADDING + TOKENS, _LONGER], padding=_PADDING)
 
 
 def beside_equal(model: Any) -> torch.Tensor:
     """The same logits, from a batch of three requests of one length, without padding."""
-    return _first_row(model, [TOKENS, _LONGER[: len(TOKENS)], TOKENS[::-1]])
+    return _logits(model, [TOKENS, _LONGER[: len(TOKENS)], TOKENS[::-1]])
+
+
+def beside_copies(model: Any) -> bool:
+    """True if the last of many copies of a request has the logits that it has alone.
+
+    All its tokens are equal, so a router sends them to one expert. If an expert takes a limited
+    number of tokens of a batch, it leaves out the last ones.
+    """
+    row = (_COPIED,) * (NUM_PROMPT_TOKENS + 1)
+    return torch.equal(_logits(model, [row]), _logits(model, [row] * _COPIES, row=-1))
 
 
 def long_padding_agrees(model: Any, longest: int | None = None) -> bool:
@@ -66,10 +79,10 @@ def long_padding_agrees(model: Any, longest: int | None = None) -> bool:
         return True
     padding = length // _PADDED_SHARE
     probe, other = _row(length + 1 - padding, 7), _row(length + 1, 11)
-    whole = _first_row(model, [probe], prompt=length - padding)
+    whole = _logits(model, [probe], prompt=length - padding)
     with TokenSums(length) as sums:
         rows = [(0,) * padding + probe, other]
-        padded = _first_row(model, rows, padding, prompt=length - padding)
+        padded = _logits(model, rows, padding, prompt=length - padding)
     return not sums.found and torch.equal(whole, padded)
 
 
@@ -84,26 +97,27 @@ def _num_positions(model: Any) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def _first_row(
+def _logits(
     model: Any,
     rows: Sequence[Sequence[int]],
     padding: int = 0,
     *,
     prompt: int = NUM_PROMPT_TOKENS,
+    row: int = 0,
 ) -> torch.Tensor:
-    """Logits of the first row's prompt, without its padding, and of its first decoded token.
+    """Logits of a row's prompt, without its padding, and of its first decoded token.
 
-    `prompt` is the number of tokens of the prompt.
+    `prompt` is the number of tokens of the prompt. Only the first row has padding.
     """
     first_position(model)  # found before there is a cache
     stop = padding + prompt
-    out = _forward(model, [row[:stop] for row in rows], padding=padding)
-    logits: torch.Tensor = out.logits[0, padding:]
+    out = _forward(model, [ids[:stop] for ids in rows], padding=padding)
+    logits: torch.Tensor = out.logits[row, padding:]
     caches = _caches(out)
     if not caches:
         return logits
     out = _next_step(model, rows, stop, caches, padding)
-    return torch.cat([logits, out.logits[0]])
+    return torch.cat([logits, out.logits[row]])
 
 
 WHOLE_INPUTS = frozenset({"cpmant"})

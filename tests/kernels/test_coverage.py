@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ import transformers as T
 from decoders import SIZES, TAKEN
 from rounding import rounds_alike
 from torch import nn
+from torch.nn import functional as F
 
 from detcheck.errors import UsageError
 from detcheck.kernels import op_rules
 from detcheck.kernels.coverage import (
     coverage,
     level_held,
+    refusal,
     require_coverage,
     require_level,
     uncovered,
@@ -110,6 +113,33 @@ def test_a_window_of_one_is_refused_by_name() -> None:
     model = T.MixtralForCausalLM(T.MixtralConfig(**SIZES, sliding_window=1)).eval()
     with pytest.raises(UsageError, match="sliding window of 1"):
         require_coverage(model, "One")
+
+
+class Limited(nn.Module):
+    """Experts that take a limited number of a batch's tokens, in their order, and drop the rest."""
+
+    def __init__(self, stock: Any, capacity: int):
+        super().__init__()
+        self.stock, self.capacity = stock, capacity
+        self.router = nn.Linear(64, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = F.one_hot(self.router(x).argmax(-1).flatten(), 4)
+        place = (chosen.cumsum(0) * chosen).sum(-1).view(x.shape[:-1])
+        out: torch.Tensor = torch.where(place[..., None] <= self.capacity, self.stock(x), 0.0)
+        return out
+
+
+@pytest.mark.parametrize(
+    "capacity", [40, pytest.param(10, marks=pytest.mark.sweep), pytest.param(4000)]
+)
+def test_experts_of_limited_capacity_are_refused(capacity: int) -> None:
+    """The twin: a capacity that no batch here reaches."""
+    model = TAKEN["Llama"]().eval()
+    model.model.layers[1].mlp = Limited(model.model.layers[1].mlp, capacity)
+    found = refusal(coverage(model), "Limited")
+    assert (found is None) is (capacity == 4000)
+    assert found is None or "Limited computes with the other rows of its batch" in found
 
 
 def test_chunks_of_one_are_refused_by_name() -> None:

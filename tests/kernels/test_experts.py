@@ -82,6 +82,30 @@ def test_a_tie_that_is_broken_by_place_would_be_seen() -> None:
         assert differing(experts, tokens(19, torch.float32)) > 0
 
 
+def doubled(module: Any, *args: Any) -> torch.Tensor:
+    """An implementation that computes something else."""
+    forward: Any = type(module).forward
+    result: torch.Tensor = forward.__wrapped__(module, *args)
+    return 2 * result
+
+
+def test_an_implementation_of_the_user_is_not_replaced() -> None:
+    """The twin is transformers' own, in whose place ours is used."""
+    x = tokens(5, torch.float32)
+    with torch.no_grad():
+        expected = block(8, 2, "eager")(x)
+    ExpertsInterface.register("doubled", doubled)
+    try:
+        with torch.no_grad(), batch_invariant() as mode:
+            own = block(8, 2, "doubled")(x)
+            assert mode.proof().overrides[EXPERTS_OP] == 0
+            torch.testing.assert_close(own, 2 * expected)
+            torch.testing.assert_close(block(8, 2, "batched_mm")(x), expected)
+            assert mode.proof().overrides[EXPERTS_OP] == 1
+    finally:
+        ExpertsInterface._global_mapping.pop("doubled")
+
+
 def fail_inside(modes: contextlib.ExitStack, before: dict[str, Any]) -> None:
     with modes:
         assert ExpertsInterface._global_mapping != before

@@ -10,6 +10,7 @@ import torch
 import transformers as T
 from sweeps import few
 
+from detcheck.errors import UsageError
 from detcheck.kernels.coverage import require_coverage
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.settings import FAMILIES
@@ -172,3 +173,33 @@ def test_with_stock_kernels_a_static_cache_rounds_differently() -> None:
         fixed = generated(model, (5,), "static")[0]
     assert not torch.equal(grown, fixed)
     assert torch.allclose(grown, fixed, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@few("name", ["kinds of layers in turn", "a window of two", "every expert chosen"])
+def test_flex_attention_is_served_like_sdpa(name: str) -> None:
+    """Its masks are those of `sdpa` meanwhile, and its own afterwards."""
+    table = T.AttentionMaskInterface._global_mapping
+    before = dict(table)
+    model = made(name)
+    with batch_invariant(), torch.no_grad():
+        expected = model(ids(3)).logits
+        model.set_attn_implementation("flex_attention")
+        assert model.config._attn_implementation == "flex_attention"
+        assert table != before
+        assert torch.equal(model(ids(3)).logits, expected)
+        assert rows_differ(model) == 0
+    assert table == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_attention_weights_are_refused_if_the_model_would_return_them() -> None:
+    """`sdpa` returns none, in stock transformers either."""
+    model = made("every expert chosen")
+    model.set_attn_implementation("sdpa")
+    with batch_invariant(), torch.no_grad():
+        assert not model(ids(1), output_attentions=True).attentions
+        model.set_attn_implementation("eager")
+        with pytest.raises(UsageError, match="output_attentions=True"):
+            model(ids(1), output_attentions=True)
+    assert len(model(ids(1), output_attentions=True).attentions) == SIZES["num_hidden_layers"]
