@@ -86,8 +86,8 @@ def main() -> None:
         print(f"{name}: {told}", file=sys.stderr, flush=True)
         if timed or name not in known:
             later = [known[each] for each in names[len(rows) :] if each in known]
-            write([*rows, *later], options.out)
-    write(rows, options.out)
+            write([*rows, *later], options.out, only_costs=options.costs)
+    write(rows, options.out, only_costs=options.costs)
     print(table(rows))
     if any({VARIANT, FAILED, TRACEBACK} & {*outcomes(row)} for row in rows):
         sys.exit(1)
@@ -100,10 +100,15 @@ def outcomes(row: Row) -> list[str]:
 
 def measured(out: Path) -> dict[str, Row]:
     """Rows of an earlier run by architecture, without those that were not built."""
-    file = out / "results.json"
-    stored = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
-    rows = msgspec.convert(stored, list[Row])
+    rows = msgspec.convert(stored(out).get("rows", []), list[Row])
     return {row.architecture: row for row in rows if row.outcome in (HELD, HELD_UNPADDED, REFUSED)}
+
+
+def stored(out: Path) -> dict[str, Any]:
+    """The results of an earlier run; empty if there was none."""
+    file = out / "results.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found
 
 
 def measure(name: str, limit_s: int = 60) -> Row:
@@ -259,13 +264,16 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def write(rows: Sequence[Row], out: Path) -> None:
-    """Save the rows that have been measured so far, so that a later failure does not lose them."""
+def write(rows: Sequence[Row], out: Path, *, only_costs: bool = False) -> None:
+    """Save the rows that have been measured so far, so that a later failure does not lose them.
+
+    With `only_costs` the environment of all other figures is kept, and that of the costs is added.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    report = {
-        "rows": [asdict(row) for row in rows],
-        "environment": environment.collect("cpu"),
-    }
+    here = environment.collect("cpu")
+    report = {"rows": [asdict(row) for row in rows], "environment": here}
+    if only_costs:
+        report |= {"environment": stored(out).get("environment", here), "cost_environment": here}
     (out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (out / "table.md").write_text(table(rows), encoding="utf-8")
 

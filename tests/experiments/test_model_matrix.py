@@ -246,6 +246,7 @@ def test_what_was_measured_before_is_kept_and_only_its_cost_is_added(
     monkeypatch.setattr("sys.argv", [*script, "--costs"])
     matrix.main()
     assert matrix.measured(tmp_path)["qwen3"].cost == {"float32": 1.25}
+    assert "cost_environment" in matrix.stored(tmp_path)
 
 
 def test_the_committed_table_is_made_from_its_figures(matrix: ModuleType) -> None:
