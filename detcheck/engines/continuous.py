@@ -12,9 +12,14 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
-import torch
-
 from detcheck.engines.base import OnTokens
+from detcheck.engines.graphs import (
+    GRAPH_KEYS,
+    GRAPH_QUERIES,
+    LastLogits,
+    require_graphs,
+    run_step,
+)
 from detcheck.engines.in_process import InProcessEngine, pad_token_id, token_rows
 from detcheck.engines.partial import PartialCompletion
 from detcheck.engines.passes import PackedPass
@@ -54,27 +59,39 @@ class ContinuousEngine(InProcessEngine):
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None
     ):
         self._loops: dict[str, _Loop] = {}
+        self.replays = target is not None and target.cuda_graphs == "on"
+        if self.replays:
+            require_graphs(loaded.device)
         super().__init__(loaded, experiment, target)
         if WARM in self.target.prefix_cache:
             check_prompts([len(self.encode(each)) for each in experiment.prompts], PAGE_TOKENS)
             with paged_attention(self.loaded.model):
-                self._loops[WARM] = _Loop(self, WARM)
+                self._loops[self._loop_key(WARM, experiment.kernels[0])] = _Loop(self, WARM)
 
     def prepare(self, trial: Trial) -> None:
         """If the prefix cache must be warm: empty it, and ask each prompt of the trial once."""
         if cache_state(trial.condition.placement) == WARM:
+            key = self._loop_key(WARM, trial.condition.kernels)
             with paged_attention(self.loaded.model):
-                if WARM not in self._loops or not self._loops[WARM].forget_prefixes():
-                    self._loops[WARM] = _Loop(self, WARM)
-                self._loops[WARM].fill(trial)
+                if key not in self._loops or not self._loops[key].forget_prefixes():
+                    self._loops[key] = _Loop(self, WARM)
+                self._loops[key].fill(trial)
 
     def generate(self, trial: Trial, on_tokens: OnTokens | None) -> list[PartialCompletion]:
         """Submit each request at its arrival step, and step until all have ended."""
         state = cache_state(trial.condition.placement)
+        key = self._loop_key(state, trial.condition.kernels)
         with paged_attention(self.loaded.model):
-            if state not in self._loops:
-                self._loops[state] = _Loop(self, state)
-            return self._loops[state].run(trial, on_tokens)
+            if key not in self._loops:
+                self._loops[key] = _Loop(self, state)
+            return self._loops[key].run(trial, on_tokens)
+
+    def _loop_key(self, state: str, kernels: str) -> str:
+        """The loop that serves a trial: one for each state of the prefix cache.
+
+        A graph holds the kernels that it was captured with, so then also one for each kernels.
+        """
+        return f"{state}, {kernels}" if self.replays else state
 
     def load(self, trial: Trial) -> LoadEvidence | None:
         """The prompt tokens that came from the prefix cache; None if its state is as-is.
@@ -85,7 +102,7 @@ class ContinuousEngine(InProcessEngine):
         state = cache_state(trial.condition.placement)
         if state == AS_IS:
             return None
-        found = self._loops[state].prefixes.tokens
+        found = self._loops[self._loop_key(state, trial.condition.kernels)].prefixes.tokens
         prompts = [self.encode(request.prompt) for request in trial.requests if state == WARM]
         check_found(found, sum(cached_part(len(prompt), PAGE_TOKENS) for prompt in prompts))
         return LoadEvidence(FORWARD_PASSES, 0, prefix_cache_hits=found)
@@ -137,7 +154,8 @@ class _Loop:
         )
         self._processor = self._manager._create_batch_processor()
         self._manager.batch_processor = self._processor
-        self._processor.model_runner._sample = self._choose
+        self._logits = LastLogits(max(engine.experiment.batch_sizes), in_place=engine.replays)
+        self._processor.model_runner._sample = self._logits.keep
         if state == WARM:
             check_sharing(self._processor.cache)
         self.prefixes = PrefixCount(self._processor.cache)
@@ -210,7 +228,11 @@ class _Loop:
             self._partials[entry.state.request_id] for entry in batch if entry.has_new_token
         ]
         self._engine.begin_pass(forward_pass)
-        processor._generation_step(self._engine.loaded.model)
+        decodes = all(entry.query_length == 1 for entry in batch)
+        # An observer sees no op of a step that is replayed.
+        replay = self._engine.replays and decodes and not self._engine.is_observed
+        run_step(processor, self._engine.loaded.model, replay=replay)
+        self._choose()
         for partial, token in zip(self._speaking, self._tokens, strict=True):
             partial.append(token, self._engine.loaded.eos_token_ids)
         processor.update_batch()
@@ -230,14 +252,15 @@ class _Loop:
             key_bounds,
         )
 
-    def _choose(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
-        """In place of transformers' sampling: (1, rows, vocabulary) scores to ids in `output_ids`.
+    def _choose(self) -> None:
+        """After a step, in place of transformers' sampling: the ids go where it reads them.
 
         At temperature 0 it makes the same choice (argmax, first among equals), and keeps the
         runner-up.
         """
         rows = len(self._speaking)
-        ranked = self._engine.choose(scores[0, :rows], self._speaking)
+        ranked = self._engine.choose(self._logits.take(rows), self._speaking)
+        output_ids = self._processor.inputs_and_outputs.get_cb_kwargs()[2]
         output_ids[0, :rows].copy_(ranked.best)
         self._tokens = token_rows(ranked)
 
@@ -274,7 +297,7 @@ def generation_config(engine: ContinuousEngine) -> Any:
 
 
 def batching_config(engine: ContinuousEngine, *, share_prefixes: bool = False) -> Any:
-    """transformers' configuration of the batching: no second stream, no graphs.
+    """transformers' configuration of the batching: no second stream, graphs if they are asked for.
 
     Shared prefixes make a request's chunks depend on the requests before it. They take twice the
     memory, so that no blocks of a prompt are evicted for those of the requests in flight.
@@ -291,8 +314,11 @@ def batching_config(engine: ContinuousEngine, *, share_prefixes: bool = False) -
         "max_requests_per_batch": batch,
         "allow_block_sharing": share_prefixes,
         "use_async_batching": False,
-        "use_cuda_graph": False,
+        "use_cuda_graph": engine.replays,
     }
+    if engine.replays:
+        options["q_padding_interval_size"] = GRAPH_QUERIES
+        options["kv_padding_interval_size"] = GRAPH_KEYS
     if "auto_switch_to_flash" in known:  # newer than 5.17, which switches nothing by itself
         options["auto_switch_to_flash"] = False
     return ContinuousBatchingConfig(**options)

@@ -57,6 +57,7 @@ class InProcessEngine:
     instead = "serve it, and give the server as `endpoints`"
     """The advice for a model that this engine cannot run."""
     packs = False  # true if a forward pass has the tokens of several requests in one row
+    replays = False  # true if steps are replayed as CUDA graphs, which call no override again
 
     def __init__(
         self, loaded: LoadedModel, experiment: Experiment, target: InProcess | None = None
@@ -154,7 +155,7 @@ class InProcessEngine:
         for proof in proofs:
             calls.update(proof.overrides)
             outside |= proof.outside
-        idle = {family for proof in proofs for family in proof.idle_families}
+        idle = self._idle_in(proofs)
         required = self._required_families(kernels)
         missing = tuple(family for family in required if family in idle or not proofs)
         problems = [proof.self_check for proof in proofs if proof.self_check != "passed"]
@@ -164,6 +165,17 @@ class InProcessEngine:
         return KernelsProof(
             kernels, dict(calls), missing, self_check, outside, packing, packed_bytes
         )
+
+    def _idle_in(self, proofs: list[Proof]) -> set[str]:
+        """Families that did not run in some trial.
+
+        A graph that an earlier trial of the same kernels captured runs its kernels without calling
+        the overrides, so then only those that no trial saw are idle.
+        """
+        idle = [{*proof.idle_families} for proof in proofs]
+        if self.replays and idle:
+            return set.intersection(*idle)
+        return set().union(*idle)
 
     def model_identity(self) -> ModelIdentity:
         """See `IdentifiesModel`: by the model's files, and by the token ids that it is sent."""

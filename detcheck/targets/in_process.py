@@ -32,6 +32,13 @@ class InProcess(LoadedTarget, frozen=True, kw_only=True, forbid_unknown_fields=T
             "as much memory again. auto: if memory suffices."
         ),
     ] = "auto"
+    cuda_graphs: Annotated[
+        Literal["off", "on"],
+        Option(
+            "Decoding steps of continuous batching on a GPU as CUDA graphs, whatever the kernels: "
+            "the host then launches a step at once. Answers stay what they are."
+        ),
+    ] = "off"
     prefix_cache: PrefixCache = (AS_IS,)
 
     def __post_init__(self) -> None:
@@ -41,6 +48,11 @@ class InProcess(LoadedTarget, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise UsageError(
                 'The engine static keeps no prefix cache: use `engine="continuous"`, or leave '
                 "`prefix_cache` out."
+            )
+        if self.engine == "static" and self.cuda_graphs == "on":
+            raise UsageError(
+                'The engine static captures no CUDA graphs: use `engine="continuous"`, or leave '
+                "`cuda_graphs` out."
             )
 
     @property
