@@ -50,6 +50,17 @@ def context(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+def test_a_pass_that_a_graph_captures_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules of some ops read values, which a capture forbids. The passes around it are watched."""
+    model = with_power()
+    with batch_invariant() as mode, torch.no_grad():
+        for captured in (False, True, False, False):
+            monkeypatch.setattr(first_passes, "capturing", lambda now=captured: now)
+            model(IDS)
+            assert mode.proof().outside.get("aten::pow", 0) in (1, 2)
+    assert mode.proof().outside == {"aten::pow": 2}
+
+
 @pytest.mark.usefixtures("context")
 def test_an_op_outside_the_overrides_is_in_the_proof() -> None:
     model = with_power()
