@@ -109,6 +109,7 @@ def opened(loaded: LoadedModel, cuda_graphs: str, **changes: Any) -> ContinuousE
     return ContinuousEngine(loaded, both.experiment, both.target)
 
 
+@pytest.mark.sweep
 def test_replayed_steps_give_the_same_answers(tiny_model: LoadedModel, graphs: list[Graph]) -> None:
     """Under each kernels, and for requests of several lengths; most steps are replays."""
     expected = answers(opened(tiny_model, "off"))
@@ -150,6 +151,7 @@ def test_the_same_capture_catches_tokens_that_are_chosen_inside(
         answers(opened(tiny_model, "on"))
 
 
+@pytest.mark.sweep
 def test_logits_that_are_kept_elsewhere_would_be_those_of_an_earlier_step(
     tiny_model: LoadedModel, graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +166,7 @@ def test_logits_that_are_kept_elsewhere_would_be_those_of_an_earlier_step(
     assert answers(opened(tiny_model, "on")) != expected
 
 
+@pytest.mark.sweep
 def test_an_observer_sees_the_ops_of_every_step(
     tiny_model: LoadedModel, graphs: list[Graph]
 ) -> None:
