@@ -57,9 +57,9 @@ NOTES = (
     "*Cost*: the time of one forward pass and one `generate` over four requests with "
     "batch-invariant kernels, as a multiple of stock's, in float32 / bfloat16; the median of "
     "paired rounds. These models are tiny: Python's work for each call takes nearly all the time, "
-    "and hardly any arithmetic is in it. Single figures repeat only roughly: beside other work, two "
-    "runs gave 1.82 and 1.33 for one architecture. `docs/benchmarks.md` has the cost of models of "
-    "middle size of each kind.",
+    "and hardly any arithmetic is in it. Single figures repeat only roughly: beside other work, "
+    "two runs gave 1.82 and 1.33 for one architecture. `docs/benchmarks.md` has the cost of models "
+    "of middle size of each kind.",
 )
 
 
