@@ -11,6 +11,9 @@ from sweeps import few
 from torch.nn import functional as F
 
 from detcheck.kernels.attention import attention
+from detcheck.kernels.cpu import masked
+from detcheck.kernels.cpu.masked import QUERIES
+from detcheck.kernels.cpu.stock import stock_attention
 
 HEADS, KV_HEADS, DIM = 6, 2, 32
 Visible = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -123,6 +126,34 @@ def test_a_row_does_not_depend_on_its_batch(
     for position in range(len(others) + 1):
         batch = [*others[:position], probe, *others[position:]]
         assert torch.equal(padded(batch, KINDS[kind], **options)[position], alone)
+
+
+@pytest.mark.parametrize("features", ["plain", "scaling"])
+@pytest.mark.parametrize("kind", ["window 40", "window 300"])
+def test_a_long_prompt_with_a_window_is_computed_in_parts(kind: str, features: str) -> None:
+    """Of more queries than a part has: right, and the same beside others."""
+    probe, *others = (request(seed, n) for seed, n in enumerate((2 * QUERIES + 61, 350, 9)))
+    options, visible = FEATURES[features], KINDS[kind]
+    (alone,) = padded([probe], visible, **options)
+    assert torch.equal(padded([*others, probe], visible, **options)[2], alone)
+    wanted = expected(probe, visible, **options).float()
+    torch.testing.assert_close(alone, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_parts_of_a_prompt_have_the_keys_that_they_see(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a long prompt with a window takes less time than one without."""
+    num_keys = []
+
+    def record(query: Any, key: Any, *rest: Any, **options: Any) -> Any:
+        num_keys.append(key.shape[2])
+        return stock_attention(query, key, *rest, **options)
+
+    monkeypatch.setattr(masked, "stock_attention", record)
+    padded([request(1, 500)], window(40))
+    assert num_keys
+    assert max(num_keys) < QUERIES + 40
 
 
 def stock(_: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:

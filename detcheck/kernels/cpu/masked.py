@@ -1,8 +1,9 @@
 """Batch-invariant attention of one request on the CPU: windows, chunks, sinks and soft caps.
 
 Each block of a request has a call of its own, whose shapes and masks come from the request alone.
-A query by itself (decoding, or `query_by_query`) gets exactly the keys that it sees, so a rolling
-cache and a whole cache give the same.
+A long prompt with a window is computed in parts of `QUERIES` queries, each with the keys that they
+see. A query by itself (decoding, or `query_by_query`) gets exactly the keys that it sees, so a
+rolling cache and a whole cache give the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from detcheck.kernels.cpu.queries import CACHE_LINE_BYTES, attend_queries
 from detcheck.kernels.cpu.stock import stock_attention
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.visible_keys import Block
+
+QUERIES = 128
+"""Queries with a window that are computed together. More would see keys outside their windows."""
 
 
 def attend_block(
@@ -52,6 +56,9 @@ def attend_block(
             for index in range(block.q_len)
         ]
         return torch.cat(parts, dim=1)
+    if block.q_len > QUERIES and any(block.firsts):
+        parts = [attend_block(query, key, value, part, scores) for part in _parts_of(block)]
+        return torch.cat(parts, dim=1)
     mask = visible_mask(block.firsts, block.k_len, query.device) if any(block.firsts) else None
     if not scores.plain:
         return _written_out(query, key, value, mask, scores)
@@ -71,6 +78,19 @@ def _plan_of(firsts: tuple[int, ...], k_len: int) -> Plan:
     """The last queries of `k_len` keys, given the first key that each of them sees."""
     past = k_len - len(firsts) + 1
     return Plan([Segment(q, 1, first, past + q - first) for q, first in enumerate(firsts)])
+
+
+@lru_cache(maxsize=16)
+def _parts_of(block: Block) -> tuple[Block, ...]:
+    """Blocks of `QUERIES` queries, in tensors that are cut to `block`, with the keys they see."""
+    past = block.k_len - block.q_len
+    parts = []
+    for at in range(0, block.q_len, QUERIES):
+        firsts = block.firsts[at : at + QUERIES]
+        k, stop = firsts[0], past + at + len(firsts)
+        own = tuple(first - k for first in firsts)
+        parts.append(Block(at, len(firsts), k, stop - k, own))
+    return tuple(parts)
 
 
 def _one_query(block: Block, index: int) -> Block:
