@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +60,7 @@ def precision_of(top_two: TopTwo) -> Precision:
     lowest = np.log2((mantissas & -mantissas).astype(np.float64)).astype(np.int64)
     return Precision(
         decimals=next(decimals, MOST_DECIMALS + 1),
-        digits=max(map(_digits, numbers.tolist()), default=0),
+        digits=max(map(_digits, set(numbers.tolist())), default=0),
         bits=int((53 - lowest).max(initial=0)),
     )
 
@@ -72,8 +71,9 @@ def _usable(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _digits(number: float) -> int:
-    """Significant decimal digits, 12 at the most."""
-    return len(Decimal(f"{number:.12g}").normalize().as_tuple().digits)
+    """Significant decimal digits of a number other than 0, 12 at the most."""
+    mantissa = f"{abs(number):.11e}".partition("e")[0]  # such as 1.25000000000
+    return len(mantissa.rstrip("0").replace(".", ""))
 
 
 def _are_whole(numbers: npt.NDArray[np.float64]) -> bool:

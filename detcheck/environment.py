@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -225,9 +225,19 @@ def _packages() -> dict[str, str]:
     versions = {"detcheck": __version__}
     for name in PACKAGES:
         for distribution in filter(None, (name, OTHER_NAMES.get(name))):
-            with suppress(metadata.PackageNotFoundError):
-                versions.setdefault(name, metadata.version(distribution))
+            version = _version(distribution)
+            if version is not None:
+                versions.setdefault(name, version)
     return versions
+
+
+@cache
+def _version(distribution: str) -> str | None:
+    """The installed version, read once from the metadata; None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _read(path: str) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -56,9 +57,15 @@ class Field:
 
 
 @cache
+def hints_of(kind: type[msgspec.Struct]) -> Mapping[str, Any]:
+    """The declared type of each field of a Struct, with its annotations."""
+    return MappingProxyType(get_type_hints(kind, include_extras=True))
+
+
+@cache
 def fields_of(kind: type[msgspec.Struct]) -> tuple[Field, ...]:
     """The fields of a Struct that carry an Option, in the order of their definition."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = hints_of(kind)
     found = []
     for info in msgspec.structs.fields(kind):
         hint = hints[info.name]
@@ -77,7 +84,7 @@ def check_types(value: msgspec.Struct) -> None:
     A Struct made from Python checks nothing by itself. Call this in `__post_init__`. Raises
     UsageError, which names the field, if a value has another type or is not among the choices.
     """
-    hints = get_type_hints(type(value), include_extras=True)
+    hints = hints_of(type(value))
     for name in value.__struct_fields__:
         given = getattr(value, name)
         try:

@@ -9,6 +9,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from detcheck.completion import Completion, TopTwo
 from detcheck.engines.base import OnTokens, TrialResult
@@ -119,7 +120,7 @@ class ScriptedEngine:
             if plant.position < num_tokens:
                 self._apply(plant, trial, rng, token_ids, runners_up, gaps)
         pieces = [WORDS[token % len(WORDS)] + " " for token in token_ids]
-        ends = [sum(map(len, pieces[: index + 1])) for index in range(num_tokens)]
+        ends = accumulate(map(len, pieces))
         rows = max(1, round(trial.condition.batch_size * self.observed_share))
         return Completion(
             text="".join(pieces),

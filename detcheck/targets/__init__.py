@@ -6,10 +6,11 @@ Nothing here imports torch: a target is read, checked and shown without loading 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, get_type_hints
+from functools import cache
+from typing import Any
 
 from detcheck.errors import UsageError
-from detcheck.options import choices_of
+from detcheck.options import choices_of, hints_of
 from detcheck.targets.base import DEVICES, DTYPES, Target, Traits
 from detcheck.targets.in_process import InProcess
 from detcheck.targets.scripted import Scripted
@@ -34,13 +35,10 @@ __all__ = [
 ]
 
 
+@cache
 def engines() -> dict[str, type[Target]]:
     """Every engine's name, and the kind of target that it belongs to."""
-    return {
-        name: kind
-        for kind in TARGETS
-        for name in choices_of(get_type_hints(kind, include_extras=True)["engine"])
-    }
+    return {name: kind for kind in TARGETS for name in choices_of(hints_of(kind)["engine"])}
 
 
 def from_dict(options: Mapping[str, Any]) -> Target:
