@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from sweeps import few
 
 import detcheck
 
@@ -310,7 +311,7 @@ def test_importing_detcheck_is_light():
     assert run_python(f"import sys, detcheck; {LOADED}") == "[]\n"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["gate", "--help"], ["compare", "--help"]])
+@few("args", [["--help"], ["gate", "--help"], ["compare", "--help"]])
 def test_help_is_light(args):
     code = f"import sys\nfrom detcheck.cli.app import run_program\nrun_program({args})\n{LOADED}"
     assert run_python(code).endswith("[]\n")

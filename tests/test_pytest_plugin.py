@@ -115,6 +115,7 @@ def test_branches_are_shown_where_they_part(run: Run) -> None:
     assert {branch.split("“")[1].split()[0] for branch in branches} == set(ways)
 
 
+@pytest.mark.sweep
 def test_a_report_is_kept_where_it_is_asked_for(run: Run, pytester: pytest.Pytester) -> None:
     run({}, "--detcheck-report", "kept").assert_outcomes(passed=1)
     assert len(list(pytester.path.glob("kept/*/report.html"))) == 1
@@ -160,6 +161,7 @@ def test_parameters_that_differ_in_punctuation_have_their_own_files(
     assert "test_the_server_a_b_.json" in files, "a plain name stays as it is"
 
 
+@pytest.mark.sweep
 def test_tests_are_skipped_or_left_out(run: Run) -> None:
     more = TEST + "\n    def test_other():\n        pass\n"
     run({}, "--detcheck-skip", test=more).assert_outcomes(passed=1, skipped=1)

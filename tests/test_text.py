@@ -13,6 +13,7 @@ import pytest
 from cmarkgfm.cmark import Options
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from sweeps import few
 
 from detcheck.text import (
     amount,
@@ -155,7 +156,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@few("place", PLACES, every=4)
 @given(text=HOSTILE)
 @example(text="# a")
 @example(text="1) a")

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from servers.faults import Faults
 from servers.running import serve
+from sweeps import few
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / ".github/action"
@@ -127,13 +128,14 @@ def test_there_is_one_comment_and_it_changes_only_if_the_verdict_does(comment, g
     assert github.calls.count("POST") == github.calls.count("PATCH") == 1
 
 
+@pytest.mark.sweep
 def test_it_is_found_among_many(comment, github) -> None:
     github.comments = [{"id": n, "body": f"other {n}"} for n in range(1, 151)]
     assert comment(FAILED) == "The verdict was written as a comment."
     assert comment(FAILED) == "The comment is up to date."
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 500])
+@few("status", [401, 403, 404, 500])
 def test_a_comment_that_may_not_be_written_fails_no_job(comment, github, status) -> None:
     github.refuse = status
     sentence = comment(FAILED)
@@ -167,6 +169,7 @@ def test_a_reply_of_another_form_is_a_plain_sentence(comment, github) -> None:
     assert "Error" not in sentence
 
 
+@pytest.mark.sweep
 def test_each_use_with_a_name_has_a_comment_of_its_own(comment, github) -> None:
     names = ("", "cpu", "cpu-2")
     for name in names * 2:
@@ -177,7 +180,7 @@ def test_each_use_with_a_name_has_a_comment_of_its_own(comment, github) -> None:
     assert ["❌" in each["body"] for each in github.comments] == [True, False, True]
 
 
-@pytest.mark.parametrize("name", ["-->", "../x", "a b", ".", "$(id)", "a\nb"])
+@few("name", ["-->", "../x", "a b", ".", "$(id)", "a\nb"], every=5)
 def test_a_name_that_is_no_name_is_refused(comment, check, github, tmp_path, name) -> None:
     assert comment(FAILED, DETCHECK_NAME=name).startswith("The input name must be letters")
     code, outputs, printed = check(DETCHECK_NAME=name)
@@ -293,6 +296,7 @@ def test_a_forks_pull_request_is_found_by_its_commit(
     assert len(github.comments) == (FORK in pulls)
 
 
+@pytest.mark.sweep
 def test_another_run_with_the_same_verdict_leaves_the_comment(comment, github) -> None:
     summary = "### detcheck: ❌ fail\nwhy\n| run | {}, less than a minute ago |\n"
     comment(summary.format("run-1"))

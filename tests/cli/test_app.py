@@ -50,7 +50,7 @@ def test_a_command_opens_as_the_list_says(detcheck, name):
     assert opening in " ".join(result.out.split())
 
 
-@few("args", [["--help"], *([name, "--help"] for name in app.COMMANDS)], every=6)
+@few("args", [["--help"], *([name, "--help"] for name in app.COMMANDS)])
 def test_help_is_quick(args):
     """0.3 s; on a machine that is busy with other work, in proportion to bare Typer there."""
     pairs = ((seconds("-c", "import typer"), seconds("-m", "detcheck", *args)) for _ in range(3))

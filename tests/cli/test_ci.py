@@ -50,6 +50,7 @@ def test_a_sound_server_passes_and_everything_is_written(detcheck):
     assert "✅ pass" in Path("s.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.sweep
 def test_the_gate_of_the_root_holds_an_experiment_below(detcheck, monkeypatch):
     Path("below").mkdir()
     Path("detcheck.toml").write_text('[gate]\nmodel = "another"\n', encoding="utf-8")

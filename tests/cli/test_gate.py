@@ -54,6 +54,7 @@ def test_inconclusive_through_the_real_program(program, tmp_path):
     assert result.out.startswith("INCONCLUSIVE")
 
 
+@pytest.mark.sweep
 def test_a_usage_error_through_the_real_program(program, tmp_path):
     result = program("gate", tmp_path / "nowhere")
     assert result.code == 2
@@ -333,6 +334,7 @@ def test_a_thousand_completions_are_judged_in_three_seconds_without_torch(progra
     assert json.loads(result.out)["prompts"][0]["distinct"] > 50
 
 
+@pytest.mark.sweep
 def test_judging_imports_no_torch(good, program):
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
     err = program("gate", good, env=environment).err

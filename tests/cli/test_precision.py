@@ -7,6 +7,7 @@ import json
 import pytest
 from servers.faults import Faults
 from servers.running import serve
+from sweeps import few
 
 from detcheck.rundir import load
 
@@ -27,13 +28,14 @@ def verdict(detcheck):
     return judged
 
 
-@pytest.mark.parametrize(
+@few(
     ("fault", "words"),
     [
         ({"logprob_decimals": 4}, "rounds its log-probabilities to 4 decimals"),
         ({"logprob_decimals": 0}, "rounds its log-probabilities to 0 decimals"),
         ({"logprob_bits": 8}, "rounds its log-probabilities to 8 bits"),
     ],
+    every=2,
 )
 def test_a_difference_that_rounding_hides_does_not_pass_by_bits(verdict, fault, words):
     value, reasons = verdict({"noise": 1e-6} | fault, "--level", "bits")
@@ -43,6 +45,7 @@ def test_a_difference_that_rounding_hides_does_not_pass_by_bits(verdict, fault, 
     assert words.removeprefix("rounds its log-probabilities ") in checks["logprobs"]
 
 
+@pytest.mark.sweep
 def test_by_tokens_rounding_does_not_matter(verdict):
     assert verdict({"logprob_decimals": 4})[0] == "pass"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from asking import conditions_of
 from recorded import small_experiment
+from sweeps import few
 
 from detcheck import Experiment, InProcess, load
 from detcheck.engines.scripted import Planted
@@ -130,7 +131,7 @@ def test_options_arrive_in_the_experiment_and_the_target(detcheck, scripted):
     assert (load("again").experiment, load("again").target) == (run.experiment, run.target)
 
 
-@pytest.mark.parametrize(
+@few(
     ("args", "seeds"),
     [
         (["--seeds", "3"], (0, 1, 2)),

@@ -88,6 +88,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(detcheck, args, words):
     assert sorted(Path().rglob("*")) == before, "something was left behind"
 
 
+@pytest.mark.sweep
 def test_bad_input_through_the_real_program(program):
     result = program("run", "-b", "0")
     assert result.code == 2

@@ -85,7 +85,7 @@ def test_observed_batches_are_counted_over_forward_passes(
 
 
 @few("name", ENGINES)
-@pytest.mark.parametrize("kernels", ["stock", "batch-invariant"])
+@few("kernels", ["stock", "batch-invariant"])
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_the_attention_interface_is_left_as_it_was(
     tiny_model: LoadedModel, name: str, kernels: str, interrupted: bool
@@ -191,7 +191,7 @@ def test_seeded_sampling_repeats_and_follows_the_seed(tiny_model: LoadedModel, n
 
 
 @few("name", ENGINES)
-@pytest.mark.parametrize(
+@few(
     ("fault", "text"),
     [
         (torch.OutOfMemoryError, "planted"),

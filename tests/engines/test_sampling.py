@@ -107,7 +107,7 @@ def test_no_filter_keeps_all() -> None:
     ]
 
 
-@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+@few("filters", FILTERS.values(), ids=FILTERS)
 def test_candidates_and_draws_are_the_same_alone_and_in_a_batch(filters: Filters) -> None:
     scores = logits(17)
     draws = [(row, 3) for row in range(17)]

@@ -97,6 +97,7 @@ def test_attention_reads_each_key_once() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.sweep
 def test_residency_follows_from_the_binary() -> None:
     cost = calls.linear(1, 14336, 4096)
     made = cost.compiled

@@ -124,7 +124,7 @@ def test_a_baseline_of_another_question_is_refused(tmp_path, held, change, words
         held(new, old)
 
 
-@pytest.mark.parametrize("filters", [{"top_k": 5}, {"top_p": 0.5, "min_p": 0.1}])
+@few("filters", [{"top_k": 5}, {"top_p": 0.5, "min_p": 0.1}])
 def test_a_baseline_of_another_sampling_is_refused(tmp_path, held, filters):
     sampled = {"temperature": 0.8, "seeds": (0,)}
     old = analysed(tmp_path / "old", **sampled, **filters)

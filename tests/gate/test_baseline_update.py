@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sweeps import few
 
 from detcheck.analysis.evidence import FAIL, INCONCLUSIVE
 from detcheck.engines.scripted import Planted, ScriptedEngine
@@ -76,7 +77,7 @@ def test_a_baseline_of_another_model_is_not_brought_up_to_date(tmp_path, good):
         accept(good, KERNELS, first)
 
 
-@pytest.mark.parametrize(
+@few(
     ("before", "after", "value"),
     [
         ({"chat_template_digest": "a"}, {"chat_template_digest": "b"}, INCONCLUSIVE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sweeps import few
 
 from detcheck.analysis.evidence import INCONCLUSIVE
 from detcheck.engines.scripted import ScriptedEngine
@@ -55,7 +56,7 @@ def test_prompts_that_the_control_has_not_asked_have_none(tmp_path):
     assert [judged.value for judged in verdict.groups] == [PASS, INCONCLUSIVE]
 
 
-@pytest.mark.parametrize(
+@few(
     ("change", "words"),
     [
         ({"kernels": ALONE}, "has no stock kernels, only batch-invariant"),
@@ -69,6 +70,7 @@ def test_prompts_that_the_control_has_not_asked_have_none(tmp_path):
         ({"engine": "scripted"}, "no evidence: The answers were planted"),
         ({"stop_after": 1}, "no evidence: The run is not complete"),
     ],
+    every=3,
 )
 def test_a_control_of_another_load_is_refused(tmp_path, run, change, words):
     control = analysed(tmp_path / "control", **({"kernels": (STOCK,)} | change))

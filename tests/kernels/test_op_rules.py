@@ -46,7 +46,7 @@ ALIKE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @few("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ALIKE)
+@few("name", ALIKE, every=6)
 def test_ops_that_pass_as_even_are(name: str, dtype: torch.dtype) -> None:
     assert name.startswith("pow") or name in EVEN
     x = (torch.randn(4099, generator=torch.Generator().manual_seed(8)) * 3).to(dtype)
@@ -83,7 +83,7 @@ COVERED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@few("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", COVERED)
 def test_ops_with_kernels_of_our_own_are_even(name: str, dtype: torch.dtype) -> None:
     x = (torch.randn(4099, generator=torch.Generator().manual_seed(8)) * 3).to(dtype)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from products import cancelling
+from sweeps import few
 from torch import nn
 from torch.nn import functional as F
 
@@ -75,7 +76,7 @@ USUAL = ("mm, out=", "mm, a Parameter on the left", "mv")
 SWEPT = [pytest.param(name, marks=pytest.mark.sweep) for name in PRODUCTS if name not in USUAL]
 
 
-@pytest.mark.parametrize("name", [*USUAL, *SWEPT])
+@few("name", [*USUAL, *SWEPT])
 def test_products_by_other_names_keep_the_promise(name: str) -> None:
     with torch.no_grad():
         assert rows_that_differ(PRODUCTS[name], LEFT) > 0
@@ -192,7 +193,7 @@ INPUTS = {
 STOCK_FAILS = ("conv1d", "transformer encoder", "multi-head attention", "attention in decode")
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@few("name", INPUTS, every=3)
 def test_layers_keep_the_promise(name: str, layers: dict[str, Function]) -> None:
     with torch.no_grad():
         if name in STOCK_FAILS:

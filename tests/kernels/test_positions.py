@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sweeps import few
 
 from detcheck.kernels.coverage import coverage
 from detcheck.kernels.mode import batch_invariant
@@ -11,7 +12,7 @@ from detcheck.kernels.positions import first_position, positions_of, takes_posit
 from detcheck.models.tiny import config_of, shrunk, tiny_model
 
 
-@pytest.mark.parametrize(("name", "first"), [("llama", 0), ("bart", 0), ("roberta", 1)])
+@few(("name", "first"), [("llama", 0), ("bart", 0), ("roberta", 1)])
 def test_the_first_position_is_the_model_s_own(name: str, first: int) -> None:
     model = tiny_model(shrunk(config_of(name)))
     assert first_position(model) == first

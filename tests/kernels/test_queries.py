@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sweeps import few
 
 from detcheck.kernels.cpu import queries
 from detcheck.kernels.cpu.packing import Packing, Plan, Segment, packing_of
@@ -30,8 +31,8 @@ def decoded(requests: list[Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [16, 18, 33, 64, 80, 128])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (9, 3), (71, 1), (12, 1), (80, 2), (5, 5)])
+@few("dim", [16, 18, 33, 64, 80, 128], every=3)
+@few(("heads", "kv_heads"), [(1, 1), (9, 3), (71, 1), (12, 1), (80, 2), (5, 5)], every=2)
 @pytest.mark.usefixtures("two_threads")
 def test_a_query_does_not_depend_on_the_others(
     dtype: torch.dtype, dim: int, heads: int, kv_heads: int

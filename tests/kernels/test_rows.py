@@ -86,7 +86,7 @@ def test_rows_do_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", SWEPT_FLOATS, ids=str)
-@pytest.mark.parametrize("name", [*SOFTMAX, *REDUCE, "rms_norm", "silu"])
+@few("name", [*SOFTMAX, *REDUCE, "rms_norm", "silu"], every=4)
 def test_long_rows_do_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> None:
     with batch_invariant():
         for width in LONG:
@@ -131,7 +131,7 @@ LAYOUTS: dict[str, Function] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@few("name", LAYOUTS, every=4)
 @few("shape", [(64, 577), (129, 65), (33000, 1), (1, 40000)])
 def test_other_layouts_do_not_depend_on_the_batch(name: str, shape: tuple[int, int]) -> None:
     if "softmax" in name and shape[0] == 1:
@@ -143,7 +143,7 @@ def test_other_layouts_do_not_depend_on_the_batch(name: str, shape: tuple[int, i
             )
 
 
-@pytest.mark.parametrize("name", ALL | LAYOUTS)
+@few("name", ALL | LAYOUTS, every=5)
 @few("shape", [(1, 40, 1000), (3, 5, 33)])
 def test_values_and_gradients_are_those_of_stock(name: str, shape: tuple[int, ...]) -> None:
     if name == "silu_":
@@ -185,7 +185,7 @@ def test_the_self_check_of_a_family_can_fail(family: str) -> None:
     assert mode.proof().idle_families == (family,)
 
 
-@pytest.mark.parametrize("num_threads", [3, 5, 7])
+@few("num_threads", [3, 5, 7])
 def test_threads_that_do_not_divide_the_width_do_not_matter(num_threads: int) -> None:
     """Their shares of rows of 1540 begin inside a vector."""
     threads = torch.get_num_threads()

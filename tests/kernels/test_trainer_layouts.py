@@ -75,7 +75,7 @@ LAYOUTS: dict[str, Layout] = {"padded": in_padded_rows, "packed": in_one_row}
 
 @pytest.mark.parametrize("query_by_query", [False, True])
 @few("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("window", [None, WINDOW])
+@few("window", [None, WINDOW])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_request_has_the_bits_that_it_has_alone(
@@ -207,7 +207,7 @@ PASSES = {"single": single_rows, "padded": padded_rows, "packed": packed_row}
 
 
 @few("dtype", DTYPES, ids=str)
-@few("kind", MODELS, every=2)
+@few("kind", MODELS)
 def test_decode_steps_and_every_layout_agree(kind: str, dtype: torch.dtype) -> None:
     """With gradients on, as a trainer has them; the stock twin differs."""
     model = tiny_model(shrunk(config_of(MODELS[kind])), dtype)

@@ -60,7 +60,7 @@ def test_every_figure_is_well_formed_and_holds_no_script(
         assert drawing.alt
 
 
-@pytest.mark.parametrize("name", RUNS)
+@few("name", RUNS, every=8)
 def test_every_colour_has_a_dark_counterpart(name: str, request: pytest.FixtureRequest) -> None:
     for drawing in drawn(request.getfixturevalue(name)):
         used = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawing.body))
@@ -162,7 +162,7 @@ def test_the_cost_is_drawn_beside_the_answers_with_its_spread(story: Analysis) -
     assert str(story.groups[0].distinct) in texts
 
 
-@pytest.mark.parametrize("name", ["divergences", "cost_beside_benefit", "agreement", "variants"])
+@few("name", ["divergences", "cost_beside_benefit", "agreement", "variants"])
 def test_figures_say_how_to_read_them(story: Analysis, name: str) -> None:
     caption = figure(story, name).caption
     assert caption.endswith(".")

@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from sweeps import few
 
 from detcheck.analysis.evidence import CONTROL_DID_NOT_DIVERGE
 from detcheck.analysis.results import Analysis
@@ -66,8 +67,10 @@ def page_of(analysis: Analysis) -> str:
     return html.render(build_view(analysis), drawn(analysis))
 
 
-@pytest.mark.parametrize(
-    "name", ["story", "eighty", "silent", "texts", "several", "seeded", "attacked", "prefixes"]
+@few(
+    "name",
+    ["story", "eighty", "silent", "texts", "several", "seeded", "attacked", "prefixes"],
+    every=6,
 )
 def test_the_page_holds_nothing_that_runs_or_loads(
     name: str, request: pytest.FixtureRequest

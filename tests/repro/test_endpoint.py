@@ -62,6 +62,7 @@ def test_the_script_sends_what_the_run_sent(
     assert server.behaviour.most_in_flight == 8
 
 
+@pytest.mark.sweep
 def test_a_chat_is_sent_as_its_messages(
     serve: Make, measure: Make, alone: Make, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_servers_words_are_neither_code_nor_markup(
     assert fence == "````python"
 
 
+@pytest.mark.sweep
 def test_a_server_that_is_gone_is_told_apart(
     serve: Make, measure: Make, alone: Make, tmp_path: Path
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_server_that_is_gone_is_told_apart(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.sweep
 def test_the_script_needs_the_standard_library_only(
     serve: Make, measure: Make, tmp_path: Path
 ) -> None:
@@ -137,6 +140,7 @@ def test_the_script_needs_the_standard_library_only(
     assert "in the burst: …" in paths[2].read_text()
 
 
+@pytest.mark.sweep
 def test_the_script_asks_the_server_whose_answers_depend_on_its_load(
     serve: Make, measure: Make, alone: Make, tmp_path: Path
 ) -> None:
@@ -149,6 +153,7 @@ def test_the_script_asks_the_server_whose_answers_depend_on_its_load(
     assert done.returncode == 1, done.stdout + done.stderr
 
 
+@pytest.mark.sweep
 def test_servers_that_only_differ_from_each_other_are_no_burst(
     serve: Make, measure: Make, tmp_path: Path
 ) -> None:

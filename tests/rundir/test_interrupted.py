@@ -13,6 +13,7 @@ from asking import settled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import append_trials, create, record
+from sweeps import few
 
 from detcheck.engines.scripted import Planted, ScriptedEngine
 from detcheck.errors import RunDirectoryError, StorageError
@@ -36,7 +37,7 @@ def go_on(path: Path) -> Run:
     return load(path)
 
 
-@pytest.mark.parametrize("trials", range(TRIALS + 1))
+@few("trials", range(TRIALS + 1), every=5)
 def test_resuming_gives_the_bytes_of_an_undisturbed_run(
     undisturbed: Path, tmp_path: Path, trials: int
 ) -> None:
@@ -85,7 +86,7 @@ def die_in_commit(
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("trials", [0, 1, 7, TRIALS - 1])
+@few("trials", [0, 1, 7, TRIALS - 1], every=3)
 def test_a_kill_within_a_commit_loses_only_that_trial(
     undisturbed: Path,
     tmp_path: Path,

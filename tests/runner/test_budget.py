@@ -133,7 +133,7 @@ def test_a_fault_is_found_within_the_budget(measure: Measure) -> None:
     assert judge(analyse(measure(least(), engine)), GateOptions()).value == "fail"
 
 
-@pytest.mark.parametrize("trials", [0.5, 1, 7, 20, least() - 1])
+@few("trials", [0.5, 1, 7, 20, least() - 1])
 def test_prompts_that_were_not_reached_are_named_and_nothing_passes(
     measure: Measure, trials: float
 ) -> None:

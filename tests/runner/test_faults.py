@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from sweeps import few
 
 from detcheck import Run, load, resume, run
 from detcheck.errors import MeasurementError, OutOfMemory, StorageError
@@ -57,7 +58,7 @@ def test_a_bug_ends_the_run_and_loses_nothing(tmp_path: Path, whole: Run) -> Non
     assert lines(resume(tmp_path / "run", engine=Engine())) == lines(whole)
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4, 20, 41])
+@few("after", [1, 2, 3, 4, 20, 41], every=3)
 def test_a_full_disk_is_one_sentence_and_loses_nothing(
     tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweeps import few
 
 from detcheck import Run, execution, load, resume, run
 from detcheck.errors import RunDirectoryError
@@ -27,7 +28,7 @@ from .measured import (
 )
 
 
-@pytest.mark.parametrize("at", [FIRST, *MIDDLE, LAST])
+@few("at", [FIRST, *MIDDLE, LAST], every=2)
 def test_an_interrupted_run_is_loadable_and_goes_on_to_the_same_bytes(
     tmp_path: Path, whole: Run, at: tuple[str, int]
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from asking import ask
+from sweeps import few
 
 from detcheck.cli.app import run_program
 from detcheck.errors import UsageError
@@ -125,7 +126,7 @@ def test_a_key_in_the_address_of_a_redirect_is_not_shown(serve, detcheck, monkey
     assert "redirects to https://[redacted].example" in said
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@few("status", [429, 500, 503])
 def test_server_that_cannot_list_its_models_yet(serve, detcheck, status):
     server = serve(models_error=(status, "Loading model"))
     said = only_sentence(detcheck("--endpoint", server.url), 3)
@@ -167,6 +168,7 @@ def certificate(tmp_path) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.sweep
 def test_http_to_a_server_of_https(detcheck, certificate):
     with serving(Behaviour(), certificate) as server:
         url = server.url.replace("https://", "http://")
@@ -276,6 +278,7 @@ def test_secrets_are_in_no_file_and_no_output(serve, capsys, monkeypatch, tmp_pa
         assert secret.encode() not in kept
 
 
+@pytest.mark.sweep
 def test_an_endpoint_needs_no_torch(serve, tmp_path):
     server = serve()
     code = (

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from asking import ask
 from msgspec.structs import replace
+from sweeps import few
 
 from detcheck import rundir
 from detcheck.analysis import Analysis, analyse
@@ -39,8 +40,8 @@ def check_of(analysis: Analysis, name: str) -> Any:
     return next((one for one in analysis.run.endpoint_checks if one.name == name), None)
 
 
-@pytest.mark.parametrize("chat_template", [True, False])
-@pytest.mark.parametrize("whole", [True, False])
+@few("chat_template", [True, False])
+@few("whole", [True, False])
 def test_each_choice_is_a_sample_of_its_own_and_the_same_under_every_load(
     serve: Serve, measure: Measure, chat_template: bool, whole: bool
 ) -> None:
@@ -128,7 +129,7 @@ def test_choices_under_other_numbers_are_named(serve: Serve, measure: Measure) -
     assert "under other numbers" in check.sentence
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@few("whole", [True, False])
 @pytest.mark.parametrize("fault", ["missing", "duplicated"])
 def test_a_server_that_does_not_give_every_choice_is_refused(
     serve: Serve, measure: Measure, fault: str, whole: bool
@@ -153,6 +154,7 @@ def test_a_choice_that_is_missing_later_fails_all_choices_of_its_request(
     assert group.failures == {"malformed": group.failed}
 
 
+@pytest.mark.sweep
 def test_a_run_with_choices_is_kept_and_loaded(serve: Serve, measure: Measure) -> None:
     stored = measure(serve(), **SAMPLED).run
     loaded = rundir.load(stored.path)
@@ -164,6 +166,7 @@ def test_a_run_with_choices_is_kept_and_loaded(serve: Serve, measure: Measure) -
     assert tokens == 3 * 27 * 12
 
 
+@pytest.mark.sweep
 def test_an_interrupted_run_with_choices_goes_on(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +209,7 @@ def test_settings_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("choices", [1, 3])
+@few("choices", [1, 3])
 def test_the_verdict_names_the_choices_at_temperature_0(
     serve: Serve, measure: Measure, choices: int
 ) -> None:
@@ -224,6 +227,7 @@ def test_reasoning_that_no_choice_shows_is_counted(
     assert unseen == 27 * hidden
 
 
+@pytest.mark.sweep
 def test_a_control_of_more_choices_had_another_load(serve: Serve, tmp_path: Path) -> None:
     runs = {}
     for choices in (1, 3):
@@ -237,11 +241,13 @@ def test_a_control_of_more_choices_had_another_load(serve: Serve, tmp_path: Path
         check_control(runs[3], runs[1])
 
 
+@pytest.mark.sweep
 def test_a_baseline_takes_no_choices(serve: Serve, measure: Measure) -> None:
     with pytest.raises(UsageError, match="A baseline holds one answer to each seed"):
         baseline_of(measure(serve(), **SAMPLED), ("as-served",))
 
 
+@pytest.mark.sweep
 def test_the_report_names_choices(serve: Serve, measure: Measure) -> None:
     from detcheck.report.markdown import render
     from detcheck.report.view import build_view

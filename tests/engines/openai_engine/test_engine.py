@@ -19,7 +19,7 @@ def verdict(analysis) -> Verdict:
     return judge(analysis)
 
 
-@pytest.mark.parametrize("chat_template", [True, False])
+@few("chat_template", [True, False])
 def test_sound_server_passes_with_every_request_in_flight(serve, measure, chat_template):
     server = serve()
     analysis = measure(server, chat_template=chat_template)
@@ -43,7 +43,7 @@ def test_the_model_is_identified_by_its_name_and_a_constant_fingerprint(
 
 
 @few("token_ids", [True, False])
-@pytest.mark.parametrize("chat_template", [True, False])
+@few("chat_template", [True, False])
 def test_a_planted_difference_is_found_at_its_token(serve, measure, token_ids, chat_template):
     analysis = measure(
         serve(differ_above=4, token_ids=token_ids), chat_template=chat_template, completions=40
@@ -62,7 +62,7 @@ def test_a_planted_difference_is_found_at_its_token(serve, measure, token_ids, c
     assert verdict(analysis).value == FAIL
 
 
-@pytest.mark.parametrize("fields", [{"serial": True}, {"greets_first": True}])
+@few("fields", [{"serial": True}, {"greets_first": True}])
 def test_a_server_that_never_batches_is_recognised(serve, measure, fields):
     analysis = measure(serve(**fields))
     (group,) = analysis.groups
@@ -129,7 +129,7 @@ def test_replies_with_and_without_ids_are_one_answer_if_their_text_is(
     assert verdict(analysis).value == (PASS if distinct == 1 else FAIL)
 
 
-@pytest.mark.parametrize("planted", ["429", "503"])
+@few("planted", ["429", "503"])
 def test_request_that_generated_nothing_is_sent_again_and_counted(serve, measure, planted):
     analysis = measure(serve(fault=after_sanity(planted, every=4)))
     (group,) = analysis.groups

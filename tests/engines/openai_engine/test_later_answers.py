@@ -136,6 +136,7 @@ def test_an_answer_to_two_prompts(
     assert (check == first) is not bool(answers)
 
 
+@pytest.mark.sweep
 def test_fields_that_are_not_compared_are_no_whole_answer(serve: Serve, measure: Measure) -> None:
     analysis = measure(serve(musings=True), completions=48, max_new_tokens=20)
     assert judge(analysis).value == PASS
@@ -154,6 +155,7 @@ def test_answers_without_a_count_of_tokens_may_be_no_whole_ones(
     assert "came without a count of their tokens" in " ".join(verdict.reasons)
 
 
+@pytest.mark.sweep
 def test_a_server_that_left_them_unanswered_is_asked_at_the_end_only(
     serve: Serve, measure: Measure
 ) -> None:

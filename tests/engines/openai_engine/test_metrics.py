@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sweeps import few
 
 from detcheck.engines.openai.metrics import Counters, cached_tokens, load_evidence, read
 from detcheck.evidence import LoadEvidence
@@ -202,7 +203,7 @@ def test_timestamps_line_ends_and_escapes_are_read():
     assert counters.running == 5
 
 
-@pytest.mark.parametrize(
+@few(
     "flood",
     [
         'vllm:num_requests_running{a="' * 200_000,

@@ -49,6 +49,7 @@ def test_two_urls_of_one_server_are_no_comparison(tmp_path, faults, sign):
     ).replace("both answer with the ", "")
 
 
+@pytest.mark.sweep
 def test_two_names_of_one_address_are_no_comparison(tmp_path):
     with misbehave(Faults(**NO_SIGN)) as served:
         verdict = judged(tmp_path, served.url, served.url.replace("127.0.0.1", "localhost"))
