@@ -85,15 +85,17 @@ def attention(
         query, key, value = _equally_wide(query, key, value)
         scores = replace(scores, scaling=scaling)
     if plan is not None:
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        out = attend_queries(q, k, v, plan, scaling, gathered=True)[None]
+        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+        out = attend_queries(q, k, v, plan, scaling, gathered=True).unsqueeze(0)
     elif packed:
         kwargs["layer"] = getattr(module, "layer_idx", None)
         out = _packed_batch(query, key, value, scores, window, query_by_query, kwargs)
     else:
         kwargs["causal"] = getattr(module, "is_causal", True) if is_causal is None else is_causal
         out = _rows(query, key, value, attention_mask, scores, window, query_by_query, kwargs)
-    return out[..., :value_dim].contiguous(), None
+    if out.shape[3] != value_dim:
+        out = out[..., :value_dim]
+    return out.contiguous(), None
 
 
 def _rows(

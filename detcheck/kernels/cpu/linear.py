@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import is_autocast_enabled, is_grad_enabled
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from detcheck.kernels.cpu import packed
 from detcheck.kernels.cpu.matmul import is_settled, stock_mm_out
 from detcheck.kernels.cpu.numerics import numerics
-from detcheck.kernels.cpu.packed import STORE, PackedWeight
+from detcheck.kernels.cpu.packed import STORE, PackedWeight, product
 from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES
 
 OP = "detcheck::linear"
@@ -35,13 +38,15 @@ def linear(
     gradients and without. Under autocast, `vmap`, forward-mode derivatives, and for tensors of
     other types, the stock decomposition runs, which calls `mm` or `addmm`.
     """
-    copy = STORE.find(weight)
-    if copy is None:
-        return _linear_unpacked(input, weight, bias)
+    copy = STORE.copies.get(id(weight))
+    if copy is None or not copy.is_current(weight):
+        copy = STORE.find(weight)
+        if copy is None:
+            return _linear_unpacked(input, weight, bias)
     usual = type(input) in _PLAIN and input.is_cpu and input.dtype == weight.dtype
     if not usual or _transformed():
         return _stock_linear(input, weight, bias)
-    if _observed() or (torch.is_grad_enabled() and _needs_gradients(input, weight, bias)):
+    if _observed() or (is_grad_enabled() and _needs_gradients(input, weight, bias)):
         observed: torch.Tensor = torch.ops.detcheck.linear(input, weight, bias)
         return observed
     return _linear_packed(input, copy, weight, bias)
@@ -50,15 +55,15 @@ def linear(
 def _transformed() -> bool:
     """True if autocast or a transform of `torch.func` changes what an op does."""
     return (
-        torch.is_autocast_enabled("cpu")
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        is_autocast_enabled("cpu")
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     )
 
 
 def _observed() -> bool:
     """True if a dispatch or function mode wants to see each op."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
+    return _len_torch_dispatch_stack() > 0 or _len_torch_function_stack() > 0
 
 
 def _needs_gradients(*tensors: torch.Tensor | None) -> bool:
@@ -78,13 +83,13 @@ def _linear_packed(
         and not input.data_ptr() % CACHE_LINE_BYTES
         and (bias is None or _fits(bias, weight))
     ):
-        return packed.product(input, copy.packed, bias)
+        return product(input, copy.packed, bias)
     if not rows or input.shape[-1:] != (inner,) or (bias is not None and not _fits(bias, weight)):
         return _stock_linear(input, weight, bias)
     left = input.reshape(rows, inner)
     if not left.is_contiguous() or left.data_ptr() % CACHE_LINE_BYTES:
         left = left.clone(memory_format=torch.contiguous_format)
-    result = classes.apply(lambda part: packed.product(part, copy.packed, bias), left)
+    result = classes.apply(lambda part: product(part, copy.packed, bias), left)
     return result.view(*input.shape[:-1], weight.shape[0])
 
 

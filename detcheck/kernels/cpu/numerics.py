@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from torch import get_num_threads
+from torch._C import (  # type: ignore[attr-defined]  # not in PyTorch's stubs
+    _get_cpu_allow_fp16_reduced_precision_reduction,
+    _get_float32_matmul_precision,
+    _get_fp32_precision_getter,
+    _get_mkldnn_deterministic,
+    _get_mkldnn_enabled,
+)
 
 _SUBNORMAL = 5e-324
 """Zero if denormal numbers are flushed: PyTorch has no getter for `set_flush_denormal`."""
@@ -16,21 +21,19 @@ def numerics() -> tuple[object, ...]:
     Threads, denormal numbers, the precision of float32 products, whether oneDNN may be used and
     whether it must be deterministic, and how float16 is summed.
     """
-    settings: Any = torch._C
     return (
-        torch.get_num_threads(),
+        get_num_threads(),
         _SUBNORMAL == 0.0,
-        settings._get_fp32_precision_getter("mkldnn", "matmul"),
-        settings._get_float32_matmul_precision(),
-        settings._get_mkldnn_enabled(),
-        settings._get_mkldnn_deterministic(),
-        settings._get_cpu_allow_fp16_reduced_precision_reduction(),
+        _get_fp32_precision_getter("mkldnn", "matmul"),
+        _get_float32_matmul_precision(),
+        _get_mkldnn_enabled(),
+        _get_mkldnn_deterministic(),
+        _get_cpu_allow_fp16_reduced_precision_reduction(),
     )
 
 
 def full_precision() -> bool:
     """False if float32 products may be computed in a lower precision, such as bfloat16."""
-    return (
-        torch._C._get_float32_matmul_precision() == "highest"
-        and torch._C._get_fp32_precision_getter("mkldnn", "matmul") in ("none", "ieee")
-    )
+    return _get_float32_matmul_precision() == "highest" and _get_fp32_precision_getter(
+        "mkldnn", "matmul"
+    ) in ("none", "ieee")

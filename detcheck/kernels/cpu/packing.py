@@ -50,7 +50,7 @@ class Plan:
 
     def __init__(self, segments: Sequence[Segment]):
         self._segments = segments
-        self._masks: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+        self._masks: dict[tuple[int, torch.dtype, int], torch.Tensor] = {}
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
@@ -75,14 +75,15 @@ class Plan:
         with _plain_tensors():
             return None if queries == [*range(len(queries))] else torch.tensor(queries)
 
-    def mask(self, number: int, dtype: torch.dtype) -> torch.Tensor:
-        """The mask of a call, added to its scores."""
-        mask = self._masks.get((number, dtype))
+    def mask(self, number: int, dtype: torch.dtype, rows: int) -> torch.Tensor:
+        """The mask of a call, (entries, 1, rows, length), added to its scores."""
+        mask = self._masks.get((number, dtype, rows))
         if mask is None:
             hidden = self.calls[number].hidden
             with _plain_tensors():
                 mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-            self._masks[number, dtype] = mask
+                mask = mask.expand(-1, -1, rows, -1)
+            self._masks[number, dtype, rows] = mask
         return mask
 
 

@@ -23,7 +23,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 from detcheck.kernels.cpu.packing import Plan
@@ -99,26 +98,30 @@ def _attend_queries(
     tiles = query.reshape(num_queries, kv_heads, group, dim)
     if plan.order is not None:
         tiles = tiles.index_select(0, plan.order)
-    tiles = F.pad(tiles, (0, 0, 0, rows * parts - group)).contiguous()
-    tiles = tiles.view(-1, kv_heads * parts, rows, dim)
+    tiles = torch.constant_pad_nd(tiles, (0, 0, 0, rows * parts - group))
+    if parts > 1:
+        tiles = tiles.view(-1, kv_heads * parts, rows, dim)
     outs, start, first_key = [], 0, 0
     for number, call in enumerate(plan.calls):
         stop = start + len(call.queries)
-        mask = plan.mask(number, query.dtype)
-        num_keys = len(call.keys)
-        keys, values = (
-            x.narrow(0, first_key, num_keys) if gathered else _rows_at(x, call.keys)
-            for x in (key, value)
-        )
-        outs.append(_attend(tiles[start:stop], keys, values, call.length, mask, scaling, flash))
+        mask = plan.mask(number, query.dtype, rows)
+        num_keys = call.keys.shape[0]
+        if not gathered:
+            keys, values = _rows_at(key, call.keys), _rows_at(value, call.keys)
+        elif num_keys == key.shape[0]:
+            keys, values = key, value
+        else:
+            keys, values = (x.narrow(0, first_key, num_keys) for x in (key, value))
+        own = tiles if len(plan.calls) == 1 else tiles[start:stop]
+        outs.append(_attend(own, keys, values, call.length, mask, scaling, flash))
         start, first_key = stop, first_key + num_keys
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     if parts > 1:
-        out = out.reshape(len(out), kv_heads, rows * parts, dim)
-    out = out[:, :, :group].reshape(len(out), heads, dim)
-    if plan.order is None and len(out) == num_queries:
+        out = out.reshape(start, kv_heads, rows * parts, dim)
+    out = out.narrow(2, 0, group).reshape(start, heads, dim)
+    if plan.order is None and start == num_queries:
         return out
-    where = torch.arange(len(out)) if plan.order is None else plan.order
+    where = torch.arange(start) if plan.order is None else plan.order
     return out.new_zeros(query.shape).index_copy(0, where, out)
 
 
@@ -133,18 +136,19 @@ def _attend(
 ) -> torch.Tensor:
     """One call of the stock kernel for tiles (entries, kv_heads, rows, dim).
 
-    key and value (entries * length, kv_heads, dim), or (length, kv_heads, dim) for all entries.
+    key and value (entries * length, kv_heads, dim), or (length, kv_heads, dim) for all entries;
+    mask (entries, 1, rows, length).
     """
-    entries, kv_heads, rows, dim = tiles.shape
-    keys, values = (x.view(-1, length, kv_heads, dim).transpose(1, 2) for x in (key, value))
-    count = 2 if entries * kv_heads == 1 else entries
-    if count != entries:
-        tiles = tiles.expand(count, -1, -1, -1)
-    if len(keys) != count:
-        keys, values = (x.expand(count, -1, -1, -1) for x in (keys, values))
-    mask = mask.expand(count, 1, rows, length)
+    entries, kv_heads, _, dim = tiles.shape
+    keys = key.view(-1, length, kv_heads, dim).transpose(1, 2)
+    values = value.view(-1, length, kv_heads, dim).transpose(1, 2)
+    if entries * kv_heads == 1:
+        # A single product would be shared among the threads, so there are two equal ones.
+        tiles, keys, values, mask = (x.expand(2, -1, -1, -1) for x in (tiles, keys, values, mask))
+    elif keys.shape[0] != entries:
+        keys, values = (x.expand(entries, -1, -1, -1) for x in (keys, values))
     out: torch.Tensor = flash(tiles, keys, values, attn_mask=mask, scale=scaling)[0]
-    return out[:entries]
+    return out if out.shape[0] == entries else out[:entries]
 
 
 def _rows_at(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

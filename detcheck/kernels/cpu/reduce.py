@@ -38,6 +38,8 @@ def over_dims(op: str, dims_at: int) -> Kernel:
     def reduce(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         dims = args[dims_at - 1]
         if x.is_contiguous() and _is_last(x, dims):
+            if x.numel() < SPLIT_ELEMENTS:
+                return stock(x, *args, **kwargs)
             return _of_rows(x, stock, args, kwargs, dims_at)
         reduced = _from_front(x, dims)
         if reduced is None:
@@ -111,13 +113,10 @@ def _with_dims(args: tuple[Any, ...], dims_at: int, dims: int | list[int]) -> tu
 
 def _is_last(x: torch.Tensor, dims: Dims) -> bool:
     """True for the last dim alone, the usual case; others take a longer way."""
-    if dims is None or x.dim() == 0:
+    last = x.dim() - 1
+    if last < 0:
         return False
-    if not isinstance(dims, int):
-        if len(dims) != 1:
-            return False
-        dims = dims[0]
-    return dims in (-1, x.dim() - 1)
+    return dims in (-1, last) if isinstance(dims, int) else dims in ([-1], [last])
 
 
 def _single_output(x: torch.Tensor, dims: Dims) -> bool:
