@@ -38,11 +38,9 @@ def linear(
     gradients and without. Under autocast, `vmap`, forward-mode derivatives, and for tensors of
     other types, the stock decomposition runs, which calls `mm` or `addmm`.
     """
-    copy = STORE.copies.get(id(weight))
-    if copy is None or not copy.is_current(weight):
-        copy = STORE.find(weight)
-        if copy is None:
-            return _linear_unpacked(input, weight, bias)
+    copy = STORE.find(weight)
+    if copy is None:
+        return _linear_unpacked(input, weight, bias)
     usual = type(input) in _PLAIN and input.is_cpu and input.dtype == weight.dtype
     if not usual or _transformed():
         return _stock_linear(input, weight, bias)

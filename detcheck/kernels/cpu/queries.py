@@ -112,7 +112,7 @@ def _attend_queries(
             keys, values = key, value
         else:
             keys, values = (x.narrow(0, first_key, num_keys) for x in (key, value))
-        own = tiles if len(plan.calls) == 1 else tiles[start:stop]
+        own = tiles if stop - start == tiles.shape[0] else tiles[start:stop]
         outs.append(_attend(own, keys, values, call.length, mask, scaling, flash))
         start, first_key = stop, first_key + num_keys
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
