@@ -21,9 +21,9 @@ def window_of(module: Any, cache: Any, kwargs: dict[str, Any]) -> int | None:
         allocators = getattr(cache, "layer_to_allocator", None)
         if allocators is not None:
             window = getattr(allocators[module.layer_idx], "sliding_window", None)
-    if window == 1:
+    if window is not None and window < 2:
         raise UsageError(
-            "A sliding window of 1 is not covered: transformers keeps all keys for it. Set "
+            f"A sliding window of {window} is not covered: transformers keeps all keys for it. Set "
             "`sliding_window` in the model's config to 2 or more, or to null."
         )
     if _chunk_of(module) == 1:

@@ -156,6 +156,7 @@ def test_padding_does_not_matter(q_len: int, boolean: bool) -> None:
     ("kwargs", "feature"),
     [
         ({"sliding_window": 1}, "sliding window of 1"),
+        ({"sliding_window": 0}, "sliding window of 0"),
         ({"dropout": 0.1}, "dropout"),
     ],
 )
