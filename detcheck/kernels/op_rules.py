@@ -53,9 +53,14 @@ kernels differ, such as silu or exp2, our own kernels use only one."""
 EVEN_POWERS = (0, 0.5, 1, 2, 3, -1, -2)
 """Exponents for which the same holds for pow; -0.5 in float32 only."""
 ROW_BY_ROW = {
-    "cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "max", "min", "amax", "amin"})
+    "cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "max", "min", "amax", "amin"}),
+    "cuda": frozenset({"max", "min", "amax", "amin"}),
 }
-"""Ops whose stock kernels, by device, take each row by itself, in one order."""
+"""Ops whose stock kernels, by device, take each row by itself, in one order.
+
+On a GPU rows are cut by their number, but the largest entry is the same in any order, and among
+equal ones PyTorch takes the first.
+"""
 COUNTS = frozenset({"histc"})
 """aten ops that count entries in floats: exact, in whatever order."""
 PAST_THE_INTERFACE = ("bmm", FLASH_OP)

@@ -24,6 +24,7 @@ KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
         "logsumexp": reduce.logsumexp,
         "linalg_vector_norm": reduce.vector_norm,
         "nansum": reduce.nansum,
+        "cumsum": reduce.cumsum,
         "topk": topk.topk,
     },
 }

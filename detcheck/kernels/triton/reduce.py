@@ -1,4 +1,4 @@
-"""Batch-invariant sums, means, products, norms and log-sum-exp over dimensions on the GPU."""
+"""Batch-invariant sums, means, products, norms, log-sum-exp and running sums on the GPU."""
 
 # ruff: noqa: N803  (compile-time constants are upper-case in Triton)
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -126,6 +126,25 @@ def row_logsumexp_kernel(x, out, length, stride, ACC: tl.constexpr, BLOCK: tl.co
     tl.store(out + row, result.to(out.dtype.element_ty))
 
 
+@triton.jit
+def row_cumsum_kernel(x, out, length, stride, ACC: tl.constexpr, BLOCK: tl.constexpr):
+    """out (rows, length) = running sums of x's rows; one program a row.
+
+    The sum of the blocks before a block is added to the running sums within it.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    entries = tl.arange(0, BLOCK)
+    x += row * stride
+    out += row * length
+    before = tl.full((), 0.0, dtype=ACC)
+    for start in range(0, length, BLOCK):
+        inside = entries < length - start
+        part = tl.load(x + start + entries, mask=inside, other=0.0).to(ACC)
+        sums = before + tl.cumsum(part, axis=0)
+        tl.store(out + start + entries, sums.to(out.dtype.element_ty), mask=inside)
+        before += tl.sum(part, axis=0)
+
+
 def sum_dims(
     x: torch.Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
@@ -184,6 +203,27 @@ def logsumexp(x: torch.Tensor, dim: Dims, keepdim: bool = False) -> torch.Tensor
         return torch.logsumexp(x, dims, keepdim, out=x.new_empty(reduced_shape(x, dims, keepdim)))
     x = x if x.dtype in FLOATS else x.to(torch.get_default_dtype())
     return _reduced(row_logsumexp_kernel, x, dim, keepdim, None, -inf)
+
+
+def cumsum(x: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """aten::cumsum in float32 (float64 for float64); other dtypes as stock."""
+    kept_dtype = dtype or x.dtype
+    if x.dtype not in FLOATS or kept_dtype not in FLOATS or x.numel() == 0 or x.dim() == 0:
+        exact = x.dtype if x.dtype.is_complex or x.dtype.is_floating_point else torch.int64
+        out = x.new_empty(x.shape, dtype=dtype or exact)
+        return torch.cumsum(x, dim, dtype=dtype, out=out)
+    dim %= x.dim()
+    kind = ("cumsum", dim, dtype, x.shape, x.stride(), x.dtype, x.get_device())
+    kept = kept_call(kind)
+    if kept is not None:
+        out = kept.only(x)
+    else:
+        rows = as_rows(x, [dim])
+        shape = [*(size for index, size in enumerate(x.shape) if index != dim), x.shape[dim]]
+        wide = torch.float64 in (x.dtype, kept_dtype)
+        call = RowCall.over(row_cumsum_kernel, rows, ((shape, kept_dtype),), {}, wide=wide)
+        out = first_call(kind, call, x, rows)[0]
+    return out.movedim(-1, dim)
 
 
 def vector_norm(

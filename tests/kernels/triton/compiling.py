@@ -194,6 +194,7 @@ def row_calls(length: int) -> dict[str, Callable[[], object]]:
         "prod": lambda: reduce.prod_dim(wide, -1),
         "logsumexp": lambda: reduce.logsumexp(wide, [-1]),
         "norm": lambda: reduce.vector_norm(wide, 2, [-1]),
+        "running sums": lambda: reduce.cumsum(wide, -1),
         "topk": lambda: topk.topk(x[:, :128].contiguous(), 8),
         "softmax": lambda: softmax.softmax(x, -1, False),
         "softmax in order": lambda: softmax.softmax(x[None], -1, False),

@@ -33,6 +33,7 @@ ROW_OPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "log_softmax": lambda x: softmax.log_softmax(x, -1, False),
     "mean": lambda x: reduce.mean_dims(x, [-1], True),
     "sum": lambda x: reduce.sum_dims(x, [-1]),
+    "running sums": lambda x: reduce.cumsum(x, -1),
 }
 
 
@@ -220,3 +221,28 @@ def test_topk_of_other_dtypes_and_of_nothing_is_stock() -> None:
     values, indices = topk.topk(random(1, 0, 8), 2)
     assert values.shape == indices.shape == (0, 2)
     assert topk.topk(random(1, 3, 8), 0)[0].shape == (3, 0)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_running_sums_are_right(dim: int) -> None:
+    """For a transpose too; the second call is a kept one."""
+    for x in (random(1, 3, 5, 20), random(3, 20, 5, 3).mT):
+        for _ in range(2):
+            torch.testing.assert_close(reduce.cumsum(x, dim), x.cumsum(dim), rtol=1e-5, atol=1e-5)
+    half = random(4, 3, 4, 30, dtype=torch.bfloat16)
+    wide = reduce.cumsum(half, dim, dtype=torch.float32)
+    torch.testing.assert_close(wide, half.float().cumsum(dim), rtol=1e-5, atol=1e-5)
+
+
+def test_running_sums_of_a_mask_are_exact() -> None:
+    """As OPT counts positions: whole numbers, whatever the padding."""
+    mask = torch.ones(2, 5000, device=DEVICE)
+    mask[1, :77] = 0
+    assert torch.equal(reduce.cumsum(mask, 1), mask.long().cumsum(1).float())
+
+
+def test_running_sums_of_other_dtypes_and_of_nothing_are_stock() -> None:
+    whole = torch.arange(6, device=DEVICE).view(2, 3)
+    for x in (whole, whole > 2, random(1, 2, 0), random(1, 3)[0], random(1, 2, 3).to(torch.cfloat)):
+        assert torch.equal(reduce.cumsum(x, 0), x.cumsum(0))
+    assert reduce.cumsum(random(1, 4), 0, dtype=torch.int64).dtype == torch.int64
