@@ -26,7 +26,7 @@ class ModulePath:
         """Keep `current` up to date inside this context; the hooks are removed at its end."""
         hooks: list[Any] = []
         for name, module in self._model.named_modules():
-            if name:
+            if name and not isinstance(module, torch.jit.ScriptModule):  # those take no hooks
                 hooks.append(module.register_forward_pre_hook(self._entering(name)))
                 hooks.append(module.register_forward_hook(self._leaving, always_call=True))
         try:

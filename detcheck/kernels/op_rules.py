@@ -16,6 +16,7 @@ import torch
 from detcheck.kernels.cpu.in_order import can_multiply
 from detcheck.kernels.cpu.linear import OP as PACKED_OP
 from detcheck.kernels.cpu.matmul import is_weight
+from detcheck.kernels.cpu.power import is_even
 from detcheck.kernels.cpu.queries import FLASH_OP
 from detcheck.kernels.overrides import op_names
 from detcheck.kernels.settings import OP_FAMILIES
@@ -31,7 +32,8 @@ MOVES = frozenset(
         *("_unsafe_view", "index_put_", "index_copy_", "lift_fresh", "_reshape_alias", "split"),
         *("split_with_sizes", "unbind", "chunk", "resize_", "_local_scalar_dense", "equal"),
         *("detach_", "set_", "scatter_", "masked_scatter", "slice_scatter", "select_scatter"),
-        *("repeat_interleave", "complex"),
+        *("repeat_interleave", "complex", "unsafe_split", "unsafe_chunk", "transpose_", "t_"),
+        *("squeeze_", "unsqueeze_", "swapdims_", "as_strided_", "narrow_copy", "unfold_copy"),
     }
 )
 """aten ops that put values elsewhere and compute none."""
@@ -50,8 +52,6 @@ EVEN = frozenset(
 
 An entry's place decides which of the two computes it, and so does the batch. For ops whose two
 kernels differ, such as silu or exp2, our own kernels use only one."""
-EVEN_POWERS = (0, 0.5, 1, 2, 3, -1, -2)
-"""Exponents for which the same holds for pow; -0.5 in float32 only."""
 ROW_BY_ROW = {
     "cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "max", "min", "amax", "amin"}),
     "cuda": frozenset({"max", "min", "amax", "amin"}),
@@ -161,7 +161,7 @@ def _even(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         exponent = args[1]
         if not isinstance(exponent, int | float):
             return False
-        return exponent in EVEN_POWERS or (exponent == -0.5 and not half)
+        return is_even(exponent, *(x.dtype for x in args if isinstance(x, torch.Tensor)))
     if kwargs.get("alpha", 1) != 1 and half:
         return False
     return op in EVEN

@@ -23,6 +23,7 @@ from detcheck.kernels.cpu import flash as cpu_flash
 from detcheck.kernels.cpu import grouped as cpu_grouped
 from detcheck.kernels.cpu import matmul as cpu_matmul
 from detcheck.kernels.cpu import norm as cpu_norm
+from detcheck.kernels.cpu import one_by_one as cpu_one_by_one
 from detcheck.kernels.cpu import pointwise as cpu_pointwise
 from detcheck.kernels.cpu import power as cpu_power
 from detcheck.kernels.cpu import reduce as cpu_reduce
@@ -43,6 +44,7 @@ ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
         | cpu_grouped.KERNELS
         | cpu_convolution.KERNELS
         | cpu_triangular.KERNELS
+        | cpu_one_by_one.KERNELS
     },
     "attention": {"CPU": cpu_flash.KERNELS},
     "norm": {"CPU": cpu_norm.KERNELS},
@@ -101,6 +103,8 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
         if family == "matmul":
             stack.callback(_install_linear(calls))
             stack.callback(put_in_table(_counted(EXPERTS_OP, experts, calls)))
+        if family == "pointwise":
+            stack.callback(_install_powers())
         if family in _ATTENTION_OPS:
             stack.callback(_attention.hold(family, calls))
         if family == "attention":
@@ -124,7 +128,7 @@ def _install_aten(family: str, calls: Counter[str]) -> Callable[[], None]:
 
 def _install_linear(calls: Counter[str]) -> Callable[[], None]:
     stock_linear = F.linear
-    F.linear = _counted_linear(_linear(), calls)
+    F.linear = _scripted_as("aten::linear", _counted_linear(_linear(), calls))
 
     def remove() -> None:
         F.linear = stock_linear
@@ -135,12 +139,32 @@ def _install_linear(calls: Counter[str]) -> Callable[[], None]:
 def _install_function(calls: Counter[str]) -> Callable[[], None]:
     """Serve models that call PyTorch's function instead of transformers' interface."""
     stock = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = _counted(FUNCTION_OP, scaled_dot_product_attention, calls)
+    ours = _counted(FUNCTION_OP, scaled_dot_product_attention, calls)
+    F.scaled_dot_product_attention = _scripted_as(FUNCTION_OP, ours)
 
     def remove() -> None:
         F.scaled_dot_product_attention = stock
 
     return remove
+
+
+def _install_powers() -> Callable[[], None]:
+    """Let `pow` and `**` look at their exponent: see `cpu/power.py`."""
+    stack = ExitStack()
+    for holder, name in cpu_power.FUNCTIONS:
+        stock = getattr(holder, name)
+        if name in vars(holder):
+            stack.callback(setattr, holder, name, stock)
+        else:
+            stack.callback(delattr, holder, name)
+        setattr(holder, name, _scripted_as("aten::pow", cpu_power.watched(stock)))
+    return stack.close
+
+
+def _scripted_as(op: str, function: Kernel) -> Kernel:
+    """`function`; TorchScript, which cannot compile it, takes `op` for it."""
+    torch.jit._builtins._register_builtin(function, op)
+    return function
 
 
 def _without_fast_path() -> Callable[[], None]:

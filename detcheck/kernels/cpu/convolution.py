@@ -44,7 +44,8 @@ def convolution(
         return torch.cat(
             [filtered(each, filters, bias, stride, padding, dilation) for each in samples]
         )
-    return torch.cat([_stock(sample.clone(), weight, bias, *args) for sample in x.split(1)])
+    samples = (sample.clone(memory_format=torch.contiguous_format) for sample in x.split(1))
+    return torch.cat([_stock(sample, weight, bias, *args) for sample in samples])
 
 
 def filtered(

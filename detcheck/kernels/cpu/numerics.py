@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import get_num_threads
 from torch._C import (  # type: ignore[attr-defined]  # not in PyTorch's stubs
+    _functorch,
     _get_cpu_allow_fp16_reduced_precision_reduction,
     _get_float32_matmul_precision,
     _get_fp32_precision_getter,
@@ -37,3 +38,8 @@ def full_precision() -> bool:
     return _get_float32_matmul_precision() == "highest" and _get_fp32_precision_getter(
         "mkldnn", "matmul"
     ) in ("none", "ieee")
+
+
+def in_transform() -> bool:
+    """True inside a transform of `torch.func`, where new tensors may have no memory."""
+    return _functorch.peek_interpreter_stack() is not None

@@ -32,7 +32,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from detcheck.kernels.cpu import matmul
 from detcheck.kernels.cpu.memory import available_bytes
-from detcheck.kernels.cpu.numerics import full_precision, numerics
+from detcheck.kernels.cpu.numerics import full_precision, in_transform, numerics
 from detcheck.kernels.cpu.rows import ClassTable, ProductShape, RowClasses
 
 EXPECTED_ROWS = 16
@@ -150,7 +150,7 @@ class PackedWeights:
         copy = self.copies.get(id(weight))
         if copy is not None and copy.is_current(weight):
             return copy
-        if not self._modes or self._forbidding or not can_be_packed(weight):
+        if not self._modes or self._forbidding or in_transform() or not can_be_packed(weight):
             return None
         with self._lock, _disable_current_modes(), torch._C.DisableTorchFunction():
             self.reserve((weight,))

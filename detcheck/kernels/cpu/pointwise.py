@@ -60,6 +60,46 @@ def in_place(kernel: Kernel) -> Kernel:
     return activate_
 
 
+def into_out(op: str, kernel: Kernel) -> Kernel:
+    """The `out=` variant of `kernel`, which serves `op`. The stock op casts to other dtypes."""
+    stock = stock_kernel(op)
+
+    def activate(*args: Any, out: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        result = kernel(*args, **kwargs)
+        if out.dtype != result.dtype:
+            stock(*args, out=out, **kwargs)  # refuses, or resizes
+            return out.copy_(result)
+        return out.resize_(result.shape).copy_(result)
+
+    return activate
+
+
+def of_pairs(op: str) -> Kernel:
+    """The op `op` of two tensors that can be broadcast together, entry by entry."""
+    stock = stock_kernel(op)
+
+    def combine(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        dtype = torch.result_type(left, right)
+        if not dtype.is_floating_point:
+            result: torch.Tensor = stock(left, right)
+            return result
+        return as_whole_vectors(stock, *torch.broadcast_tensors(left.to(dtype), right.to(dtype)))
+
+    return combine
+
+
+_stock_glu = stock_kernel("glu")
+
+
+def glu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """aten::glu: the first half of `x` along `dim`, times the sigmoid of the second."""
+    if not -x.dim() <= dim < x.dim() or x.shape[dim] % 2 or not x.is_floating_point():
+        refused: torch.Tensor = _stock_glu(x, dim)
+        return refused
+    halves = x.chunk(2, dim)
+    return as_whole_vectors(lambda *both: _stock_glu(torch.cat(both), 0), *halves)
+
+
 def _whole(x: torch.Tensor) -> bool:
     """True if every thread's part of `x` is whole vectors; integers have no vector kernel."""
     if not x.is_floating_point():
@@ -88,9 +128,18 @@ _OPS = (
     *("silu", "sigmoid", "gelu", "softplus", "elu", "mish", "exp2", "cosh", "sinh", "atanh"),
     *("digamma", "logit", "softshrink", "special_i0e"),
 )
-_IN_PLACE = tuple(op for op in _OPS if op not in ("softplus", "softshrink", "special_i0e"))
-_OUT_OF_PLACE = {op: in_whole_vectors(op) for op in _OPS}
-KERNELS: dict[str, Kernel] = _OUT_OF_PLACE | {
-    f"{op}_": in_place(_OUT_OF_PLACE[op]) for op in _IN_PLACE
-}
+_PAIRS = ("atan2", "logaddexp", "logaddexp2", "igamma", "igammac")
+_NOT_IN_PLACE = ("softplus", "softshrink", "special_i0e", "logaddexp", "logaddexp2", "glu")
+_OUT_OF_PLACE: dict[str, Kernel] = (
+    {op: in_whole_vectors(op) for op in _OPS} | {op: of_pairs(op) for op in _PAIRS} | {"glu": glu}
+)
+KERNELS: dict[str, Kernel] = (
+    _OUT_OF_PLACE
+    | {
+        f"{op}_": in_place(kernel)
+        for op, kernel in _OUT_OF_PLACE.items()
+        if op not in _NOT_IN_PLACE
+    }
+    | {f"{op}.out": into_out(f"{op}.out", kernel) for op, kernel in _OUT_OF_PLACE.items()}
+)
 """Overrides by aten op. tanh, exp, relu and others round alike in both kernels."""

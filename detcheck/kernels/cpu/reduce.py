@@ -27,13 +27,13 @@ Kernel = Callable[..., Any]
 Dims = int | Sequence[int] | None
 
 
-def over_dims(op: str, dims_at: int) -> Kernel:
+def over_dims(op: str, dims_at: int, stock: Kernel | None = None) -> Kernel:
     """The op `op` (x, …), whose dims (an integer or several) are positional argument `dims_at`.
 
     The next argument is `keepdim`. x may have any shape, layout and dtype; the other arguments
-    are those of the op itself.
+    are those of the op itself. `stock` computes it for contiguous rows; None: the stock kernel.
     """
-    stock = stock_kernel(op)
+    stock = stock or stock_kernel(op)
 
     def reduce(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         dims = args[dims_at - 1]
@@ -51,6 +51,26 @@ def over_dims(op: str, dims_at: int) -> Kernel:
         if result.dim() != x.dim():
             return result
         return result.permute([order.index(dim) for dim in range(x.dim())])  # keepdim
+
+    return reduce
+
+
+def into_out(op: str, kernel: Kernel) -> Kernel:
+    """The `out=` variant `op` of a kernel. Sums and products are in the dtype of `out`.
+
+    That of `sum` is left as it is: the stock mean calls it, and would then call Python twice.
+    """
+    stock = stock_kernel(op)
+    in_its_dtype = op.startswith(("nansum", "prod"))
+
+    def reduce(x: torch.Tensor, *args: Any, out: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if in_its_dtype and kwargs.get("dtype") is None:
+            kwargs["dtype"] = out.dtype
+        result = kernel(x, *args, **kwargs)
+        if out.dtype != result.dtype:
+            refused: torch.Tensor = stock(x, *args, out=out, **kwargs)
+            return refused
+        return out.resize_(result.shape).copy_(result)
 
     return reduce
 
@@ -134,14 +154,38 @@ def _from_front(x: torch.Tensor, dims: Dims) -> list[int] | None:
     return found if found and len(found) == len(given) else None
 
 
+_logsumexp_out = stock_kernel("logsumexp.out")
+
+
+def _stock_logsumexp(x: torch.Tensor, dim: Dims, keepdim: bool = False) -> torch.Tensor:
+    """The stock kernel calls the `out=` variant, which is overridden: so this takes that one."""
+    dtype = x.dtype if x.is_floating_point() or x.is_complex() else torch.get_default_dtype()
+    result: torch.Tensor = _logsumexp_out(x, dim, keepdim, out=x.new_empty(0, dtype=dtype))
+    return result
+
+
+_mean = over_dims("mean.dim", 1)
+_prod = over_dims("prod.dim_int", 1)
+_logsumexp = over_dims("logsumexp", 1, _stock_logsumexp)
+_std, _var = spread("std.correction"), spread("var.correction")
+_OUT: dict[str, Kernel] = {
+    "mean.out": _mean,
+    "nansum.out": nansum,
+    "prod.int_out": _prod,
+    "logsumexp.out": _logsumexp,
+    "linalg_vector_norm.out": vector_norm,
+    "std.correction_out": _std,
+    "var.correction_out": _var,
+}
 KERNELS: dict[str, Kernel] = {
-    "mean.dim": over_dims("mean.dim", 1),
+    "mean.dim": _mean,
     "sum.dim_IntList": over_dims("sum.dim_IntList", 1),
     "nansum": nansum,
-    "prod.dim_int": over_dims("prod.dim_int", 1),
-    "logsumexp": over_dims("logsumexp", 1),
+    "prod.dim_int": _prod,
+    "logsumexp": _logsumexp,
     "linalg_vector_norm": vector_norm,
-    "std.correction": spread("std.correction"),
-    "var.correction": spread("var.correction"),
+    "std.correction": _std,
+    "var.correction": _var,
+    **{op: into_out(op, kernel) for op, kernel in _OUT.items()},
 }
 """Overrides by aten op."""
