@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -79,6 +81,58 @@ def test_what_is_measured_after_wrong_products_is_measured_without_them(
         ("correctness", True),
         ("attention", True),
     ]
+
+
+@pytest.mark.sweep
+def test_a_section_that_fails_costs_itself_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the process that measures: its error is its result, and the sections after it run."""
+    pytest.importorskip("torch")
+    from gpu_sections import child
+
+    def measure(section: plan.Section, *_: object) -> dict[str, object]:
+        if section.name == "classes":
+            raise ValueError("planted")
+        return {"failures": []}
+
+    monkeypatch.setattr(child, "why_not_here", lambda: None)
+    monkeypatch.setattr(child, "environment", dict)
+    monkeypatch.setattr(child, "gpu_answers", lambda: True)
+    monkeypatch.setattr(plan.Section, "measure", measure)
+    monkeypatch.setattr(plan.Section, "show", lambda self, result: ["shown"])
+    options = argparse.Namespace(sections="correctness,classes,source", minutes=5, plain=False)
+    assert child.measure_all(options) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ends = {event["end"]: event["result"] for event in events if "end" in event}
+    assert [*ends] == ["correctness", "classes", "source"]
+    assert ends["classes"]["error"] == "ValueError: planted"
+    assert ends["correctness"]["table"] == ends["source"]["table"] == ["shown"]
+    assert report.failed({"sections": ends})
+
+
+def test_what_was_measured_is_on_disk_if_the_whole_run_is_killed(tmp_path: Path) -> None:
+    """Killed while a section hangs: the section before it was written."""
+    child = tmp_path / "child.py"
+    child.write_text(CHILD.replace("0.2", "3600"))
+    out = tmp_path / "out"
+    script = (
+        "import argparse, sys; from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from gpu_sections import supervisor; from gpu_sections.clock import Clock\n"
+        "supervisor.SCRIPT = Path(sys.argv[2])\n"
+        "options = argparse.Namespace(sections='correctness,source', model=None, dry_run=True)\n"
+        "supervisor.measure(options, Clock(600), Path(sys.argv[3]))\n"
+    )
+    command = [sys.executable, "-c", script, EXPERIMENTS, child, out]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as running:
+        deadline = time.monotonic() + 60
+        while not (out / "table.md").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(running.pid, signal.SIGKILL)  # the section's process too
+    written = json.loads((out / "gpu.json").read_text())
+    assert list(written["sections"]) == ["correctness"]
+    assert "correctness is done" in (out / "table.md").read_text()
 
 
 def test_the_whole_time_is_kept(
