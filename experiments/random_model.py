@@ -2,6 +2,7 @@
 
     python experiments/random_model.py experts FOLDER      # 16 experts, 4 for a token (Qwen3-MoE)
     python experiments/random_model.py windows FOLDER      # windows of 64 keys (Mistral)
+    python experiments/random_model.py full FOLDER         # the same without; or long-windows
     python experiments/random_model.py own-code FOLDER     # its own attention code (GPT-J)
     python experiments/random_model.py scans FOLDER        # scans in chunks (Mamba-2)
     python experiments/random_model.py latent FOLDER       # latent attention (DeepSeek-V3)
@@ -47,6 +48,8 @@ CONFIGS: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any]]] = {
         SIZE | {"moe_intermediate_size": 384, "num_experts": 16, "num_experts_per_tok": 4},
     ),
     "windows": (MistralConfig, SIZE | {"intermediate_size": 1536, "sliding_window": 64}),
+    "full": (MistralConfig, SIZE | {"intermediate_size": 1536, "sliding_window": None}),
+    "long-windows": (MistralConfig, SIZE | {"intermediate_size": 1536, "sliding_window": 2048}),
     "own-code": (GPTJConfig, {"n_embd": 768, "n_layer": 6, "n_head": 12, "n_positions": 2048}),
     "scans": (
         Mamba2Config,
