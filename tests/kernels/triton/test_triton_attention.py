@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from under_test import DEVICE, DOT_DTYPES, attention, attention_layout, differentiable, random
 
 from detcheck.errors import UsageError
+from detcheck.kernels.triton import attention_shapes
 from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.requests import attend_sequences
 
@@ -204,6 +206,20 @@ def counted_schedules(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(attention_layout.Layout, "_made", watched)
     return made
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("group", [1, 3, 4, 8, 16, 128])
+def test_a_split_holds_whole_tiles_and_whole_blocks(
+    capability: tuple[int, int], group: int
+) -> None:
+    """Else a row of a tile would meet a split of which it sees no key, and its sum would be NaN."""
+    for dtype, dim in itertools.product((torch.bfloat16, torch.float32), (64, 128, 256)):
+        for shape in sum(attention_shapes.shapes(group, dim, dtype, capability).values(), ()):
+            positions = shape.rows // (1 << (group - 1).bit_length())
+            assert positions > 0
+            assert attention_layout.SPLIT % positions == 0
+            assert attention_layout.SPLIT % shape.block_n == 0
 
 
 def test_requests_are_searched_for_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
