@@ -7,6 +7,7 @@ attention interface has an entry of its own.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -163,7 +164,9 @@ def _install_powers() -> Callable[[], None]:
 
 def _scripted_as(op: str, function: Kernel) -> Kernel:
     """`function`; TorchScript, which cannot compile it, takes `op` for it."""
-    torch.jit._builtins._register_builtin(function, op)
+    table: dict[int, str] = torch.jit._builtins._get_builtin_table()
+    table[id(function)] = op
+    weakref.finalize(function, table.pop, id(function), None)  # another object may get its id
     return function
 
 

@@ -5,6 +5,7 @@ Each check has its twin on stock ops, which fail it.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -147,6 +148,16 @@ def test_scripted_modules_run_and_can_be_made_inside_a_mode() -> None:
         with batch_invariant():
             torch.testing.assert_close(nn.Sequential(before)(x), expected)
             torch.testing.assert_close(torch.jit.script(module)(x), expected)
+
+
+def test_torchscript_forgets_the_functions_of_a_mode_that_ended() -> None:
+    table = torch.jit._builtins._get_builtin_table()
+    gc.collect()
+    before = dict(table)
+    with batch_invariant():
+        assert table != before
+    gc.collect()
+    assert table == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
