@@ -26,18 +26,31 @@ def numerics() -> tuple[object, ...]:
         get_num_threads(),
         _SUBNORMAL == 0.0,
         _get_fp32_precision_getter("mkldnn", "matmul"),
-        _get_float32_matmul_precision(),
+        float32_precision(),
         _get_mkldnn_enabled(),
         _get_mkldnn_deterministic(),
         _get_cpu_allow_fp16_reduced_precision_reduction(),
     )
 
 
+def float32_precision() -> str:
+    """PyTorch's precision of float32 products, or `mixed` if each backend has its own.
+
+    The getter raises RuntimeError then.
+    """
+    try:
+        precision: str = _get_float32_matmul_precision()
+    except RuntimeError:
+        return "mixed"
+    return precision
+
+
 def full_precision() -> bool:
     """False if float32 products may be computed in a lower precision, such as bfloat16."""
-    return _get_float32_matmul_precision() == "highest" and _get_fp32_precision_getter(
-        "mkldnn", "matmul"
-    ) in ("none", "ieee")
+    return float32_precision() == "highest" and _get_fp32_precision_getter("mkldnn", "matmul") in (
+        "none",
+        "ieee",
+    )
 
 
 def in_transform() -> bool:
