@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from detcheck.engines.own_decoding import left_out
 from detcheck.engines.partial import PartialCompletion
 from detcheck.engines.passes import ForwardPass, PassObserver
 from detcheck.engines.prompts import check_lengths, encode_prompt
+from detcheck.engines.proofs import evidence_of
 from detcheck.engines.sampling import Filters, Sampler
 from detcheck.errors import OutOfMemory, UsageError
 from detcheck.evidence import KernelsProof, LoadEvidence, ModelIdentity
@@ -150,32 +150,7 @@ class InProcessEngine:
         if kernels == STOCK:
             return KernelsProof(kernels, {})
         proofs = self._proofs.get(kernels, [])
-        calls: Counter[str] = Counter()
-        outside: dict[str, int] = {}
-        for proof in proofs:
-            calls.update(proof.overrides)
-            outside |= proof.outside
-        idle = self._idle_in(proofs)
-        required = self._required_families(kernels)
-        missing = tuple(family for family in required if family in idle or not proofs)
-        problems = [proof.self_check for proof in proofs if proof.self_check != "passed"]
-        self_check = problems[0] if problems else "passed"
-        packing = proofs[-1].pack_weights if proofs else "off"
-        packed_bytes = max((proof.packed_bytes for proof in proofs), default=0)
-        return KernelsProof(
-            kernels, dict(calls), missing, self_check, outside, packing, packed_bytes
-        )
-
-    def _idle_in(self, proofs: list[Proof]) -> set[str]:
-        """Families that did not run in some trial.
-
-        A graph that an earlier trial of the same kernels captured runs its kernels without calling
-        the overrides, so then only those that no trial saw are idle.
-        """
-        idle = [{*proof.idle_families} for proof in proofs]
-        if self.replays and idle:
-            return set.intersection(*idle)
-        return set().union(*idle)
+        return evidence_of(kernels, proofs, self._required_families(kernels), replays=self.replays)
 
     def model_identity(self) -> ModelIdentity:
         """See `IdentifiesModel`: by the model's files, and by the token ids that it is sent."""

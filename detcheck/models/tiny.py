@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from detcheck.errors import ModelError
+from detcheck.errors import ModelError, UsageError
 from detcheck.models.naming import pretrained_options, source, why_not_loaded
 
 WINDOW = 6
@@ -204,14 +204,15 @@ def shrunk(config: Any) -> Any:
 
 
 def _check_experts(values: dict[str, Any]) -> None:
-    """Raise ModelError if a token would have more experts than there are: a tiny one has enough."""
+    """Raise UsageError if a token would have more experts than there are: a tiny one has enough."""
     experts, chosen = (
         max((values[name] for name in names if isinstance(values.get(name), int)), default=0)
         for names in (EXPERTS, CHOSEN)
     )
     if 1 < experts < chosen:
-        raise ModelError(
-            f"The config gives each token {chosen} experts, and the model has {experts}: mend it."
+        raise UsageError(
+            f"The config gives each token {chosen} experts, and the model has {experts}: correct "
+            "its config.json."
         )
 
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 RESULTS = ROOT / "results"
 PARTS = {
-    *("cures", "gpu", "instant_server", "matrix_relations", "matrix_table"),
+    *("cures", "gpu", "instant_server", "matrix_costs"),
+    *("matrix_relations", "matrix_table"),
     *("rl_loop", "rl_report", "rl_tasks"),
 }
 """Files that a script imports, and the script of the GPU, which has its own tests."""

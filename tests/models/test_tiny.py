@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detcheck.errors import ModelError
+from detcheck.errors import UsageError
 from detcheck.models.tiny import config_of, shrunk, tiny_model
 
 
@@ -45,5 +45,5 @@ def test_more_experts_for_a_token_than_there_are_is_refused(kind: str) -> None:
     config.num_experts_per_tok = 4
     assert shrunk(config).num_experts_per_tok == 2
     config.num_experts_per_tok = 5
-    with pytest.raises(ModelError, match="gives each token 5 experts, and the model has 4"):
+    with pytest.raises(UsageError, match="gives each token 5 experts, and the model has 4"):
         shrunk(config)
