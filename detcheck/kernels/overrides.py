@@ -27,17 +27,21 @@ from detcheck.kernels.cpu import norm as cpu_norm
 from detcheck.kernels.cpu import one_by_one as cpu_one_by_one
 from detcheck.kernels.cpu import pointwise as cpu_pointwise
 from detcheck.kernels.cpu import power as cpu_power
+from detcheck.kernels.cpu import recurrent as cpu_recurrent
 from detcheck.kernels.cpu import reduce as cpu_reduce
 from detcheck.kernels.cpu import softmax as cpu_softmax
 from detcheck.kernels.cpu import topk as cpu_topk
 from detcheck.kernels.cpu import triangular as cpu_triangular
 from detcheck.kernels.cpu.any_mask import scaled_dot_product_attention
+from detcheck.kernels.cpu.linear import decomposed as decomposed_linear
 from detcheck.kernels.cpu.linear import linear as cpu_linear
 from detcheck.kernels.experts import EXPERTS_OP, experts, put_in_table
 from detcheck.kernels.settings import PREFILL
 from detcheck.kernels.triton import why_unavailable
 
 Kernel = Callable[..., Any]
+COMPOSITE = "CompositeImplicitAutograd"
+"""The dispatch key of ops that are made of others on every device."""
 
 ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
     "matmul": {
@@ -45,7 +49,8 @@ ATEN: dict[str, dict[str, dict[str, Kernel]]] = {
         | cpu_grouped.KERNELS
         | cpu_convolution.KERNELS
         | cpu_triangular.KERNELS
-        | cpu_one_by_one.KERNELS
+        | cpu_one_by_one.KERNELS,
+        COMPOSITE: cpu_recurrent.KERNELS,
     },
     "attention": {"CPU": cpu_flash.KERNELS},
     "norm": {"CPU": cpu_norm.KERNELS},
@@ -87,7 +92,7 @@ def op_names(family: str, device: str | None = None) -> tuple[str, ...]:
     of_device = (
         table
         for key, table in kernels_of(family).items()
-        if device is None or key == device.upper()
+        if device is None or key == device.upper() or (key, device) == (COMPOSITE, "cpu")
     )
     names = dict.fromkeys(f"aten::{op}" for table in of_device for op in table)
     if family in _ATTENTION_OPS:
@@ -121,18 +126,26 @@ def _install_aten(family: str, calls: Counter[str]) -> Callable[[], None]:
     library = torch.library.Library("aten", "IMPL")
     for key, table in kernels_of(family).items():
         for op, kernel in table.items():
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*[Oo]verrid.*", category=UserWarning)
-                library.impl(op, _counted(f"aten::{op}", kernel, calls), key)
+            _override(library, op, _counted(f"aten::{op}", kernel, calls), key)
     return library._destroy
 
 
+def _override(library: torch.library.Library, op: str, kernel: Kernel, key: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Oo]verrid.*", category=UserWarning)
+        library.impl(op, kernel, key)
+
+
 def _install_linear(calls: Counter[str]) -> Callable[[], None]:
+    """Replace Python's function, and the op that C++ and scripts call: it calls `mm` or `addmm`."""
     stock_linear = F.linear
     F.linear = _scripted_as("aten::linear", _counted_linear(_linear(), calls))
+    library = torch.library.Library("aten", "IMPL")
+    _override(library, "linear", decomposed_linear, COMPOSITE)
 
     def remove() -> None:
         F.linear = stock_linear
+        library._destroy()
 
     return remove
 

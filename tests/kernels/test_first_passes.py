@@ -123,11 +123,11 @@ def test_a_subset_of_families_promises_nothing_of_other_ops() -> None:
     assert mode.proof().outside == {}
 
 
-def test_a_recurrent_layer_is_outside() -> None:
-    layer = nn.LSTM(64, 32, batch_first=True).eval()
+def test_a_recurrent_layer_with_dropout_is_outside() -> None:
+    layer = nn.LSTM(64, 32, num_layers=2, batch_first=True, dropout=0.1)
     with torch.no_grad(), batch_invariant() as mode:
         layer(torch.randn(3, 5, 64))
-    assert list(mode.proof().outside) == ["aten::mkldnn_rnn_layer"]
+    assert list(mode.proof().outside) == ["aten::mkldnn_rnn_layer", "aten::bernoulli_"]
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch says that this is deprecated

@@ -45,6 +45,7 @@ PRODUCTS: dict[str, Function] = {
     "mm, a Parameter on the left": lambda x: (PARAMETER @ x.T).T,
     "addmm with beta": lambda x: torch.addmm(BIAS, x, WEIGHT.t(), beta=0.5),
     "addmm, out=": lambda x: torch.addmm(BIAS, x, WEIGHT.t(), out=torch.empty(len(x), 96)),
+    "addmm, GELU": lambda x: torch._addmm_activation(BIAS, x, WEIGHT.t(), use_gelu=True),
     "addmm_": lambda x: BIAS.expand(len(x), 96).clone().addmm_(x, WEIGHT.t()),
     "addmm, a Parameter on the left": lambda x: torch.addmm(BIAS[:, None], PARAMETER, x.T).T,
     "mv": lambda x: torch.mv(x, VECTOR),
@@ -103,6 +104,8 @@ def test_complex_products_of_other_shapes_keep_the_promise() -> None:
 VALUES: dict[str, Callable[[], torch.Tensor]] = {
     "mm, out=": lambda: torch.mm(LEFT, WEIGHT.t(), out=torch.empty(0)),
     "addmm, out=": lambda: torch.addmm(BIAS, LEFT, WEIGHT.t(), alpha=2, out=torch.empty(65, 96)),
+    "addmm, ReLU": lambda: torch._addmm_activation(BIAS, LEFT, WEIGHT.t()),
+    "addmm, GELU": lambda: torch._addmm_activation(BIAS, LEFT, WEIGHT.t(), use_gelu=True),
     "addmm_": lambda: torch.ones(65, 96).addmm_(LEFT, WEIGHT.t(), beta=3, alpha=0.5),
     "addmm of NaN": lambda: torch.addmm(torch.full((96,), torch.nan), LEFT, WEIGHT.t(), beta=0),
     "baddbmm_": lambda: torch.ones(2, 65, 96).baddbmm_(twice(LEFT), twice(WEIGHT.t()), beta=2),

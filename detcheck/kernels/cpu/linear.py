@@ -15,12 +15,15 @@ from detcheck.kernels.cpu.matmul import is_settled, stock_mm_out
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed import STORE, PackedWeight, product
 from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES
+from detcheck.kernels.cpu.stock import stock_kernel
 
 OP = "detcheck::linear"
 """The product by a packed weight, as autograd and whoever watches the dispatcher see it."""
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _stock_linear = F.linear
+_decomposition = stock_kernel("linear")
+"""What the stock op is made of, without the dispatcher."""
 
 _settled_linears: dict[tuple[Any, ...], tuple[tuple[int, int], tuple[int, int], torch.Size]] = {}
 """Calls whose operands run as they are: shapes of the left-hand side, the product, the result."""
@@ -82,7 +85,8 @@ def _linear_packed(
         and (bias is None or _fits(bias, weight))
     ):
         return product(input, copy.packed, bias)
-    if not rows or input.shape[-1:] != (inner,) or (bias is not None and not _fits(bias, weight)):
+    fit = input.shape[-1:] == (inner,) and (bias is None or _fits(bias, weight))
+    if not rows or not fit or input.layout != torch.strided:
         return _stock_linear(input, weight, bias)
     left = input.reshape(rows, inner)
     if not left.is_contiguous() or left.data_ptr() % CACHE_LINE_BYTES:
@@ -140,15 +144,12 @@ def _linear_unpacked(
     All others take the stock decomposition, which calls `mm` or `addmm`: so do packed weights and
     other tensors of a type of their own, and all calls that are transformed or observed.
     """
-    if bias is not None:
-        # If its input is not contiguous, PyTorch adds the bias after rounding. A slice of one
-        # request is contiguous, the same slice of several requests is not.
-        return _stock_linear(input.contiguous(), weight, bias)
     plain = type(weight) in _PLAIN and type(input) in _PLAIN and input.is_cpu
-    if not plain or torch.is_grad_enabled() or _observed() or _transformed():
-        return _stock_linear(input, weight)
-    if not input.is_contiguous() or input.data_ptr() % CACHE_LINE_BYTES:
-        return _stock_linear(input, weight)
+    if not plain or _observed() or _transformed():
+        return _stock_linear(_laid_out(input, bias), weight, bias)
+    simple = bias is None and not is_grad_enabled() and input.is_contiguous()
+    if not simple or input.data_ptr() % CACHE_LINE_BYTES:
+        return decomposed(input, weight, bias)
     key = (
         input.shape,
         weight.shape,
@@ -159,7 +160,7 @@ def _linear_unpacked(
     )
     shapes = _settled_linears.get(key)
     if shapes is None:
-        out = _stock_linear(input, weight)
+        out = decomposed(input, weight)
         rows = (input.numel() // max(1, input.shape[-1]), input.shape[-1])
         if input.dim() > 1 and is_settled(input.view(rows), weight.t()):
             _settled_linears[key] = (rows, (rows[0], weight.shape[0]), out.shape)
@@ -168,3 +169,20 @@ def _linear_unpacked(
     out = stock_mm_out(input.view(left_shape), weight.t(), out=input.new_empty(product_shape))
     product: torch.Tensor = out.view(out_shape)
     return product
+
+
+def decomposed(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """aten::linear, as TorchScript and PyTorch's recurrent layers call it: by `mm` or `addmm`."""
+    result: torch.Tensor = _decomposition(_laid_out(input, bias), weight, bias)
+    return result
+
+
+def _laid_out(input: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The input, contiguous if a bias is added.
+
+    If its input is not contiguous, PyTorch adds the bias after rounding. A slice of one request is
+    contiguous, the same slice of several requests is not.
+    """
+    return input if bias is None or input.layout != torch.strided else input.contiguous()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
+from torch.nn import functional as F
 
 from detcheck.kernels.cpu.in_order import can_multiply, multiply
 from detcheck.kernels.cpu.numerics import numerics
@@ -56,6 +57,19 @@ def addmm(
     if plain and bias.dim() == 1 and not scaled(scales) and not is_weight(left):
         return _by_rows(left, right, bias)
     return scaled_sum(bias, mm(left, right), **scales)
+
+
+def addmm_activation(
+    bias: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    *,
+    use_gelu: bool = False,
+    **scales: Unpack[Scales],
+) -> torch.Tensor:
+    """The GELU or ReLU of `addmm`."""
+    total = addmm(bias, left, right, **scales)
+    return F.gelu(total) if use_gelu else F.relu(total)
 
 
 def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -135,6 +149,7 @@ def over_first(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
 _OUT_OF_PLACE: dict[str, Callable[..., torch.Tensor]] = {
     "mm": mm,
     "addmm": addmm,
+    "_addmm_activation": addmm_activation,
     "bmm": bmm,
     "baddbmm": baddbmm,
     "addbmm": addbmm,
