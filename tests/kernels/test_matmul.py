@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from products import cancelling, rows_that_differ
+from sweeps import few
 from torch.nn import functional as F
 
 from detcheck.kernels.cpu.rows import ProductShape, RowClasses
@@ -271,3 +272,55 @@ def test_misaligned_weights_keep_the_promise() -> None:
         whole = F.linear(left, shifted)
         for rows in (1, 2, 5, 33):
             assert torch.equal(F.linear(left[:rows], shifted), whole[:rows])
+
+
+COLUMNS = (1, 2, 3, 7, 11, 12, 15, 16, 17, 33, 64, 100)
+LAY_OUT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "rows of requests": lambda x: x.t(),
+    "columns": lambda x: x.t().contiguous(),
+    "part of longer rows": lambda x: F.pad(x, (0, 3)).t()[:-3],
+}
+
+
+def columns_that_differ(
+    rows: int, inner: int, dtype: torch.dtype, lay_out: Callable[[torch.Tensor], torch.Tensor]
+) -> int:
+    """Calls with few columns of a batch, from either end, whose bits are not those of all 129."""
+    requests, weight = cancelling(129, inner, rows, torch.float64 if dtype.is_complex else dtype)
+    if dtype.is_complex:
+        requests, weight = (torch.complex(x, x.flip(-1)).to(dtype) for x in (requests, weight))
+    whole = weight @ lay_out(requests)
+    return sum(
+        not torch.equal(weight @ lay_out(part.clone()), whole[:, start : start + columns])
+        for columns in COLUMNS
+        for start in (0, 129 - columns)
+        for part in (requests[start : start + columns],)
+    )
+
+
+ALL_DTYPES = (*DTYPES, torch.float64, torch.complex64, torch.complex128)
+
+
+@few("dtype", ALL_DTYPES, every=3, ids=str)
+@few("name", LAY_OUT)
+def test_columns_do_not_depend_on_their_number(name: str, dtype: torch.dtype) -> None:
+    """The batch may be along N, with a plain tensor as the weight."""
+    with batch_invariant("matmul"):
+        for rows, inner in ((1, 577), (33, 7), (96, 131)):
+            assert columns_that_differ(rows, inner, dtype, LAY_OUT[name]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_same_check_catches_the_stock_op_by_columns(dtype: torch.dtype) -> None:
+    assert columns_that_differ(96, 131, dtype, LAY_OUT["rows of requests"]) > 0
+
+
+def test_products_of_few_columns_are_as_long_as_stock_makes_them() -> None:
+    left, right = torch.randn(5, 64), torch.randn(64, 3)
+    with batch_invariant("matmul"):
+        for bias in (torch.ones(3), torch.ones(1)):
+            added = torch.addmm(bias, left, right)
+            torch.testing.assert_close(added, left @ right + 1)
+            assert added.is_contiguous()
+        with pytest.raises(RuntimeError, match="expanded size"):
+            torch.addmm(torch.ones(2), left, right)

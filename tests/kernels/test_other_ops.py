@@ -43,6 +43,11 @@ def twice(x: torch.Tensor) -> torch.Tensor:
 PRODUCTS: dict[str, Function] = {
     "mm, out=": lambda x: torch.mm(x, WEIGHT.t(), out=torch.empty(len(x), 96)),
     "mm, a Parameter on the left": lambda x: (PARAMETER @ x.T).T,
+    "mm, a tensor on the left": lambda x: (WEIGHT @ x.T).T,
+    "mm of columns": lambda x: (WEIGHT @ x.T.contiguous()).T,
+    "vector on the left": lambda x: VECTOR @ x.T,
+    "addmm, a tensor on the left": lambda x: torch.addmm(BIAS[:, None], WEIGHT, x.T).T,
+    "addmm, a bias for each column": lambda x: torch.addmm(x[:, 0], WEIGHT, x.T).T,
     "addmm with beta": lambda x: torch.addmm(BIAS, x, WEIGHT.t(), beta=0.5),
     "addmm, out=": lambda x: torch.addmm(BIAS, x, WEIGHT.t(), out=torch.empty(len(x), 96)),
     "addmm, GELU": lambda x: torch._addmm_activation(BIAS, x, WEIGHT.t(), use_gelu=True),
@@ -73,7 +78,7 @@ def rows_that_differ(function: Function, x: torch.Tensor) -> int:
     return differ
 
 
-USUAL = ("mm, out=", "mm, a Parameter on the left", "mv")
+USUAL = ("mm, out=", "mm, a Parameter on the left", "mm, a tensor on the left", "mv")
 SWEPT = [pytest.param(name, marks=pytest.mark.sweep) for name in PRODUCTS if name not in USUAL]
 
 

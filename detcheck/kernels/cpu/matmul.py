@@ -10,7 +10,13 @@ from torch.nn import functional as F
 
 from detcheck.kernels.cpu.in_order import can_multiply, multiply
 from detcheck.kernels.cpu.numerics import numerics
-from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES, ClassTable, ProductShape, RowClasses
+from detcheck.kernels.cpu.rows import (
+    ANCHOR_ROWS,
+    CACHE_LINE_BYTES,
+    ClassTable,
+    ProductShape,
+    RowClasses,
+)
 from detcheck.kernels.cpu.stock import stock_kernel
 from detcheck.kernels.scales import Scales, scaled, scaled_sum
 
@@ -18,6 +24,23 @@ _DTYPES = (
     *(torch.float32, torch.bfloat16, torch.float16, torch.float64),
     *(torch.complex64, torch.complex128),
 )
+
+MIN_COLUMNS = 16
+"""Products of fewer columns are padded: in them, a column's bits depend on the number of columns.
+
+In float64 they do so in any product, unless its rows start on cache lines."""
+SMALL_PRODUCT = 16**3
+"""M x K x N up to which PyTorch does not call oneDNN. No product of ANCHOR_ROWS rows is so small.
+"""
+_ONE_LAYOUT = {
+    torch.float64: False,
+    torch.float16: True,
+    torch.complex64: False,
+    torch.complex128: False,
+}
+"""Dtypes in which bits depend on the layout: whether the right-hand side becomes a transpose.
+
+The layout of a single column does not tell how a batch of columns lies in memory."""
 
 _settled: set[tuple[Any, ...]] = set()
 """Keys of calls that need neither copies nor padding. This is the common case, and fast."""
@@ -34,8 +57,8 @@ def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(M, K) x (K, N) to (M, N); every row has the bits that it has in a call of 32 rows.
 
     For float32, bfloat16, float16, float64 and complex. Products of integers are exact and run as
-    stock. If the left-hand side is a parameter, the batch is along N: then every column has the
-    bits that it has in a call of 32 columns.
+    stock. The batch may also be along N: a column has the same bits for any number of columns. If
+    the left-hand side is a parameter, it has those of a row in the transposed product.
     """
     if is_weight(left) and not is_weight(right):
         return mm(right.t(), left.t()).t()
@@ -203,13 +226,16 @@ def _call_key(left: torch.Tensor, right: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _by_rows(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    columns = right.shape[1]
     laid_out, transposed = _layout(right)
+    if bias is not None and laid_out.shape[1] > columns:
+        bias = F.pad(bias.expand(len(left), columns)[0], (0, laid_out.shape[1] - columns))
     if not left.is_contiguous() or left.data_ptr() % CACHE_LINE_BYTES:
         left = left.clone(memory_format=torch.contiguous_format)
     classes = CLASSES.find(
         ProductShape(
             left.shape[1],
-            right.shape[1],
+            laid_out.shape[1],
             left.dtype,
             transposed,
             bias is not None,
@@ -220,7 +246,7 @@ def _by_rows(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
     product = classes.apply(lambda rows: _product(rows, laid_out, bias), left)
     if bias is None and laid_out is right and classes.fits(left.shape[0]):
         _settled.add(_call_key(left, right))
-    return product
+    return product[:, :columns].contiguous()
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -235,15 +261,27 @@ def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None)
 
 
 def _layout(right: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """The right-hand side as it is if it is contiguous or the transpose of a contiguous tensor.
+    """The right-hand side (K, N) in a layout, and of a width, at which N does not change bits.
 
-    Else a contiguous copy. The second value is true for a transpose.
+    As it is if that holds, else a copy, with further columns of zeros if need be. The second value
+    is true for the transpose of a contiguous tensor.
     """
-    if right.is_contiguous():
-        return right, False
-    if right.t().is_contiguous():
-        return right, True
-    return right.contiguous(), False
+    inner, columns = right.shape
+    transposed = _ONE_LAYOUT.get(right.dtype, right.stride(0) < right.stride(1))
+    wide = _padded_columns(inner, columns, right.dtype)
+    if wide == columns and (right.t() if transposed else right).is_contiguous():
+        return right, transposed
+    copy = right.new_zeros((wide, inner)).t() if transposed else right.new_zeros((inner, wide))
+    copy[:, :columns] = right
+    return copy, transposed
+
+
+def _padded_columns(inner: int, columns: int, dtype: torch.dtype) -> int:
+    """The smallest N, not below `columns`, at which a column has the bits of any larger product."""
+    least = (SMALL_PRODUCT // (ANCHOR_ROWS * inner) // MIN_COLUMNS + 1) * MIN_COLUMNS
+    if dtype == torch.float64:
+        columns = -(-columns // MIN_COLUMNS) * MIN_COLUMNS
+    return max(columns, least)
 
 
 def _make_classes(shape: ProductShape) -> RowClasses:
