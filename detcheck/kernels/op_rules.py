@@ -111,8 +111,8 @@ class OpRules:
         if op == "bmm" and not self._on_cpu and args[0].shape[2] > 1:
             usual = can_multiply(args[0], args[1]) or self._holds_weights(args[1])
             return usual and full_name in self._served
-        if op == "mm" and self._holds_weights(args[0]):
-            return is_weight(args[0])
+        if op == "mm" and not self._on_cpu and self._holds_weights(args[0]):
+            return is_weight(args[0])  # on the CPU any batch along N is held
         return full_name in self._served
 
     def _holds_weights(self, x: torch.Tensor) -> bool:

@@ -271,6 +271,21 @@ def test_products_past_the_interface_run_in_order_on_a_gpu_too(
     assert reason("cuda", 64) is None
 
 
+def test_a_batch_along_the_columns_is_held_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU only if a parameter is on the left, by which the kernel sees where the batch is."""
+
+    def reason(device: str, weight: torch.Tensor) -> str | None:
+        call = (weight, torch.ones(8, 3))
+        return OpRules(device, (weight,)).reason(torch.ops.aten.mm.default, call, {}, call[1])
+
+    monkeypatch.setattr(op_rules, "op_names", lambda family, device: ("aten::mm",))
+    parameter = nn.Parameter(torch.ones(4, 8))
+    assert reason("cpu", parameter) is not None
+    assert reason("cpu", parameter.data) is not None
+    assert reason("cuda", parameter) is not None
+    assert reason("cuda", parameter.data) is None
+
+
 class Activated(nn.Module):
     """A linear layer and an activation."""
 
