@@ -195,14 +195,18 @@ class _KnownMask:
     k_len: int
     version: int
     copy: torch.Tensor | None
-    """Its values; only of an inference tensor, which has no version counter."""
+    """Its values; None on a GPU, if its version counter alone has to show changes.
+
+    Inference tensors have no such counter, and changes through `.data` or NumPy do not count.
+    """
     keys: VisibleKeys
 
     def is_still(self, mask: torch.Tensor, rows: int, k_len: int) -> bool:
         """True if `mask` is this one and was not changed since it was read."""
         if self.mask() is not mask or (self.rows, self.k_len) != (rows, k_len):
             return False
-        return self.version == _version(mask) if self.copy is None else mask.equal(self.copy)
+        same = self.version == _version(mask)
+        return same and (self.copy is None or _are_equal(mask, self.copy))
 
 
 class _LastMask:
@@ -217,7 +221,7 @@ class _LastMask:
             if known.is_still(mask, rows, k_len):
                 return known.keys
         keys = read_mask(mask, rows, k_len)
-        copy = mask.clone() if mask.is_inference() else None
+        copy = mask.detach().clone() if mask.is_cpu or mask.is_inference() else None
         known = _KnownMask(weakref.ref(mask), rows, k_len, _version(mask), copy, keys)
         self._known = [known, *self._known[:_KINDS_OF_LAYERS]]
         return keys
@@ -227,6 +231,15 @@ def _version(mask: torch.Tensor) -> int:
     return 0 if mask.is_inference() else mask._version
 
 
+def _are_equal(mask: torch.Tensor, copy: torch.Tensor) -> bool:
+    """As `mask.equal(copy)`; large masks are compared by eight bytes at a time."""
+    plain = mask.is_contiguous() and copy.is_contiguous() and not mask.storage_offset()
+    if plain and mask.nbytes >= _LARGE_BYTES and not mask.nbytes % 8:
+        mask, copy = (x.detach().view(-1).view(torch.int64) for x in (mask, copy))
+    return mask.equal(copy)
+
+
+_LARGE_BYTES = 8192
 _KINDS_OF_LAYERS = 3
 """A model has a mask for each kind of layer, such as full and sliding."""
 _last_mask = threading.local()

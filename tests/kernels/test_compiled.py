@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from detcheck.errors import UsageError
 from detcheck.kernels.mode import batch_invariant
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of many things
@@ -65,3 +66,23 @@ def test_an_exception_gives_compiled_functions_back(runs: list[str]) -> None:
         raise ZeroDivisionError
     function(torch.randn(5, 64))
     assert runs[0] == "compiled"
+
+
+def test_a_mode_inside_a_compiled_function_is_refused() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        with batch_invariant("matmul"):
+            return x @ x
+
+    with pytest.raises(UsageError, match="enter it before the function is called"):
+        torch.compile(function, backend="eager")(torch.ones(2, 2))
+    with batch_invariant("matmul"):
+        torch.compile(function, backend="eager")(torch.ones(2, 2))  # runs eagerly
+
+
+def test_traces_are_refused_inside_and_possible_outside() -> None:
+    layer, x = torch.nn.Linear(8, 4), torch.ones(3, 8)
+    with batch_invariant("matmul"), pytest.raises(UsageError, match="trace before the mode"):
+        torch.jit.trace(layer, x)
+    traced = torch.jit.trace(layer, x)
+    with batch_invariant("matmul"):
+        torch.testing.assert_close(traced(x), layer(x))

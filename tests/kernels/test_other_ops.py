@@ -14,6 +14,7 @@ from sweeps import few
 from torch import nn
 from torch.nn import functional as F
 
+from detcheck.errors import UsageError
 from detcheck.kernels.mode import batch_invariant
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -234,3 +235,18 @@ def test_the_fast_path_of_encoders_comes_back() -> None:
     with batch_invariant("attention"):
         assert not torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_work_in_linear_layers_and_are_refused_by_attention() -> None:
+    layer = nn.Linear(64, 32)
+    x = torch.nested.nested_tensor([random(3, 64), random(5, 64)])
+    jagged = torch.nested.nested_tensor([random(3, 64)], layout=torch.jagged)
+    with torch.no_grad():
+        stock = layer(x).unbind()
+        for pack_weights in ("auto", "off"):
+            with batch_invariant(pack_weights=pack_weights):
+                torch.testing.assert_close(layer(x).unbind(), stock)
+                for nested in (x, jagged):
+                    with pytest.raises(UsageError, match="takes no nested tensors"):
+                        F.scaled_dot_product_attention(nested, nested, nested)

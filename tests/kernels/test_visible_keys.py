@@ -33,6 +33,27 @@ def test_a_mask_that_is_changed_in_place_is_read_again(name: str) -> None:
         assert read_mask_once(mask, 1, 6).starts.tolist() == [2]
 
 
+def test_a_mask_that_is_changed_past_its_version_counter_is_read_again() -> None:
+    mask = causal()
+    version = mask._version
+    pad(mask.data)
+    assert read_mask_once(mask, 1, 6).starts.tolist() == [2]
+    mask.numpy()[..., :3] = False
+    assert mask._version == version
+    assert read_mask_once(mask, 1, 6).starts.tolist() == [3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16])
+def test_one_changed_entry_of_a_large_mask_is_seen(dtype: torch.dtype) -> None:
+    mask = torch.ones(2, 1, 128, 128, dtype=torch.bool).tril()
+    if dtype != torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
+    assert read_mask_once(mask, 2, 128).starts.tolist() == [0, 0]
+    assert read_mask_once(mask[1:], 1, 128).starts.tolist() == [0]
+    mask.data[1, ..., 0] = mask[0, 0, 0, 1]  # hidden
+    assert read_mask_once(mask, 2, 128).starts.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_a_mask_that_is_unchanged_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []

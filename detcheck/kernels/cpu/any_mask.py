@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from detcheck.errors import UsageError
 from detcheck.kernels.cpu import in_order
 from detcheck.kernels.cpu.stock import stock_attention
 from detcheck.kernels.scores import Scores
@@ -60,8 +61,13 @@ def scaled_dot_product_attention(
 ) -> torch.Tensor:
     """PyTorch's function of this name, called by a model past transformers' attention interface.
 
-    Tensors of other than four dims, of integers, and calls with dropout run as stock.
+    Tensors of other than four dims, of integers, and calls with dropout run as stock. Raises
+    UsageError for nested tensors.
     """
+    if query.is_nested:
+        raise UsageError(
+            "Batch-invariant attention takes no nested tensors: pad them, with a mask."
+        )
     q_len, k_len = query.shape[-2], key.shape[-2]
     causal = None
     if is_causal:

@@ -45,7 +45,7 @@ def linear(
     if copy is None:
         return _linear_unpacked(input, weight, bias)
     usual = type(input) in _PLAIN and input.is_cpu and input.dtype == weight.dtype
-    if not usual or _transformed():
+    if not usual or input.is_nested or _transformed():
         return _stock_linear(input, weight, bias)
     if _observed() or (is_grad_enabled() and _needs_gradients(input, weight, bias)):
         observed: torch.Tensor = torch.ops.detcheck.linear(input, weight, bias)
@@ -145,7 +145,7 @@ def _linear_unpacked(
     other tensors of a type of their own, and all calls that are transformed or observed.
     """
     plain = type(weight) in _PLAIN and type(input) in _PLAIN and input.is_cpu
-    if not plain or _observed() or _transformed():
+    if not plain or input.is_nested or _observed() or _transformed():
         return _stock_linear(_laid_out(input, bias), weight, bias)
     simple = bias is None and not is_grad_enabled() and input.is_contiguous()
     if not simple or input.data_ptr() % CACHE_LINE_BYTES:
