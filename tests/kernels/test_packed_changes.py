@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -167,4 +168,43 @@ def test_kept_copies_are_checked_when_the_next_mode_starts() -> None:
                 assert torch.equal(F.linear(left, weight), fresh(left, weight))
     finally:
         release()
+    assert STORE.num_bytes == 0
+
+
+def test_a_failure_while_a_weight_is_packed_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left, weight = operands()
+
+    def no_memory(*_: object) -> torch.Tensor:
+        raise MemoryError
+
+    with torch.no_grad(), batch_invariant("matmul") as mode:
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(packed, "_reorder", no_memory)
+            F.linear(left, weight)
+        assert torch.equal(F.linear(left, weight), fresh(left, weight))
+        assert mode.proof().self_check == "passed"
+    assert STORE.num_bytes == 0
+
+
+def test_threads_may_enter_and_leave_modes_of_their_own() -> None:
+    left, weight = operands()
+    wrong: list[object] = []
+
+    def work() -> None:
+        for _ in range(3):
+            with torch.no_grad(), batch_invariant("matmul") as mode:
+                whole = F.linear(left, weight)
+                if not torch.equal(F.linear(left[:1], weight), whole[:1]):
+                    wrong.append(whole)
+                if mode.proof().fault is not None:
+                    wrong.append(mode.proof().fault)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
     assert STORE.num_bytes == 0
