@@ -29,6 +29,7 @@ OPS: dict[str, tuple[Op, Op]] = {
     "sum": (lambda x: reduce.sum_dims(x, [-1]), lambda x: x.sum(-1)),
     "logsumexp": (lambda x: reduce.logsumexp(x, [-1]), lambda x: x.logsumexp(-1)),
     "norm": (lambda x: reduce.vector_norm(x, 2, [-1]), lambda x: x.norm(dim=-1)),
+    "cumsum": (lambda x: reduce.cumsum(x, -1), lambda x: x.cumsum(-1)),
 }
 """Name, then our kernel and the stock op."""
 EXPERTS = ((128, 1536, 2048), (128, 2048, 768))

@@ -70,7 +70,7 @@ SECTIONS = (
         Cost("linear layers and depths", 33, 2 * CHECK),
         Cost("heads", 15, 2 * CHECK),
         Cost("windows, sinks and caps", 9, 2 * CHECK),
-        Cost("row ops and lengths", 120, CHECK / 4),
+        Cost("row ops and lengths", 135, CHECK / 4),
         Cost("experts", 6, CHECK),
         Cost("sums in order", 3, CHECK),
     )),

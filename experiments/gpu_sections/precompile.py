@@ -202,6 +202,7 @@ def row_launches(x: torch.Tensor) -> Iterator[Callable[[], Any]]:
     yield lambda: reduce.sum_dims(x, [-1])
     yield lambda: reduce.logsumexp(x, [-1])
     yield lambda: reduce.vector_norm(x, 2, [-1])
+    yield lambda: reduce.cumsum(x, -1)
 
 
 def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
