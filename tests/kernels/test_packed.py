@@ -336,3 +336,19 @@ def test_odd_shapes_still_work() -> None:
         assert F.linear(left[0], weight, bias).shape == (48,)
         assert F.linear(left[:0], weight, bias).shape == (0, 48)
         assert F.linear(left.t().contiguous().t(), weight).equal(F.linear(left, weight))
+
+
+@pytest.mark.parametrize(("inner", "mixed"), [("auto", False), ("off", True)])
+def test_modes_that_disagree_on_packing_prove_nothing(inner: str, mixed: bool) -> None:
+    """Packed products have other bits than plain ones, and the modes share one state."""
+    left, weight, _ = operands(4, 64, 48, torch.bfloat16)
+    with torch.no_grad(), batch_invariant("matmul") as outside:
+        F.linear(left, weight)
+        with batch_invariant("matmul", pack_weights=inner) as inside:
+            F.linear(left, weight)
+            assert ("one `pack_weights`" in inside.proof().self_check) == mixed
+        F.linear(left, weight)
+        assert (outside.proof().self_check != "passed") == mixed
+    with torch.no_grad(), batch_invariant("matmul", pack_weights="off") as later:
+        F.linear(left, weight)
+        assert later.proof().self_check == "passed"

@@ -21,18 +21,16 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from detcheck.kernels.cpu import matmul
 from detcheck.kernels.cpu.memory import available_bytes
 from detcheck.kernels.cpu.numerics import full_precision, in_transform, numerics
+from detcheck.kernels.cpu.packed_changes import reserve_first_model, watch_changes
 from detcheck.kernels.cpu.rows import ClassTable, ProductShape, RowClasses
 
 EXPECTED_ROWS = 16
@@ -96,6 +94,8 @@ class PackedWeights:
         self._known: dict[int, weakref.ref[torch.Tensor]] = {}
         self._refused: set[int] = set()
         self._modes = self._forbidding = self._keepers = self._budget = 0
+        self._mixed = False
+        """True once modes with and without packing were on together, until no mode is on."""
         self._lock = threading.RLock()
         self._remove_hooks: tuple[Callable[[], None], ...] = ()
 
@@ -107,9 +107,10 @@ class PackedWeights:
                 self._budget = free // MEMORY_SHARE - self.num_bytes
             self._modes += 1
             self._forbidding += not allowed
+            self._mixed |= 0 < self._forbidding < self._modes
             self._settle()
             for weight in self._changed():
-                self._forget(id(weight))
+                self.forget(id(weight))
 
         def release() -> None:
             with self._lock:
@@ -180,7 +181,12 @@ class PackedWeights:
                 self._budget -= needed
 
     def verify(self) -> str | None:
-        """None, or a sentence if a weight no longer has the values that were packed."""
+        """None, or a sentence if products may come from other values, or have other bits."""
+        if self._mixed:
+            return (
+                "modes with and without packed weights were on at once, and their products have "
+                "different bits: use one `pack_weights` for all"
+            )
         with self._lock:
             changed = self._changed()
         if not changed:
@@ -210,12 +216,13 @@ class PackedWeights:
         """Free the copies, and watch for changes, as the holders want it now."""
         on = self._modes > 0 and self._forbidding == 0
         if on and not self._remove_hooks:
-            self._remove_hooks = (_watch_changes(self), _reserve_first_model(self))
+            self._remove_hooks = (watch_changes(self), reserve_first_model(self))
         if not on:
             for remove in self._remove_hooks:
                 remove()
             self._remove_hooks = ()
         if not self._modes:
+            self._mixed = False
             CLASSES.free_probes()
             matmul.CLASSES.free_probes()
         if self._forbidding or not (self._modes or self._keepers):
@@ -224,11 +231,12 @@ class PackedWeights:
             self._known.clear()
             self._refused.clear()
 
-    def _forget(self, key: int) -> None:
+    def forget(self, key: int) -> None:
+        """Drop the copy of the parameter with this `id`, if there is one."""
         self.copies.pop(key, None)
 
     def _freed(self, key: int, _: weakref.ref[torch.Tensor]) -> None:
-        self._forget(key)
+        self.forget(key)
         self._known.pop(key, None)
         self._refused.discard(key)
 
@@ -303,48 +311,6 @@ def checksum(weight: torch.Tensor) -> np.ndarray:
     words = bits.view(np.uint64) if bits.shape[1] % 4 == 0 else bits.view(np.uint16)
     sums: np.ndarray = np.add.reduce(words, axis=0, dtype=np.uint64)
     return sums
-
-
-def _reserve_first_model(store: PackedWeights) -> Callable[[], None]:
-    """Reserve memory for the first module that is called, as a whole; returns what ends this."""
-
-    def before_forward(module: torch.nn.Module, _: Any) -> None:
-        hook.remove()
-        store.reserve(
-            weight
-            for part in module.modules()
-            if not isinstance(part, torch.nn.Embedding)
-            for weight in part.parameters(recurse=False)
-        )
-
-    hook = register_module_forward_pre_hook(before_forward)
-    return hook.remove
-
-
-def _watch_changes(store: PackedWeights) -> Callable[[], None]:
-    """Drop copies after changes that the version counter misses; returns what ends the watch."""
-
-    def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                store._forget(id(weight))
-
-    plain: Any = torch.Tensor.data
-
-    def get_data(weight: torch.nn.Parameter) -> torch.Tensor:
-        alias: torch.Tensor = plain.__get__(weight)
-        store.aliases.setdefault(weight, []).append(weakref.ref(alias))
-        return alias
-
-    hook = register_optimizer_step_post_hook(after_step)
-    parameter: Any = torch.nn.Parameter
-    parameter.data = property(get_data, plain.__set__)
-
-    def remove() -> None:
-        hook.remove()
-        del parameter.data
-
-    return remove
 
 
 STORE = PackedWeights()
