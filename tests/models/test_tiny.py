@@ -29,6 +29,12 @@ def test_a_model_of_cycles_has_as_many_layers_as_it_runs() -> None:
     assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, config.vocab_size)
 
 
+def test_a_config_without_all_its_own_defaults_is_completed() -> None:
+    model = tiny_model(shrunk(config_of("dbrx")))
+    assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, model.config.vocab_size)
+    assert sum(weight.numel() for weight in model.parameters()) < 1_000_000
+
+
 def test_a_window_is_made_smaller_but_never_larger() -> None:
     config = config_of("mistral")
     for given, tiny in ((4096, 6), (6, 6), (1, 1), (0, 0), (None, None)):
