@@ -23,7 +23,7 @@ demo: install  ## The 80-variants question on the embedded model: table and repo
 test: install-dev browser  ## Everything: unit, property, browser, command line, real model.
 	$(BIN)/python -m pytest -m "not servers"
 
-test-fast: install-dev  ## A case of every kind, without the real model and the browser: about 135 s of processor time.
+test-fast: install-dev  ## A case of every kind, without the real model and the browser: about 150 s of processor time.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not servers and not sweep"
 
 test-quantised: install-dev  ## Weights quantised by torchao, quanto and bitsandbytes, kept out of the other tests.
