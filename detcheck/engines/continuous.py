@@ -253,7 +253,7 @@ class _Loop:
         )
 
     def _choose(self) -> None:
-        """After a step, in place of transformers' sampling: the ids go where it reads them.
+        """Choose tokens after a step, and write their ids to the tensor that transformers reads.
 
         At temperature 0 it makes the same choice (argmax, first among equals), and keeps the
         runner-up.

@@ -1,4 +1,4 @@
-"""From the proofs of a mode, one a trial, to what is known of the kernels of a condition."""
+"""Joins the proofs of a mode, one for each trial, to the evidence of a kernels setting."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PromptItem(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """What is known of one prompt beside its text. Every field may be left out."""
+    """The fields of one prompt beside its text. Every field may be left out."""
 
     id: str | None = None
     """The name of the prompt in its file."""

@@ -59,7 +59,7 @@ class _Geometry:
         return MARGIN + TRUNK_WIDTH + (depth - 1) * self.column_width + self.curve
 
     def right(self, branch: Branch) -> float:
-        """The right end of a branch: where it divides, or the margin if it does not."""
+        """The x coordinate at which a branch divides, or the margin if it does not."""
         if not branch.children:
             return WIDTH - MARGIN
         if branch.depth == 0:

@@ -24,7 +24,7 @@ KEY_VARIABLE = "API_KEY"
 
 
 def write_burst(run: Run, folder: Path) -> list[Path]:
-    """Write the script of the run's earliest divergence, its environment and the issue text.
+    """Write a script that repeats the run's earliest divergence, the environment and an issue text.
 
     The script holds the server's URL, the prompts and the fields that were sent; no key and no
     header. Nothing is sent now. Returns the paths. Raises UsageError if no answers of one server

@@ -1,4 +1,4 @@
-"""Ops of matrices and of signals on the CPU that run entry by entry of their batch.
+"""Ops on batches of matrices or signals, computed on the CPU for one entry of the batch at a time.
 
 Libraries compute them in kernels that depend on the size of the batch, or on where an entry starts
 in memory. An entry in memory of its own, in a call of its own, always gives the same.
