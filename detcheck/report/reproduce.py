@@ -38,7 +38,7 @@ def _needs_file(experiment: Experiment) -> bool:
 
 
 def _row(prompt: str, item: PromptItem) -> dict[str, Any]:
-    """A line of a prompts file: the prompt or its chat, with its name, right answer and other fields."""
+    """A line of a prompts file: the prompt or its chat, with its name and right answer."""
     known: dict[str, Any] = msgspec.to_builtins(item)
     fields = known.pop("fields", {})
     asked = {} if item.messages else {"prompt": prompt}
