@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from detcheck.errors import UsageError
+from detcheck.kernels.chosen_keys import attend_chosen, chooses_keys
 from detcheck.kernels.cpu import attention as cpu_attention
 from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
 from detcheck.kernels.cpu.masked import attend_block, visible_mask
@@ -31,11 +32,13 @@ from detcheck.kernels.paged_cache import (
     window_of,
 )
 from detcheck.kernels.scores import Scores
+from detcheck.kernels.unsupported import refuse_unsupported
 from detcheck.kernels.visible_keys import (
     HIDDEN,
     Block,
     UnreadableMaskError,
     read_mask_once,
+    rows_alone,
     used_places,
     window_firsts,
     without_mask,
@@ -70,7 +73,7 @@ def attention(
     requests, and `output_attentions` of a model with `eager` attention, which would return weights.
     """
     packed = cache is not None or kwargs.get("cu_seq_lens_q") is not None
-    _refuse_unsupported(module, dropout, kwargs, packed=packed)
+    refuse_unsupported(module, dropout, kwargs, packed=packed)
     window = window_of(module, cache, kwargs)
     scores = Scores(scaling, kwargs.get("softcap"), _sinks(module, kwargs))
     plan = None
@@ -92,6 +95,7 @@ def attention(
         out = _packed_batch(query, key, value, scores, window, query_by_query, kwargs)
     else:
         kwargs["causal"] = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        kwargs["chosen"] = chooses_keys(module)
         out = _rows(query, key, value, attention_mask, scores, window, query_by_query, kwargs)
     if out.shape[3] != value_dim:
         out = out[..., :value_dim]
@@ -115,13 +119,31 @@ def _rows(
         key, value = (x[:, :, : query.shape[2]] for x in (key, value))
     if not causal or bias is not None:
         return _any_mask(query, key, value, mask, scores, window, bias, causal=causal)
-    if mask is not None:
-        key, value, mask = used_places(query.shape[2], key, value, mask)
+    attend = partial(_one_causal_batch, scores, window, query_by_query)
+    positions = kwargs.get("position_ids")
+    if mask is None:
+        return attend(query, key, value, None, positions)
+    if kwargs["chosen"] and query.shape[2] > 1:
+        return attend_chosen(query, key, value, mask, positions, attend)
+    key, value, mask = used_places(query.shape[2], key, value, mask)
+    return attend(query, key, value, mask, positions)
+
+
+def _one_causal_batch(
+    scores: Scores,
+    window: int | None,
+    query_by_query: bool,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    positions: torch.Tensor | None,
+) -> torch.Tensor:
+    """Causal attention of a batch on its device, without free places behind the keys."""
     if query.is_cuda:
         from detcheck.kernels.triton.requests import Window, attend_padded
 
-        seen = Window(window, kwargs.get("position_ids"))
-        return attend_padded(query, key, value, mask, scores, seen)
+        return attend_padded(query, key, value, mask, scores, Window(window, positions))
     return _padded_batch(query, key, value, mask, scores, window, query_by_query)
 
 
@@ -179,14 +201,17 @@ def _row_by_row(
     scores: Scores,
     query_by_query: bool,
 ) -> torch.Tensor:
-    """A batch in which some row's mask is no interval: the other rows are computed as if alone."""
+    """A batch in which some row's mask is no interval: each row is computed as if alone."""
     if len(query) == 1 and query_by_query and query.shape[2] > 1:
         return _one_by_one(query, key, value, mask, scores)
     if len(query) == 1:
         return attend_any_mask(query, key, value, mask[..., : key.shape[2]], scores)
-    masks = mask.expand(len(query), *mask.shape[1:]).split(1)
-    rows = zip(query.split(1), key.split(1), value.split(1), masks, strict=True)
-    return torch.cat([_padded_batch(*row, scores, None, query_by_query) for row in rows])
+    return torch.cat(
+        [
+            _padded_batch(q, k, v, own, scores, None, query_by_query)
+            for q, k, v, own in rows_alone(query, key, value, mask)
+        ]
+    )
 
 
 def _one_by_one(
@@ -206,6 +231,7 @@ def _one_by_one(
         if not bool((later if later.dtype == torch.bool else later > HIDDEN).any()):
             own = own[..., :stop]
         keys, values = (x[:, :, : own.shape[-1]] for x in (key, value))
+        keys, values, own = used_places(1, keys, values, own)
         parts.append(_padded_batch(query[:, :, at : at + 1], keys, values, own, scores, None, True))
     return torch.cat(parts, dim=1)
 
@@ -252,32 +278,6 @@ def _sinks(module: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
     """A layer's sinks (heads,); None if it has none."""
     sinks: torch.Tensor | None = kwargs.get("s_aux")
     return getattr(module, "sinks", None) if sinks is None else sinks
-
-
-_PACKED_BIAS = "a position bias in continuous batching"
-
-
-def _refuse_unsupported(
-    module: Any, dropout: float, kwargs: dict[str, Any], *, packed: bool
-) -> None:
-    """Raise UsageError, one sentence, for a feature that no invariant kernel covers yet."""
-    feature = None
-    if packed and kwargs.get("position_bias") is not None:
-        feature = _PACKED_BIAS
-    elif dropout > 0:
-        feature = "dropout"
-    elif kwargs.get("output_attentions") and _returns_weights(module):
-        feature = "returning attention weights (`output_attentions=True`)"
-    if feature is not None:
-        raise UsageError(
-            f"Batch-invariant attention does not cover {feature}, which this model uses: use "
-            '`kernels="stock"` or `kernels="batch-invariant:matmul"`.'
-        )
-
-
-def _returns_weights(module: Any) -> bool:
-    """True if the stock attention of this layer returns weights: that of `sdpa` returns none."""
-    return getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
 
 
 def _packed_batch(

@@ -268,6 +268,18 @@ def used_places(
     return key, value, mask
 
 
+def rows_alone(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Each row's query, keys, values and mask as of a batch of this row alone.
+
+    A row may not see the last keys that another row sees, as with a choice of the best keys.
+    """
+    masks = mask.expand(len(query), *mask.shape[1:]).split(1)
+    for q, k, v, own in zip(query.split(1), key.split(1), value.split(1), masks, strict=True):
+        yield q, *used_places(q.shape[2], k, v, own)
+
+
 def _is_readable(mask: torch.Tensor, rows: int, k_len: int) -> bool:
     try:
         read_mask_once(mask, rows, k_len)

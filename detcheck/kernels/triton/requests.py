@@ -11,7 +11,7 @@ from detcheck.kernels.cpu.any_mask import attend as attend_any_mask
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton.attention_form import States
 from detcheck.kernels.triton.differentiable import PaddedKeys, packed_attention, padded_attention
-from detcheck.kernels.visible_keys import UnreadableMaskError, read_mask_once
+from detcheck.kernels.visible_keys import UnreadableMaskError, read_mask_once, rows_alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,15 @@ def _row_by_row(states: States, mask: torch.Tensor, scores: Scores, window: Wind
     query, key, value = states
     if len(query) == 1:
         return attend_any_mask(query, key, value, mask[..., : key.shape[2]], scores)
-    masks = mask.expand(len(query), *mask.shape[1:]).split(1)
     places: Sequence[torch.Tensor | None] = [None] * len(query)
     if window.positions is not None:
         places = window.positions.expand(len(query), *window.positions.shape[1:]).split(1)
-    rows = zip(query.split(1), key.split(1), value.split(1), masks, places, strict=True)
+    rows = zip(rows_alone(query, key, value, mask), places, strict=True)
     return torch.cat(
-        [attend_padded(q, k, v, own, scores, Window(window.size, at)) for q, k, v, own, at in rows]
+        [
+            attend_padded(q, k, v, own, scores, Window(window.size, at))
+            for (q, k, v, own), at in rows
+        ]
     )
 
 
