@@ -16,6 +16,7 @@ import torch
 
 from detcheck.errors import UsageError
 from detcheck.kernels.first_passes import FIRST_PASSES
+from detcheck.kernels.length_limits import longest_run, why_too_long
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.one_length import STEPWISE
 from detcheck.kernels.op_watch import CoveredOp, OpWatch, Uncovered
@@ -93,25 +94,6 @@ def why_padding(name: str) -> str:
     )
 
 
-def why_too_long(model: torch.nn.Module, name: str, longest: int = 0) -> str | None:
-    """A sentence with the fault and its remedy if a request is too long; else None."""
-    limit = rescaled_beyond(model)
-    if limit is not None and longest > limit:
-        return (
-            f"{name} rescales the positions of a whole batch once one request in it is longer than "
-            f"{limit} tokens, and the longest here may have {longest}: use shorter prompts, lower "
-            '`max_new_tokens`, or use `kernels="stock"`.'
-        )
-    blocks = sparse_beyond(model)
-    if blocks is not None and longest > blocks:
-        return (
-            f"{name} attends in sparse blocks once the batch has more than {blocks} tokens a row, "
-            f"padding included, and the longest request here may have {longest}: use shorter "
-            'prompts, lower `max_new_tokens`, or use `kernels="stock"`.'
-        )
-    return None
-
-
 def refusal(found: Coverage, name: str) -> str | None:
     """The sentence for a model's coverage; None if it is held, be it for one length only."""
     if found.uncovered:
@@ -156,7 +138,7 @@ def coverage(model: torch.nn.Module) -> Coverage:
                 or _hides_padding(model)
                 or scans
                 or not torch.equal(row, padded)
-                or not long_padding_agrees(model, _longest_run(model))
+                or not long_padding_agrees(model, longest_run(model))
             )
             passes.padding_matters = padding_matters
         except UsageError:
@@ -177,12 +159,6 @@ def coverage(model: torch.nn.Module) -> Coverage:
         padding_matters,
         batch_matters,
     )
-
-
-def _longest_run(model: torch.nn.Module) -> int | None:
-    """Tokens of a row beyond which the model takes other formulas; None if it never does."""
-    limits = (rescaled_beyond(model), sparse_beyond(model))
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 UNSEEN_PADDING = frozenset({"cpmant"})
@@ -212,35 +188,3 @@ def level_held(model: torch.nn.Module) -> str:
     with batch_invariant(FAMILIES), torch.no_grad():
         held = not _scans_chunks(model) and decoding_agrees(model) and chunks_agree(model)
     return FULLY_INVARIANT if held else BATCH_INVARIANT
-
-
-def sparse_beyond(model: Any) -> int | None:
-    """Tokens of a row from which on BigBird leaves full attention, for good; None: never."""
-    config = model.config.get_text_config()
-    if config.model_type != "big_bird" or config.attention_type != "block_sparse":
-        return None
-    limit: int = (5 + 2 * config.num_random_blocks) * config.block_size
-    return limit
-
-
-def rescaled_beyond(model: Any) -> int | None:
-    """Tokens of one request from which on all others are scaled in another way; None: never.
-
-    Either by another rotary embedding, or since positions count the padding.
-    """
-    config = model.config.get_text_config()
-    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # One for all layers, or one by kind of layer.
-    each = [rope for rope in (given, *given.values()) if isinstance(rope, dict)]
-    own = getattr(config, "original_max_position_embeddings", None)
-    limits = [
-        rope.get("original_max_position_embeddings") or own or config.max_position_embeddings
-        for rope in each
-        if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope")
-    ]
-    scale = getattr(config, "floor_scale", None)
-    if getattr(config, "attn_temperature_tuning", False) and isinstance(scale, int):  # of Llama 4
-        limits.append(scale - 1)
-    if isinstance(floor := getattr(config, "log_scaling_n_floor", None), int):  # of Inkling
-        limits.append(floor)
-    return min(limits, default=None)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from detcheck.kernels.length_limits import LengthLimit, length_limits, pass_too_long
 from detcheck.kernels.one_length import counts_padding, generates, has_chunked_state
 from detcheck.kernels.op_watch import OpWatch
 from detcheck.kernels.short_runs import drops_mask
@@ -37,6 +38,8 @@ class Passes:
     """Calls of ops that no kernel covers, by op."""
     padding_matters: bool = False
     """True if its rows depend on their padding, or may do so."""
+    limits: tuple[LengthLimit, ...] = ()
+    """The lengths of a row up to which its rows do not depend on the longest one."""
 
 
 class Listener:
@@ -46,6 +49,8 @@ class Listener:
         self._seen: list[Passes] = []
         self.guarded: Passes | None = None
         """The module whose padding is refused, so that it does not matter."""
+        self.too_long: dict[int, str] = {}
+        """By module, the fault of the first pass that was longer than a limit."""
 
     @property
     def unchecked(self) -> tuple[str, ...]:
@@ -65,11 +70,14 @@ class Listener:
         return dict(total)
 
     def saw(self, passes: Passes) -> bool:
-        """Take note of a call; true if this module was watched enough, and called again."""
+        """Take note of a call; true if this module was watched enough, and called again.
+
+        Every pass of a module with limits is looked at.
+        """
         known = any(each is passes for each in self._seen)
         if not known:
             self._seen.append(passes)
-        return known and passes.watched >= NUM_PASSES
+        return known and passes.watched >= NUM_PASSES and not passes.limits
 
 
 class FirstPasses:
@@ -107,7 +115,9 @@ class FirstPasses:
 
     def remember(self, module: torch.nn.Module, outside: Counter[str]) -> Passes:
         """Take `outside` as found for `module`, which is not watched any more."""
-        passes = self._known[module] = Passes(type(module).__name__, NUM_PASSES, outside)
+        limits = length_limits(module)
+        passes = Passes(type(module).__name__, NUM_PASSES, outside, limits=limits)
+        self._known[module] = passes
         return passes
 
     def known(self, module: torch.nn.Module) -> Passes:
@@ -118,7 +128,10 @@ class FirstPasses:
                 or counts_padding(module)
                 or (generates(module) and drops_mask(module))
             )
-            self._known[module] = Passes(type(module).__name__, padding_matters=matters)
+            limits = length_limits(module)
+            self._known[module] = Passes(
+                type(module).__name__, padding_matters=matters, limits=limits
+            )
         return self._known[module]
 
     def call(self, stock: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
@@ -131,16 +144,28 @@ class FirstPasses:
             for listener in tuple(self._listeners):
                 if listener.saw(passes):
                     self._leave(listener)
-            if passes.watched >= NUM_PASSES or capturing():  # watching reads values of some ops
-                return stock(module, *args, **kwargs)
-            watch = OpWatch(module)
-            with watch:
-                result = stock(module, *args, **kwargs)
-            passes.watched += 1
-            passes.outside += watch.outside
+            if not passes.limits or capturing():  # looking at a pass reads values
+                return self._watched(passes, stock, module, args, kwargs)
+            problem = pass_too_long(passes.limits, module.forward, args, kwargs)
+            result = self._watched(passes, stock, module, args, kwargs)
+            for listener in self._listeners if problem is not None else ():
+                listener.too_long.setdefault(id(passes), f"{passes.name} {problem}")
             return result
         finally:
             self._local.inside = False
+
+    def _watched(
+        self, passes: Passes, stock: Callable[..., Any], module: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Call a module, and keep the ops of its first passes."""
+        if passes.watched >= NUM_PASSES or capturing():  # watching reads values of some ops
+            return stock(module, *args, **kwargs)
+        watch = OpWatch(module)
+        with watch:
+            result = stock(module, *args, **kwargs)
+        passes.watched += 1
+        passes.outside += watch.outside
+        return result
 
 
 def _replaced_call(passes: FirstPasses, stock: Callable[..., Any]) -> Callable[..., Any]:

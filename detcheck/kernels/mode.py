@@ -60,6 +60,8 @@ class Proof:
     """
     unchecked: tuple[str, ...] = ()
     """Classes of models that were called, whose padding matters and was not refused."""
+    too_long: tuple[str, ...] = ()
+    """The fault of the first forward pass of each model that was longer than its limit."""
 
     @property
     def fault(self) -> str | None:
@@ -74,6 +76,8 @@ class Proof:
                 f"the rows of {self.unchecked[0]} depend on their padding, which was not refused: "
                 "use `batch_invariant(model=model)`"
             )
+        if self.too_long:
+            return f"{self.too_long[0]}: use shorter requests"
         return None
 
     @property
@@ -120,6 +124,7 @@ class BatchInvariantMode:
             self._packed_bytes,
             {} if self._listener is None else self._listener.outside,
             () if self._listener is None else self._listener.unchecked,
+            () if self._listener is None else tuple(self._listener.too_long.values()),
         )
 
     def guards(self, model: torch.nn.Module) -> None:
@@ -185,10 +190,12 @@ def batch_invariant(
 
     With `model`, a causal LM of transformers, a short run first checks that all its ops are
     covered. A model that computes with its padding is held for requests of one length: inside, a
-    forward pass of it with padding raises UsageError. Without `model` the first two forward passes
-    inside are watched: ops that are not covered are in `mode.proof().outside`, and
+    forward pass of it with padding raises UsageError. So does a pass that is too long, of a model
+    that rescales the positions of a batch by its longest row. Without `model` the first two
+    forward passes inside are watched: ops that are not covered are in `mode.proof().outside`, and
     `mode.proof().fault` says so. Padding is not refused then. The fault also names a causal model
-    whose state (Mamba 2) or positions (BART) depend on padding, or whose own code drops its mask.
+    whose state (Mamba 2) or positions (BART) depend on padding, or whose own code drops its mask,
+    and a pass that was too long.
 
     `pack_weights="auto"` keeps packed copies of linear layers' parameters on the CPU while the
     mode is on: faster than stock, for as much memory as the weights take. Copies that would take
@@ -216,14 +223,20 @@ def batch_invariant(
 
 
 def _checked(model: torch.nn.Module) -> Callable[[], None]:
-    """Refuse a model that is not covered, or else its padding, until the result is called."""
+    """Refuse a model that is not covered, or else its padding, until the result is called.
+
+    So with passes that are too long for a model.
+    """
     from detcheck.kernels.coverage import require_coverage
+    from detcheck.kernels.length_limits import refuse_long_passes
     from detcheck.kernels.one_length import refuse_padding
 
     name = type(model).__name__
+    on_exit = ExitStack()
     if require_coverage(model, name, one_length=True).one_length:
-        return refuse_padding(model, name)
-    return lambda: None
+        on_exit.callback(refuse_padding(model, name))
+    on_exit.callback(refuse_long_passes(model, name))
+    return on_exit.close
 
 
 def _checked_families(ops: Iterable[str] | None) -> tuple[str, ...]:

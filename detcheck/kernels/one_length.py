@@ -8,7 +8,6 @@ keeps padding from them: it looks at the inputs of every forward pass.
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import wraps
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from detcheck.errors import UsageError
+from detcheck.kernels.pass_hooks import look_at_passes
 
 STEPWISE = frozenset({"zaya", "mamba", "falcon_mamba", "jamba"})
 """Architectures whose state goes from token to token, and stays at its start on padding."""
@@ -76,13 +76,7 @@ def refuse_padding(
             )
 
     on_exit = ExitStack()
-    base: Any = getattr(model, "base_model", model)
-    if base is not model:  # called by itself, such as for hidden states
-        on_exit.callback(_watched(base, model, look))
-    hook = model.register_forward_pre_hook(
-        lambda _, args, kwargs: look(model.forward, args, kwargs), prepend=True, with_kwargs=True
-    )
-    on_exit.callback(hook.remove)
+    on_exit.callback(look_at_passes(model, look))
     prepare: Any = getattr(model, "prepare_inputs_for_generation", None)
     if prepare is not None:
 
@@ -93,32 +87,6 @@ def refuse_padding(
 
         model.__dict__["prepare_inputs_for_generation"] = prepared
         on_exit.callback(model.__dict__.pop, "prepare_inputs_for_generation", None)
-    return on_exit.close
-
-
-def _watched(
-    base: torch.nn.Module, model: torch.nn.Module, look: Callable[..., None]
-) -> Callable[[], None]:
-    """Look at the passes of `base` that `model` did not start; returns the end of this."""
-    inside = threading.local()
-
-    def enter(*_: Any) -> None:
-        inside.depth = getattr(inside, "depth", 0) + 1
-
-    def leave(*_: Any) -> None:
-        inside.depth = max(0, getattr(inside, "depth", 0) - 1)  # `enter` may not have been reached
-
-    def check(_: Any, args: Any, kwargs: Any) -> None:
-        if not getattr(inside, "depth", 0):
-            look(base.forward, args, kwargs)
-
-    on_exit = ExitStack()
-    for hook in (
-        model.register_forward_pre_hook(enter, prepend=True),
-        model.register_forward_hook(leave, always_call=True),
-        base.register_forward_pre_hook(check, prepend=True, with_kwargs=True),
-    ):
-        on_exit.callback(hook.remove)
     return on_exit.close
 
 

@@ -30,10 +30,13 @@ class Layer(torch.nn.Module):
         self.config = SimpleNamespace(index_topk=2 if chooses else None)
 
 
-def states(seed: int, num_keys: int, num_queries: int = 1) -> tuple[torch.Tensor, ...]:
+def states(
+    seed: int, num_keys: int, num_queries: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     lengths = (num_queries, num_keys, num_keys)
-    return tuple(torch.randn(1, HEADS, n, DIM, generator=generator) for n in lengths)
+    query, key, value = (torch.randn(1, HEADS, n, DIM, generator=generator) for n in lengths)
+    return query, key, value
 
 
 def sees(keys: Iterable[int], num_keys: int = 20) -> torch.Tensor:
@@ -51,8 +54,9 @@ def beside_another() -> bool:
     """True if the probed query gives beside another one what it gives alone."""
     probe, other = states(1, 20), states(2, 20)
     alone, _ = attention(Layer(), *probe, PROBE)
-    batch = (torch.cat(parts) for parts in zip(probe, other, strict=True))
-    together, _ = attention(Layer(), *batch, torch.cat((PROBE, sees([2, 5, 19]))))
+    query, key, value = (torch.cat(parts) for parts in zip(probe, other, strict=True))
+    mask = torch.cat((PROBE, sees([2, 5, 19])))
+    together, _ = attention(Layer(), query, key, value, mask)
     return torch.equal(together[:1], alone)
 
 

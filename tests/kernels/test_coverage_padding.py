@@ -13,9 +13,8 @@ from detcheck.errors import UsageError
 from detcheck.kernels.coverage import (
     coverage,
     require_coverage,
-    rescaled_beyond,
-    sparse_beyond,
 )
+from detcheck.kernels.length_limits import length_limits, longest_run
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.short_runs import long_padding_agrees
 from detcheck.kernels.token_sums import TokenSums
@@ -115,7 +114,7 @@ def test_positions_that_depend_on_the_longest_request_are_refused() -> None:
     config = T.Phi3Config(**SIZES, rope_parameters=rope, original_max_position_embeddings=32)
     model = T.Phi3ForCausalLM(config).eval()
     require_coverage(model, "Phi", longest=32)
-    with pytest.raises(UsageError, match="longer than 32 tokens, and the longest here may have 33"):
+    with pytest.raises(UsageError, match="32 tokens, and the longest request here may have 33"):
         require_coverage(model, "Phi", longest=33)
 
 
@@ -130,7 +129,7 @@ def test_scales_by_positions_that_count_the_padding_are_refused(
     for attribute, value in changes.items():
         setattr(config, attribute, value)
     model = tiny_model(config)
-    assert rescaled_beyond(model) == limit
+    assert longest_run(model) == limit
     require_coverage(model, name, longest=limit)
     with pytest.raises(UsageError, match=f"longer than {limit} tokens"):
         require_coverage(model, name, longest=limit + 1)
@@ -151,4 +150,4 @@ def test_sparse_blocks_that_move_with_the_padding_are_refused() -> None:
     with pytest.raises(UsageError, match="sparse blocks once the batch has more than 28 tokens"):
         require_coverage(model, "Bird", longest=29)
     config.attention_type = "original_full"
-    assert sparse_beyond(tiny_model(config)) is None
+    assert not length_limits(tiny_model(config))
