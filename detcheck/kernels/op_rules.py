@@ -53,7 +53,12 @@ EVEN = frozenset(
 An entry's place decides which of the two computes it, and so does the batch. For ops whose two
 kernels differ, such as silu or exp2, our own kernels use only one."""
 ROW_BY_ROW = {
-    "cpu": frozenset({"native_layer_norm", "_log_softmax", "cumsum", "max", "min", "amax", "amin"}),
+    "cpu": frozenset(
+        {
+            *("native_layer_norm", "_log_softmax", "cumsum", "max", "min", "amax", "amin"),
+            "_cdist_forward",  # pair by pair
+        }
+    ),
     "cuda": frozenset({"max", "min", "amax", "amin"}),
 }
 """Ops whose stock kernels, by device, take each row by itself, in one order.

@@ -37,6 +37,7 @@ from detcheck.kernels.cpu.linear import decomposed as decomposed_linear
 from detcheck.kernels.cpu.linear import linear as cpu_linear
 from detcheck.kernels.experts import EXPERTS_OP, experts, put_in_table
 from detcheck.kernels.folding import fold_batches
+from detcheck.kernels.one_formula import keep_formulas
 from detcheck.kernels.settings import PREFILL
 from detcheck.kernels.triton import why_unavailable
 
@@ -109,6 +110,7 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
         stack.callback(_install_aten(family, calls))
         if family == "matmul":
             stack.callback(fold_batches())
+            stack.callback(keep_formulas())
             stack.callback(_install_linear(calls))
             stack.callback(put_in_table(_counted(EXPERTS_OP, experts, calls)))
         if family == "pointwise":

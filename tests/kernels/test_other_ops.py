@@ -107,6 +107,35 @@ def test_complex_products_of_other_shapes_keep_the_promise() -> None:
             assert rows_that_differ(lambda rows, matrix=matrix: rows @ matrix, x) == 0
 
 
+COLUMNS = [
+    (torch.float64, 2, (1, 13, 16, 31)),
+    (torch.complex128, 4, (16, 25)),
+    (torch.float32, 4, (17, 33)),
+    (torch.complex64, 4, (17, 33)),
+]
+"""Dtypes, threads, and sizes of a batch of columns at which the bits of stock products change."""
+
+
+@few(("dtype", "threads", "sizes"), COLUMNS)
+def test_columns_keep_the_promise_at_any_width(
+    dtype: torch.dtype, threads: int, sizes: tuple[int, ...]
+) -> None:
+    x, weight = cancelling(65, 100, 24, torch.float64)
+    if dtype.is_complex:
+        x, weight = as_complex(x), as_complex(weight)
+    x, weight = x.to(dtype), weight.to(dtype)
+
+    def differ() -> bool:
+        whole = weight @ x.T.contiguous()
+        parts = [weight @ x[:size].T.contiguous() for size in sizes]
+        return any(not torch.equal(part, whole[:, : part.shape[1]]) for part in parts)
+
+    torch.set_num_threads(threads)
+    assert differ()
+    with batch_invariant("matmul"):
+        assert not differ()
+
+
 VALUES: dict[str, Callable[[], torch.Tensor]] = {
     "mm, out=": lambda: torch.mm(LEFT, WEIGHT.t(), out=torch.empty(0)),
     "addmm, out=": lambda: torch.addmm(BIAS, LEFT, WEIGHT.t(), alpha=2, out=torch.empty(65, 96)),

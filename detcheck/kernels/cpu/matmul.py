@@ -26,9 +26,14 @@ _DTYPES = (
 )
 
 MIN_COLUMNS = 16
-"""Products of fewer columns are padded: in them, a column's bits depend on the number of columns.
+"""Products of fewer columns are padded: a column's bits depend on the number of columns there."""
+COLUMN_STEPS = {torch.float64: 24, torch.complex128: 48}
+"""Dtypes in which they do so in any product, and the multiple to which all columns are padded.
 
-In float64 they do so in any product, unless its rows start on cache lines."""
+MKL computes the columns beyond such a multiple by another kernel. The rows start on cache lines."""
+COLUMNS_OF_A_THREAD = 32
+"""MKL gives threads whole vectors of columns. With up to this number for each thread, one of them
+may be left with a part of a vector, for which MKL has another kernel, too."""
 SMALL_PRODUCT = 16**3
 """M x K x N up to which PyTorch does not call oneDNN. No product of ANCHOR_ROWS rows is so small.
 """
@@ -42,12 +47,16 @@ _ONE_LAYOUT = {
 
 The layout of a single column does not tell how a batch of columns lies in memory."""
 
+_BY_MKL = (torch.float32, torch.complex64)
+
 _settled: set[tuple[Any, ...]] = set()
 """Keys of calls that need neither copies nor padding. This is the common case, and fast."""
 
 _stock_mm = stock_kernel("mm")
 _stock_bmm = stock_kernel("bmm")
 _stock_addmv = stock_kernel("addmv")
+_stock_dot = stock_kernel("dot")
+_stock_vdot = stock_kernel("vdot")
 stock_mm_out = stock_kernel("mm.out")
 _stock_addmm_out = stock_kernel("addmm.out")
 stock_bmm_out = stock_kernel("bmm.out")
@@ -146,6 +155,25 @@ def addmv(
     return scaled_sum(added, mv(left, vector), **scales)
 
 
+def dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """(K,) x (K,) to a number, with the bits that `mv` gives a row.
+
+    `torch.inner` and `torch.tensordot` of a batch of one come here, larger batches to `mm`.
+    """
+    if not _are_vectors(left, right):
+        result: torch.Tensor = _stock_dot(left, right)
+        return result
+    return mm(left[None], right[:, None]).view(())
+
+
+def vdot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`dot` of the complex conjugate of `left`."""
+    if not _are_vectors(left, right):
+        result: torch.Tensor = _stock_vdot(left, right)
+        return result
+    return dot(left.conj().resolve_conj(), right.resolve_conj())
+
+
 def into_out(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """The `out=` variant of a kernel. Raises RuntimeError for an `out` of another dtype."""
 
@@ -178,6 +206,8 @@ _OUT_OF_PLACE: dict[str, Callable[..., torch.Tensor]] = {
     "addbmm": addbmm,
     "mv": mv,
     "addmv": addmv,
+    "dot": dot,
+    "vdot": vdot,
 }
 KERNELS: dict[str, Callable[..., torch.Tensor]] = (
     _OUT_OF_PLACE
@@ -198,6 +228,12 @@ def _fit(left: torch.Tensor, right: torch.Tensor) -> bool:
     """True for operands that the stock op multiplies; it refuses others."""
     shapes_fit = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
     return shapes_fit and left.dtype == right.dtype
+
+
+def _are_vectors(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """True for vectors of one length and dtype; the stock op refuses others, or is exact."""
+    fit = left.dim() == 1 and left.shape == right.shape and left.dtype == right.dtype
+    return fit and left.dtype in _DTYPES
 
 
 def _empty(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -279,9 +315,11 @@ def _layout(right: torch.Tensor) -> tuple[torch.Tensor, bool]:
 def _padded_columns(inner: int, columns: int, dtype: torch.dtype) -> int:
     """The smallest N, not below `columns`, at which a column has the bits of any larger product."""
     least = (SMALL_PRODUCT // (ANCHOR_ROWS * inner) // MIN_COLUMNS + 1) * MIN_COLUMNS
-    if dtype == torch.float64:
-        columns = -(-columns // MIN_COLUMNS) * MIN_COLUMNS
-    return max(columns, least)
+    wide = max(columns, least)
+    threads, step = torch.get_num_threads(), COLUMN_STEPS.get(dtype, 1)
+    if dtype in _BY_MKL and threads > 2 and wide <= threads * COLUMNS_OF_A_THREAD:
+        step = max(step, MIN_COLUMNS)
+    return -(-wide // step) * step
 
 
 def _make_classes(shape: ProductShape) -> RowClasses:
