@@ -135,6 +135,8 @@ def why_not_loaded(name: str, error: Exception) -> str:
     for words, sentence in _SENTENCES:
         if any(word in text for word in words):
             return f"{name} {sentence}"
+    if _is_damaged(name):
+        return f"{name} has a config.json that is no JSON object: download the model again."
     first = " ".join(text.split())[:200].rstrip(".")
     newer = _newer_transformers(name)
     if newer is not None:
@@ -143,6 +145,17 @@ def why_not_loaded(name: str, error: Exception) -> str:
             f"cannot be loaded ({first}): run `pip install --upgrade transformers`."
         )
     return f"{name} cannot be loaded as a causal language model ({first})."
+
+
+def _is_damaged(folder: str) -> bool:
+    """True if the config.json of a folder is cut off, empty, or holds no object."""
+    try:
+        text = (Path(folder).expanduser() / "config.json").read_text(encoding="utf-8")
+        return not isinstance(json.loads(text), dict)
+    except OSError:  # no folder
+        return False
+    except ValueError:  # no JSON, or no text
+        return True
 
 
 def _newer_transformers(folder: str) -> str | None:
@@ -181,6 +194,10 @@ _SENTENCES = (
         ("does not recognize this architecture",),
         "has an architecture that this transformers does not know: run `pip install --upgrade "
         "transformers`.",
+    ),
+    (
+        ("Unrecognized configuration class",),
+        "is no causal language model: name one that AutoModelForCausalLM of transformers loads.",
     ),
     (
         ("No module named 'torchao'", "requires torchao"),

@@ -127,6 +127,7 @@ def config_of(name: str | None, *, trust_remote_code: bool = False) -> Any:
     ModelError if there is no such model.
     """
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     try:
         known = architecture_of(name)
@@ -137,6 +138,8 @@ def config_of(name: str | None, *, trust_remote_code: bool = False) -> Any:
             options = pretrained_options(found, trust_remote_code=trust_remote_code)
             config = AutoConfig.from_pretrained(found, **options)
         text = config.get_text_config(decoder=True)
+        if known is None and type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING and not _has_code(text):
+            raise ValueError("Unrecognized configuration class")  # as `from_pretrained` would say
         if hasattr(config, "quantization_config") and text is not config:
             text.quantization_config = config.quantization_config
         return text
@@ -144,6 +147,11 @@ def config_of(name: str | None, *, trust_remote_code: bool = False) -> Any:
         raise
     except Exception as error:  # whatever transformers raises for the contents of the files
         raise ModelError(why_not_loaded(name or "The embedded model", error)) from error
+
+
+def _has_code(config: Any) -> bool:
+    """True if a model brings along a causal language model's own code."""
+    return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
 
 
 WEIGHT_ONLY = (
@@ -160,12 +168,17 @@ turns its weights into floating-point numbers for each product; those of 4 and 2
 def quantisation(config: Any) -> str | None:
     """How the weights of a model are quantised, such as `gptq` or `torchao Int8WeightOnlyConfig`.
 
-    `quanto int8 and int8` has activations of int8 as well. None if nothing is quantised.
+    `quanto int8 and int8` has activations of int8 as well. None if nothing is quantised. Raises
+    UsageError if the config does not say how.
     """
     given = getattr(config, "quantization_config", None)
     if given is None:
         return None
-    options = given if isinstance(given, dict) else given.to_dict()
+    options = given.to_dict() if hasattr(given, "to_dict") else given
+    if not isinstance(options, dict) or "quant_method" not in options:
+        raise UsageError(
+            "The config's quantization_config names no quant_method: correct its config.json."
+        )
     method = str(getattr(options["quant_method"], "value", options["quant_method"]))
     scheme = options.get("quant_type")
     default = scheme.get("default") if isinstance(scheme, dict) else None

@@ -168,6 +168,25 @@ def test_a_window_of_one_is_refused_as_a_run_refuses_it(detcheck, tmp_path, wind
     assert held or "A sliding window of 1 is not covered" in found["reason"]
 
 
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("{", "has a config.json that is no JSON object: download the model again."),
+        ('{"model_type": "t5"}', "is no causal language model: name one that"),
+        ('{"model_type": "vit"}', "is no causal language model: name one that"),
+        (
+            '{"model_type": "llama", "quantization_config": {"bits": 4}}',
+            "The config's quantization_config names no quant_method: correct its config.json.",
+        ),
+    ],
+)
+def test_a_config_that_gives_no_model_is_one_sentence(detcheck, tmp_path, config, sentence):
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    result = detcheck("coverage", str(tmp_path))
+    assert result.code == 2
+    assert sentence in " ".join(result.err.split())
+
+
 def test_garbage_is_collected_again_afterwards(detcheck):
     assert gc.isenabled()
     assert detcheck("coverage", "llama", "--json").code == 0

@@ -151,10 +151,12 @@ def test_tied_weights_are_not_missing(copied: Callable[..., Path]) -> None:
     assert torch.equal(model.lm_head.weight, weights["model.embed_tokens.weight"])
 
 
-def test_a_damaged_config(copied: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("text", ["{", "", "null", "[1]"])
+def test_a_damaged_config(copied: Callable[..., Path], text: str) -> None:
     folder = copied()
-    (folder / "config.json").write_text("{", encoding="utf-8")
-    assert "cannot be loaded as a causal language model" in refused(folder)
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    wanted = f"{folder} has a config.json that is no JSON object: download the model again."
+    assert refused(folder) == wanted
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_a_model_that_generates_nothing(copied: Callable[..., Path]) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"model_type": "vit", "architectures": ["ViTModel"]}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert "cannot be loaded as a causal language model" in refused(folder)
+    assert f"{folder} is no causal language model: name one that " in refused(folder)
 
 
 def test_an_architecture_of_a_newer_transformers(
