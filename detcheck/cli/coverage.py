@@ -92,6 +92,8 @@ def _examine(name: str | None, trust_remote_code: bool) -> ModelCoverage:
             ) from error
         try:
             found = coverage(model)
+        except ModelError:
+            raise
         except UsageError as error:  # a feature of attention that is not covered
             return ModelCoverage(shown, kind, (), (), None, str(error))
         reason = refusal(found, shown) or _why_not_quantised(shown, quantisation(config))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from detcheck.errors import UsageError
+from detcheck.errors import ModelError, UsageError
 from detcheck.kernels.first_passes import FIRST_PASSES
 from detcheck.kernels.length_limits import longest_run, why_too_long
 from detcheck.kernels.mode import batch_invariant
@@ -120,8 +120,39 @@ def uncovered(model: torch.nn.Module) -> tuple[Uncovered, ...]:
 def coverage(model: torch.nn.Module) -> Coverage:
     """Run a causal model on a few tokens under the batch-invariant mode and watch its ops.
 
-    Raises UsageError if attention meets a feature that it does not cover, or if the run fails.
+    Raises UsageError if attention meets a feature that it does not cover, or if the run fails;
+    ModelError if the model fails without our kernels as well.
     """
+    try:
+        return _watched(model)
+    except UsageError:
+        raise
+    except Exception as error:  # of the model's own code, which may be of any kind
+        _require_to_run(model)
+        raise UsageError(
+            f"A short run of this model failed, so its ops are not known ({_words(error)}): use "
+            '`kernels="stock"`.'
+        ) from error
+
+
+def _require_to_run(model: torch.nn.Module) -> None:
+    """Raise ModelError if a short run fails with the kernels that are in force now."""
+    try:
+        with torch.no_grad():
+            alone(model)
+    except Exception as error:  # of the model's own code
+        raise ModelError(
+            f"This model fails in its own forward pass ({_words(error)}): correct its config.json, "
+            "or name another model."
+        ) from error
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:150]
+
+
+def _watched(model: torch.nn.Module) -> Coverage:
+    """The findings of the passes. Raises any exception of the model's own code."""
     with batch_invariant(), torch.no_grad():
         watch = OpWatch(model)
         passes = FIRST_PASSES.remember(model, watch.outside)
@@ -143,16 +174,12 @@ def coverage(model: torch.nn.Module) -> Coverage:
             passes.padding_matters = padding_matters
         except UsageError:
             raise
-        except Exception as error:  # of the model's own code, which may be of any kind
+        except Exception:
             if watch.uncovered:  # the ops up to there are reason enough
                 return Coverage(
                     tuple(watch.covered.values()), tuple(watch.uncovered.values()), False
                 )
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:150]
-            raise UsageError(
-                f"A short run of this model failed, so its ops are not known ({reason}): use "
-                '`kernels="stock"`.'
-            ) from error
+            raise
     return Coverage(
         tuple(watch.covered.values()),
         tuple(watch.uncovered.values()),

@@ -14,7 +14,7 @@ from sweeps import few
 from torch import nn
 from torch.nn import functional as F
 
-from detcheck.errors import UsageError
+from detcheck.errors import ModelError, UsageError
 from detcheck.kernels import op_rules
 from detcheck.kernels.coverage import (
     coverage,
@@ -24,7 +24,7 @@ from detcheck.kernels.coverage import (
     require_level,
     uncovered,
 )
-from detcheck.kernels.mode import batch_invariant
+from detcheck.kernels.mode import batch_invariant, whole_mode_is_on
 from detcheck.kernels.op_rules import OpRules
 from detcheck.kernels.op_watch import Uncovered
 from detcheck.kernels.settings import FAMILIES
@@ -114,6 +114,28 @@ def test_a_window_of_one_is_refused_by_name() -> None:
     model = T.MixtralForCausalLM(T.MixtralConfig(**SIZES, sliding_window=1)).eval()
     with pytest.raises(UsageError, match="sliding window of 1"):
         require_coverage(model, "One")
+
+
+def test_a_model_that_fails_without_our_kernels_too_is_said_to() -> None:
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 9}
+    model = T.MixtralForCausalLM(T.MixtralConfig(**SIZES, **sizes)).eval()
+    with pytest.raises(ModelError, match=r"fails in its own forward pass \(RuntimeError: selected"):
+        require_coverage(model, "Mixtral")
+
+
+def test_a_model_that_fails_with_our_kernels_alone_may_run_with_stock() -> None:
+    """The twin."""
+
+    def fail(*_: object) -> None:
+        if whole_mode_is_on():
+            raise RuntimeError("planted fault")
+
+    model = TAKEN["Llama"]().eval()
+    model.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(
+        UsageError, match=r"not known \(RuntimeError: planted fault\): use `kernels="
+    ):
+        require_coverage(model, "Llama")
 
 
 class Limited(nn.Module):
