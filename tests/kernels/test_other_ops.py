@@ -254,6 +254,24 @@ def test_layers_give_the_values_and_gradients_of_stock(
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
+def attended(x: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(x[None], x[None], x[None], is_causal=True)[0]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_attention_runs_inside_transforms(*, with_gradients: bool) -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return attended(x).sin().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss) if with_gradients else attended)
+    expected = each(QUERIES[:5])
+    with batch_invariant():
+        ours = each(QUERIES[:5])
+        torch.testing.assert_close(ours, expected)
+        assert torch.equal(each(QUERIES[2:3])[0], ours[2])
+
+
 def test_batches_of_nothing_still_work(layers: dict[str, Function]) -> None:
     with torch.no_grad(), batch_invariant():
         assert layers["conv1d"](random(0, 24, 40)).shape == (0, 32, 40)

@@ -104,6 +104,8 @@ def test_long_rows_do_not_depend_on_the_batch(name: str, dtype: torch.dtype) -> 
         (REDUCE["sum"], rows(5, 49152)),
         (REDUCE["mean"], rows(5, 50257)),
         (REDUCE["prod"], rows(5, 50257)),
+        (lambda x: x.std(-1), rows(5, 33, dtype=torch.float64)),
+        (lambda x: x.var(-1, keepdim=True), rows(5, 33, dtype=torch.float64)),
         (POINTWISE["silu"], rows(65, 127)),
         (POINTWISE["gelu"], rows(65, 127, dtype=torch.float16)),
         (POINTWISE["sigmoid"], rows(65, 2049)),
@@ -158,6 +160,13 @@ def test_values_and_gradients_are_those_of_stock(name: str, shape: tuple[int, ..
     torch.testing.assert_close(ours, stock)
     computed = ours.dtype  # a gradient is not more exact than the values are
     torch.testing.assert_close(gradient.to(computed), stock_gradient.to(computed))
+
+
+def test_a_product_of_all_entries_has_the_bits_of_a_row() -> None:
+    row = 1 + rows(1, 50257)[0] / 1e5
+    assert row.prod() != row.expand(2, -1).prod(-1)[0]
+    with batch_invariant("reduce"):
+        assert row.prod() == row.expand(2, -1).prod(-1)[0]
 
 
 def test_odd_arguments_still_work() -> None:

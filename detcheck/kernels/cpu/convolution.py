@@ -10,7 +10,7 @@ its filter covers. So neither padding, nor a decoding step instead of a prefill,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from detcheck.kernels.cpu.stock import stock_kernel
 
 _stock = stock_kernel("convolution")
+_stock_backward = stock_kernel("convolution_backward")
+Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 CACHED_ELEMENTS = 2**20
 """Above this size samples are computed one by one, which stay in the processor's cache."""
 _SUMMED_AS = {
@@ -44,8 +46,31 @@ def convolution(
         return torch.cat(
             [filtered(each, filters, bias, stride, padding, dilation) for each in samples]
         )
-    samples = (sample.clone(memory_format=torch.contiguous_format) for sample in x.split(1))
-    return torch.cat([_stock(sample, weight, bias, *args) for sample in samples])
+    return torch.cat([_stock(sample, weight, bias, *args) for sample in _own(x)])
+
+
+def convolution_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *args: Any
+) -> Gradients:
+    """aten::convolution_backward: the gradients by `x` (sample by sample), `weight` and the bias.
+
+    `args` are those of the op; the last one says which of the three are needed.
+    """
+    *options, (by_input, *others) = args
+    found: Gradients = (None, None, None)
+    if any(others) or not len(x):
+        found = _stock_backward(grad, x, weight, *options, [by_input and not len(x), *others])
+    if not by_input or not len(x):
+        return found
+    only = [True, False, False]
+    samples = zip(_own(grad), _own(x), strict=True)
+    each = [_stock_backward(*sample, weight, *options, only)[0] for sample in samples]
+    return torch.cat(each), *found[1:]
+
+
+def _own(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The samples of a batch, each in memory of its own."""
+    return (sample.clone(memory_format=torch.contiguous_format) for sample in x.split(1))
 
 
 def filtered(
@@ -92,5 +117,8 @@ def _one_filter_a_channel(
     )
 
 
-KERNELS: dict[str, Callable[..., Any]] = {"convolution": convolution}
+KERNELS: dict[str, Callable[..., Any]] = {
+    "convolution": convolution,
+    "convolution_backward": convolution_backward,
+}
 """Overrides by aten op."""

@@ -3,7 +3,8 @@
 PyTorch computes most of a tensor by vector instructions. The rest, less than a vector at the end
 of each thread's part, goes through the scalar library, and for silu, gelu and others the two round
 differently. Which elements are the rest depends on the size of the batch. If each thread's part is
-a whole number of vectors (all usual widths), a tensor runs as it is; else it is padded.
+a whole number of vectors (all usual widths), a tensor runs as it is; else it is padded. Gradients
+of these activations are computed in the same way.
 """
 
 from __future__ import annotations
@@ -49,6 +50,25 @@ def as_whole_vectors(function: Kernel, *operands: torch.Tensor) -> torch.Tensor:
         wide[:size] = x.reshape(-1)
     result: torch.Tensor = function(*padded)[:size].view(shape)
     return result
+
+
+def gradient(op: str, input_at: int = 1) -> Kernel:
+    """The gradient `op` (grad, …) of an activation, whose input is positional argument `input_at`.
+
+    Both are of one shape; other arguments are numbers.
+    """
+    stock = stock_kernel(op)
+
+    def differentiate(grad: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        before, x, behind = args[: input_at - 1], args[input_at - 1], args[input_at:]
+        if grad.shape != x.shape or (_whole(grad) and _whole(x)):
+            usual: torch.Tensor = stock(grad, *args, **kwargs)
+            return usual
+        return as_whole_vectors(
+            lambda wide, padded: stock(wide, *before, padded, *behind, **kwargs), grad, x
+        )
+
+    return differentiate
 
 
 def in_place(kernel: Kernel) -> Kernel:
@@ -133,8 +153,13 @@ _NOT_IN_PLACE = ("softplus", "softshrink", "special_i0e", "logaddexp", "logaddex
 _OUT_OF_PLACE: dict[str, Kernel] = (
     {op: in_whole_vectors(op) for op in _OPS} | {op: of_pairs(op) for op in _PAIRS} | {"glu": glu}
 )
+_GRADIENTS: dict[str, Kernel] = {
+    op: gradient(op)
+    for op in ("silu_backward", "gelu_backward", "softplus_backward", "mish_backward")
+} | {"elu_backward": gradient("elu_backward", 5)}
 KERNELS: dict[str, Kernel] = (
     _OUT_OF_PLACE
+    | _GRADIENTS
     | {
         f"{op}_": in_place(kernel)
         for op, kernel in _OUT_OF_PLACE.items()

@@ -8,7 +8,8 @@ There are two exceptions, and both are mended here:
   is in which group depends on the batch. So the kept dims are brought to the front first.
 - If there is a single output of many elements, PyTorch splits it over the threads and adds up the
   parts. A row of 49152 alone therefore sums differently from the same row among others. Such a
-  reduction gets two equal rows instead (a view, not a copy), and the first result is taken.
+  reduction gets two equal rows instead (a view, not a copy), and the first result is taken. For
+  the variance of a single row PyTorch has another formula, so such a row of any size gets two.
 """
 
 from __future__ import annotations
@@ -27,27 +28,30 @@ Kernel = Callable[..., Any]
 Dims = int | Sequence[int] | None
 
 
-def over_dims(op: str, dims_at: int, stock: Kernel | None = None) -> Kernel:
+def over_dims(
+    op: str, dims_at: int, stock: Kernel | None = None, split: int = SPLIT_ELEMENTS
+) -> Kernel:
     """The op `op` (x, …), whose dims (an integer or several) are positional argument `dims_at`.
 
     The next argument is `keepdim`. x may have any shape, layout and dtype; the other arguments
     are those of the op itself. `stock` computes it for contiguous rows; None: the stock kernel.
+    A row alone of `split` elements or more gets a second one.
     """
     stock = stock or stock_kernel(op)
 
     def reduce(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         dims = args[dims_at - 1]
         if x.is_contiguous() and _is_last(x, dims):
-            if x.numel() < SPLIT_ELEMENTS:
+            if x.numel() < split:
                 return stock(x, *args, **kwargs)
-            return _of_rows(x, stock, args, kwargs, dims_at)
+            return _of_rows(x, stock, args, kwargs, dims_at, split)
         reduced = _from_front(x, dims)
         if reduced is None:
             return stock(x, *args, **kwargs)
         order = [*(dim for dim in range(x.dim()) if dim not in reduced), *reduced]
         last = range(x.dim() - len(reduced), x.dim())
         args = _with_dims(args, dims_at, last[0] if isinstance(dims, int) else [*last])
-        result = _of_rows(x.permute(order).contiguous(), stock, args, kwargs, dims_at)
+        result = _of_rows(x.permute(order).contiguous(), stock, args, kwargs, dims_at, split)
         if result.dim() != x.dim():
             return result
         return result.permute([order.index(dim) for dim in range(x.dim())])  # keepdim
@@ -100,7 +104,7 @@ def nansum(
 
 def spread(op: str) -> Kernel:
     """aten's variance or standard deviation `op`, with a default for its dims."""
-    reduce = over_dims(op, 1)
+    reduce = over_dims(op, 1, split=1)
 
     def reduced(x: torch.Tensor, dim: Dims = None, **kwargs: Any) -> Any:
         return reduce(x, dim, **kwargs)
@@ -108,16 +112,27 @@ def spread(op: str) -> Kernel:
     return reduced
 
 
+def prod_of_all(x: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """aten::prod of all entries, with the bits of one row."""
+    result: torch.Tensor = _prod(x.reshape(-1), 0, False, dtype=dtype)
+    return result
+
+
 _vector_norm = over_dims("linalg_vector_norm", 2)
 _nansum = over_dims("nansum", 1)
 
 
 def _of_rows(
-    x: torch.Tensor, stock: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any], dims_at: int
+    x: torch.Tensor,
+    stock: Kernel,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dims_at: int,
+    split: int,
 ) -> torch.Tensor:
     """Reduce the last dims of a contiguous `x`, never split over threads."""
     dims = args[dims_at - 1]
-    if x.numel() < SPLIT_ELEMENTS or not _single_output(x, dims):
+    if x.numel() < split or not _single_output(x, dims):
         result: torch.Tensor = stock(x, *args, **kwargs)
         return result
     reduced = _from_front(x, dims) or []
@@ -172,6 +187,7 @@ _OUT: dict[str, Kernel] = {
     "mean.out": _mean,
     "nansum.out": nansum,
     "prod.int_out": _prod,
+    "prod.out": prod_of_all,
     "logsumexp.out": _logsumexp,
     "linalg_vector_norm.out": vector_norm,
     "std.correction_out": _std,
@@ -182,6 +198,7 @@ KERNELS: dict[str, Kernel] = {
     "sum.dim_IntList": over_dims("sum.dim_IntList", 1),
     "nansum": nansum,
     "prod.dim_int": _prod,
+    "prod": prod_of_all,
     "logsumexp": _logsumexp,
     "linalg_vector_norm": vector_norm,
     "std.correction": _std,
