@@ -17,7 +17,12 @@ from typing import Any
 import torch
 
 from detcheck.kernels.length_limits import LengthLimit, length_limits, pass_too_long
-from detcheck.kernels.one_length import counts_padding, generates, has_chunked_state
+from detcheck.kernels.one_length import (
+    convolves_padding,
+    counts_padding,
+    generates,
+    has_chunked_state,
+)
 from detcheck.kernels.op_watch import OpWatch
 from detcheck.kernels.short_runs import drops_mask
 from detcheck.kernels.triton.launch import capturing
@@ -126,6 +131,7 @@ class FirstPasses:
             matters = (
                 has_chunked_state(module)
                 or counts_padding(module)
+                or convolves_padding(module)
                 or (generates(module) and drops_mask(module))
             )
             limits = length_limits(module)

@@ -46,6 +46,25 @@ def counts_padding(model: torch.nn.Module) -> bool:
     )
 
 
+PROJECTIONS = frozenset({"in_proj", "q_proj", "k_proj"})
+"""Names of the linear layers whose results a short convolution takes."""
+
+
+def convolves_padding(model: torch.nn.Module) -> bool:
+    """True if a convolution of a causal model takes a projection with a bias.
+
+    transformers sets padding to zero before the projection, whose bias then follows the padding.
+    """
+    return generates(model) and any(
+        any(isinstance(part, torch.nn.Conv1d) for part in module.modules())
+        for module in model.modules()
+        if any(
+            name in PROJECTIONS and getattr(part, "bias", None) is not None
+            for name, part in module.named_children()
+        )
+    )
+
+
 def generates(model: torch.nn.Module) -> bool:
     """True for a causal language model of transformers, which has no encoder."""
     can_generate: Any = getattr(model, "can_generate", None)

@@ -10,6 +10,7 @@ from detcheck.errors import UsageError
 from detcheck.kernels.coverage import coverage, require_coverage
 from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.one_length import counts_padding, refuse_padding, why_not_one_length
+from detcheck.kernels.positions import positions_of, takes_positions
 from detcheck.kernels.short_runs import drops_mask
 from detcheck.models.tiny import config_of, shrunk, tiny_model
 
@@ -69,6 +70,30 @@ def test_without_the_check_the_proof_says_that_padding_matters(name: str) -> Non
     fault = mode.proof().fault
     assert fault is not None
     assert fault.startswith(f"the rows of {type(model).__name__} depend on their padding")
+
+
+@pytest.mark.filterwarnings("ignore")
+@few("bias", [True, False])
+@few(
+    ("name", "attribute"),
+    [
+        ("lfm2", "conv_bias"), ("mamba", "use_bias"), ("falcon_mamba", "use_bias"),
+        ("jamba", "mamba_proj_bias"), ("zaya", "attention_bias"), ("lfm3", "conv_bias"),
+    ],
+)  # fmt: skip
+def test_a_bias_in_front_of_a_convolution_follows_the_padding(
+    name: str, attribute: str, bias: bool
+) -> None:
+    """Without the bias padding is zero there, and changes no row."""
+    config = shrunk(config_of(name))
+    setattr(config, attribute, bias)
+    model = tiny_model(config)
+    own = {"position_ids": positions_of(PADDED, 0)} if takes_positions(model) else {}
+    with torch.no_grad(), batch_invariant() as mode:
+        padded = model(input_ids=ROWS, attention_mask=PADDED, **own).logits[0, 2:]
+        assert torch.equal(model(input_ids=ROWS[:1, 2:]).logits[0], padded) is not bias
+    assert (mode.proof().fault is not None) is bias
+    assert (mode.proof().unchecked == (type(model).__name__,)) is bias
 
 
 @pytest.mark.filterwarnings("ignore")
