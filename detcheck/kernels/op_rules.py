@@ -96,12 +96,14 @@ class OpRules:
         entry_by_entry = torch.Tag.pointwise in func.tags or op == "log_sigmoid_forward"  # untagged
         even = entry_by_entry and (not self._on_cpu or _even(op, args, kwargs))
         reasons = {
-            "moves values only": func.is_view or (namespace == "aten" and op in MOVES),
+            "moves values only": func.is_view
+            or (namespace == "aten" and op in MOVES and not _adds(func, args, kwargs)),
             "gives whole numbers": not _gives_floats(result) or op in COUNTS,
             f"the {self._served.get(full_name)} kernels": self._is_served(full_name, op, args),
             "stock, row by row": namespace == "aten" and op in self._row_by_row,
             "adds once to each row": op == "index_add_" and _all_different(args[2]),
             "adds equally often to each row, in order": self._on_cpu and _adds_evenly(op, args),
+            "adds one after the other": self._on_cpu and op in MOVES and not _races(op, args),
             "stock, entry by entry": even,
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
@@ -138,6 +140,18 @@ def _address(x: torch.Tensor) -> int | None:
         return x.untyped_storage().data_ptr() or None
     except RuntimeError:
         return None
+
+
+def _adds(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """True if a call that writes at indices adds to, or multiplies, the values that are there."""
+    given = {each.name: value for each, value in zip(func._schema.arguments, args, strict=False)}
+    given.update(kwargs)
+    return bool(given.get("accumulate") or given.get("reduce"))
+
+
+def _races(op: str, args: Sequence[Any]) -> bool:
+    """True if threads may add to one entry of a float32 tensor on the CPU, in any order."""
+    return op == "index_put_" and args[0].dtype == torch.float32
 
 
 def _all_different(index: torch.Tensor) -> bool:

@@ -185,3 +185,36 @@ def test_a_kernel_counts_only_on_its_device(monkeypatch: pytest.MonkeyPatch) -> 
     for device in ("cpu", "cuda"):
         assert reasons(device, aten.mm.default, x, x) == "the matmul kernels"
         assert reasons(device, aten.mean.dim, x, [1]) == "the reduce kernels"
+
+
+def test_writing_at_indices_only_moves_values_if_it_adds_none() -> None:
+    put, indices = torch.ops.aten.index_put_.default, [torch.tensor([0, 0, 1])]
+    scatter, ones = torch.ops.aten.scatter_.reduce, torch.ones(3)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        x = torch.zeros(3, dtype=dtype)
+        serial = None if dtype == torch.float32 else "adds one after the other"
+        assert reasons("cpu", put, x, indices, ones.to(dtype)) == "moves values only"
+        assert reasons("cpu", put, x, indices, ones.to(dtype), True) == serial
+        assert reasons("cuda", put, x, indices, ones.to(dtype), True) is None
+        for device, reason in (("cpu", "adds one after the other"), ("cuda", None)):
+            args = (x, 0, indices[0], ones.to(dtype))
+            assert OpRules(device, ()).reason(scatter, args, {"reduce": "add"}, x) == reason
+
+
+class Histogram(nn.Module):
+    """The entries of a row, added up by column: threads share a row of many entries."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = torch.arange(len(x))[:, None], torch.arange(x.shape[1]) % 9
+        return x.new_zeros(len(x), 9).index_put_((rows, columns), x, accumulate=True)
+
+
+def test_the_proof_names_sums_that_threads_share() -> None:
+    x = torch.randn(2, 20000, generator=torch.Generator().manual_seed(0))
+    with batch_invariant() as mode:
+        Histogram()(x)
+    assert mode.proof().outside == {"aten::index_put_": 1}
+    with batch_invariant() as mode:
+        in_order = Histogram()(x.double())
+        assert torch.equal(Histogram()(x[1:].double())[0], in_order[1])
+    assert mode.proof().fault is None
