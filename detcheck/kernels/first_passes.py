@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from detcheck.kernels.fused.classes import FUSED
 from detcheck.kernels.length_limits import LengthLimit, length_limits, pass_too_long
 from detcheck.kernels.one_length import (
     convolves_padding,
@@ -138,6 +139,7 @@ class FirstPasses:
             self._known[module] = Passes(
                 type(module).__name__, padding_matters=matters, limits=limits
             )
+            FUSED.take_new()
         return self._known[module]
 
     def call(self, stock: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from detcheck.errors import UsageError
 from detcheck.kernels.compiled import run_eagerly
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.first_passes import FIRST_PASSES, Listener
+from detcheck.kernels.fused.classes import FUSED
 from detcheck.kernels.overrides import install, op_names
 from detcheck.kernels.self_check import PASSED, self_check
 from detcheck.kernels.settings import FAMILIES, OP_FAMILIES
@@ -143,6 +144,9 @@ class BatchInvariantMode:
         if {*OP_FAMILIES} <= {*self.families}:
             self._listener, leave = FIRST_PASSES.listen()
             self._on_exit.callback(leave)
+            self._on_exit.callback(
+                FUSED.hold({name: each.calls for name, each in _families.items()})
+            )
         self._self_check = self_check({family: _families[family].calls for family in self.families})
         self._before = {family: Counter(_families[family].calls) for family in self.families}
         self._active = True

@@ -37,6 +37,7 @@ from detcheck.kernels.cpu.linear import decomposed as decomposed_linear
 from detcheck.kernels.cpu.linear import linear as cpu_linear
 from detcheck.kernels.experts import EXPERTS_OP, experts, put_in_table
 from detcheck.kernels.folding import fold_batches
+from detcheck.kernels.fused.unit import counter
 from detcheck.kernels.one_formula import keep_formulas
 from detcheck.kernels.settings import PREFILL
 from detcheck.kernels.triton import why_unavailable
@@ -238,7 +239,15 @@ class _AttentionTable:
             entry = partial(attention, query_by_query=True)
         for family, calls in self._calls.items():
             entry = _counted(_ATTENTION_OPS[family], entry, calls)
-        return dict.fromkeys((*self._stock, "eager"), entry)
+        return dict.fromkeys((*self._stock, "eager"), self._described(entry))
+
+    def _described(self, entry: Any) -> Kernel:
+        """The entry, with what `fused/` needs to serve a call in its place."""
+        calls = {each: {_ATTENTION_OPS[each]: 1} for each in self._calls}
+        entry.query_by_query = PREFILL in self._calls
+        entry.count = counter(calls, self._calls)
+        described: Kernel = entry
+        return described
 
 
 def _flex_with_masks_of_sdpa() -> Callable[[], None]:

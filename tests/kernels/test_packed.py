@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcheck.errors import UsageError
-from detcheck.kernels.cpu import matmul, packed
+from detcheck.kernels.cpu import matmul, packed, packed_weight
 from detcheck.kernels.cpu.memory import available_bytes
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.mode import batch_invariant
@@ -25,7 +25,7 @@ ROWS = (1, 2, 3, 4, 7, 16, 17, 31, 33, 64, 65, 100, 129)
 SHAPES = [(512, 64), (1536, 576), (4096, 40), (577, 33), (131, 7), (8, 1)]
 
 pytestmark = pytest.mark.skipif(
-    torch.bfloat16 not in packed._dtypes(), reason="oneDNN packs no bfloat16 on this machine"
+    torch.bfloat16 not in packed_weight._dtypes(), reason="oneDNN packs no bfloat16 on this machine"
 )
 
 

@@ -145,18 +145,3 @@ def test_a_window_keeps_the_last_keys_of_each_query() -> None:
         own = Plan([Segment(0, 1, 0, stop - start)])
         one = attend_queries(query[at : at + 1], key[start:stop], value[start:stop], own)
         assert torch.equal(out[at], one[0])
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 64), (1, 18), (5, 33), (2, 16384)], ids=str)
-@pytest.mark.parametrize("length", [1, 700, 3000])
-def test_rows_are_copied_as_they_are(
-    dtype: torch.dtype, shape: tuple[int, int], length: int
-) -> None:
-    """In one part, in several, and by all threads; also from the middle of another tensor."""
-    generator = torch.Generator().manual_seed(8)
-    x = torch.randn(40, *shape, generator=generator).to(dtype)
-    index = torch.randint(39, (length,), generator=generator)
-    for rows in (x, x[1:], x.transpose(1, 2)):
-        assert torch.equal(queries._rows_at(rows, index), rows.index_select(0, index))

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from detcheck.kernels.cpu.matmul import is_settled, stock_mm_out
 from detcheck.kernels.cpu.numerics import numerics
-from detcheck.kernels.cpu.packed import STORE, PackedWeight, product
+from detcheck.kernels.cpu.packed import STORE
+from detcheck.kernels.cpu.packed_weight import PackedWeight, product
 from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES
 from detcheck.kernels.cpu.stock import stock_kernel
 
@@ -45,15 +46,15 @@ def linear(
     if copy is None:
         return _linear_unpacked(input, weight, bias)
     usual = type(input) in _PLAIN and input.is_cpu and input.dtype == weight.dtype
-    if not usual or input.is_nested or _transformed():
+    if not usual or input.is_nested or is_transformed():
         return _stock_linear(input, weight, bias)
-    if _observed() or (is_grad_enabled() and _needs_gradients(input, weight, bias)):
+    if is_observed() or (is_grad_enabled() and _needs_gradients(input, weight, bias)):
         observed: torch.Tensor = torch.ops.detcheck.linear(input, weight, bias)
         return observed
     return _linear_packed(input, copy, weight, bias)
 
 
-def _transformed() -> bool:
+def is_transformed() -> bool:
     """True if autocast or a transform of `torch.func` changes what an op does."""
     return (
         is_autocast_enabled("cpu")
@@ -62,7 +63,7 @@ def _transformed() -> bool:
     )
 
 
-def _observed() -> bool:
+def is_observed() -> bool:
     """True if a dispatch or function mode wants to see each op."""
     return _len_torch_dispatch_stack() > 0 or _len_torch_function_stack() > 0
 
@@ -74,25 +75,26 @@ def _needs_gradients(*tensors: torch.Tensor | None) -> bool:
 def _linear_packed(
     input: torch.Tensor, copy: PackedWeight, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    inner = copy.inner
-    classes = copy.classes[bias is not None]
-    rows = input.numel() // inner
-    if (
-        classes.fits(rows)
-        and input.is_contiguous()
-        and input.shape[-1] == inner
-        and not input.data_ptr() % CACHE_LINE_BYTES
-        and (bias is None or _fits(bias, weight))
-    ):
-        return product(input, copy.packed, bias)
-    fit = input.shape[-1:] == (inner,) and (bias is None or _fits(bias, weight))
-    if not rows or not fit or input.layout != torch.strided:
+    fit = input.shape[-1:] == (copy.inner,) and (bias is None or _fits(bias, weight))
+    if not fit or not input.numel() or input.layout != torch.strided:
         return _stock_linear(input, weight, bias)
-    left = input.reshape(rows, inner)
+    return multiply(input, copy, bias)
+
+
+def multiply(
+    input: torch.Tensor, copy: PackedWeight, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(…, K), not empty, by a packed weight of K to (…, N), plus a bias (N,): invariant rows."""
+    rows = input.numel() // copy.inner
+    classes = copy.classes[bias is not None]
+    plain = input.is_contiguous() and not input.data_ptr() % CACHE_LINE_BYTES
+    if plain and classes.fits(rows):
+        return product(input, copy.packed, bias)
+    left = input.reshape(rows, copy.inner)
     if not left.is_contiguous() or left.data_ptr() % CACHE_LINE_BYTES:
         left = left.clone(memory_format=torch.contiguous_format)
     result = classes.apply(lambda part: product(part, copy.packed, bias), left)
-    return result.view(*input.shape[:-1], weight.shape[0])
+    return result.view(*input.shape[:-1], copy.columns)
 
 
 def _fits(bias: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -145,7 +147,7 @@ def _linear_unpacked(
     other tensors of a type of their own, and all calls that are transformed or observed.
     """
     plain = type(weight) in _PLAIN and type(input) in _PLAIN and input.is_cpu
-    if not plain or input.is_nested or _observed() or _transformed():
+    if not plain or input.is_nested or is_observed() or is_transformed():
         return _stock_linear(_laid_out(input, bias), weight, bias)
     simple = bias is None and not is_grad_enabled() and input.is_contiguous()
     if not simple or input.data_ptr() % CACHE_LINE_BYTES:

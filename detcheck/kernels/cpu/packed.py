@@ -8,6 +8,9 @@ The packed copy takes as much memory as the weight. It is made when a weight is 
 mode allows it and memory suffices, and is freed when the last mode ends. Only `nn.Parameter`s are
 packed: other tensors given to `F.linear` may be new on every call.
 
+Weights of one module with the same input may be packed side by side, in one copy instead of one
+each (`fused/`), if their products have the same bits so.
+
 A copy must not outlive the values it was made from. It is made again if the parameter's version
 counter or address changed, after a step of any `torch.optim.Optimizer` (fused steps do not count
 versions), and after a change through `parameter.data`, watched while a mode is on. `verify` finds
@@ -18,65 +21,34 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from detcheck.kernels.cpu import matmul
 from detcheck.kernels.cpu.memory import available_bytes
-from detcheck.kernels.cpu.numerics import full_precision, in_transform, numerics
+from detcheck.kernels.cpu.numerics import in_transform
 from detcheck.kernels.cpu.packed_changes import reserve_first_model, watch_changes
-from detcheck.kernels.cpu.rows import ClassTable, ProductShape, RowClasses
+from detcheck.kernels.cpu.packed_weight import (
+    CLASSES,
+    Aliases,
+    PackedWeight,
+    Source,
+    can_be_packed,
+    can_be_side_by_side,
+    pack,
+)
 
-EXPECTED_ROWS = 16
-"""The number of rows that oneDNN chooses a layout for."""
 MEMORY_SHARE = 2
 """Packed copies may take at most 1 / this of the memory that is free without them at the start."""
 
-_reorder = torch.ops.mkldnn._reorder_linear_weight.default._op
-_linear = torch.ops.mkldnn._linear_pointwise.default._op
-
-
-def product(left: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """(…, K) by a packed (N, K) weight to (…, N), plus a bias (N,) before rounding."""
-    result: torch.Tensor = _linear(left, packed, bias, "none", [], "")
-    return result
-
-
-@dataclass(slots=True)
-class PackedWeight:
-    """The packed copy of one parameter, and the state of the parameter when it was made."""
-
-    packed: torch.Tensor
-    inner: int
-    """K."""
-    version: int
-    address: int
-    settings: tuple[object, ...]
-    checksum: np.ndarray
-    classes: tuple[RowClasses, RowClasses]
-    """Row classes of the product without and with a bias."""
-    aliases: list[weakref.ref[torch.Tensor]]
-    """Tensors from `.data`: they share the parameter's memory, but not its version counter."""
-
-    def is_current(self, weight: torch.Tensor) -> bool:
-        """False if the weight, or a setting that changes numerics, has changed."""
-        return (
-            self.version == weight._version
-            and self.address == weight.data_ptr()
-            and self.settings == numerics()
-            and not (self.aliases and self._changed_by_alias(weight))
-        )
-
-    def _changed_by_alias(self, weight: torch.Tensor) -> bool:
-        # An alias that was freed can have written before, but cannot any more.
-        self.aliases[:] = [alias for alias in self.aliases if alias() is not None]
-        return not np.array_equal(checksum(weight), self.checksum)
+ROOM_MADE = 4
+"""Weights are not packed side by side any more once they were needed by themselves, with too little
+memory for both, so many times."""
 
 
 class PackedWeights:
@@ -89,10 +61,14 @@ class PackedWeights:
     def __init__(self) -> None:
         self.copies: dict[int, PackedWeight] = {}
         """By `id` of the parameter; an entry is removed when its parameter is freed."""
+        self.side_by_side: dict[tuple[int, ...], PackedWeight] = {}
+        """Copies of several parameters as one, by their ids."""
         self.aliases: WeakIdKeyDictionary = WeakIdKeyDictionary()
         """Of each parameter whose `.data` was read, the tensors that this gave."""
         self._known: dict[int, weakref.ref[torch.Tensor]] = {}
         self._refused: set[int] = set()
+        self._apart: Counter[tuple[int, ...]] = Counter()
+        """How often a copy of several had to make room for one of each: see `ROOM_MADE`."""
         self._modes = self._forbidding = self._keepers = self._budget = 0
         self._mixed = False
         """True once modes with and without packing were on together, until no mode is on."""
@@ -135,7 +111,10 @@ class PackedWeights:
     @property
     def num_bytes(self) -> int:
         """Memory that the copies take now."""
-        return sum(copy.packed.nbytes for copy in self.copies.values())
+        return sum(copy.packed.nbytes for copy in self._all())
+
+    def _all(self) -> tuple[PackedWeight, ...]:
+        return (*self.copies.values(), *self.side_by_side.values())
 
     @property
     def state(self) -> str:
@@ -157,9 +136,53 @@ class PackedWeights:
             self.reserve((weight,))
             if id(weight) in self._refused:
                 return None
+            self._make_room_beside(weight)
             self.copies.pop(id(weight), None)
-            copy = self.copies[id(weight)] = _pack(weight, self.aliases.setdefault(weight, []))
+            copy = self.copies[id(weight)] = pack((weight,), (self._source(weight),))
             return copy
+
+    def find_side_by_side(self, weights: tuple[torch.Tensor, ...]) -> PackedWeight | None:
+        """The current copy of parameters (N, K) of one K as one; packs it if need be.
+
+        None if they are not to be packed so. It replaces the copies of each.
+        """
+        key = tuple(map(id, weights))
+        copy = self.side_by_side.get(key)
+        if copy is not None and copy.is_current(*weights):
+            return copy
+        if not self._modes or self._forbidding or in_transform() or self._apart[key] >= ROOM_MADE:
+            return None
+        if not all(map(can_be_packed, weights)):
+            return None
+        with self._lock, _disable_current_modes(), torch._C.DisableTorchFunction():
+            self.reserve(weights)
+            self.side_by_side.pop(key, None)
+            if not can_be_side_by_side(weights):
+                self._apart[key] = ROOM_MADE
+            if self._refused.intersection(key) or self._apart[key] >= ROOM_MADE:
+                return None
+            for each in key:
+                self.copies.pop(each, None)
+            copy = pack(weights, tuple(map(self._source, weights)))
+            self.side_by_side[key] = copy
+            return copy
+
+    def _make_room_beside(self, weight: torch.Tensor) -> None:
+        """If memory is short for a copy beside that of several as one, drop the latter."""
+        groups = [keys for keys in self.side_by_side if id(weight) in keys]
+        if not groups or weight.nbytes + self._bytes_beside() <= self._budget:
+            return
+        for keys in groups:
+            del self.side_by_side[keys]
+            self._apart[keys] += 1
+
+    def _bytes_beside(self) -> int:
+        """Memory of the copies of parameters that are packed side by side as well."""
+        twice = self.copies.keys() & {key for keys in self.side_by_side for key in keys}
+        return sum(self.copies[key].packed.nbytes for key in twice)
+
+    def _source(self, weight: torch.Tensor) -> Source:
+        return Source.of(weight, self.aliases.setdefault(weight, Aliases()))
 
     def reserve(self, weights: Iterable[torch.Tensor]) -> None:
         """Decide whether these weights are packed: all that are new here, or none of them.
@@ -200,17 +223,18 @@ class PackedWeights:
 
     def _changed(self) -> list[torch.Tensor]:
         """Parameters that count as unchanged, but whose values are not those that were packed."""
-        found = []
-        for key, copy in tuple(self.copies.items()):
-            reference = self._known.get(key)
-            weight = reference() if reference is not None else None
-            if (
-                weight is not None
-                and (copy.version, copy.address) == (weight._version, weight.data_ptr())
-                and not np.array_equal(checksum(weight), copy.checksum)
-            ):
-                found.append(weight)
-        return found
+        keys = [*((key,) for key in self.copies), *self.side_by_side]
+        sources = {
+            key: source
+            for keys_of, copy in zip(keys, self._all(), strict=True)
+            for key, source in zip(keys_of, copy.sources, strict=True)
+        }
+        known = {key: self._known[key]() for key in sources if key in self._known}
+        return [
+            weight
+            for key, weight in known.items()
+            if weight is not None and sources[key].changed_unseen(weight)
+        ]
 
     def _settle(self) -> None:
         """Free the copies, and watch for changes, as the holders want it now."""
@@ -227,90 +251,24 @@ class PackedWeights:
             matmul.CLASSES.free_probes()
         if self._forbidding or not (self._modes or self._keepers):
             self.copies.clear()
+            self.side_by_side.clear()
+            self._apart.clear()
             self.aliases.clear()
             self._known.clear()
             self._refused.clear()
 
     def forget(self, key: int) -> None:
-        """Drop the copy of the parameter with this `id`, if there is one."""
+        """Drop the copies of the parameter with this `id`, if there are any."""
         self.copies.pop(key, None)
+        for keys in [keys for keys in self.side_by_side if key in keys]:
+            del self.side_by_side[keys]
 
     def _freed(self, key: int, _: weakref.ref[torch.Tensor]) -> None:
         self.forget(key)
         self._known.pop(key, None)
         self._refused.discard(key)
-
-
-def _pack(weight: torch.Tensor, aliases: list[weakref.ref[torch.Tensor]]) -> PackedWeight:
-    columns, inner = weight.shape
-    with torch.no_grad():
-        packed = _reorder(weight.detach(), EXPECTED_ROWS)
-    settings = numerics()
-    classes = tuple(
-        CLASSES.find(ProductShape(inner, columns, weight.dtype, True, biased), settings)
-        for biased in (False, True)
-    )
-    return PackedWeight(
-        packed=packed,
-        inner=inner,
-        version=weight._version,
-        address=weight.data_ptr(),
-        settings=settings,
-        checksum=checksum(weight),
-        classes=(classes[0], classes[1]),
-        aliases=aliases,
-    )
-
-
-def _make_classes(shape: ProductShape) -> RowClasses:
-    bias = torch.linspace(-1, 1, shape.columns).to(shape.dtype) if shape.biased else None
-    return RowClasses(
-        shape,
-        lambda left, packed: product(left, packed, bias),
-        lambda right: _reorder(right.t(), EXPECTED_ROWS),
-    )
-
-
-CLASSES = ClassTable(_make_classes)
-
-
-def can_be_packed(weight: torch.Tensor) -> bool:
-    """True for a parameter (N, K) on the CPU, in a dtype that oneDNN packs on this machine.
-
-    False for a parameter made in inference mode, since it has no version counter; and for float32
-    if its products may be computed in a lower precision, which packed products ignore.
-    """
-    return (
-        type(weight) is torch.nn.Parameter
-        and weight.dtype in _dtypes()
-        and weight.dim() == 2
-        and weight.is_cpu
-        and weight.is_contiguous()
-        and weight.numel() > 0
-        and not weight.is_inference()
-        and (weight.dtype != torch.float32 or full_precision())
-    )
-
-
-@cache
-def _dtypes() -> frozenset[torch.dtype]:
-    """Dtypes that oneDNN packs on this machine; float16 needs a CPU with its instructions."""
-    if not torch.backends.mkldnn.is_available():
-        return frozenset()
-    supported = {
-        torch.float32: True,
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
-    }
-    return frozenset(dtype for dtype, works in supported.items() if works)
-
-
-def checksum(weight: torch.Tensor) -> np.ndarray:
-    """Sums of the bits of a contiguous (N, K) tensor over N: they differ if one value changed."""
-    bits = weight.detach().view(torch.int16).numpy()
-    words = bits.view(np.uint64) if bits.shape[1] % 4 == 0 else bits.view(np.uint16)
-    sums: np.ndarray = np.add.reduce(words, axis=0, dtype=np.uint64)
-    return sums
+        for keys in [keys for keys in self._apart if key in keys]:
+            del self._apart[keys]
 
 
 STORE = PackedWeights()

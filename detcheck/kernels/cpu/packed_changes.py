@@ -6,13 +6,14 @@ The version counter of a parameter misses steps of some optimizers, and changes 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from detcheck.kernels.cpu.packed_weight import Aliases
 
 if TYPE_CHECKING:
     from detcheck.kernels.cpu.packed import PackedWeights
@@ -46,7 +47,7 @@ def watch_changes(store: PackedWeights) -> Callable[[], None]:
 
     def get_data(weight: torch.nn.Parameter) -> torch.Tensor:
         alias: torch.Tensor = plain.__get__(weight)
-        store.aliases.setdefault(weight, []).append(weakref.ref(alias))
+        store.aliases.setdefault(weight, Aliases()).add(alias)
         return alias
 
     hook = register_optimizer_step_post_hook(after_step)

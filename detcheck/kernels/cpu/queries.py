@@ -33,10 +33,6 @@ ROW_STEP = 8
 """Rows of a product are padded to a multiple of this, and of more for odd head sizes."""
 MAX_ROWS = 32
 """The stock kernel arranges products of 64 rows and more differently. More heads are split."""
-GRAIN_ELEMENTS = 32768
-"""Elements for which PyTorch starts another thread (at::internal::GRAIN_SIZE)."""
-MAX_PARTS = 8
-"""Larger copies are left to all threads."""
 
 FLASH_OP = "_scaled_dot_product_flash_attention_for_cpu"
 """The aten op that `F.scaled_dot_product_attention` calls on the CPU."""
@@ -107,7 +103,7 @@ def _attend_queries(
         mask = plan.mask(number, query.dtype, rows)
         num_keys = call.keys.shape[0]
         if not gathered:
-            keys, values = _rows_at(key, call.keys), _rows_at(value, call.keys)
+            keys, values = (x.index_select(0, call.keys) for x in (key, value))
         elif num_keys == key.shape[0]:
             keys, values = key, value
         else:
@@ -149,28 +145,6 @@ def _attend(
         keys, values = (x.expand(entries, -1, -1, -1) for x in (keys, values))
     out: torch.Tensor = flash(tiles, keys, values, attn_mask=mask, scale=scaling)[0]
     return out if out.shape[0] == entries else out[:entries]
-
-
-def _rows_at(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`x.index_select(0, index)`, in parts so small that PyTorch uses one thread.
-
-    A copy of some 100 KB takes less time than a second thread needs to wake up.
-    """
-    row = math.prod(x.shape[1:])
-    words, rest = divmod(row * x.itemsize, torch.int64.itemsize)
-    start = x.storage_offset() * x.itemsize
-    aligned = not rest and x.is_contiguous() and start % torch.int64.itemsize == 0
-    part = GRAIN_ELEMENTS // max(1, words) - 1
-    if needs_gradients(x) or not aligned or part < 1 or len(index) > MAX_PARTS * part:
-        return x.index_select(0, index)
-    source = x.view(len(x), row).view(torch.int64)
-    if len(index) <= part:
-        rows = source.index_select(0, index)
-    else:
-        rows = source.new_empty((len(index), words))
-        for own, out in zip(index.split(part), rows.split(part), strict=True):
-            torch.index_select(source, 0, own, out=out)
-    return rows.view(x.dtype).view(-1, *x.shape[1:])
 
 
 def needs_gradients(*tensors: torch.Tensor) -> bool:

@@ -139,7 +139,7 @@ class RowClasses:
     def _position_matters(self, right: torch.Tensor) -> bool:
         """True if a row of an anchor call changes when all rows move by one place."""
         columns = min(self.shape.columns, PATTERN_COLUMNS)
-        left, anchor = self._anchor(-(-self._num_compared // columns), right)
+        left, anchor = self._anchor(-(-self.num_compared // columns), right)
         moved = torch.cat([self.multiply(x, right) for x in left.roll(1, 0).split(ANCHOR_ROWS)])
         return not torch.equal(moved, anchor.roll(1, 0))
 
@@ -149,7 +149,7 @@ class RowClasses:
         Calls are repeated on other rows until enough results were compared.
         """
         columns = min(self.shape.columns, PATTERN_COLUMNS)
-        calls = max(1, -(-self._num_compared // (rows * columns)))
+        calls = max(1, -(-self.num_compared // (rows * columns)))
         left, anchor = self._anchor(rows * calls, right)
         return all(
             torch.equal(self.multiply(left[at : at + rows].clone(), right), anchor[at : at + rows])
@@ -157,7 +157,14 @@ class RowClasses:
         )
 
     @property
-    def _num_compared(self) -> int:
+    def rows_are_free(self) -> bool:
+        """True if a row's position in an anchor call does not matter."""
+        self.padded_rows(ANCHOR_ROWS)
+        return self._tile_rows == ANCHOR_ROWS
+
+    @property
+    def num_compared(self) -> int:
+        """Results that must be equal before two ways to compute them count as the same."""
         if self.shape.dtype not in (torch.bfloat16, torch.float16):
             return COMPARED_RESULTS
         return next(num for inner, num in COMPARED_HALF_RESULTS if self.shape.inner <= inner)
@@ -166,13 +173,13 @@ class RowClasses:
         """At least `rows` rows of the probe, and their results in anchor calls."""
         if self._anchored is not None and len(self._anchored[0]) >= rows:
             return self._anchored
-        left = self._probe_left(-(-max(rows, PROBED_ROWS) // ANCHOR_ROWS) * ANCHOR_ROWS)
+        left = self.probe_left(-(-max(rows, PROBED_ROWS) // ANCHOR_ROWS) * ANCHOR_ROWS)
         anchor = torch.cat([self.multiply(block, right) for block in left.split(ANCHOR_ROWS)])
         if (left.nbytes + anchor.nbytes) <= KEPT_BYTES:
             self._anchored = left, anchor
         return left, anchor
 
-    def _probe_left(self, rows: int) -> torch.Tensor:
+    def probe_left(self, rows: int) -> torch.Tensor:
         """Seeded (rows, K); of each pair of columns the second is the first, slightly changed."""
         first, second = _partners(self.shape.inner)
         left, jitter = self._random(0, (rows, self.shape.inner), (rows, len(first)))
@@ -180,19 +187,23 @@ class RowClasses:
         return left.to(self.shape.dtype)
 
     def _probe_right(self) -> torch.Tensor:
-        """Seeded (K, N), in the shape's layout; each second row of a pair is minus the first."""
+        """The (K, N) transpose of `probe_weight`, in the shape's layout, prepared."""
         if self._right is not None:
             return self._right
+        weight = self.probe_weight()
+        right = self.prepare(self._laid_out(weight))
+        if weight.nbytes <= KEPT_BYTES:
+            self._right = right
+        return right
+
+    def probe_weight(self) -> torch.Tensor:
+        """Seeded (N, K); of each pair of columns the second is minus the first."""
         shape = self.shape
         first, second = _partners(shape.inner)
         (pattern,) = self._random(1, (min(shape.columns, PATTERN_COLUMNS), shape.inner))
         pattern[:, second] = -pattern[:, first]
         repeats = -(-shape.columns // len(pattern))
-        weight = pattern.to(shape.dtype).repeat(repeats, 1)[: shape.columns]
-        right = self.prepare(self._laid_out(weight))
-        if weight.nbytes <= KEPT_BYTES:
-            self._right = right
-        return right
+        return pattern.to(shape.dtype).repeat(repeats, 1)[: shape.columns]
 
     def free_probe(self) -> None:
         """Free the probe's operands. They are made again if another number of rows is probed."""
@@ -248,7 +259,7 @@ def _padded_to(padded: int, multiply: Left, left: torch.Tensor) -> torch.Tensor:
     if padded == rows:
         return multiply(left)
     if rows == 1:  # decoding of one request: as few calls as possible
-        return multiply(left.expand(padded, -1).contiguous())[:1]
+        return multiply(torch.cat((left,) * padded))[:1]
     wide = left.new_zeros((padded, left.shape[1]))
     wide[:rows] = left
     return multiply(wide)[:rows]

@@ -1,0 +1,189 @@
+"""Attention with rotary positions: one product for queries, keys and values, one rotation for two.
+
+Over a paged cache, the layers of a decoding step share their indices, see `steps.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from detcheck.kernels.cpu.linear import multiply
+from detcheck.kernels.cpu.numerics import numerics
+from detcheck.kernels.cpu.packed_weight import PackedWeight
+from detcheck.kernels.cpu.queries import attend_queries
+from detcheck.kernels.fused.steps import Step, step_of
+from detcheck.kernels.fused.unit import (
+    Calls,
+    Forward,
+    Layers,
+    LayersOfModules,
+    copies_of,
+    counter,
+    is_plain,
+)
+
+_Arguments = dict[str, Any]
+_States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the attention of a class differs from Llama's."""
+
+    window: str = ""
+    """Where its window is: in an attribute of the `module` or of the `config`; empty: nowhere."""
+    norms: bool = False
+    """True if queries and keys pass `q_norm` and `k_norm`."""
+
+    def arguments(self, module: Any) -> _Arguments:
+        """What the module passes to the attention interface beside its states."""
+        found = {"scaling": module.scaling}
+        if self.window:
+            holder = module if self.window == "module" else module.config
+            found["sliding_window"] = getattr(holder, "sliding_window", None)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionOperands:
+    """What a fused call needs beside its input."""
+
+    layers: Layers
+    qkv: PackedWeight
+    out: PackedWeight
+    step: Step
+
+
+class FusedAttention:
+    """The fused form of one class."""
+
+    def __init__(self, own: Any, calls: Calls, form: Form = Form()):
+        """`own` is the forward of the class; fused calls are counted in `calls`."""
+        self._own = own
+        self._form = form
+        self._names: dict[str, Any] = own.__globals__
+        self._count = counter({"matmul": {"aten::linear": 4}}, calls)
+        self._known = LayersOfModules(("q_proj", "k_proj", "v_proj"), last="o_proj")
+
+    def forward(self) -> Forward:
+        """The forward to put in place of the class's own."""
+
+        def forward(
+            module: Any,
+            hidden_states: torch.Tensor,
+            position_embeddings: Any = None,
+            attention_mask: torch.Tensor | None = None,
+            past_key_values: Any = None,
+            **kwargs: Any,
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            x, found = hidden_states, None
+            caches = (attention_mask, past_key_values)
+            if is_plain(x):
+                found = self.operands(module, x, position_embeddings, numerics())
+            if found is not None:
+                return self.compute(module, x, found, caches, kwargs)
+            computed: tuple[torch.Tensor, torch.Tensor | None] = self._own(
+                module, x, position_embeddings, *caches, **kwargs
+            )
+            return computed
+
+        return forward
+
+    def operands(
+        self, module: Any, x: torch.Tensor, positions: Any, settings: tuple[object, ...]
+    ) -> AttentionOperands | None:
+        """What a call for a plain `x` (batch, tokens, hidden) needs; None if the own must run."""
+        layers = self._known.find(module)
+        if layers is None or module.training or type(positions) is not tuple or x.dim() != 3:
+            return None
+        copies = copies_of(layers, x, settings)
+        step = step_of(positions, module.layer_idx, x.dtype, module.head_dim)
+        if copies is None or step is None:
+            return None
+        if not layers.turns_alike:
+            whole = multiply(x, copies[0], layers.bias).unflatten(-1, (-1, module.head_dim))
+            rotate = self._names["apply_rotary_pos_emb"]
+            layers.turns_alike = _turns_as(rotate, whole, step)
+        return AttentionOperands(layers, *copies, step) if layers.turns_alike else None
+
+    def compute(
+        self,
+        module: Any,
+        x: torch.Tensor,
+        operands: AttentionOperands,
+        caches: tuple[torch.Tensor | None, Any],
+        kwargs: _Arguments,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention of a plain `x` (batch, tokens, hidden), with the module's weights, if any.
+
+        `caches` are the mask and the cache of keys and values that the module got.
+        """
+        self._count()
+        interface = self._names["ALL_ATTENTION_FUNCTIONS"].get_interface(
+            module.config._attn_implementation, self._names["eager_attention_forward"]
+        )
+        states, given = _states(module, x, operands, self._form), self._form.arguments(module)
+        out = weights = None
+        if caches[1] is None and given.get("sliding_window") is None:
+            out = _paged(module, states, operands.step, interface, kwargs)
+        if out is None:
+            out, weights = _usual(module, states, interface, caches, {**given, **kwargs})
+        out = out.reshape(*x.shape[:-1], -1).contiguous()
+        return multiply(out, operands.out, operands.layers.last.bias), weights
+
+
+def _states(module: Any, x: torch.Tensor, operands: AttentionOperands, form: Form) -> _States:
+    """Queries, keys and values, each (batch, tokens, heads, head_dim), with positions."""
+    dim = module.head_dim
+    heads = [width // dim for width in operands.layers.widths]
+    whole = multiply(x, operands.qkv, operands.layers.bias).unflatten(-1, (-1, dim))
+    if not form.norms:
+        both, value = torch.split_with_sizes(whole, (heads[0] + heads[1], heads[2]), 2)
+        query, key = torch.split_with_sizes(operands.step.turned(both), heads[:2], 2)
+        return query, key, value
+    query, key, value = whole.split(heads, 2)
+    query, key = module.q_norm(query.contiguous()), module.k_norm(key.contiguous())
+    return operands.step.turned(query), operands.step.turned(key), value
+
+
+def _turns_as(rotate: Any, states: torch.Tensor, step: Step) -> bool:
+    """True if positions are applied to (batch, tokens, heads, head_dim) as `rotate` does it."""
+    x = states.transpose(1, 2)
+    expected, _ = rotate(x, x, *step.positions)
+    return torch.equal(expected.transpose(1, 2), step.turned(states))
+
+
+def _paged(
+    module: Any, states: _States, step: Step, interface: Any, kwargs: _Arguments
+) -> torch.Tensor | None:
+    """Queries by themselves over a paged cache, (tokens, heads, head_dim); None if it is not so."""
+    cache, query_by_query = kwargs.get("cache"), getattr(interface, "query_by_query", None)
+    if cache is None or query_by_query is None or len(states[0]) != 1:
+        return None
+    reads = step.reads(module, cache, query_by_query, kwargs)
+    if reads is None:
+        return None
+    interface.count()
+    query, key, value = (each[0] for each in states)
+    part = cache.layer_to_allocator[module.layer_idx]
+    key, value = part.update(key, value, module.layer_idx, reads.read, reads.write)
+    return attend_queries(query, key, value, reads.plan, module.scaling, gathered=True)
+
+
+def _usual(
+    module: Any,
+    states: _States,
+    interface: Any,
+    caches: tuple[torch.Tensor | None, Any],
+    arguments: _Arguments,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the module itself does with its states: (batch, tokens, heads, head_dim), weights."""
+    query, key, value = (each.contiguous().transpose(1, 2) for each in states)
+    mask, past = caches
+    if past is not None:
+        key, value = past.update(key, value, module.layer_idx)
+    out, weights = interface(module, query, key, value, mask, dropout=0.0, **arguments)
+    return out, weights

@@ -1,0 +1,76 @@
+"""The gated MLP: the products by `gate_proj` and `up_proj` are one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from detcheck.kernels.cpu.linear import multiply
+from detcheck.kernels.cpu.numerics import numerics
+from detcheck.kernels.cpu.packed_weight import PackedWeight
+from detcheck.kernels.fused.unit import (
+    Calls,
+    Forward,
+    Layers,
+    LayersOfModules,
+    copies_of,
+    counter,
+    is_plain,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MlpOperands:
+    """What a fused call needs beside its input."""
+
+    layers: Layers
+    both: PackedWeight
+    """Of the gate and the other layer with the same input."""
+    down: PackedWeight
+
+
+class FusedMlp:
+    """The fused form of one class."""
+
+    def __init__(self, own: Any, calls: Calls):
+        """`own` is the forward of the class; fused calls are counted in `calls`."""
+        self._own = own
+        self._count = counter({"matmul": {"aten::linear": 3}}, calls)
+        self._known = LayersOfModules(("gate_proj", "up_proj"), last="down_proj")
+
+    def forward(self) -> Forward:
+        """The forward to put in place of the class's own."""
+
+        def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+            found = self.operands(module, x, numerics()) if is_plain(x) else None
+            if found is not None:
+                return self.compute(module, x, found)
+            computed: torch.Tensor = self._own(module, x)
+            return computed
+
+        return forward
+
+    def operands(
+        self, module: Any, x: torch.Tensor, settings: tuple[object, ...]
+    ) -> MlpOperands | None:
+        """What a call for a plain `x` (…, hidden) needs; None if the own forward must run."""
+        layers = self._known.find(module)
+        copies = None if layers is None else copies_of(layers, x, settings)
+        return None if layers is None or copies is None else MlpOperands(layers, *copies)
+
+    def compute(self, module: Any, x: torch.Tensor, operands: MlpOperands) -> torch.Tensor:
+        """The MLP of a plain `x` (…, hidden)."""
+        self._count()
+        layers, both, down = operands.layers, operands.both, operands.down
+        gate, up = torch.split_with_sizes(multiply(x, both, layers.bias), layers.widths, -1)
+        gate = module.act_fn(gate.contiguous())
+        rows = x.numel() // both.inner
+        bias = layers.last.bias
+        padded = down.classes[bias is not None].padded_rows(1) if rows == 1 else None
+        if not padded or padded == 1:
+            return multiply(gate * up, down, bias)
+        # The product of one row needs several: all are made at once.
+        wide = gate.view(1, -1).expand(padded, -1) * up.view(1, -1)
+        return multiply(wide, down, bias)[:1].view(*x.shape[:-1], -1)

@@ -1,0 +1,134 @@
+"""What all attention layers of a forward pass have in common, worked out at the first of them."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from dataclasses import dataclass, field
+from functools import cache as memoise
+from typing import Any
+
+import torch
+
+from detcheck.kernels.cpu.packing import Plan, packing_of
+from detcheck.kernels.paged_cache import group_of_reads
+
+_local = threading.local()
+_UPDATE = ["key_states", "value_states", "layer_idx", "read_index", "write_index"]
+_OF_A_PASS = frozenset(
+    (
+        "block_table",
+        "cache",
+        "cu_seq_lens_k",
+        "cu_seq_lens_q",
+        "is_causal",
+        "logits_indices",
+        "logits_processor_args",
+        "max_length_k",
+        "max_length_q",
+        "max_seqlen_k",
+        "max_seqlen_q",
+        "position_ids",
+        "read_index",
+        "use_cache",
+        "write_index",
+    )
+)
+"""Arguments of a pass that change nothing but where keys lie."""
+
+
+@dataclass(slots=True)
+class PagedReads:
+    """Where the layers of one group read and write a paged cache."""
+
+    plan: Plan
+    """The calls of attention; they take the keys in the order of `read`."""
+    read: torch.Tensor
+    write: torch.Tensor
+
+
+@dataclass(slots=True)
+class Step:
+    """One forward pass, as its attention layers see it."""
+
+    positions: tuple[torch.Tensor, torch.Tensor]
+    """Cosines and sines (batch or 1, tokens, head_dim), as the layers got them."""
+    layer: int
+    """Index of the layer that asked last: they ask in order, or it is another pass."""
+    cos: torch.Tensor
+    """(batch or 1, tokens, 1, head_dim)"""
+    sin: torch.Tensor
+    """The same shape; the first half of `head_dim` is negated."""
+    indices: Any = None
+    """The pass's `read_index`."""
+    groups: dict[int, PagedReads | None] = field(default_factory=dict)
+    """By the number of a group of layers; None if it is served as any other attention."""
+
+    def turned(self, x: torch.Tensor) -> torch.Tensor:
+        """Rotary positions applied to (batch, tokens, heads, head_dim)."""
+        half = x.shape[-1] // 2
+        return (x * self.cos).add_(x.roll(half, -1).mul_(self.sin))
+
+    def reads(
+        self, module: Any, cache: Any, query_by_query: bool, kwargs: dict[str, Any]
+    ) -> PagedReads | None:
+        """Where this layer reads and writes a paged cache; None if that takes the usual way."""
+        allocators = getattr(cache, "layer_to_allocator", None)
+        if allocators is None:
+            return None
+        if self.indices is not kwargs.get("read_index"):
+            self.indices, self.groups = kwargs.get("read_index"), {}
+        number = allocators[module.layer_idx].index
+        if number not in self.groups:
+            self.groups[number] = _paged_reads(module, cache, query_by_query, kwargs)
+        return self.groups[number]
+
+
+def step_of(
+    positions: tuple[torch.Tensor, torch.Tensor], layer: int, dtype: torch.dtype, head_dim: int
+) -> Step | None:
+    """The step that a layer belongs to; None if its positions are not those of plain rotation."""
+    step: Step | None = getattr(_local, "step", None)
+    if step is not None and step.positions is positions and layer > step.layer:
+        step.layer = layer
+        return step
+    _local.step = None
+    cos, sin = positions
+    fit = cos.dtype == sin.dtype == dtype and cos.shape == sin.shape
+    if not fit or cos.dim() != 3 or cos.shape[-1] != head_dim or head_dim % 2:
+        return None
+    first, second = sin.unsqueeze(2).chunk(2, -1)
+    signed = torch.cat((first.neg(), second), -1)
+    _local.step = Step(positions, layer, cos.unsqueeze(2), signed)
+    return _local.step
+
+
+def forget_step() -> None:
+    """Free what this thread's last step holds."""
+    _local.step = None
+
+
+def _paged_reads(
+    module: Any, cache: Any, query_by_query: bool, kwargs: dict[str, Any]
+) -> PagedReads | None:
+    if not kwargs.keys() <= _OF_A_PASS or kwargs.get("block_table") is not None:
+        return None
+    group = group_of_reads(module, cache, kwargs)
+    part: Any = type(cache.layer_to_allocator[module.layer_idx])
+    if group is None or not _takes_our_indices(part):
+        return None
+    number, kind = group
+    bounds = (kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"][kind])
+    packing = packing_of(*(tuple(each.tolist()) for each in bounds))
+    if not packing.segments or (packing.prompts and not query_by_query):
+        return None
+    plan = packing.one_by_one
+    read = kwargs["read_index"][number].index_select(0, plan.keys)
+    return PagedReads(plan, read, kwargs["write_index"][number])
+
+
+@memoise
+def _takes_our_indices(allocator: Any) -> bool:
+    """True if a layer's part of the cache has the update that is known here."""
+    parameters = list(inspect.signature(allocator.update).parameters)
+    return parameters[1:] == _UPDATE

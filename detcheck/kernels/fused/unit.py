@@ -1,0 +1,158 @@
+"""When a module may be computed in its fused form: nobody looks inside, and nothing was changed."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import is_grad_enabled
+from torch.nn.modules import module as torch_module
+
+from detcheck.kernels.cpu.linear import is_observed, is_transformed
+from detcheck.kernels.cpu.packed import STORE
+from detcheck.kernels.cpu.packed_weight import PackedWeight
+from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES
+
+Forward = Callable[..., Any]
+Calls = Mapping[str, Counter[str]]
+"""Calls of the overrides, by op family and op."""
+
+_OF_EVERY_CALL: tuple[dict[int, Any], ...] = tuple(
+    getattr(torch_module, f"_global_{name}_hooks")
+    for name in ("forward", "forward_pre", "backward", "backward_pre")
+)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Attributes of a module."""
+
+
+def is_plain(x: torch.Tensor) -> bool:
+    """True for a contiguous float tensor on the CPU, in inference that nothing watches or changes.
+
+    So: no gradients, hooks of every module, dispatch or function modes, autocast or `torch.func`.
+    """
+    return (
+        type(x) is torch.Tensor
+        and x.is_cpu
+        and not is_grad_enabled()
+        and x.is_floating_point()
+        and not x.is_nested
+        and x.is_contiguous()
+        and not x.data_ptr() % CACHE_LINE_BYTES
+        and not is_observed()
+        and not is_transformed()
+        and not any(_OF_EVERY_CALL)
+    )
+
+
+class Layers:
+    """The linear layers of one module, as they were when it was first served."""
+
+    def __init__(self, layers: dict[str, torch.nn.Linear], last: str):
+        self._layers = tuple(
+            (name, layer, layer.__dict__, layer._parameters, layer.weight, layer.bias)
+            for name, layer in layers.items()
+        )
+        self._hooks = tuple(getattr(each, kind) for each in layers.values() for kind in HOOKS)
+        together = [layer for name, layer in layers.items() if name != last]
+        self.weights: tuple[torch.Tensor, ...] = tuple(layer.weight for layer in together)
+        """Of the layers that have the same input."""
+        self.key = tuple(map(id, self.weights))
+        self.widths = tuple(len(weight) for weight in self.weights)
+        self.last: torch.nn.Linear = layers[last]
+        """The layer that closes the module."""
+        self.turns_alike = False
+        """True once positions were found to be applied as the module's own function does it."""
+        self._biases = tuple(layer.bias for layer in together)
+
+    @classmethod
+    def of(cls, module: torch.nn.Module, names: tuple[str, ...], last: str) -> Layers | None:
+        """The layers `names` and `last` of a module; None if one is changed or is not plain."""
+        layers = {name: module._modules.get(name) for name in (*names, last)}
+        plain = {name: each for name, each in layers.items() if type(each) is torch.nn.Linear}
+        biases = {plain[name].bias is None for name in names if name in plain}
+        if len(plain) < len(layers) or len(biases) > 1:
+            return None
+        dtypes = {each.dtype for layer in plain.values() for each in layer.parameters()}
+        if len(dtypes) > 1:
+            return None
+        found = cls(plain, last)
+        return found if found.are_intact(module) else None
+
+    def are_intact(self, module: torch.nn.Module) -> bool:
+        """True if the module has these layers, with these parameters, and without hooks."""
+        children = module._modules
+        for name, layer, attributes, parameters, weight, bias in self._layers:
+            if (
+                children[name] is not layer
+                or parameters["weight"] is not weight
+                or parameters["bias"] is not bias
+                or "forward" in attributes
+            ):
+                return False
+        return not any(self._hooks)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The biases of the layers with the same input, side by side; None if they have none."""
+        biases: list[torch.Tensor] = [bias for bias in self._biases if bias is not None]
+        return torch.cat(biases) if biases else None
+
+
+class LayersOfModules:
+    """The layers of every module of one kind that was served."""
+
+    def __init__(self, names: tuple[str, ...], last: str):
+        self._names, self._last = names, last
+        self._of: weakref.WeakKeyDictionary[torch.nn.Module, Layers] = weakref.WeakKeyDictionary()
+        self._differ: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        """Modules whose fused form was found to have other bits: they are not served."""
+
+    def find(self, module: torch.nn.Module) -> Layers | None:
+        """The layers of a module; None if it is not to be served."""
+        layers = self._of.get(module)
+        if layers is None or not layers.are_intact(module):
+            self._of.pop(module, None)
+            layers = Layers.of(module, self._names, self._last)
+            if layers is None or module in self._differ:
+                return None
+            self._of[module] = layers
+        return layers
+
+    def refuse(self, module: torch.nn.Module) -> None:
+        """Do not serve this module again."""
+        self._of.pop(module, None)
+        self._differ.add(module)
+
+
+def copies_of(
+    layers: Layers, x: torch.Tensor, settings: tuple[object, ...]
+) -> tuple[PackedWeight, PackedWeight] | None:
+    """The packed copies that a module multiplies `x` (…, K) by: of its layers with the same input
+    as one, and of its last one.
+
+    None if they are not to be packed, or do not fit. `settings` is what `numerics` gives now.
+    """
+    both = STORE.side_by_side.get(layers.key)
+    if both is None or both.settings != settings or not both.is_unchanged(*layers.weights):
+        both = STORE.find_side_by_side(layers.weights)
+    weight = layers.last.weight
+    last = STORE.copies.get(id(weight))
+    if last is None or last.settings != settings or not last.is_unchanged(weight):
+        last = STORE.find(weight)
+    if both is None or last is None or x.dtype != both.packed.dtype or x.shape[-1] != both.inner:
+        return None
+    return (both, last) if x.numel() else None
+
+
+def counter(ops: Mapping[str, Mapping[str, int]], calls: Calls) -> Callable[[], None]:
+    """A function that counts one fused call: as so many calls of `ops`, by family and op."""
+    added = [(calls[family], op, n) for family, own in ops.items() for op, n in own.items()]
+
+    def count() -> None:
+        for counted, op, n in added:
+            counted[op] += n
+
+    return count
