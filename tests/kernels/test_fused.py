@@ -57,7 +57,7 @@ PADDED[1, :5] = PADDED[3, :1] = 0
 Bits = list[torch.Tensor]
 
 
-def made(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+def made(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A model with random weights, biases and norms."""
     torch.manual_seed(1)
     model = MODELS[name]().to(dtype).eval()
@@ -106,13 +106,13 @@ def same(one: Bits, other: Bits) -> bool:
     return all(map(torch.equal, one, other))
 
 
-@few("dtype", [torch.bfloat16, torch.float32], ids=str)
+@few("dtype", [torch.float32, torch.bfloat16], ids=str)
 @few("name", MODELS)
 def test_fused_modules_have_the_bits_of_their_own_code(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, served: Counter[str]
 ) -> None:
     model = made(name, dtype)
-    with batch_invariant(model=model):
+    with batch_invariant():
         served.clear()
         with unfused(monkeypatch):
             expected = generated(model)
@@ -132,8 +132,15 @@ def test_the_same_in_continuous_batching(
     prompts = [row[: 3 + 2 * index].tolist() for index, row in enumerate(TOKENS)]
     config = T.GenerationConfig(max_new_tokens=70, do_sample=False, eos_token_id=-1, pad_token_id=0)
 
+    sizes = {"page_size": 32, "num_blocks": 16, "max_batch_tokens": 64}
+
     def answers() -> list[list[int]]:
-        found = model.generate_batch(prompts, generation_config=config, progress_bar=False)
+        found = model.generate_batch(
+            prompts,
+            generation_config=config,
+            continuous_batching_config=T.ContinuousBatchingConfig(**sizes),
+            progress_bar=False,
+        )
         return [found[key].generated_tokens for key in sorted(found)]
 
     with kernels_in_force(mode):
@@ -151,7 +158,7 @@ def test_the_same_in_continuous_batching(
 
 def test_the_same_check_catches_a_wrong_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("llama")
-    with batch_invariant(model=model):
+    with batch_invariant():
         with unfused(monkeypatch):
             expected = generated(model)
         turned = Step.turned
@@ -166,7 +173,7 @@ def test_the_calls_of_overrides_are_counted_as_before(monkeypatch: pytest.Monkey
     model = made("llama")
     counts = []
     for context in (unfused(monkeypatch), torch.no_grad()):
-        with batch_invariant(model=model) as mode, context:
+        with batch_invariant() as mode, context:
             generated(model)
             before = Counter(mode.proof().overrides)
             generated(model)
@@ -182,7 +189,7 @@ COUNTED = ("aten::linear", "transformers::sdpa", "aten::mean.dim", "aten::rsqrt"
 
 def test_a_row_alone_and_in_its_batch(served: Counter[str]) -> None:
     model = made("llama")
-    with torch.no_grad(), batch_invariant(model=model):
+    with torch.no_grad(), batch_invariant():
         whole = model(TOKENS).logits
         alone = torch.cat([model(row[None]).logits for row in TOKENS])
     assert served
@@ -211,7 +218,7 @@ def hooked_attention(model: Any) -> Callable[[], None]:
 def replaced(model: Any) -> Callable[[], None]:
     """Another layer in the place of one."""
     mlp = model.model.layers[1].mlp
-    own, mlp.down_proj = mlp.down_proj, nn.Linear(192, 128, bias=False).bfloat16()
+    own, mlp.down_proj = mlp.down_proj, nn.Linear(192, 128, bias=False)
     return lambda: setattr(mlp, "down_proj", own)
 
 
@@ -249,7 +256,7 @@ def other_activation(model: Any) -> Callable[[], None]:
 
 def other_norm(model: Any) -> Callable[[], None]:
     layer = model.model.layers[0]
-    own, layer.input_layernorm = layer.input_layernorm, nn.LayerNorm(128).bfloat16()
+    own, layer.input_layernorm = layer.input_layernorm, nn.LayerNorm(128)
     return lambda: setattr(layer, "input_layernorm", own)
 
 
@@ -264,7 +271,7 @@ def test_changes_of_a_model_are_seen(
     change: Callable[[Any], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = made("llama")
-    with torch.no_grad(), batch_invariant(model=model):
+    with torch.no_grad(), batch_invariant():
         before = model(TOKENS).logits
         undo = change(model)
         changed = model(TOKENS).logits
@@ -287,7 +294,7 @@ def test_a_module_that_is_watched_runs_its_own_code(served: Counter[str]) -> Non
 
     ops: Counter[str] = Counter()
     model = made("llama")
-    with torch.no_grad(), batch_invariant(model=model):
+    with torch.no_grad(), batch_invariant():
         expected = model(TOKENS).logits
         served.clear()
         with Watch():
@@ -299,7 +306,7 @@ def test_a_module_that_is_watched_runs_its_own_code(served: Counter[str]) -> Non
 
 def test_gradients_and_autocast_take_the_modules_own_code(served: Counter[str]) -> None:
     model = made("llama", torch.float32)
-    with batch_invariant(model=model):
+    with batch_invariant():
         with torch.no_grad():
             expected = model(TOKENS).logits
         served.clear()
@@ -333,7 +340,7 @@ def test_gradient_checkpointing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None
 def test_weights_are_packed_once() -> None:
     """Side by side or each by itself, not both, once a model decodes."""
     model = made("llama")
-    with batch_invariant(model=model) as mode:
+    with batch_invariant() as mode:
         generated(model)
         linears = [each for each in model.modules() if isinstance(each, nn.Linear)]
         weights = sum(each.weight.nbytes for each in linears)
@@ -355,7 +362,7 @@ def test_if_memory_is_short_weights_that_are_needed_alone_stay_alone(
     served: Counter[str],
 ) -> None:
     model = made("llama")
-    with batch_invariant(model=model):
+    with batch_invariant():
         with torch.no_grad():
             expected = model(TOKENS).logits
         for _ in range(ROOM_MADE):
@@ -383,7 +390,7 @@ def test_weights_whose_products_change_are_not_packed_side_by_side(
     packed_weight._side_by_side.cache_clear()
     try:
         model = made("llama")
-        with batch_invariant(model=model):
+        with batch_invariant():
             generated(model)
             assert not STORE.side_by_side
     finally:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detcheck.kernels.cpu import packed, packed_weight
+from detcheck.kernels.cpu import packed_weight
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.mode import batch_invariant
 
@@ -70,8 +70,8 @@ PLANTED = """
 import runpy, sys
 import pytest
 test = runpy.run_path(sys.argv[1])
-test["packed"].PackedWeight.is_current = lambda self, *weights: True
-test["packed"].watch_changes = lambda store: lambda: None
+test["packed_weight"].PackedWeight.is_current = lambda self, *weights: True
+sys.modules["detcheck.kernels.cpu.packed"].watch_changes = lambda store: lambda: None
 for optimizer in test["OPTIMIZERS"]:
     expected = test["losses"](optimizer)
     with test["batch_invariant"]("matmul"):
