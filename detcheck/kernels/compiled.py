@@ -40,6 +40,11 @@ def run_eagerly() -> Callable[[], None]:
     return _release
 
 
+def as_written(module: Any) -> Any:
+    """The module that `torch.compile` was given; any other module as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
 def _release() -> None:
     global _holders  # noqa: PLW0603
     with _lock:

@@ -142,8 +142,8 @@ def _require_to_run(model: torch.nn.Module) -> None:
             alone(model)
     except Exception as error:  # of the model's own code
         raise ModelError(
-            f"This model fails in its own forward pass ({_words(error)}): correct its config.json, "
-            "or name another model."
+            f"This model fails in its own forward pass, with stock kernels too ({_words(error)}): "
+            "correct the model or its config.json."
         ) from error
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from detcheck.kernels.compiled import as_written
 from detcheck.kernels.fused.classes import FUSED
 from detcheck.kernels.length_limits import LengthLimit, length_limits, pass_too_long
 from detcheck.kernels.one_length import (
@@ -148,13 +149,14 @@ class FirstPasses:
             return stock(module, *args, **kwargs)
         self._local.inside = True
         try:
-            passes = self.known(module)
+            written = as_written(module)
+            passes = self.known(written)
             for listener in tuple(self._listeners):
                 if listener.saw(passes):
                     self._leave(listener)
             if not passes.limits or capturing():  # looking at a pass reads values
                 return self._watched(passes, stock, module, args, kwargs)
-            problem = pass_too_long(passes.limits, module.forward, args, kwargs)
+            problem = pass_too_long(passes.limits, written.forward, args, kwargs)
             result = self._watched(passes, stock, module, args, kwargs)
             for listener in self._listeners if problem is not None else ():
                 listener.too_long.setdefault(id(passes), f"{passes.name} {problem}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from detcheck.errors import UsageError
-from detcheck.kernels.compiled import run_eagerly
+from detcheck.kernels.compiled import as_written, run_eagerly
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.first_passes import FIRST_PASSES, Listener
 from detcheck.kernels.fused.classes import FUSED
@@ -217,6 +217,7 @@ def batch_invariant(
         raise UsageError(f"`pack_weights` must be auto or off, not {pack_weights!r}.")
     with ExitStack() as stack:
         if model is not None:
+            model = as_written(model)
             stack.callback(_checked(model))
         mode = BatchInvariantMode(families, pack_weights == "auto")
         stack.callback(mode._exit)
@@ -236,6 +237,11 @@ def _checked(model: torch.nn.Module) -> Callable[[], None]:
     from detcheck.kernels.one_length import refuse_padding
 
     name = type(model).__name__
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise UsageError(
+            f"`model` must be a causal language model of transformers, not {name}: load one, or "
+            "leave `model` out."
+        )
     on_exit = ExitStack()
     if require_coverage(model, name, one_length=True).one_length:
         on_exit.callback(refuse_padding(model, name))

@@ -44,8 +44,13 @@ def _found(model: Any) -> int:
 
 
 def without_padding_token(ids: torch.Tensor, model: Any) -> torch.Tensor:
-    """Token ids with the next one in the place of each from the model's padding token on."""
-    pad = _padding_token(model)
+    """Token ids with the next one in the place of each from the model's padding token on.
+
+    A vocabulary that is too small for them starts anew.
+    """
+    pad, size = _padding_token(model), getattr(model.config.get_text_config(), "vocab_size", None)
+    if isinstance(size, int) and size > 1:
+        ids = ids % (size - 1)
     return ids if pad is None else ids + (ids >= pad).to(ids.dtype)
 
 

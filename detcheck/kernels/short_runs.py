@@ -112,7 +112,8 @@ def _logits(
     first_position(model)  # found before there is a cache
     stop = padding + prompt
     out = _forward(model, [ids[:stop] for ids in rows], padding=padding)
-    logits: torch.Tensor = out.logits[row, padding:]
+    scores: torch.Tensor = out.logits
+    logits = scores[row] if scores.dim() == 2 else scores[row, padding:]  # of a classifier: a row
     caches = _caches(out)
     if not caches:
         return logits

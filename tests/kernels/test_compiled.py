@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sweeps import few
 
 from detcheck.errors import UsageError
 from detcheck.kernels.mode import batch_invariant
+from detcheck.models.tiny import config_of, shrunk, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of many things
 
@@ -86,3 +88,21 @@ def test_traces_are_refused_inside_and_possible_outside() -> None:
     traced = torch.jit.trace(layer, x)
     with batch_invariant("matmul"):
         torch.testing.assert_close(traced(x), layer(x))
+
+
+@few("name", ["bart", "llama"])
+def test_a_compiled_model_is_checked_as_it_was_written(name: str) -> None:
+    """Its padding is refused, too, if it matters."""
+    model = torch.compile(tiny_model(shrunk(config_of(name))), backend="eager")
+    rows, padded = torch.tensor([[1, 5, 6]]), torch.tensor([[0, 1, 1]])
+    with torch.no_grad(), batch_invariant(model=model) as mode:
+        model(input_ids=rows)
+        if name == "bart":
+            with pytest.raises(UsageError, match="for requests of one length only"):
+                model(input_ids=rows, attention_mask=padded)
+        else:
+            model(input_ids=rows, attention_mask=padded)
+        assert mode.proof().fault is None
+    with torch.no_grad(), batch_invariant() as mode:
+        model(input_ids=rows)
+    assert (mode.proof().fault is None) is (name == "llama")

@@ -28,7 +28,7 @@ from detcheck.kernels.mode import batch_invariant, whole_mode_is_on
 from detcheck.kernels.op_rules import OpRules
 from detcheck.kernels.op_watch import Uncovered
 from detcheck.kernels.settings import FAMILIES
-from detcheck.kernels.short_runs import chunks_agree, decoding_agrees
+from detcheck.kernels.short_runs import alone, beside_longer, chunks_agree, decoding_agrees
 from detcheck.models.tiny import config_of, shrunk, tiny_model
 
 
@@ -119,7 +119,7 @@ def test_a_window_of_one_is_refused_by_name() -> None:
 def test_a_model_that_fails_without_our_kernels_too_is_said_to() -> None:
     sizes = {"num_local_experts": 4, "num_experts_per_tok": 9}
     model = T.MixtralForCausalLM(T.MixtralConfig(**SIZES, **sizes)).eval()
-    with pytest.raises(ModelError, match=r"fails in its own forward pass \(RuntimeError: selected"):
+    with pytest.raises(ModelError, match=r"with stock kernels too \(RuntimeError: selected index"):
         require_coverage(model, "Mixtral")
 
 
@@ -136,6 +136,28 @@ def test_a_model_that_fails_with_our_kernels_alone_may_run_with_stock() -> None:
         UsageError, match=r"not known \(RuntimeError: planted fault\): use `kernels="
     ):
         require_coverage(model, "Llama")
+
+
+@pytest.mark.parametrize("vocab_size", [2, 8, 14])
+def test_a_small_vocabulary_has_all_tokens_of_the_short_runs(vocab_size: int) -> None:
+    model = T.LlamaForCausalLM(T.LlamaConfig(**SIZES | {"vocab_size": vocab_size})).eval()
+    assert require_coverage(model, "Small").covered
+
+
+@pytest.mark.parametrize("given", ["gpt2", nn.Linear(2, 2)])
+def test_only_models_of_transformers_are_checked(given: Any) -> None:
+    with (
+        pytest.raises(UsageError, match="`model` must be a causal language model of transformers"),
+        batch_invariant(model=given),
+    ):
+        pass
+
+
+def test_a_classifier_gives_scores_for_a_row_and_not_for_its_tokens() -> None:
+    """Without padding and with it: none of them is left out of the comparison."""
+    model = T.LlamaForSequenceClassification(T.LlamaConfig(**SIZES)).eval()
+    assert alone(model).numel() == 2 * model.config.num_labels
+    assert beside_longer(model).numel() == 2 * model.config.num_labels
 
 
 class Limited(nn.Module):
