@@ -64,6 +64,9 @@ PRODUCTS: dict[str, Function] = {
     "addbmm": lambda x: torch.addbmm(BIAS.expand(len(x), 96), twice(x), twice(WEIGHT.t())),
     "einsum": lambda x: torch.einsum("mk,nk->mn", x, WEIGHT),
     "einsum, a Parameter on the left": lambda x: torch.einsum("nk,mk->mn", PARAMETER, x),
+    "einsum, tokens by a Parameter": lambda x: torch.einsum(
+        "bij,ki->bkj", x[:, :, None].expand(-1, -1, 2), PARAMETER
+    ),
     "bilinear": lambda x: F.bilinear(x[:, :64], x[:, :64], random(8, 64, 64)),
 }
 

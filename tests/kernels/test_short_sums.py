@@ -87,6 +87,24 @@ def test_one_row_in_another_order_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         assert short_sums.multiply(*operands(2, 9, 40, 20), multiply_by_loop) is None
 
 
+def test_a_last_column_in_another_order_is_found_at_every_width(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With several threads one may be left with it alone: then only four entries show it."""
+
+    def by_halves(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        product, column = multiply_by_loop(left, right), right[:, :, -1:]
+        half = left.shape[2] // 2
+        product[..., -1:] = multiply_by_loop(left[..., :half], column[:, :half])
+        product[..., -1:] += multiply_by_loop(left[..., half:], column[:, half:])
+        return product
+
+    monkeypatch.setattr(short_sums, "_call", by_halves)
+    for inner in (20, 60, 100):
+        for columns in range(17, 60):
+            assert short_sums.multiply(*operands(1, 4, inner, columns), multiply_by_loop) is None
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_row_that_is_not_finite_does_not_change_the_others(value: float) -> None:
     left, right = operands(2, 9, 300, 20)

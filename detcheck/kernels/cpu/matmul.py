@@ -116,9 +116,14 @@ def bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = _stock_bmm(left, right)
         return result
     if is_weight(left) and not is_weight(right):
-        return bmm(right.mT, left.mT).mT
+        return _each(right.mT, left.mT).mT  # views that are made here do not know their weight
     if not is_weight(right) and can_multiply(left, right):
         return multiply(left, right)
+    return _each(left, right)
+
+
+def _each(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`bmm` with a call of its own for each product."""
     return torch.stack([mm(one, other) for one, other in zip(left, right, strict=True)])
 
 
