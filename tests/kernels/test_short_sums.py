@@ -100,7 +100,7 @@ def test_a_last_column_in_another_order_is_found_at_every_width(
         return product
 
     monkeypatch.setattr(short_sums, "_call", by_halves)
-    for inner in (20, 60, 100):
+    for inner in (5, 20, 60):
         for columns in range(17, 60):
             assert short_sums.multiply(*operands(1, 4, inner, columns), multiply_by_loop) is None
 

@@ -35,6 +35,8 @@ TILES = (64, 32, 16, 8, 4)
 """Numbers of rows that carry their totals on in one product."""
 PROBED_BATCH = 5
 """Products of a call that are compared; MKL computes each by itself."""
+COMPARED_ENTRIES = 16
+"""Entries of a row or column that are compared; with few terms not each shows another order."""
 CARRIED_ENTRIES = 1 << 19
 """Entries of the columns that are copied at once if totals are carried on: 2 MiB."""
 
@@ -146,10 +148,16 @@ def _call(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _sums_in_order(shape: CallShape, loop: Loop) -> bool:
     """True if the first, a middle and the last rows and columns have the bits of the loop.
 
-    The terms cancel in pairs, so that almost every entry shows another order: the last columns may
-    be few, and computed by a kernel of their own.
+    The last columns may be few, and computed by a kernel of their own. So several products are
+    compared, until each row and column has had `COMPARED_ENTRIES` entries.
     """
     generator = torch.Generator().manual_seed(0)
+    entries = shape.left[0] * min(shape.left[1], shape.right[2])
+    return all(_is_in_order(shape, loop, generator) for _ in range(-(-COMPARED_ENTRIES // entries)))
+
+
+def _is_in_order(shape: CallShape, loop: Loop, generator: torch.Generator) -> bool:
+    """The same for one product. Its terms cancel in pairs, so that most entries show an order."""
     inner = shape.left[2]
     with _disable_current_modes(), torch.device("cpu"):
         left = _random(shape.left, shape.left_strides, generator)
