@@ -102,6 +102,14 @@ def swapped(weight: nn.Parameter) -> None:
     weight.data = weight.detach() + 1
 
 
+def at_the_same_address(weight: nn.Parameter) -> None:
+    """As weights that are freed and loaded again may lie."""
+    memory = weight.detach().numpy()
+    weight.data = torch.empty(0)
+    memory += 1
+    weight.data = torch.from_numpy(memory)
+
+
 def through_data(weight: nn.Parameter) -> None:
     weight.data.add_(1)
 
@@ -116,7 +124,10 @@ def by_state_dict(weight: nn.Parameter) -> None:
     layer.load_state_dict({"weight": torch.ones_like(weight)})
 
 
-CHANGES = [in_place, in_inference_mode, swapped, through_data, copied_over, by_state_dict]
+CHANGES = [
+    *(in_place, in_inference_mode, swapped, at_the_same_address, through_data, copied_over),
+    by_state_dict,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -50,9 +50,13 @@ def watch_changes(store: PackedWeights) -> Callable[[], None]:
         store.aliases.setdefault(weight, Aliases()).add(alias)
         return alias
 
+    def set_data(weight: torch.nn.Parameter, values: torch.Tensor) -> None:
+        store.forget(id(weight))  # other values may lie at the same address
+        plain.__set__(weight, values)
+
     hook = register_optimizer_step_post_hook(after_step)
     parameter: Any = torch.nn.Parameter
-    parameter.data = property(get_data, plain.__set__)
+    parameter.data = property(get_data, set_data)
 
     def remove() -> None:
         hook.remove()
