@@ -245,7 +245,7 @@ class _AttentionTable:
         """The entry, with what `fused/` needs to serve a call in its place."""
         calls = {each: {_ATTENTION_OPS[each]: 1} for each in self._calls}
         entry.query_by_query = PREFILL in self._calls
-        entry.count = counter(calls, self._calls)
+        entry.count = counter(self._calls, calls)
         described: Kernel = entry
         return described
 

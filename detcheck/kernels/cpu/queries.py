@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ Kernel = Callable[..., Any]
 _local = threading.local()
 
 
+@cache
 def tile_rows(group: int, dim: int, dtype: torch.dtype) -> int:
     """Rows that `group` heads of size `dim` are padded to; a part of them if there are many."""
     unit = math.lcm(ROW_STEP, CACHE_LINE_BYTES // math.gcd(CACHE_LINE_BYTES, dim * dtype.itemsize))
@@ -70,8 +72,9 @@ def attend_queries(
     if needs_gradients(query, key, value):
         with _whole_calls():
             return _attend_queries(query, key, value, plan, scaling, _flash, gathered)
-    unseen = _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
-    with unseen:
+    if not torch._C._len_torch_dispatch_stack():
+        return _attend_queries(query, key, value, plan, scaling, _stock_flash, gathered)
+    with _disable_current_modes():
         return _attend_queries(query, key, value, plan, scaling, _stock_flash, gathered)
 
 
@@ -91,14 +94,15 @@ def _attend_queries(
     parts = -(-group // rows)
     if parts > 1:
         key, value = (x.repeat_interleave(parts, 1) for x in (key, value))
+    order, calls = plan.order, plan.calls
     tiles = query.reshape(num_queries, kv_heads, group, dim)
-    if plan.order is not None:
-        tiles = tiles.index_select(0, plan.order)
+    if order is not None:
+        tiles = tiles.index_select(0, order)
     tiles = torch.constant_pad_nd(tiles, (0, 0, 0, rows * parts - group))
     if parts > 1:
         tiles = tiles.view(-1, kv_heads * parts, rows, dim)
     outs, start, first_key = [], 0, 0
-    for number, call in enumerate(plan.calls):
+    for number, call in enumerate(calls):
         stop = start + len(call.queries)
         mask = plan.mask(number, query.dtype, rows)
         num_keys = call.keys.shape[0]
@@ -115,9 +119,9 @@ def _attend_queries(
     if parts > 1:
         out = out.reshape(start, kv_heads, rows * parts, dim)
     out = out.narrow(2, 0, group).reshape(start, heads, dim)
-    if plan.order is None and start == num_queries:
+    if order is None and start == num_queries:
         return out
-    where = torch.arange(start) if plan.order is None else plan.order
+    where = torch.arange(start) if order is None else order
     return out.new_zeros(query.shape).index_copy(0, where, out)
 
 
@@ -136,8 +140,8 @@ def _attend(
     mask (entries, 1, rows, length).
     """
     entries, kv_heads, _, dim = tiles.shape
-    keys = key.view(-1, length, kv_heads, dim).transpose(1, 2)
-    values = value.view(-1, length, kv_heads, dim).transpose(1, 2)
+    shape = (-1, length, kv_heads, dim)
+    keys, values = key.view(shape).transpose(1, 2), value.view(shape).transpose(1, 2)
     if entries * kv_heads == 1:
         # A single product would be shared among the threads, so there are two equal ones.
         tiles, keys, values, mask = (x.expand(2, -1, -1, -1) for x in (tiles, keys, values, mask))

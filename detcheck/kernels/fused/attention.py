@@ -6,7 +6,7 @@ Over a paged cache, the layers of a decoding step share their indices, see `step
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,6 +20,7 @@ from detcheck.kernels.fused.unit import (
     Forward,
     Layers,
     LayersOfModules,
+    Ops,
     copies_of,
     counter,
     is_plain,
@@ -49,23 +50,29 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class AttentionOperands:
-    """What a fused call needs beside its input."""
+    """What a fused call needs beside its input and its step."""
 
     layers: Layers
     qkv: PackedWeight
     out: PackedWeight
-    step: Step
+    dim: int
+    """Size of a head."""
+    heads: tuple[int, int, int]
+    """Of queries, keys and values."""
 
 
 class FusedAttention:
     """The fused form of one class."""
+
+    ops: ClassVar[Ops] = {"matmul": {"aten::linear": 4}}
+    """The overrides that a call stands for, beside attention itself."""
 
     def __init__(self, own: Any, calls: Calls, form: Form = Form()):
         """`own` is the forward of the class; fused calls are counted in `calls`."""
         self._own = own
         self._form = form
         self._names: dict[str, Any] = own.__globals__
-        self._count = counter({"matmul": {"aten::linear": 4}}, calls)
+        self._count = counter(calls, self.ops)
         self._known = LayersOfModules(("q_proj", "k_proj", "v_proj"), last="o_proj")
 
     def forward(self) -> Forward:
@@ -79,12 +86,15 @@ class FusedAttention:
             past_key_values: Any = None,
             **kwargs: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            x, found = hidden_states, None
+            x, found, step = hidden_states, None, None
             caches = (attention_mask, past_key_values)
             if is_plain(x):
-                found = self.operands(module, x, position_embeddings, numerics())
-            if found is not None:
-                return self.compute(module, x, found, caches, kwargs)
+                step = step_of(position_embeddings, module.layer_idx, x.dtype, module.head_dim)
+            if step is not None:
+                found = self.operands(module, x, step, numerics())
+            if step is not None and found is not None:
+                self._count()
+                return self.compute(module, x, found, step, caches, kwargs)
             computed: tuple[torch.Tensor, torch.Tensor | None] = self._own(
                 module, x, position_embeddings, *caches, **kwargs
             )
@@ -93,27 +103,28 @@ class FusedAttention:
         return forward
 
     def operands(
-        self, module: Any, x: torch.Tensor, positions: Any, settings: tuple[object, ...]
+        self, module: Any, x: torch.Tensor, step: Step, settings: tuple[object, ...]
     ) -> AttentionOperands | None:
         """What a call for a plain `x` (batch, tokens, hidden) needs; None if the own must run."""
         layers = self._known.find(module)
-        if layers is None or module.training or type(positions) is not tuple or x.dim() != 3:
+        if layers is None or module.training or x.dim() != 3:
             return None
-        copies = copies_of(layers, x, settings)
-        step = step_of(positions, module.layer_idx, x.dtype, module.head_dim)
-        if copies is None or step is None:
+        copies, dim = copies_of(layers, x, settings), module.head_dim
+        if copies is None or any(width % dim for width in layers.widths):
             return None
         if not layers.turns_alike:
-            whole = multiply(x, copies[0], layers.bias).unflatten(-1, (-1, module.head_dim))
-            rotate = self._names["apply_rotary_pos_emb"]
-            layers.turns_alike = _turns_as(rotate, whole, step)
-        return AttentionOperands(layers, *copies, step) if layers.turns_alike else None
+            whole = multiply(x, copies[0], layers.bias).unflatten(-1, (-1, dim))
+            layers.turns_alike = _turns_as(self._names["apply_rotary_pos_emb"], whole, step)
+        heads = [width // dim for width in layers.widths]
+        found = AttentionOperands(layers, *copies, dim, (heads[0], heads[1], heads[2]))
+        return found if layers.turns_alike else None
 
     def compute(
         self,
         module: Any,
         x: torch.Tensor,
         operands: AttentionOperands,
+        step: Step,
         caches: tuple[torch.Tensor | None, Any],
         kwargs: _Arguments,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -121,32 +132,30 @@ class FusedAttention:
 
         `caches` are the mask and the cache of keys and values that the module got.
         """
-        self._count()
-        interface = self._names["ALL_ATTENTION_FUNCTIONS"].get_interface(
-            module.config._attn_implementation, self._names["eager_attention_forward"]
-        )
-        states, given = _states(module, x, operands, self._form), self._form.arguments(module)
+        interface = step.interface(module.config, self._names)
+        states, given = self._states(module, x, operands, step), self._form.arguments(module)
         out = weights = None
         if caches[1] is None and given.get("sliding_window") is None:
-            out = _paged(module, states, operands.step, interface, kwargs)
+            out = _paged(module, states, step, interface, kwargs)
         if out is None:
             out, weights = _usual(module, states, interface, caches, {**given, **kwargs})
         out = out.reshape(*x.shape[:-1], -1).contiguous()
         return multiply(out, operands.out, operands.layers.last.bias), weights
 
-
-def _states(module: Any, x: torch.Tensor, operands: AttentionOperands, form: Form) -> _States:
-    """Queries, keys and values, each (batch, tokens, heads, head_dim), with positions."""
-    dim = module.head_dim
-    heads = [width // dim for width in operands.layers.widths]
-    whole = multiply(x, operands.qkv, operands.layers.bias).unflatten(-1, (-1, dim))
-    if not form.norms:
-        both, value = torch.split_with_sizes(whole, (heads[0] + heads[1], heads[2]), 2)
-        query, key = torch.split_with_sizes(operands.step.turned(both), heads[:2], 2)
-        return query, key, value
-    query, key, value = whole.split(heads, 2)
-    query, key = module.q_norm(query.contiguous()), module.k_norm(key.contiguous())
-    return operands.step.turned(query), operands.step.turned(key), value
+    def _states(
+        self, module: Any, x: torch.Tensor, operands: AttentionOperands, step: Step
+    ) -> _States:
+        """Queries, keys and values, each (batch, tokens, heads, head_dim), with positions."""
+        whole = multiply(x, operands.qkv, operands.layers.bias)
+        whole = whole.view(*x.shape[:-1], -1, operands.dim)
+        queries, keys, values = operands.heads
+        if not self._form.norms:
+            both, value = torch.split_with_sizes(whole, (queries + keys, values), 2)
+            query, key = torch.split_with_sizes(step.turned(both), (queries, keys), 2)
+            return query, key, value
+        query, key, value = torch.split_with_sizes(whole, operands.heads, 2)
+        query, key = module.q_norm(query.contiguous()), module.k_norm(key.contiguous())
+        return step.turned(query), step.turned(key), value
 
 
 def _turns_as(rotate: Any, states: torch.Tensor, step: Step) -> bool:
@@ -167,10 +176,11 @@ def _paged(
     if reads is None:
         return None
     interface.count()
-    query, key, value = (each[0] for each in states)
-    part = cache.layer_to_allocator[module.layer_idx]
-    key, value = part.update(key, value, module.layer_idx, reads.read, reads.write)
-    return attend_queries(query, key, value, reads.plan, module.scaling, gathered=True)
+    query, key, value = states
+    layer = module.layer_idx
+    part = cache.layer_to_allocator[layer]
+    key, value = part.update(key[0], value[0], layer, reads.read, reads.write)
+    return attend_queries(query[0], key, value, reads.plan, module.scaling, gathered=True)
 
 
 def _usual(

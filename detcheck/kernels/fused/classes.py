@@ -92,7 +92,7 @@ class FusedClasses:
             elif templates.same_code(own, templates.gated_mlp):
                 yield kind, FusedMlp
             elif templates.same_code(own, templates.decoder_layer):
-                yield kind, lambda own, _: FusedLayer(own, self._forms)
+                yield kind, partial(FusedLayer, forms=self._forms)
             elif rotates:
                 for template, form in forms.items():
                     if templates.same_code(own, template):

@@ -1,6 +1,6 @@
 """A decoder layer whose norms, attention and MLP all have fused forms: they are called directly.
 
-So nobody asks five times whether the call is plain, and no module is called through its hooks.
+What its calls need is found once, and looked at before each call: somebody may have changed it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from typing import Any
 import torch
 
 from detcheck.kernels.cpu.numerics import numerics
-from detcheck.kernels.fused.attention import FusedAttention
-from detcheck.kernels.fused.mlp import FusedMlp
-from detcheck.kernels.fused.norm import FusedNorm, fits
-from detcheck.kernels.fused.unit import HOOKS, Forward, is_plain
+from detcheck.kernels.cpu.packed import STORE
+from detcheck.kernels.cpu.packed_weight import PackedWeight, Source
+from detcheck.kernels.fused.attention import AttentionOperands, FusedAttention
+from detcheck.kernels.fused.facts import Facts, facts_of
+from detcheck.kernels.fused.mlp import FusedMlp, MlpOperands, gated
+from detcheck.kernels.fused.norm import FusedNorm, fits, float32, normed
+from detcheck.kernels.fused.steps import Step, step_of
+from detcheck.kernels.fused.unit import Calls, Forward, Layers, counter, is_plain
 
-Fused = FusedNorm | FusedMlp | FusedAttention
-_KINDS = {
+_PARTS = {
     "input_layernorm": FusedNorm,
     "self_attn": FusedAttention,
     "post_attention_layernorm": FusedNorm,
@@ -26,35 +29,65 @@ _KINDS = {
 }
 
 
-class Parts:
-    """The parts of one layer, as they were when it was first served."""
+class Ready:
+    """One layer, with what its calls need as long as nothing changes."""
 
-    def __init__(self, modules: dict[str, Any], forms: list[Any]):
-        self._modules = tuple((name, each, each.__dict__) for name, each in modules.items())
-        self._hooks = tuple(getattr(each, kind) for each in modules.values() for kind in HOOKS)
-        self.modules = tuple(modules.values())
-        self.input_norm: FusedNorm = forms[0]
-        self.attention: FusedAttention = forms[1]
-        self.other_norm: FusedNorm = forms[2]
-        self.mlp: FusedMlp = forms[3]
+    def __init__(
+        self,
+        layer: torch.nn.Module,
+        form: FusedAttention,
+        attention: AttentionOperands,
+        mlp: MlpOperands,
+    ):
+        self.modules: tuple[Any, ...] = tuple(layer._modules[name] for name in _PARTS)
+        """The norm before attention, attention, the norm after it, and the MLP."""
+        self.form, self.attention, self.mlp = form, attention, mlp
+        self._settings = attention.qkv.settings
+        both = ((attention.layers, attention.qkv, attention.out), (mlp.layers, mlp.both, mlp.down))
+        self._facts: Facts = facts_of(layer, _PARTS) + attention.layers.facts + mlp.layers.facts
+        self._sources: list[tuple[torch.Tensor, Source]] = []
+        for layers, together, last in both:
+            self._facts += _copies(layers, together, last)
+            weights = (*layers.weights, layers.last.weight)
+            self._sources += zip(weights, (*together.sources, *last.sources), strict=True)
 
-    def are_intact(self, layer: torch.nn.Module) -> bool:
-        """True if the layer has these parts, without hooks."""
-        children = layer._modules
-        for name, part, attributes in self._modules:
-            if children[name] is not part or "forward" in attributes:
+    def fits(self, x: torch.Tensor) -> bool:
+        """True if `x` can be the layer's input: (batch, tokens, hidden)."""
+        qkv = self.attention.qkv
+        return x.dim() == 3 and x.shape[2] == qkv.inner and x.dtype == qkv.packed.dtype
+
+    def holds(self, settings: tuple[object, ...]) -> bool:
+        """False if a module, a weight, a hook, a copy or a setting has changed."""
+        for weight, source in self._sources:
+            if (
+                weight._version != source.version
+                or weight.data_ptr() != source.address
+                or source.aliases.given != source.harmless
+            ):
                 return False
-        return not any(self._hooks)
+        return self._settings == settings and self._facts.hold()
+
+
+def _copies(layers: Layers, together: PackedWeight, last: PackedWeight) -> Facts:
+    """The store has these copies."""
+    key = id(layers.last.weight)
+    entries = ((STORE.side_by_side, layers.key, together), (STORE.copies, key, last))
+    return Facts(entries, (), ())
 
 
 class FusedLayer:
     """The fused form of one class."""
 
-    def __init__(self, own: Any, forms: Mapping[Any, Any]):
-        """`own` is the forward of the class; `forms` are the fused forms of other classes."""
+    def __init__(self, own: Any, calls: Calls, forms: Mapping[Any, Any]):
+        """`own` is the forward of the class; `forms` are the fused forms of other classes.
+
+        Fused calls are counted in `calls`.
+        """
         self._own = own
         self._forms = forms
-        self._known: weakref.WeakKeyDictionary[torch.nn.Module, Parts] = weakref.WeakKeyDictionary()
+        norm = FusedNorm.ops
+        self._count = counter(calls, norm, FusedAttention.ops, norm, FusedMlp.ops)
+        self._ready: weakref.WeakKeyDictionary[torch.nn.Module, Ready] = weakref.WeakKeyDictionary()
 
     def forward(self) -> Forward:
         """The forward to put in place of the class's own."""
@@ -70,7 +103,7 @@ class FusedLayer:
             **kwargs: Any,
         ) -> Any:
             x, caches = hidden_states, (attention_mask, past_key_values)
-            if is_plain(x) and fits(x) and not layer.training:
+            if not layer.training and is_plain(x) and fits(x):
                 given = {"position_ids": position_ids, "use_cache": use_cache, **kwargs}
                 computed = self._compute(layer, x, position_embeddings, caches, given)
                 if computed is not None:
@@ -84,30 +117,40 @@ class FusedLayer:
         self, layer: Any, x: torch.Tensor, positions: Any, caches: Any, given: dict[str, Any]
     ) -> torch.Tensor | None:
         """The result for a plain `x`; None, with nothing computed yet, if the own must run."""
-        parts = self._known.get(layer)
-        if parts is None or not parts.are_intact(layer):
-            parts = self._find(layer)
-        if parts is None:
+        module = layer._modules.get("self_attn")
+        if type(self._forms.get(type(module))) is not FusedAttention:
             return None
-        settings = numerics()
-        first, attention, second, mlp = parts.modules
-        at_attention = parts.attention.operands(attention, x, positions, settings)
-        at_mlp = parts.mlp.operands(mlp, x, settings)
-        if at_attention is None or at_mlp is None:
+        step = step_of(positions, module.layer_idx, x.dtype, module.head_dim)
+        if step is None:
             return None
-        normed = parts.input_norm.compute(first, x)
-        out, _ = parts.attention.compute(attention, normed, at_attention, caches, given)
+        ready, settings = self._ready.get(layer), numerics()
+        if ready is None or not ready.holds(settings):
+            ready = self._prepare(layer, x, step, settings)
+        if ready is None or not ready.fits(x):
+            return None
+        self._count()
+        first, module, second, mlp = ready.modules
+        out = normed(x, first.weight, float32(x.shape[2], first.variance_epsilon))
+        out, _ = ready.form.compute(module, out, ready.attention, step, caches, given)
         x = x + out
-        return parts.mlp.compute(mlp, parts.other_norm.compute(second, x), at_mlp).add_(x)
+        out = normed(x, second.weight, float32(x.shape[2], second.variance_epsilon))
+        return gated(mlp.act_fn, out, ready.mlp).add_(x)
 
-    def _find(self, layer: torch.nn.Module) -> Parts | None:
-        self._known.pop(layer, None)
-        modules = {name: layer._modules.get(name) for name in _KINDS}
-        forms = [self._forms.get(type(each)) for each in modules.values()]
-        if any(type(form) is not kind for form, kind in zip(forms, _KINDS.values(), strict=True)):
+    def _prepare(
+        self, layer: torch.nn.Module, x: torch.Tensor, step: Step, settings: tuple[object, ...]
+    ) -> Ready | None:
+        """Look at everything anew; None if the layer is not to be served."""
+        self._ready.pop(layer, None)
+        modules = [layer._modules.get(name) for name in _PARTS]
+        forms: list[Any] = [self._forms.get(type(each)) for each in modules]
+        if any(type(form) is not part for form, part in zip(forms, _PARTS.values(), strict=True)):
             return None
-        parts = Parts(modules, forms)
-        if not parts.are_intact(layer):
+        attention = forms[1].operands(modules[1], x, step, settings)
+        mlp = forms[3].operands(modules[3], x, settings)
+        if attention is None or mlp is None:
             return None
-        self._known[layer] = parts
-        return parts
+        ready = Ready(layer, forms[1], attention, mlp)
+        if not ready.holds(settings):
+            return None
+        self._ready[layer] = ready
+        return ready

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,6 +15,7 @@ from detcheck.kernels.fused.unit import (
     Forward,
     Layers,
     LayersOfModules,
+    Ops,
     copies_of,
     counter,
     is_plain,
@@ -34,10 +35,13 @@ class MlpOperands:
 class FusedMlp:
     """The fused form of one class."""
 
+    ops: ClassVar[Ops] = {"matmul": {"aten::linear": 3}}
+    """The overrides that a call stands for, beside the activation."""
+
     def __init__(self, own: Any, calls: Calls):
         """`own` is the forward of the class; fused calls are counted in `calls`."""
         self._own = own
-        self._count = counter({"matmul": {"aten::linear": 3}}, calls)
+        self._count = counter(calls, self.ops)
         self._known = LayersOfModules(("gate_proj", "up_proj"), last="down_proj")
 
     def forward(self) -> Forward:
@@ -46,7 +50,8 @@ class FusedMlp:
         def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
             found = self.operands(module, x, numerics()) if is_plain(x) else None
             if found is not None:
-                return self.compute(module, x, found)
+                self._count()
+                return gated(module.act_fn, x, found)
             computed: torch.Tensor = self._own(module, x)
             return computed
 
@@ -60,17 +65,16 @@ class FusedMlp:
         copies = None if layers is None else copies_of(layers, x, settings)
         return None if layers is None or copies is None else MlpOperands(layers, *copies)
 
-    def compute(self, module: Any, x: torch.Tensor, operands: MlpOperands) -> torch.Tensor:
-        """The MLP of a plain `x` (…, hidden)."""
-        self._count()
-        layers, both, down = operands.layers, operands.both, operands.down
-        gate, up = torch.split_with_sizes(multiply(x, both, layers.bias), layers.widths, -1)
-        gate = module.act_fn(gate.contiguous())
-        rows = x.numel() // both.inner
-        bias = layers.last.bias
-        padded = down.classes[bias is not None].padded_rows(1) if rows == 1 else None
-        if not padded or padded == 1:
-            return multiply(gate * up, down, bias)
-        # The product of one row needs several: all are made at once.
-        wide = gate.view(1, -1).expand(padded, -1) * up.view(1, -1)
-        return multiply(wide, down, bias)[:1].view(*x.shape[:-1], -1)
+
+def gated(activation: Any, x: torch.Tensor, operands: MlpOperands) -> torch.Tensor:
+    """The MLP of a plain `x` (…, hidden)."""
+    layers, both, down = operands.layers, operands.both, operands.down
+    gate, up = torch.split_with_sizes(multiply(x, both, layers.bias), layers.widths, -1)
+    gate = activation(gate.contiguous())
+    rows, bias = x.numel() // both.inner, layers.last.bias
+    padded = down.classes[bias is not None].padded_rows(1) if rows == 1 else None
+    if not padded or padded == 1:
+        return multiply(gate * up, down, bias)
+    # The product of one row needs several: all are made at once.
+    wide = gate.view(1, -1).expand(padded, -1) * up.view(1, -1)
+    return multiply(wide, down, bias)[:1].view(*x.shape[:-1], -1)

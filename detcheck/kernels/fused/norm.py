@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from detcheck.kernels.cpu.reduce import SPLIT_ELEMENTS
 from detcheck.kernels.cpu.stock import stock_kernel
-from detcheck.kernels.fused.unit import Calls, Forward, counter, is_plain
+from detcheck.kernels.fused.unit import Calls, Forward, Ops, counter, is_plain
 
-_mean = stock_kernel("mean.dim")
+_sum = stock_kernel("sum.dim_IntList")
 _rsqrt = stock_kernel("rsqrt")
+_LAST = (-1,)
 
 
 class FusedNorm:
     """The fused form of one class."""
 
+    ops: ClassVar[Ops] = {"reduce": {"aten::mean.dim": 1}, "norm": {"aten::rsqrt": 1}}
+    """The overrides that a call stands for."""
+
     def __init__(self, own: Any, calls: Calls):
         """`own` is the forward of the class; fused calls are counted in `calls`."""
         self._own = own
-        self._count = counter({"reduce": {"aten::mean.dim": 1}, "norm": {"aten::rsqrt": 1}}, calls)
+        self._count = counter(calls, self.ops)
 
     def forward(self) -> Forward:
         """The forward to put in place of the class's own."""
@@ -28,19 +34,33 @@ class FusedNorm:
         def forward(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
             x = hidden_states
             if is_plain(x) and fits(x):
-                return self.compute(module, x)
+                self._count()
+                return normed(x, module.weight, float32(x.shape[-1], module.variance_epsilon))
             computed: torch.Tensor = self._own(module, x)
             return computed
 
         return forward
 
-    def compute(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        """The norm of a plain `x` (…, hidden) that fits."""
-        self._count()
-        wide = x.float()
-        scale = _rsqrt(_mean(wide * wide, [-1], True).add_(module.variance_epsilon))
-        normed: torch.Tensor = module.weight * (wide * scale).to(x.dtype)
-        return normed
+
+def normed(
+    x: torch.Tensor, weight: torch.Tensor, constants: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    """The norm of a plain `x` (…, hidden) that fits; `constants` are the hidden size and epsilon.
+
+    As PyTorch's mean does it, a sum is divided.
+    """
+    size, epsilon = constants
+    wide = x.float()
+    scale = _rsqrt(_sum(wide * wide, _LAST, True).div_(size).add_(epsilon))
+    result: torch.Tensor = weight * (wide * scale).to(x.dtype)
+    return result
+
+
+@lru_cache(maxsize=64)
+def float32(*numbers: float) -> tuple[torch.Tensor, ...]:
+    """Numbers as tensors: for those PyTorch needs fewer steps."""
+    with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"):
+        return tuple(torch.tensor(number, dtype=torch.float32) for number in numbers)
 
 
 def fits(x: torch.Tensor) -> bool:

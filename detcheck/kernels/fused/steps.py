@@ -64,6 +64,18 @@ class Step:
     groups: dict[int, PagedReads | None] = field(default_factory=dict)
     """By the number of a group of layers; None if it is served as any other attention."""
 
+    _config: Any = None
+    _interface: Any = None
+
+    def interface(self, config: Any, names: dict[str, Any]) -> Any:
+        """The attention interface of layers with this config; `names` are those of their module."""
+        if self._config is not config:
+            self._interface = names["ALL_ATTENTION_FUNCTIONS"].get_interface(
+                config._attn_implementation, names["eager_attention_forward"]
+            )
+            self._config = config
+        return self._interface
+
     def turned(self, x: torch.Tensor) -> torch.Tensor:
         """Rotary positions applied to (batch, tokens, heads, head_dim)."""
         half = x.shape[-1] // 2
@@ -84,11 +96,11 @@ class Step:
         return self.groups[number]
 
 
-def step_of(
-    positions: tuple[torch.Tensor, torch.Tensor], layer: int, dtype: torch.dtype, head_dim: int
-) -> Step | None:
+def step_of(positions: Any, layer: int | None, dtype: torch.dtype, head_dim: int) -> Step | None:
     """The step that a layer belongs to; None if its positions are not those of plain rotation."""
     step: Step | None = getattr(_local, "step", None)
+    if layer is None or type(positions) is not tuple:
+        return None
     if step is not None and step.positions is positions and layer > step.layer:
         step.layer = layer
         return step

@@ -15,17 +15,18 @@ from detcheck.kernels.cpu.linear import is_observed, is_transformed
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.cpu.packed_weight import PackedWeight
 from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES
+from detcheck.kernels.fused.facts import facts_of
 
 Forward = Callable[..., Any]
 Calls = Mapping[str, Counter[str]]
 """Calls of the overrides, by op family and op."""
+Ops = Mapping[str, Mapping[str, int]]
+"""How many calls of overrides one fused call stands for, by op family and op."""
 
 _OF_EVERY_CALL: tuple[dict[int, Any], ...] = tuple(
     getattr(torch_module, f"_global_{name}_hooks")
     for name in ("forward", "forward_pre", "backward", "backward_pre")
 )
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Attributes of a module."""
 
 
 def is_plain(x: torch.Tensor) -> bool:
@@ -50,12 +51,8 @@ def is_plain(x: torch.Tensor) -> bool:
 class Layers:
     """The linear layers of one module, as they were when it was first served."""
 
-    def __init__(self, layers: dict[str, torch.nn.Linear], last: str):
-        self._layers = tuple(
-            (name, layer, layer.__dict__, layer._parameters, layer.weight, layer.bias)
-            for name, layer in layers.items()
-        )
-        self._hooks = tuple(getattr(each, kind) for each in layers.values() for kind in HOOKS)
+    def __init__(self, module: torch.nn.Module, layers: dict[str, torch.nn.Linear], last: str):
+        self.facts = facts_of(module, layers)
         together = [layer for name, layer in layers.items() if name != last]
         self.weights: tuple[torch.Tensor, ...] = tuple(layer.weight for layer in together)
         """Of the layers that have the same input."""
@@ -78,21 +75,8 @@ class Layers:
         dtypes = {each.dtype for layer in plain.values() for each in layer.parameters()}
         if len(dtypes) > 1:
             return None
-        found = cls(plain, last)
-        return found if found.are_intact(module) else None
-
-    def are_intact(self, module: torch.nn.Module) -> bool:
-        """True if the module has these layers, with these parameters, and without hooks."""
-        children = module._modules
-        for name, layer, attributes, parameters, weight, bias in self._layers:
-            if (
-                children[name] is not layer
-                or parameters["weight"] is not weight
-                or parameters["bias"] is not bias
-                or "forward" in attributes
-            ):
-                return False
-        return not any(self._hooks)
+        found = cls(module, plain, last)
+        return found if found.facts.hold() else None
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -113,7 +97,7 @@ class LayersOfModules:
     def find(self, module: torch.nn.Module) -> Layers | None:
         """The layers of a module; None if it is not to be served."""
         layers = self._of.get(module)
-        if layers is None or not layers.are_intact(module):
+        if layers is None or not layers.facts.hold():
             self._of.pop(module, None)
             layers = Layers.of(module, self._names, self._last)
             if layers is None or module in self._differ:
@@ -147,9 +131,14 @@ def copies_of(
     return (both, last) if x.numel() else None
 
 
-def counter(ops: Mapping[str, Mapping[str, int]], calls: Calls) -> Callable[[], None]:
-    """A function that counts one fused call: as so many calls of `ops`, by family and op."""
-    added = [(calls[family], op, n) for family, own in ops.items() for op, n in own.items()]
+def counter(calls: Calls, *ops: Ops) -> Callable[[], None]:
+    """A function that counts one fused call in `calls`: as so many calls of all these `ops`."""
+    added = [
+        (calls[family], op, n)
+        for each in ops
+        for family, own in each.items()
+        for op, n in own.items()
+    ]
 
     def count() -> None:
         for counted, op, n in added:
