@@ -89,17 +89,30 @@ def unfused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """The fused calls, by the name of their form."""
+    """The fused calls, by what they compute."""
     calls: Counter[str] = Counter()
-    for form in (fused_attention.FusedAttention, fused_mlp.FusedMlp, fused_norm.FusedNorm):
-        stock = form.compute
 
-        def counted(self: Any, *args: Any, stock: Any = stock) -> Any:
-            calls[type(self).__name__] += 1
-            return stock(self, *args)
+    def count(holder: Any, name: str) -> None:
+        stock = getattr(holder, name)
 
-        monkeypatch.setattr(form, "compute", counted)
+        def counted(*args: Any) -> Any:
+            calls[name] += 1
+            return stock(*args)
+
+        monkeypatch.setattr(holder, name, counted)
+
+    for holder, name in (
+        (fused_norm, NORM),
+        (fused_layer, NORM),
+        (fused_mlp, "gated"),
+        (fused_layer, "gated"),
+        (fused_attention.FusedAttention, "compute"),
+    ):
+        count(holder, name)
     return calls
+
+
+NORM = "normed"
 
 
 def same(one: Bits, other: Bits) -> bool:
@@ -152,7 +165,7 @@ def test_the_same_in_continuous_batching(
             fused_attention, "_paged", lambda *args: alone.append(paged(*args)) or alone[-1]
         )
         assert answers() == expected
-    assert served["FusedAttention"]
+    assert served["compute"]
     assert any(out is not None for out in alone) or "window" in name
 
 
@@ -373,7 +386,7 @@ def test_if_memory_is_short_weights_that_are_needed_alone_stay_alone(
         served.clear()
         with torch.no_grad():
             assert torch.equal(model(TOKENS).logits, expected)
-        assert served.keys() == {"FusedNorm"}
+        assert served.keys() == {NORM}
 
 
 def test_weights_whose_products_change_are_not_packed_side_by_side(
@@ -395,7 +408,7 @@ def test_weights_whose_products_change_are_not_packed_side_by_side(
             assert not STORE.side_by_side
     finally:
         packed_weight._side_by_side.cache_clear()
-    assert served.keys() == {"FusedNorm"}
+    assert served.keys() == {NORM}
 
 
 def test_forwards_come_back_afterwards() -> None:
