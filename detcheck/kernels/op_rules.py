@@ -113,7 +113,7 @@ class OpRules:
 
         Sums of one product are even, as those of the rotary embedding; sums over keys run in order.
         """
-        if op == FLASH_OP:
+        if op == FLASH_OP or any(_is_sparse(x) for x in args):
             return False
         if op == "bmm" and not self._on_cpu and args[0].shape[2] > 1:
             usual = can_multiply(args[0], args[1]) or self._holds_weights(args[1])
@@ -132,6 +132,11 @@ def name_of(func: Any) -> str:
     if name.removeprefix("aten::") in PAST_THE_INTERFACE:
         return f"{name} past the attention interface"
     return name
+
+
+def _is_sparse(x: Any) -> bool:
+    """True for tensors whose ops have other stock kernels than those that are overridden."""
+    return isinstance(x, torch.Tensor) and x.layout != torch.strided
 
 
 def _address(x: torch.Tensor) -> int | None:

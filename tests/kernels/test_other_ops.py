@@ -287,6 +287,18 @@ def test_the_fast_path_of_encoders_comes_back() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_weights_run_as_stock_and_the_proof_names_them(layout: torch.layout) -> None:
+    layer = nn.Linear(64, 32).requires_grad_(False)
+    layer.weight = nn.Parameter(layer.weight.relu().to_sparse(layout=layout), requires_grad=False)
+    stock = layer(QUERIES)
+    for pack_weights in ("auto", "off"):
+        with batch_invariant(pack_weights=pack_weights) as mode:
+            torch.testing.assert_close(layer(QUERIES), stock)
+        assert "covers: aten::addmm" in str(mode.proof().fault)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_work_in_linear_layers_and_are_refused_by_attention() -> None:
     layer = nn.Linear(64, 32)

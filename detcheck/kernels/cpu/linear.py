@@ -147,7 +147,13 @@ def _linear_unpacked(
     other tensors of a type of their own, and all calls that are transformed or observed.
     """
     plain = type(weight) in _PLAIN and type(input) in _PLAIN and input.is_cpu
-    if not plain or input.is_nested or is_observed() or is_transformed():
+    if (
+        not plain
+        or weight.layout != torch.strided
+        or input.is_nested
+        or is_observed()
+        or is_transformed()
+    ):
         return _stock_linear(_laid_out(input, bias), weight, bias)
     simple = bias is None and not is_grad_enabled() and input.is_contiguous()
     if not simple or input.data_ptr() % CACHE_LINE_BYTES:

@@ -197,6 +197,7 @@ def can_be_packed(weight: torch.Tensor) -> bool:
     return (
         type(weight) is torch.nn.Parameter
         and weight.dtype in _dtypes()
+        and weight.layout == torch.strided
         and weight.dim() == 2
         and weight.is_cpu
         and weight.is_contiguous()
