@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from detcheck.errors import UsageError
+from detcheck.kernels.short_runs import TOKENS
 from detcheck.models.tiny import config_of, shrunk, tiny_model
 
 
@@ -40,6 +41,20 @@ def test_a_window_is_made_smaller_but_never_larger() -> None:
     for given, tiny in ((4096, 6), (6, 6), (1, 1), (0, 0), (None, None)):
         config.sliding_window = given
         assert shrunk(config).sliding_window == tiny
+
+
+@pytest.mark.parametrize(
+    ("kind", "attribute"),
+    [
+        ("deepseek_v32", "index_topk"), ("doge", "keep_window_size"),
+        ("inkling_text", "sliding_window_size"), ("modernbert-decoder", "local_attention"),
+    ],
+)  # fmt: skip
+def test_a_query_sees_fewer_keys_than_a_short_run_has(kind: str, attribute: str) -> None:
+    """Otherwise the short runs would not show how the others are left out."""
+    config = config_of(kind)
+    assert getattr(config, attribute) > len(TOKENS)
+    assert getattr(shrunk(config), attribute) < len(TOKENS)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "deepseek_v3"])
