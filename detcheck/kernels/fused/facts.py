@@ -42,7 +42,7 @@ class Facts:
 
 def facts_of(parent: torch.nn.Module, names: Iterable[str]) -> Facts:
     """The children `names` of a module are these, and they have these weights and biases."""
-    children = [(name, parent._modules[name]) for name in names]
+    children = [(name, parent._modules.get(name)) for name in names]
     modules = [child for _, child in children if child is not None]
     return Facts(
         tuple((parent._modules, name, child) for name, child in children)

@@ -16,7 +16,7 @@ from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.cpu.packed_weight import PackedWeight, Source
 from detcheck.kernels.fused.attention import AttentionOperands, FusedAttention
 from detcheck.kernels.fused.facts import Facts, facts_of
-from detcheck.kernels.fused.mlp import FusedMlp, MlpOperands, gated
+from detcheck.kernels.fused.mlp import SILU, FusedMlp, MlpOperands, gated, silu_of
 from detcheck.kernels.fused.norm import FusedNorm, fits, float32, normed
 from detcheck.kernels.fused.steps import Step, step_of
 from detcheck.kernels.fused.unit import Calls, Forward, Layers, counter, is_plain
@@ -42,9 +42,12 @@ class Ready:
         self.modules: tuple[Any, ...] = tuple(layer._modules[name] for name in _PARTS)
         """The norm before attention, attention, the norm after it, and the MLP."""
         self.form, self.attention, self.mlp = form, attention, mlp
+        self.silu = silu_of(self.modules[3])
+        """The activation, if it is a kernel of ours; None: the MLP's module."""
         self._settings = attention.qkv.settings
         both = ((attention.layers, attention.qkv, attention.out), (mlp.layers, mlp.both, mlp.down))
-        self._facts: Facts = facts_of(layer, _PARTS) + attention.layers.facts + mlp.layers.facts
+        self._facts: Facts = facts_of(layer, _PARTS) + facts_of(self.modules[3], ("act_fn",))
+        self._facts += attention.layers.facts + mlp.layers.facts
         self._sources: list[tuple[torch.Tensor, Source]] = []
         for layers, together, last in both:
             self._facts += _copies(layers, together, last)
@@ -87,6 +90,7 @@ class FusedLayer:
         self._forms = forms
         norm = FusedNorm.ops
         self._count = counter(calls, norm, FusedAttention.ops, norm, FusedMlp.ops)
+        self._count_silu = counter(calls, SILU)
         self._ready: weakref.WeakKeyDictionary[torch.nn.Module, Ready] = weakref.WeakKeyDictionary()
 
     def forward(self) -> Forward:
@@ -134,7 +138,10 @@ class FusedLayer:
         out, _ = ready.form.compute(module, out, ready.attention, step, caches, given)
         x = x + out
         out = normed(x, second.weight, float32(x.shape[2], second.variance_epsilon))
-        return gated(mlp.act_fn, out, ready.mlp).add_(x)
+        if ready.silu is None:
+            return gated(mlp.act_fn, out, ready.mlp).add_(x)
+        self._count_silu()
+        return gated(ready.silu, out, ready.mlp).add_(x)
 
     def _prepare(
         self, layer: torch.nn.Module, x: torch.Tensor, step: Step, settings: tuple[object, ...]

@@ -10,6 +10,7 @@ import torch
 from detcheck.kernels.cpu.linear import multiply
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed_weight import PackedWeight
+from detcheck.kernels.cpu.pointwise import KERNELS
 from detcheck.kernels.fused.unit import (
     Calls,
     Forward,
@@ -64,6 +65,18 @@ class FusedMlp:
         layers = self._known.find(module)
         copies = None if layers is None else copies_of(layers, x, settings)
         return None if layers is None or copies is None else MlpOperands(layers, *copies)
+
+
+SILU: Ops = {"pointwise": {"aten::silu": 1}}
+"""The override that `silu_of` stands for."""
+
+
+def silu_of(module: Any) -> Any:
+    """Our kernel, if the activation of an MLP is transformers' SiLU; else None."""
+    from detcheck.kernels.fused import templates
+
+    own = vars(type(module.act_fn)).get("forward")
+    return KERNELS["silu"] if templates.same_code(own, templates.silu) else None
 
 
 def gated(activation: Any, x: torch.Tensor, operands: MlpOperands) -> torch.Tensor:

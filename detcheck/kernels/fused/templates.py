@@ -14,6 +14,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
@@ -46,6 +47,10 @@ def rms_norm(self, hidden_states):
     variance = hidden_states.pow(2).mean(-1, keepdim=True)
     hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
     return self.weight * hidden_states.to(input_dtype)
+
+
+def silu(self, input):
+    return nn.functional.silu(input)
 
 
 def gated_mlp(self, x):
