@@ -12,6 +12,7 @@ import pytest
 import torch
 from products import cancelling
 from sweeps import few
+from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -60,6 +61,33 @@ def test_requests_do_not_depend_on_the_batch(name: str) -> None:
         with batch_invariant("matmul"):
             for cut in CUTS.values():
                 assert requests_that_differ(cut, PRODUCTS[name]) == 0
+
+
+HEADS = nn.Parameter(WEIGHT.view(3, 32, 577), requires_grad=False)
+"""A matrix for each of three heads."""
+BY_HEAD: dict[str, Function] = {
+    "heads on the left": lambda x: HEADS @ x,
+    "heads on the right": lambda x: (x.mT @ HEADS.mT).mT,
+    "one head": lambda x: HEADS[:1] @ x,
+    "a head for each": lambda x: HEADS[0].expand(len(x), 3, -1, -1) @ x,
+    "out=": lambda x: torch.matmul(HEADS, x, out=x.new_empty(len(x), 3, 32, x.shape[3])),
+}
+
+
+@few("name", BY_HEAD)
+def test_requests_by_a_matrix_for_each_head_do_not_depend_on_the_batch(name: str) -> None:
+    product, x = BY_HEAD[name], HIDDEN[:, :6].mT.reshape(6, 577, 3, 2).transpose(1, 2)
+
+    def differ() -> int:
+        whole = product(x)
+        parts = [(start, product(x[start : start + size])) for size in (1, 2) for start in (0, 4)]
+        return sum(not torch.equal(part, whole[at : at + len(part)]) for at, part in parts)
+
+    stock = product(x)
+    assert differ() > 0
+    with batch_invariant("matmul"):
+        assert differ() == 0
+        torch.testing.assert_close(product(x), stock, rtol=1e-3, atol=1e-3)
 
 
 SHAPES = [
