@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.backends import opt_einsum
 
+from detcheck.kernels.cpu.matmul import LONGEST_DOT
+
 _KEY = "CompositeImplicitAutograd"
 _SETS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 PAIR_BY_PAIR = 2
@@ -63,7 +65,7 @@ def tensordot(
     PyTorch computes one sum by `dot`, or entry by entry. `torch.inner` comes here as well.
     """
     contracted = [left.shape[dim] for dim in left_dims]
-    fit = contracted == [right.shape[dim] for dim in right_dims]
+    fit = contracted == [right.shape[dim] for dim in right_dims] and prod(contracted) <= LONGEST_DOT
     if not fit or not left.numel() == right.numel() == prod(contracted):
         product: torch.Tensor = _stock_tensordot(left, right, left_dims, right_dims)
         return product

@@ -15,6 +15,7 @@ from products import cancelling
 from sweeps import few
 from torch import nn
 
+from detcheck.kernels.cpu.matmul import CLASSES
 from detcheck.kernels.mode import batch_invariant
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -157,6 +158,16 @@ def test_operands_that_do_not_fit_are_refused_as_by_stock(name: str) -> None:
     with batch_invariant(), pytest.raises(RuntimeError) as ours:
         REFUSED[name]()
     assert str(ours.value) == str(stock.value)
+
+
+def test_products_of_all_entries_of_large_tensors_take_no_more_memory() -> None:
+    """They look for no classes, whose probes are 128 times as large as a vector."""
+    values = torch.ones(1 << 17)
+    with batch_invariant("matmul"):
+        before = len(CLASSES._classes)
+        assert values.dot(values) == torch.vdot(values, values) == len(values)
+        assert torch.tensordot(values.view(2, -1), values.view(2, -1), 2) == len(values)
+        assert len(CLASSES._classes) == before
 
 
 def test_the_stock_ops_come_back() -> None:

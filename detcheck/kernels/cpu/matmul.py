@@ -37,6 +37,10 @@ may be left with a part of a vector, for which MKL has another kernel, too."""
 SMALL_PRODUCT = 16**3
 """M x K x N up to which PyTorch does not call oneDNN. No product of ANCHOR_ROWS rows is so small.
 """
+LONGEST_DOT = 1 << 16
+"""Longer products of vectors, such as of all of a model's gradients, run as stock.
+
+They are no rows of a batch, and to look for their classes would take gigabytes."""
 _ONE_LAYOUT = {
     torch.float64: False,
     torch.float16: True,
@@ -161,7 +165,7 @@ def addmv(
 
 
 def dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(K,) x (K,) to a number, with the bits that `mv` gives a row.
+    """(K,) x (K,) to a number, with the bits that `mv` gives a row of up to `LONGEST_DOT` terms.
 
     `torch.inner` and `torch.tensordot` of a batch of one come here, larger batches to `mm`.
     """
@@ -238,7 +242,7 @@ def _fit(left: torch.Tensor, right: torch.Tensor) -> bool:
 def _are_vectors(left: torch.Tensor, right: torch.Tensor) -> bool:
     """True for vectors of one length and dtype; the stock op refuses others, or is exact."""
     fit = left.dim() == 1 and left.shape == right.shape and left.dtype == right.dtype
-    return fit and left.dtype in _DTYPES
+    return fit and left.dtype in _DTYPES and left.numel() <= LONGEST_DOT
 
 
 def _empty(left: torch.Tensor, right: torch.Tensor) -> bool:
