@@ -111,8 +111,10 @@ class Bench:
         """Memory of the packed copies that this cure's products use."""
         if "matmul" not in KernelSettings.parse(self.cure.kernels).families:
             return 0
-        copies = (STORE.copies.get(id(weight)) for weight in self.loaded.model.parameters())
-        return sum(copy.packed.nbytes for copy in copies if copy is not None)
+        own = {id(weight) for weight in self.loaded.model.parameters()}
+        alone = (copy for key, copy in STORE.copies.items() if key in own)
+        together = (copy for keys, copy in STORE.side_by_side.items() if own.issuperset(keys))
+        return sum(copy.packed.nbytes for copy in (*alone, *together))
 
 
 def largest_change(a: Completion, b: Completion) -> float:
