@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 import transformers as T
 from sweeps import few
 from torch import nn
+from transformers.models.llama import modeling_llama
 
 from detcheck.kernels.cpu import packed_weight
 from detcheck.kernels.cpu.packed import ROOM_MADE, STORE
@@ -51,6 +52,7 @@ MODELS: dict[str, Callable[[], Any]] = {
         T.Olmo2Config(**{k: SIZES[k] for k in SIZES if "dim" not in k})
     ),
 }
+llama: Any = modeling_llama
 TOKENS = torch.arange(2, 50).view(4, 12)
 PADDED = torch.ones_like(TOKENS)
 PADDED[1, :5] = PADDED[3, :1] = 0
@@ -273,10 +275,121 @@ def other_norm(model: Any) -> Callable[[], None]:
     return lambda: setattr(layer, "input_layernorm", own)
 
 
+def other_hooks(model: Any) -> Callable[[], None]:
+    """A hook in a new dictionary of hooks."""
+    up = model.model.layers[0].mlp.up_proj
+    own, up._forward_hooks = up._forward_hooks, OrderedDict()
+    up.register_forward_hook(lambda module, args, out: out / 2)
+    return lambda: setattr(up, "_forward_hooks", own)
+
+
+def normalised(model: Any) -> Callable[[], None]:
+    """A weight that a hook computes; it is no parameter any more."""
+    up = model.model.layers[0].mlp.up_proj
+    own = up.weight
+    nn.utils.spectral_norm(up)
+
+    def undo() -> None:
+        nn.utils.remove_spectral_norm(up)
+        up.weight = own
+
+    return undo
+
+
+def other_class(model: Any) -> Callable[[], None]:
+    mlp = model.model.layers[0].mlp
+    own = type(mlp)
+    mlp.__class__ = type("Halved", (own,), {"forward": lambda self, x: own.forward(self, x) / 2})
+    return lambda: setattr(mlp, "__class__", own)
+
+
+def rows_moved_through_data(model: Any) -> Callable[[], None]:
+    weight = model.model.layers[0].self_attn.v_proj.weight
+    weight.data.copy_(weight.detach().flip(0))
+    return lambda: weight.data.copy_(weight.detach().flip(0)) is None  # type: ignore[return-value]
+
+
+def patched(holder: Any, name: str, other: Any) -> Callable[[Any], Callable[[], None]]:
+    """A change that puts `other(own)` in the place of a function."""
+
+    def change(model: Any) -> Callable[[], None]:
+        own = getattr(holder, name)
+        setattr(holder, name, other(own))
+        return lambda: setattr(holder, name, own)
+
+    change.__name__ = name
+    return change
+
+
+def halved(own: Any) -> Any:
+    return lambda *args: own(*args) / 2
+
+
+PATCHES = [
+    patched(llama.LlamaMLP, "forward", halved),
+    patched(llama.LlamaRMSNorm, "forward", halved),
+    patched(nn.Linear, "forward", halved),
+    patched(nn.functional, "linear", halved),
+    patched(llama, "apply_rotary_pos_emb", lambda own: lambda q, k, cos, sin: (q, k)),
+    patched(llama, "rotate_half", halved),
+    *(other_hooks, normalised, other_class, rows_moved_through_data),
+]
+
+
 CHANGES = [
     hooked, hooked_everywhere, hooked_attention, replaced, replaced_weight, changed_weight,
     changed_through_data, own_forward, other_activation, other_norm,
 ]  # fmt: skip
+
+
+@few("change", PATCHES, ids=lambda change: change.__name__)
+def test_what_others_put_in_place_of_a_part_is_called(
+    change: Callable[[Any], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_changes_of_a_model_are_seen(change, monkeypatch)
+
+
+def test_a_class_that_was_patched_between_modes_keeps_its_patch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mlp = made("llama").model.layers[0].mlp
+    x = torch.ones(3, 128)
+    with batch_invariant():
+        assert llama.LlamaMLP in FUSED._forms
+    monkeypatch.setattr(llama.LlamaMLP, "forward", halved(llama.LlamaMLP.forward))
+    with torch.no_grad():
+        expected = mlp(x)
+        with batch_invariant():
+            assert llama.LlamaMLP not in FUSED._forms
+            assert torch.allclose(mlp(x), expected, atol=1e-5)
+
+
+def test_a_patch_inside_a_mode_stays_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp = made("llama").model.layers[0].mlp
+    x = torch.ones(3, 128)
+    monkeypatch.setattr(llama.LlamaMLP, "forward", llama.LlamaMLP.forward)
+    with torch.no_grad():
+        expected = mlp(x) / 2
+        with batch_invariant():
+            llama.LlamaMLP.forward = halved(llama.LlamaMLP.forward)
+        assert torch.equal(mlp(x), expected)  # computed by the module's own code again
+
+
+def test_positions_that_are_written_over_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer is called, then the next one, with other positions in the same tensors."""
+    model = made("llama")
+    first, second = model.model.layers
+    x = torch.randn(1, 4, 128)
+    positions = model.model.rotary_emb(x, torch.arange(4)[None])
+    later = model.model.rotary_emb(x, torch.arange(4)[None] + 9)
+    with torch.no_grad(), batch_invariant():
+        second(x, position_embeddings=later)
+        with unfused(monkeypatch):
+            expected = second(x, position_embeddings=later)
+        first(x, position_embeddings=positions)
+        for old, new in zip(positions, later, strict=True):
+            old.copy_(new)
+        assert torch.equal(second(x, position_embeddings=positions), expected)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -412,8 +525,6 @@ def test_weights_whose_products_change_are_not_packed_side_by_side(
 
 
 def test_forwards_come_back_afterwards() -> None:
-    from transformers.models.llama import modeling_llama as llama
-
     kinds = (llama.LlamaRMSNorm, llama.LlamaMLP, llama.LlamaAttention, llama.LlamaDecoderLayer)
     before = [kind.forward for kind in kinds]
     inside = llama.LlamaDecoderLayer.forward.__wrapped__

@@ -169,17 +169,18 @@ class PackedWeights:
 
     def _make_room_beside(self, weight: torch.Tensor) -> None:
         """If memory is short for a copy beside that of several as one, drop the latter."""
-        groups = [keys for keys in self.side_by_side if id(weight) in keys]
+        groups = [keys for keys in tuple(self.side_by_side) if id(weight) in keys]
         if not groups or weight.nbytes + self._bytes_beside() <= self._budget:
             return
         for keys in groups:
-            del self.side_by_side[keys]
+            self.side_by_side.pop(keys, None)
             self._apart[keys] += 1
 
     def _bytes_beside(self) -> int:
         """Memory of the copies of parameters that are packed side by side as well."""
-        twice = self.copies.keys() & {key for keys in self.side_by_side for key in keys}
-        return sum(self.copies[key].packed.nbytes for key in twice)
+        together = {key for keys in tuple(self.side_by_side) for key in keys}
+        alone = tuple(self.copies.items())
+        return sum(copy.packed.nbytes for key, copy in alone if key in together)
 
     def _source(self, weight: torch.Tensor) -> Source:
         return Source.of(weight, self.aliases.setdefault(weight, Aliases()))
@@ -223,18 +224,14 @@ class PackedWeights:
 
     def _changed(self) -> list[torch.Tensor]:
         """Parameters that count as unchanged, but whose values are not those that were packed."""
-        keys = [*((key,) for key in self.copies), *self.side_by_side]
-        sources = {
-            key: source
-            for keys_of, copy in zip(keys, self._all(), strict=True)
-            for key, source in zip(keys_of, copy.sources, strict=True)
-        }
-        known = {key: self._known[key]() for key in sources if key in self._known}
-        return [
-            weight
-            for key, weight in known.items()
-            if weight is not None and sources[key].changed_unseen(weight)
-        ]
+        alone = {(key,): copy for key, copy in tuple(self.copies.items())}
+        changed = {}
+        for keys, copy in (*alone.items(), *tuple(self.side_by_side.items())):
+            for key, source in zip(keys, copy.sources, strict=True):
+                weight = self._known[key]() if key in self._known else None
+                if weight is not None and source.changed_unseen(weight):
+                    changed[key] = weight
+        return [*changed.values()]
 
     def _settle(self) -> None:
         """Free the copies, and watch for changes, as the holders want it now."""
@@ -260,15 +257,17 @@ class PackedWeights:
     def forget(self, key: int) -> None:
         """Drop the copies of the parameter with this `id`, if there are any."""
         self.copies.pop(key, None)
-        for keys in [keys for keys in self.side_by_side if key in keys]:
-            del self.side_by_side[keys]
+        for keys in tuple(self.side_by_side):  # other threads may change it meanwhile
+            if key in keys:
+                self.side_by_side.pop(keys, None)
 
     def _freed(self, key: int, _: weakref.ref[torch.Tensor]) -> None:
         self.forget(key)
         self._known.pop(key, None)
         self._refused.discard(key)
-        for keys in [keys for keys in self._apart if key in keys]:
-            del self._apart[keys]
+        for keys in tuple(self._apart):
+            if key in keys:
+                self._apart.pop(keys, None)
 
 
 STORE = PackedWeights()

@@ -51,8 +51,10 @@ def watch_changes(store: PackedWeights) -> Callable[[], None]:
         return alias
 
     def set_data(weight: torch.nn.Parameter, values: torch.Tensor) -> None:
-        store.forget(id(weight))  # other values may lie at the same address
         plain.__set__(weight, values)
+        if values is not weight:
+            store.forget(id(weight))  # other values may lie at the same address
+            store.aliases.setdefault(weight, Aliases()).add(values)
 
     hook = register_optimizer_step_post_hook(after_step)
     parameter: Any = torch.nn.Parameter

@@ -17,6 +17,8 @@ EXPECTED_ROWS = 16
 """The number of rows that oneDNN chooses a layout for."""
 FEWEST_COLUMNS = 16
 """Narrower weights are not packed side by side: too few results would be compared."""
+CHECKSUM_WORDS = 1021
+"""Words of a checksum: a prime, so that rows which change places are added to other words."""
 
 _reorder = torch.ops.mkldnn._reorder_linear_weight.default._op
 _linear = torch.ops.mkldnn._linear_pointwise.default._op
@@ -29,7 +31,10 @@ def product(left: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None)
 
 
 class Aliases:
-    """Tensors from a parameter's `.data`: they share its memory, but not its version counter."""
+    """Tensors got from a parameter's `.data`, or put there.
+
+    They share its memory, but not its version counter.
+    """
 
     def __init__(self) -> None:
         self.given = 0
@@ -53,10 +58,13 @@ class Source:
 
     version: int
     address: int
-    checksum: np.ndarray
+    checksum: bytes
     aliases: Aliases
     harmless: int
-    """So many aliases were given before the values were found unchanged, with none living."""
+    """The number of aliases up to now that cannot have changed the values, and do not live; or -1.
+
+    A later check is needed only if there are more.
+    """
 
     @classmethod
     def of(cls, weight: torch.Tensor, aliases: Aliases) -> Source:
@@ -75,12 +83,12 @@ class Source:
     def changed_unseen(self, weight: torch.Tensor) -> bool:
         """True if the weight counts as unchanged, but its values are not those that were packed."""
         counts = (self.version, self.address) == (weight._version, weight.data_ptr())
-        return counts and not np.array_equal(checksum(weight), self.checksum)
+        return counts and checksum(weight) != self.checksum
 
     def _changed_by_alias(self, weight: torch.Tensor) -> bool:
         # An alias that was freed can have written before, but cannot any more.
         given, living = self.aliases.given, self.aliases.any_living()
-        changed = not np.array_equal(checksum(weight), self.checksum)
+        changed = checksum(weight) != self.checksum
         if not changed and not living:
             self.harmless = given
         return changed
@@ -93,8 +101,10 @@ class PackedWeight:
     packed: torch.Tensor
     inner: int
     """K."""
+    widths: tuple[int, ...]
+    """N of each parameter."""
     columns: int
-    """N, of all parameters."""
+    """N of all parameters."""
     settings: tuple[object, ...]
     classes: tuple[RowClasses, RowClasses]
     """Row classes of the product without and with a bias."""
@@ -116,13 +126,14 @@ class PackedWeight:
 def pack(weights: Sequence[torch.Tensor], sources: tuple[Source, ...]) -> PackedWeight:
     """Pack parameters (N, K) of one K side by side."""
     inner = weights[0].shape[1]
-    columns = sum(len(weight) for weight in weights)
+    widths = tuple(len(weight) for weight in weights)
+    columns = sum(widths)
     with torch.no_grad():
         whole = weights[0].detach() if len(weights) == 1 else torch.cat([*weights])
         packed = _reorder(whole, EXPECTED_ROWS)
     settings, dtype = numerics(), weights[0].dtype
     plain, biased = (_classes(inner, columns, dtype, each, settings) for each in (False, True))
-    return PackedWeight(packed, inner, columns, settings, (plain, biased), sources)
+    return PackedWeight(packed, inner, widths, columns, settings, (plain, biased), sources)
 
 
 def can_be_side_by_side(weights: Sequence[torch.Tensor]) -> bool:
@@ -220,9 +231,13 @@ def _dtypes() -> frozenset[torch.dtype]:
     return frozenset(dtype for dtype, works in supported.items() if works)
 
 
-def checksum(weight: torch.Tensor) -> np.ndarray:
-    """Sums of the bits of a contiguous (N, K) tensor over N: they differ if one value changed."""
-    bits = weight.detach().view(torch.int16).numpy()
-    words = bits.view(np.uint64) if bits.shape[1] % 4 == 0 else bits.view(np.uint16)
+def checksum(weight: torch.Tensor) -> bytes:
+    """Sums of every 1021st word of a contiguous (N, K) tensor.
+
+    They differ if one value changed, and if rows changed places by less than 1021.
+    """
+    bits = weight.detach().view(torch.int16).numpy().reshape(-1)
+    whole = len(bits) - len(bits) % (4 * CHECKSUM_WORDS)
+    words = bits[:whole].view(np.uint64).reshape(-1, CHECKSUM_WORDS)
     sums: np.ndarray = np.add.reduce(words, axis=0, dtype=np.uint64)
-    return sums
+    return sums.tobytes() + bits[whole:].tobytes()

@@ -23,6 +23,7 @@ from detcheck.kernels.fused.unit import (
     Ops,
     copies_of,
     counter,
+    fits,
     is_plain,
 )
 
@@ -70,8 +71,12 @@ class FusedAttention:
     def __init__(self, own: Any, calls: Calls, form: Form = Form()):
         """`own` is the forward of the class; fused calls are counted in `calls`."""
         self._own = own
+        self.in_place: Forward = own
+        """The forward that the class has now."""
         self._form = form
         self._names: dict[str, Any] = own.__globals__
+        self._rotate = self._names["apply_rotary_pos_emb"]
+        self._half = self._rotate.__globals__["rotate_half"]
         self._count = counter(calls, self.ops)
         self._known = LayersOfModules(("q_proj", "k_proj", "v_proj"), last="o_proj")
 
@@ -89,7 +94,7 @@ class FusedAttention:
             x, found, step = hidden_states, None, None
             caches = (attention_mask, past_key_values)
             if is_plain(x):
-                step = step_of(position_embeddings, module.layer_idx, x.dtype, module.head_dim)
+                step = step_of(position_embeddings, module.layer_idx, x, module.head_dim)
             if step is not None:
                 found = self.operands(module, x, step, numerics())
             if step is not None and found is not None:
@@ -107,17 +112,22 @@ class FusedAttention:
     ) -> AttentionOperands | None:
         """What a call for a plain `x` (batch, tokens, hidden) needs; None if the own must run."""
         layers = self._known.find(module)
-        if layers is None or module.training or x.dim() != 3:
+        if layers is None or module.training or self.is_patched():
             return None
         copies, dim = copies_of(layers, x, settings), module.head_dim
-        if copies is None or any(width % dim for width in layers.widths):
+        if copies is None or any(width % dim for width in copies[0].widths):
             return None
         if not layers.turns_alike:
             whole = multiply(x, copies[0], layers.bias).unflatten(-1, (-1, dim))
-            layers.turns_alike = _turns_as(self._names["apply_rotary_pos_emb"], whole, step)
-        heads = [width // dim for width in layers.widths]
+            layers.turns_alike = _turns_as(self._rotate, whole, step)
+        heads = [width // dim for width in copies[0].widths]
         found = AttentionOperands(layers, *copies, dim, (heads[0], heads[1], heads[2]))
         return found if layers.turns_alike else None
+
+    def is_patched(self) -> bool:
+        """True if somebody replaced the functions that apply positions."""
+        rotate = self._names.get("apply_rotary_pos_emb")
+        return rotate is not self._rotate or rotate.__globals__.get("rotate_half") is not self._half
 
     def compute(
         self,
@@ -140,7 +150,10 @@ class FusedAttention:
         if out is None:
             out, weights = _usual(module, states, interface, caches, {**given, **kwargs})
         out = out.reshape(*x.shape[:-1], -1).contiguous()
-        return multiply(out, operands.out, operands.layers.last.bias), weights
+        last = operands.layers.last
+        if not fits(out, operands.out):
+            return last(out), weights
+        return multiply(out, operands.out, last.bias), weights
 
     def _states(
         self, module: Any, x: torch.Tensor, operands: AttentionOperands, step: Step

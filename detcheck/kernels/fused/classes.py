@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial, wraps
-from types import ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
-import torch
+from torch.nn import functional as F
 
 from detcheck.kernels.fused.attention import Form, FusedAttention
 from detcheck.kernels.fused.layer import FusedLayer
 from detcheck.kernels.fused.mlp import FusedMlp
 from detcheck.kernels.fused.norm import FusedNorm
-from detcheck.kernels.fused.steps import forget_step
-from detcheck.kernels.fused.unit import Calls
+from detcheck.kernels.fused.steps import forget_steps
+from detcheck.kernels.fused.unit import LINEAR, Calls
 
 _PREFIX = "transformers.models."
 Make = Callable[[Any, Calls], Any]
@@ -33,16 +33,24 @@ class FusedClasses:
         self._forms: dict[Any, Any] = {}
         """The fused forms of the classes that are replaced now."""
         self._restore = ExitStack()
-        self._fusable: dict[str, tuple[tuple[Any, Make], ...]] = {}
-        """By module of transformers, the classes in it that have a fused form."""
+        self._fusable: dict[str, tuple[Any, ...]] = {}
+        """By module of transformers, the classes in it that had a fused form at first."""
         self._lock = threading.RLock()
 
     def hold(self, calls: Calls) -> Callable[[], None]:
-        """Replace the forwards of all classes that are imported; returns what releases them."""
+        """Replace the forwards of all classes that are imported; returns what releases them.
+
+        The mode has put its function in the place of `F.linear` already.
+        """
         with self._lock:
             self._holders += 1
-            self._calls = calls
-            self.take_new()
+            if self._holders == 1:
+                self._calls, LINEAR.function = calls, F.linear
+            try:
+                self.take_new()
+            except BaseException:
+                self._release()
+                raise
         return self._release
 
     def take_new(self) -> None:
@@ -56,51 +64,57 @@ class FusedClasses:
 
     def _replace(self, name: str, module: ModuleType) -> None:
         if name not in self._fusable:
-            self._fusable[name] = tuple(self._fusable_in(module))
-        for kind, make in self._fusable[name]:
-            if kind not in self._forms:
-                own, put = _place(kind)
-                form = self._forms[kind] = make(own, self._calls)
-                put(wraps(own)(form.forward()))
-                self._restore.callback(put, own)
+            kinds = (each for each in tuple(vars(module).values()) if isinstance(each, type))
+            self._fusable[name] = tuple(kind for kind in kinds if self._form_of(_place(kind)[0]))
+        for kind in self._fusable[name]:
+            if kind in self._forms:
+                continue
+            own, swap = _place(kind)
+            make = self._form_of(own)  # None if somebody replaced its forward meanwhile
+            if make is not None:
+                form = make(own, self._calls)
+                form.in_place = wraps(own)(form.forward())
+                swap(own, form.in_place)
+                self._restore.callback(swap, form.in_place, own)
+                self._forms[kind] = form
 
     def _release(self) -> None:
         with self._lock:
             self._holders -= 1
             if not self._holders:
+                LINEAR.function = None
                 self._restore.close()
                 self._forms.clear()
-                forget_step()
+                forget_steps()
 
-    def _fusable_in(self, module: ModuleType) -> Iterator[tuple[Any, Make]]:
-        """The classes of a module of transformers that have a fused form."""
+    def _form_of(self, own: Any) -> Make | None:
+        """Makes the fused form of a class with this forward; None if it has none."""
+        if not isinstance(own, FunctionType):
+            return None
         from detcheck.kernels.fused import templates
 
+        if templates.same_code(own, templates.rms_norm):
+            return FusedNorm
+        if templates.same_code(own, templates.gated_mlp):
+            return FusedMlp
+        if templates.same_code(own, templates.decoder_layer):
+            return partial(FusedLayer, forms=self._forms)
         forms = {
             templates.attention: Form(),
             templates.attention_with_window: Form(window="module"),
             templates.attention_with_window_of_config: Form(window="config"),
             templates.attention_with_norms: Form(window="module", norms=True),
         }
-        rotates = templates.rotates(module)
-        for kind in tuple(vars(module).values()):
-            if not isinstance(kind, type) or not issubclass(kind, torch.nn.Module):
-                continue
-            own, _ = _place(kind)
-            if templates.same_code(own, templates.rms_norm):
-                yield kind, FusedNorm
-            elif templates.same_code(own, templates.gated_mlp):
-                yield kind, FusedMlp
-            elif templates.same_code(own, templates.decoder_layer):
-                yield kind, partial(FusedLayer, forms=self._forms)
-            elif rotates:
-                for template, form in forms.items():
-                    if templates.same_code(own, template):
-                        yield kind, partial(FusedAttention, form=form)
+        for template, form in forms.items():
+            if templates.same_code(own, template) and templates.rotates(own.__globals__):
+                return partial(FusedAttention, form=form)
+        return None
 
 
-def _place(kind: Any) -> tuple[Any, Callable[[Any], None]]:
-    """The forward that a class defines itself, or None, and how another is put in its place.
+def _place(kind: Any) -> tuple[Any, Callable[[Any, Any], None]]:
+    """The forward that a class defines itself, or None; and a function that swaps it.
+
+    The function takes the old and the new forward, and does nothing if another one is there.
 
     transformers wraps the forwards of layers, for gradient checkpointing, and asks whether its
     wrapper is still there. So the function inside is taken.
@@ -109,8 +123,18 @@ def _place(kind: Any) -> tuple[Any, Callable[[Any], None]]:
     inner = getattr(outer, "__wrapped__", None)
     for cell in getattr(outer, "__closure__", None) or ():
         if inner is not None and cell.cell_contents is inner:
-            return inner, partial(setattr, cell, "cell_contents")
-    return outer, partial(setattr, kind, "forward")
+            return inner, partial(_swap_in_cell, cell)
+    return outer, partial(_swap_in_class, kind)
+
+
+def _swap_in_cell(cell: CellType, old: Any, new: Any) -> None:
+    if cell.cell_contents is old:
+        cell.cell_contents = new
+
+
+def _swap_in_class(kind: Any, old: Any, new: Any) -> None:
+    if vars(kind).get("forward") is old:
+        kind.forward = new
 
 
 FUSED = FusedClasses()

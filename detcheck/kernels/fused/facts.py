@@ -8,35 +8,42 @@ from typing import Any
 
 import torch
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Entries of dictionaries, modules without a forward of their own, and hooks that are none."""
+    """Entries of dictionaries, and modules whose calls run the forwards of their classes alone."""
 
     entries: tuple[tuple[Mapping[Any, Any], Any, Any], ...]
-    """Dictionary, key and the value that it has, or has not if it is None."""
-    attributes: tuple[Mapping[str, Any], ...]
-    """The attributes of each module."""
-    hooks: tuple[Mapping[int, Any], ...]
+    """Dictionary, key and its value; None if the dictionary does not have the key."""
+    modules: tuple[tuple[torch.nn.Module, Mapping[str, Any], type], ...]
+    """Modules without hooks and without a forward of their own; their attributes and classes.
+
+    Hooks for gradients do not count: there are none.
+    """
+    forwards: tuple[tuple[Any, Any], ...]
+    """The classes, and their forwards."""
 
     def hold(self) -> bool:
         """True if nothing of this has changed."""
         for dictionary, key, value in self.entries:
             if dictionary.get(key) is not value:
                 return False
-        for attributes in self.attributes:
-            if "forward" in attributes:
+        for module, attributes, kind in self.modules:
+            if (
+                attributes["_forward_hooks"]
+                or attributes["_forward_pre_hooks"]
+                or "forward" in attributes
+                or type(module) is not kind
+            ):
                 return False
-        return not any(self.hooks)
+        return all(kind.forward is forward for kind, forward in self.forwards)
 
     def __add__(self, other: Facts) -> Facts:
         """The facts of both."""
         return Facts(
             self.entries + other.entries,
-            self.attributes + other.attributes,
-            self.hooks + other.hooks,
+            self.modules + other.modules,
+            (*{*self.forwards, *other.forwards},),
         )
 
 
@@ -51,6 +58,6 @@ def facts_of(parent: torch.nn.Module, names: Iterable[str]) -> Facts:
             for child in modules
             for name in ("weight", "bias")
         ),
-        tuple(child.__dict__ for child in modules),
-        tuple(getattr(child, kind) for child in modules for kind in _HOOKS),
+        tuple((child, child.__dict__, type(child)) for child in modules),
+        tuple({(kind, kind.forward) for kind in map(type, modules)}),
     )

@@ -55,9 +55,11 @@ class Ready:
             self._sources += zip(weights, (*together.sources, *last.sources), strict=True)
 
     def fits(self, x: torch.Tensor) -> bool:
-        """True if `x` can be the layer's input: (batch, tokens, hidden)."""
+        """True if `x` can be the layer's input: (batch, tokens, hidden), with these norms."""
         qkv = self.attention.qkv
-        return x.dim() == 3 and x.shape[2] == qkv.inner and x.dtype == qkv.packed.dtype
+        epsilons = (self.modules[0].variance_epsilon, self.modules[2].variance_epsilon)
+        plain = type(epsilons[0]) is type(epsilons[1]) is float
+        return plain and x.dim() == 3 and x.shape[2] == qkv.inner and x.dtype == qkv.packed.dtype
 
     def holds(self, settings: tuple[object, ...]) -> bool:
         """False if a module, a weight, a hook, a copy or a setting has changed."""
@@ -68,7 +70,14 @@ class Ready:
                 or source.aliases.given != source.harmless
             ):
                 return False
-        return self._settings == settings and self._facts.hold()
+        if self._settings != settings or self.form.is_patched():
+            return False
+        attention, mlp = self.attention, self.mlp
+        return (
+            attention.layers.biases_fit(attention.qkv, attention.out)
+            and mlp.layers.biases_fit(mlp.both, mlp.down)
+            and self._facts.hold()
+        )
 
 
 def _copies(layers: Layers, together: PackedWeight, last: PackedWeight) -> Facts:
@@ -87,6 +96,8 @@ class FusedLayer:
         Fused calls are counted in `calls`.
         """
         self._own = own
+        self.in_place: Forward = own
+        """The forward that the class has now."""
         self._forms = forms
         norm = FusedNorm.ops
         self._count = counter(calls, norm, FusedAttention.ops, norm, FusedMlp.ops)
@@ -121,36 +132,48 @@ class FusedLayer:
         self, layer: Any, x: torch.Tensor, positions: Any, caches: Any, given: dict[str, Any]
     ) -> torch.Tensor | None:
         """The result for a plain `x`; None, with nothing computed yet, if the own must run."""
-        module = layer._modules.get("self_attn")
-        if type(self._forms.get(type(module))) is not FusedAttention:
+        found = self._look_up(layer, x, positions)
+        if found is None:
             return None
-        step = step_of(positions, module.layer_idx, x.dtype, module.head_dim)
+        ready, step = found
+        first, module, second, mlp = ready.modules
+        out = normed(x, first.weight, float32(x.shape[2], first.variance_epsilon))
+        if out.dtype != x.dtype:  # that of the norm's weight is a wider one
+            return None
+        self._count()
+        out, _ = ready.form.compute(module, out, ready.attention, step, caches, given)
+        x = x + out
+        out = normed(x, second.weight, float32(x.shape[2], second.variance_epsilon))
+        if out.dtype != x.dtype:
+            computed: torch.Tensor = x + mlp(out)
+            return computed
+        if ready.silu is not None:
+            self._count_silu()
+        return gated(ready.silu or mlp.act_fn, out, ready.mlp).add_(x)
+
+    def _look_up(self, layer: Any, x: torch.Tensor, positions: Any) -> tuple[Ready, Step] | None:
+        """What a call for a plain `x` needs; None if the own must run."""
+        module = layer._modules.get("self_attn")
+        known = type(self._forms.get(type(module))) is FusedAttention
+        step = step_of(positions, module.layer_idx, x, module.head_dim) if known else None
         if step is None:
             return None
         ready, settings = self._ready.get(layer), numerics()
         if ready is None or not ready.holds(settings):
             ready = self._prepare(layer, x, step, settings)
-        if ready is None or not ready.fits(x):
-            return None
-        self._count()
-        first, module, second, mlp = ready.modules
-        out = normed(x, first.weight, float32(x.shape[2], first.variance_epsilon))
-        out, _ = ready.form.compute(module, out, ready.attention, step, caches, given)
-        x = x + out
-        out = normed(x, second.weight, float32(x.shape[2], second.variance_epsilon))
-        if ready.silu is None:
-            return gated(mlp.act_fn, out, ready.mlp).add_(x)
-        self._count_silu()
-        return gated(ready.silu, out, ready.mlp).add_(x)
+        return (ready, step) if ready is not None and ready.fits(x) else None
 
     def _prepare(
         self, layer: torch.nn.Module, x: torch.Tensor, step: Step, settings: tuple[object, ...]
     ) -> Ready | None:
         """Look at everything anew; None if the layer is not to be served."""
         self._ready.pop(layer, None)
-        modules = [layer._modules.get(name) for name in _PARTS]
+        modules: list[Any] = [layer._modules.get(name) for name in _PARTS]
         forms: list[Any] = [self._forms.get(type(each)) for each in modules]
         if any(type(form) is not part for form, part in zip(forms, _PARTS.values(), strict=True)):
+            return None
+        places = zip(modules, forms, strict=True)
+        if any(type(module).forward is not form.in_place for module, form in places):
             return None
         attention = forms[1].operands(modules[1], x, step, settings)
         mlp = forms[3].operands(modules[3], x, settings)

@@ -19,6 +19,7 @@ from detcheck.kernels.fused.unit import (
     Ops,
     copies_of,
     counter,
+    fits,
     is_plain,
 )
 
@@ -42,6 +43,8 @@ class FusedMlp:
     def __init__(self, own: Any, calls: Calls):
         """`own` is the forward of the class; fused calls are counted in `calls`."""
         self._own = own
+        self.in_place: Forward = own
+        """The forward that the class has now."""
         self._count = counter(calls, self.ops)
         self._known = LayersOfModules(("gate_proj", "up_proj"), last="down_proj")
 
@@ -82,8 +85,11 @@ def silu_of(module: Any) -> Any:
 def gated(activation: Any, x: torch.Tensor, operands: MlpOperands) -> torch.Tensor:
     """The MLP of a plain `x` (…, hidden)."""
     layers, both, down = operands.layers, operands.both, operands.down
-    gate, up = torch.split_with_sizes(multiply(x, both, layers.bias), layers.widths, -1)
+    gate, up = torch.split_with_sizes(multiply(x, both, layers.bias), both.widths, -1)
     gate = activation(gate.contiguous())
+    if gate.shape != up.shape or not fits(gate, down):
+        computed: torch.Tensor = layers.last(gate * up)
+        return computed
     rows, bias = x.numel() // both.inner, layers.last.bias
     padded = down.classes[bias is not None].padded_rows(1) if rows == 1 else None
     if not padded or padded == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from dataclasses import dataclass, field
 from functools import cache as memoise
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from detcheck.kernels.cpu.packing import Plan, packing_of
 from detcheck.kernels.paged_cache import group_of_reads
 
-_local = threading.local()
 _UPDATE = ["key_states", "value_states", "layer_idx", "read_index", "write_index"]
 _OF_A_PASS = frozenset(
     (
@@ -53,6 +53,8 @@ class Step:
 
     positions: tuple[torch.Tensor, torch.Tensor]
     """Cosines and sines (batch or 1, tokens, head_dim), as the layers got them."""
+    given_sin: torch.Tensor
+    """A copy of the sines that the layers got."""
     layer: int
     """Index of the layer that asked last: they ask in order, or it is another pass."""
     cos: torch.Tensor
@@ -96,28 +98,56 @@ class Step:
         return self.groups[number]
 
 
-def step_of(positions: Any, layer: int | None, dtype: torch.dtype, head_dim: int) -> Step | None:
-    """The step that a layer belongs to; None if its positions are not those of plain rotation."""
-    step: Step | None = getattr(_local, "step", None)
-    if layer is None or type(positions) is not tuple:
+class _Last:
+    """The last step of a thread."""
+
+    step: Step | None = None
+
+
+class _LastOfThread(threading.local):
+    def __init__(self) -> None:
+        self.last = _Last()
+        _lasts.add(self.last)
+
+
+_lasts: weakref.WeakSet[_Last] = weakref.WeakSet()
+"""Of all threads that live."""
+_of_thread = _LastOfThread()
+
+
+def step_of(positions: Any, layer: int | None, x: torch.Tensor, head_dim: int) -> Step | None:
+    """The step that a layer with input `x` (batch, tokens, hidden) belongs to.
+
+    None if its positions are not those of plain rotation.
+    """
+    if layer is None or type(positions) is not tuple or x.dim() != 3:
         return None
-    if step is not None and step.positions is positions and layer > step.layer:
+    cos, sin = positions
+    fit = cos.dtype == sin.dtype == x.dtype and cos.shape == sin.shape
+    if not fit or cos.shape[1:] != (x.shape[1], head_dim) or head_dim % 2:
+        return None
+    if len(cos) not in (1, len(x)):
+        return None
+    last = _of_thread.last
+    step = last.step
+    if (
+        step is not None
+        and step.positions is positions
+        and layer > step.layer
+        and torch.equal(step.given_sin, sin)  # a model may write new positions over the old ones
+    ):
         step.layer = layer
         return step
-    _local.step = None
-    cos, sin = positions
-    fit = cos.dtype == sin.dtype == dtype and cos.shape == sin.shape
-    if not fit or cos.dim() != 3 or cos.shape[-1] != head_dim or head_dim % 2:
-        return None
     first, second = sin.unsqueeze(2).chunk(2, -1)
     signed = torch.cat((first.neg(), second), -1)
-    _local.step = Step(positions, layer, cos.unsqueeze(2), signed)
-    return _local.step
+    last.step = Step(positions, sin.clone(), layer, cos.unsqueeze(2), signed)
+    return last.step
 
 
-def forget_step() -> None:
-    """Free what this thread's last step holds."""
-    _local.step = None
+def forget_steps() -> None:
+    """Free what the last step of each thread holds."""
+    for last in tuple(_lasts):
+        last.step = None
 
 
 def _paged_reads(

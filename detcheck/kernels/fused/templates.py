@@ -9,7 +9,7 @@ served if its `forward` has the same bytecode: then it computes the same, whatev
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -22,23 +22,24 @@ def same_code(one: Any, other: Any) -> bool:
     """True if two plain functions have the same bytecode, names, constants and arguments."""
     if not (isinstance(one, FunctionType) and isinstance(other, FunctionType)):
         return False
-    return _essence(one) == _essence(other)
+    return _essence(one.__code__, one.__doc__) == _essence(other.__code__, other.__doc__)
 
 
-@cache
-def _essence(function: FunctionType) -> tuple[object, ...]:
-    code: CodeType = function.__code__
-    constants = tuple(None if each == function.__doc__ else each for each in code.co_consts)
-    arguments = (code.co_argcount, code.co_kwonlyargcount, code.co_flags & 0b1100)
+@lru_cache(maxsize=1024)
+def _essence(code: CodeType, doc: str | None) -> tuple[object, ...]:
+    constants = tuple(None if each == doc else each for each in code.co_consts)
+    num_arguments = code.co_argcount + code.co_kwonlyargcount
+    arguments = (code.co_argcount, code.co_flags & 0b1100, code.co_varnames[:num_arguments])
     return code.co_code, code.co_names, constants, arguments, code.co_freevars
 
 
-def rotates(module: Any) -> bool:
-    """True if a module of transformers applies rotary positions as the template does."""
-    functions = (apply_rotary_pos_emb, rotate_half)
-    theirs = [getattr(module, each.__name__, None) for each in functions]
-    alike = all(same_code(one, other) for one, other in zip(theirs, functions, strict=True))
-    return alike and theirs[0].__defaults__ == apply_rotary_pos_emb.__defaults__
+def rotates(names: dict[str, Any]) -> bool:
+    """True if the function of these global names applies rotary positions as the template does."""
+    rotate = names.get("apply_rotary_pos_emb")
+    if not same_code(rotate, apply_rotary_pos_emb):
+        return False
+    alike = same_code(rotate.__globals__.get("rotate_half"), rotate_half)
+    return alike and rotate.__defaults__ == apply_rotary_pos_emb.__defaults__
 
 
 def rms_norm(self, hidden_states):

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import is_grad_enabled
+from torch.nn import functional as F
+from torch.nn.modules import linear as torch_linear
 from torch.nn.modules import module as torch_module
 
 from detcheck.kernels.cpu.linear import is_observed, is_transformed
@@ -29,15 +31,27 @@ _OF_EVERY_CALL: tuple[dict[int, Any], ...] = tuple(
 )
 
 
+class Linear:
+    """The function that stands for `F.linear` while fused forms may serve."""
+
+    function: Any = None
+    """None: no fused form may serve, as no mode is on."""
+
+
+LINEAR = Linear()
+
+
 def is_plain(x: torch.Tensor) -> bool:
     """True for a contiguous float tensor on the CPU, in inference that nothing watches or changes.
 
-    So: no gradients, hooks of every module, dispatch or function modes, autocast or `torch.func`.
+    So: while a mode is on, without gradients, hooks of every module, dispatch or function modes,
+    autocast, `torch.func` or tracing, and if nobody replaced what `nn.Linear` calls.
     """
     return (
         type(x) is torch.Tensor
         and x.is_cpu
         and not is_grad_enabled()
+        and F.linear is LINEAR.function
         and x.is_floating_point()
         and not x.is_nested
         and x.is_contiguous()
@@ -45,6 +59,8 @@ def is_plain(x: torch.Tensor) -> bool:
         and not is_observed()
         and not is_transformed()
         and not any(_OF_EVERY_CALL)
+        and getattr(torch.nn.Linear.forward, "__globals__", None) is vars(torch_linear)
+        and not torch._C._is_tracing()
     )
 
 
@@ -57,12 +73,12 @@ class Layers:
         self.weights: tuple[torch.Tensor, ...] = tuple(layer.weight for layer in together)
         """Of the layers that have the same input."""
         self.key = tuple(map(id, self.weights))
-        self.widths = tuple(len(weight) for weight in self.weights)
         self.last: torch.nn.Linear = layers[last]
         """The layer that closes the module."""
         self.turns_alike = False
         """True once positions were found to be applied as the module's own function does it."""
         self._biases = tuple(layer.bias for layer in together)
+        self._have_biases = any(layer.bias is not None for layer in layers.values())
 
     @classmethod
     def of(cls, module: torch.nn.Module, names: tuple[str, ...], last: str) -> Layers | None:
@@ -77,6 +93,18 @@ class Layers:
             return None
         found = cls(module, plain, last)
         return found if found.facts.hold() else None
+
+    def biases_fit(self, together: PackedWeight, last: PackedWeight) -> bool:
+        """True if the biases, if any, have the widths and the dtype of the packed copies."""
+        if not self._have_biases:
+            return True
+        biases = (*self._biases, self.last.bias)
+        for bias, width in zip(biases, (*together.widths, *last.widths), strict=True):
+            if bias is not None and (
+                bias.dtype != last.packed.dtype or bias.shape != (width,) or not bias.is_cpu
+            ):
+                return False
+        return True
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -126,9 +154,15 @@ def copies_of(
     last = STORE.copies.get(id(weight))
     if last is None or last.settings != settings or not last.is_unchanged(weight):
         last = STORE.find(weight)
-    if both is None or last is None or x.dtype != both.packed.dtype or x.shape[-1] != both.inner:
+    if both is None or last is None or not fits(x, both) or last.packed.dtype != x.dtype:
         return None
-    return (both, last) if x.numel() else None
+    return (both, last) if x.numel() and layers.biases_fit(both, last) else None
+
+
+def fits(x: torch.Tensor, copy: PackedWeight) -> bool:
+    """True if a packed weight multiplies `x` (…, K)."""
+    inner: int = x.shape[-1]
+    return type(x) is torch.Tensor and x.dtype == copy.packed.dtype and inner == copy.inner
 
 
 def counter(calls: Calls, *ops: Ops) -> Callable[[], None]:
