@@ -36,7 +36,10 @@ class Facts:
                 or type(module) is not kind
             ):
                 return False
-        return all(kind.forward is forward for kind, forward in self.forwards)
+        for kind, forward in self.forwards:
+            if kind.forward is not forward:
+                return False
+        return True
 
     def __add__(self, other: Facts) -> Facts:
         """The facts of both."""

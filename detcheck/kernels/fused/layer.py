@@ -70,11 +70,11 @@ class Ready:
                 or source.aliases.given != source.harmless
             ):
                 return False
-        if self._settings != settings or self.form.is_patched():
-            return False
         attention, mlp = self.attention, self.mlp
         return (
-            attention.layers.biases_fit(attention.qkv, attention.out)
+            self._settings == settings
+            and not self.form.is_patched()
+            and attention.layers.biases_fit(attention.qkv, attention.out)
             and mlp.layers.biases_fit(mlp.both, mlp.down)
             and self._facts.hold()
         )

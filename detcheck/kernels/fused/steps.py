@@ -123,21 +123,22 @@ def step_of(positions: Any, layer: int | None, x: torch.Tensor, head_dim: int) -
     if layer is None or type(positions) is not tuple or x.dim() != 3:
         return None
     cos, sin = positions
-    fit = cos.dtype == sin.dtype == x.dtype and cos.shape == sin.shape
-    if not fit or cos.shape[1:] != (x.shape[1], head_dim) or head_dim % 2:
-        return None
-    if len(cos) not in (1, len(x)):
-        return None
     last = _of_thread.last
     step = last.step
     if (
         step is not None
         and step.positions is positions
         and layer > step.layer
+        and x.dtype == cos.dtype
         and torch.equal(step.given_sin, sin)  # a model may write new positions over the old ones
     ):
         step.layer = layer
         return step
+    fit = cos.dtype == sin.dtype == x.dtype and cos.shape == sin.shape
+    if not fit or cos.shape[1:] != (x.shape[1], head_dim) or head_dim % 2:
+        return None
+    if len(cos) not in (1, len(x)):
+        return None
     first, second = sin.unsqueeze(2).chunk(2, -1)
     signed = torch.cat((first.neg(), second), -1)
     last.step = Step(positions, sin.clone(), layer, cos.unsqueeze(2), signed)
