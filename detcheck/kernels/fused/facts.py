@@ -36,10 +36,7 @@ class Facts:
                 or type(module) is not kind
             ):
                 return False
-        for kind, forward in self.forwards:
-            if kind.forward is not forward:
-                return False
-        return True
+        return all(kind.forward is forward for kind, forward in self.forwards)
 
     def __add__(self, other: Facts) -> Facts:
         """The facts of both."""
@@ -53,7 +50,7 @@ class Facts:
 def facts_of(parent: torch.nn.Module, names: Iterable[str]) -> Facts:
     """The children `names` of a module are these, and they have these weights and biases."""
     children = [(name, parent._modules.get(name)) for name in names]
-    modules = [child for _, child in children if child is not None]
+    modules: list[Any] = [child for _, child in children if child is not None]
     return Facts(
         tuple((parent._modules, name, child) for name, child in children)
         + tuple(
