@@ -50,7 +50,8 @@ class Facts:
 def facts_of(parent: torch.nn.Module, names: Iterable[str]) -> Facts:
     """The children `names` of a module are these, and they have these weights and biases."""
     children = [(name, parent._modules.get(name)) for name in names]
-    modules: list[Any] = [child for _, child in children if child is not None]
+    modules = [child for _, child in children if child is not None]
+    kinds: set[Any] = {type(each) for each in modules}
     return Facts(
         tuple((parent._modules, name, child) for name, child in children)
         + tuple(
@@ -59,5 +60,5 @@ def facts_of(parent: torch.nn.Module, names: Iterable[str]) -> Facts:
             for name in ("weight", "bias")
         ),
         tuple((child, child.__dict__, type(child)) for child in modules),
-        tuple({(kind, kind.forward) for kind in map(type, modules)}),
+        tuple((kind, kind.forward) for kind in kinds),
     )
