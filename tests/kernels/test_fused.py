@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from detcheck.kernels.fused import attention as fused_attention
 from detcheck.kernels.fused import layer as fused_layer
 from detcheck.kernels.fused import mlp as fused_mlp
 from detcheck.kernels.fused import norm as fused_norm
+from detcheck.kernels.fused import steps
 from detcheck.kernels.fused.classes import FUSED
 from detcheck.kernels.fused.steps import Step
 from detcheck.kernels.mode import batch_invariant
@@ -373,6 +375,29 @@ def test_a_patch_inside_a_mode_stays_afterwards(monkeypatch: pytest.MonkeyPatch)
         with batch_invariant():
             llama.LlamaMLP.forward = halved(llama.LlamaMLP.forward)
         assert torch.equal(mlp(x), expected)  # computed by the module's own code again
+
+
+def test_threads_keep_nothing_of_their_last_pass() -> None:
+    model = made("llama")
+    passed, leave = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with torch.no_grad():
+            for _ in range(3):
+                model(TOKENS)
+        passed.set()
+        leave.wait(60)
+
+    thread = threading.Thread(target=work)
+    with batch_invariant():
+        thread.start()
+        assert passed.wait(60)
+        assert any(last.step is not None for last in steps._lasts)
+    try:
+        assert all(last.step is None for last in steps._lasts)
+    finally:
+        leave.set()
+        thread.join()
 
 
 def test_positions_that_are_written_over_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
