@@ -377,6 +377,17 @@ def test_a_patch_inside_a_mode_stays_afterwards(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(mlp(x), expected)  # computed by the module's own code again
 
 
+def test_layers_keep_no_copies_while_packing_is_off() -> None:
+    model = made("llama")
+    with torch.no_grad(), batch_invariant():
+        for _ in range(3):
+            model(TOKENS)
+        form: Any = FUSED._forms[llama.LlamaDecoderLayer]
+        assert len(form._ready) == 2
+        with batch_invariant(pack_weights="off"):
+            assert not form._ready
+
+
 def test_threads_keep_nothing_of_their_last_pass() -> None:
     model = made("llama")
     passed, leave = threading.Event(), threading.Event()

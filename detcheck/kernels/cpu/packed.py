@@ -65,6 +65,8 @@ class PackedWeights:
         """Copies of several parameters as one, by their ids."""
         self.aliases: WeakIdKeyDictionary = WeakIdKeyDictionary()
         """Of each parameter whose `.data` was read, the tensors that this gave."""
+        self.free_users: Callable[[], None] = lambda: None
+        """Called when copies make room: whoever keeps some lets them go."""
         self._known: dict[int, weakref.ref[torch.Tensor]] = {}
         self._refused: set[int] = set()
         self._apart: Counter[tuple[int, ...]] = Counter()
@@ -175,6 +177,7 @@ class PackedWeights:
         for keys in groups:
             self.side_by_side.pop(keys, None)
             self._apart[keys] += 1
+        self.free_users()
 
     def _bytes_beside(self) -> int:
         """Memory of the copies of parameters that are packed side by side as well."""
@@ -249,6 +252,7 @@ class PackedWeights:
         if self._forbidding or not (self._modes or self._keepers):
             self.copies.clear()
             self.side_by_side.clear()
+            self.free_users()
             self._apart.clear()
             self.aliases.clear()
             self._known.clear()

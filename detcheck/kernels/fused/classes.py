@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.nn import functional as F
 
+from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.fused.attention import Form, FusedAttention
 from detcheck.kernels.fused.layer import FusedLayer
 from detcheck.kernels.fused.mlp import FusedMlp
@@ -46,6 +47,7 @@ class FusedClasses:
             self._holders += 1
             if self._holders == 1:
                 self._calls, LINEAR.function = calls, F.linear
+                STORE.free_users = self._forget_copies
             try:
                 self.take_new()
             except BaseException:
@@ -86,6 +88,11 @@ class FusedClasses:
                 self._restore.close()
                 self._forms.clear()
                 forget_steps()
+
+    def _forget_copies(self) -> None:
+        for form in tuple(self._forms.values()):
+            if isinstance(form, FusedLayer):
+                form.forget()
 
     def _form_of(self, own: Any) -> Make | None:
         """Makes the fused form of a class with this forward; None if it has none."""

@@ -104,6 +104,10 @@ class FusedLayer:
         self._count_silu = counter(calls, SILU)
         self._ready: weakref.WeakKeyDictionary[torch.nn.Module, Ready] = weakref.WeakKeyDictionary()
 
+    def forget(self) -> None:
+        """Keep no packed copies; what the next calls need is found again."""
+        self._ready.clear()
+
     def forward(self) -> Forward:
         """The forward to put in place of the class's own."""
 
