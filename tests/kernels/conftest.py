@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -30,3 +32,30 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """The fused calls, by what they compute."""
+    from detcheck.kernels.fused import attention, layer, mlp, norm
+
+    calls: Counter[str] = Counter()
+
+    def count(holder: Any, name: str) -> None:
+        stock = getattr(holder, name)
+
+        def counted(*args: Any) -> Any:
+            calls[name] += 1
+            return stock(*args)
+
+        monkeypatch.setattr(holder, name, counted)
+
+    for holder, name in (
+        (norm, "normed"),
+        (layer, "normed"),
+        (mlp, "gated"),
+        (layer, "gated"),
+        (attention.FusedAttention, "compute"),
+    ):
+        count(holder, name)
+    return calls

@@ -119,8 +119,6 @@ class LayersOfModules:
     def __init__(self, names: tuple[str, ...], last: str):
         self._names, self._last = names, last
         self._of: weakref.WeakKeyDictionary[torch.nn.Module, Layers] = weakref.WeakKeyDictionary()
-        self._differ: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-        """Modules whose fused form was found to have other bits: they are not served."""
 
     def find(self, module: torch.nn.Module) -> Layers | None:
         """The layers of a module; None if it is not to be served."""
@@ -128,15 +126,10 @@ class LayersOfModules:
         if layers is None or not layers.facts.hold():
             self._of.pop(module, None)
             layers = Layers.of(module, self._names, self._last)
-            if layers is None or module in self._differ:
+            if layers is None:
                 return None
             self._of[module] = layers
         return layers
-
-    def refuse(self, module: torch.nn.Module) -> None:
-        """Do not serve this module again."""
-        self._of.pop(module, None)
-        self._differ.add(module)
 
 
 def copies_of(
