@@ -151,6 +151,45 @@ def _attend(
     return out if out.shape[0] == entries else out[:entries]
 
 
+class OneCall:
+    """Attention of a plan whose queries share one call, in their own order, in inference.
+
+    Layers use it one after another: the tile of padded queries is kept from one to the next.
+    """
+
+    def __init__(self, plan: Plan, query: torch.Tensor, kv_heads: int):
+        """For queries as `query` (q, heads, dim)."""
+        num_queries, heads, dim = query.shape
+        group = heads // kv_heads
+        rows = tile_rows(group, dim, query.dtype)
+        tile = query.new_zeros((num_queries, kv_heads, rows, dim))
+        self._tile, self._queries = tile, tile[:, :, :group]
+        self._keys = (-1, plan.calls[0].length, kv_heads, dim)
+        self._mask = plan.mask(0, query.dtype, rows)
+        self._out = (num_queries, heads, dim)
+
+    @staticmethod
+    def serves(plan: Plan, query: torch.Tensor, kv_heads: int) -> bool:
+        """True if `attend` gives what `attend_queries` does."""
+        num_queries, heads, dim = query.shape
+        return (
+            len(plan.calls) == 1
+            and plan.order is None
+            and len(plan.calls[0].queries) == num_queries
+            and heads // kv_heads <= tile_rows(heads // kv_heads, dim, query.dtype)
+            and num_queries * kv_heads > 1
+        )
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """As `attend_queries`, with the keys in the order of `plan.keys`."""
+        self._queries.copy_(query.view(self._queries.shape))
+        keys, values = (x.view(self._keys).transpose(1, 2) for x in (key, value))
+        out = _stock_flash(self._tile, keys, values, attn_mask=self._mask, scale=scaling)[0]
+        return out[:, :, : self._queries.shape[2]].reshape(self._out)
+
+
 def needs_gradients(*tensors: torch.Tensor) -> bool:
     """True if autograd has to see each op."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

@@ -13,7 +13,6 @@ import torch
 from detcheck.kernels.cpu.linear import multiply
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed_weight import PackedWeight
-from detcheck.kernels.cpu.queries import attend_queries
 from detcheck.kernels.fused.steps import Step, step_of
 from detcheck.kernels.fused.unit import (
     Calls,
@@ -193,7 +192,7 @@ def _paged(
     layer = module.layer_idx
     part = cache.layer_to_allocator[layer]
     key, value = part.update(key[0], value[0], layer, reads.read, reads.write)
-    return attend_queries(query[0], key, value, reads.plan, module.scaling, gathered=True)
+    return reads.attend(query[0], key, value, module.scaling)
 
 
 def _usual(

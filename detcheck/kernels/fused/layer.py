@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ _PARTS = {
     "post_attention_layernorm": FusedNorm,
     "mlp": FusedMlp,
 }
+_version_of, _address_of = attrgetter("_version"), torch.Tensor.data_ptr
+_given_of = attrgetter("given")
 
 
 class Ready:
@@ -48,11 +51,16 @@ class Ready:
         both = ((attention.layers, attention.qkv, attention.out), (mlp.layers, mlp.both, mlp.down))
         self._facts: Facts = facts_of(layer, _PARTS) + facts_of(self.modules[3], ("act_fn",))
         self._facts += attention.layers.facts + mlp.layers.facts
-        self._sources: list[tuple[torch.Tensor, Source]] = []
+        sources: list[Source] = []
+        self._weights: list[torch.Tensor] = []
         for layers, together, last in both:
             self._facts += _copies(layers, together, last)
-            weights = (*layers.weights, layers.last.weight)
-            self._sources += zip(weights, (*together.sources, *last.sources), strict=True)
+            self._weights += (*layers.weights, layers.last.weight)
+            sources += (*together.sources, *last.sources)
+        self._aliases = [source.aliases for source in sources]
+        self._versions = [source.version for source in sources]
+        self._addresses = [source.address for source in sources]
+        self._harmless = [source.harmless for source in sources]
 
     def fits(self, x: torch.Tensor) -> bool:
         """True if `x` can be the layer's input: (batch, tokens, hidden), with these norms."""
@@ -63,13 +71,13 @@ class Ready:
 
     def holds(self, settings: tuple[object, ...]) -> bool:
         """False if a module, a weight, a hook, a copy or a setting has changed."""
-        for weight, source in self._sources:
-            if (
-                weight._version != source.version
-                or weight.data_ptr() != source.address
-                or source.aliases.given != source.harmless
-            ):
-                return False
+        weights = self._weights
+        if (
+            [*map(_version_of, weights)] != self._versions
+            or [*map(_address_of, weights)] != self._addresses
+            or [*map(_given_of, self._aliases)] != self._harmless
+        ):
+            return False
         attention, mlp = self.attention, self.mlp
         return (
             self._settings == settings
@@ -84,7 +92,7 @@ def _copies(layers: Layers, together: PackedWeight, last: PackedWeight) -> Facts
     """The store has these copies."""
     key = id(layers.last.weight)
     entries = ((STORE.side_by_side, layers.key, together), (STORE.copies, key, last))
-    return Facts(entries, (), ())
+    return Facts(entries)
 
 
 class FusedLayer:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from detcheck.kernels.cpu.packing import Plan, packing_of
+from detcheck.kernels.cpu.queries import OneCall, attend_queries
 from detcheck.kernels.paged_cache import group_of_reads
 
 _UPDATE = ["key_states", "value_states", "layer_idx", "read_index", "write_index"]
@@ -45,6 +46,21 @@ class PagedReads:
     """The calls of attention; they take the keys in the order of `read`."""
     read: torch.Tensor
     write: torch.Tensor
+    _shape: Any = None
+    _one_call: OneCall | None = None
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """Attention of queries (q, heads, dim), with keys and values as they are read."""
+        shape = (query.shape, key.shape[1], query.dtype)
+        if self._shape != shape:
+            serves = OneCall.serves(self.plan, query, key.shape[1])
+            self._one_call = OneCall(self.plan, query, key.shape[1]) if serves else None
+            self._shape = shape
+        if self._one_call is not None:
+            return self._one_call.attend(query, key, value, scaling)
+        return attend_queries(query, key, value, self.plan, scaling, gathered=True)
 
 
 @dataclass(slots=True)
