@@ -10,7 +10,7 @@ from sweeps import few
 
 from detcheck.kernels.cpu import queries
 from detcheck.kernels.cpu.packing import Packing, Plan, Segment, packing_of
-from detcheck.kernels.cpu.queries import attend_queries
+from detcheck.kernels.cpu.queries import OneCall, attend_queries
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -145,3 +145,27 @@ def test_a_window_keeps_the_last_keys_of_each_query() -> None:
         own = Plan([Segment(0, 1, 0, stop - start)])
         one = attend_queries(query[at : at + 1], key[start:stop], value[start:stop], own)
         assert torch.equal(out[at], one[0])
+
+
+PLANS = {
+    "decoding": (Plan([Segment(n, 1, 70 * n, 65 + n) for n in range(3)]), True),
+    "one request": (Plan([Segment(0, 1, 0, 7)]), True),
+    "a prompt, whose queries share their keys": (Packing([Segment(0, 5, 0, 40)]).one_by_one, False),
+    "several lengths": (Plan([Segment(0, 1, 0, 7), Segment(1, 1, 7, 100)]), False),
+    "a query in no request": (Plan([Segment(0, 1, 0, 7), Segment(2, 1, 7, 7)]), False),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PLANS)
+def test_one_call_gives_what_all_calls_give(name: str, dtype: torch.dtype) -> None:
+    plan, served = PLANS[name]
+    num_queries = 1 + max(query for call in plan.calls for query in call.queries)
+    query, key, value = (each.to(dtype) for each in states(5, num_queries, 220, 6, 2, 64))
+    assert OneCall.serves(plan, query, 2) == served
+    if served:
+        keys, values = (each.index_select(0, plan.keys) for each in (key, value))
+        one_call = OneCall(plan, query, 2)
+        for scale in (1.0, -0.5):  # layer after layer, in the same tile
+            expected = attend_queries(query * scale, key, value, plan, 0.1)
+            assert torch.equal(one_call.attend(query * scale, keys, values, 0.1), expected)

@@ -170,12 +170,14 @@ class OneCall:
 
     @staticmethod
     def serves(plan: Plan, query: torch.Tensor, kv_heads: int) -> bool:
-        """True if `attend` gives what `attend_queries` does."""
+        """True if `attend` gives what `attend_queries` does: so each query has keys of its own."""
         num_queries, heads, dim = query.shape
+        call = plan.calls[0]
         return (
             len(plan.calls) == 1
             and plan.order is None
-            and len(plan.calls[0].queries) == num_queries
+            and len(call.queries) == num_queries
+            and len(call.keys) == num_queries * call.length
             and heads // kv_heads <= tile_rows(heads // kv_heads, dim, query.dtype)
             and num_queries * kv_heads > 1
         )
