@@ -37,7 +37,7 @@ from detcheck.kernels.cpu.linear import decomposed as decomposed_linear
 from detcheck.kernels.cpu.linear import linear as cpu_linear
 from detcheck.kernels.experts import EXPERTS_OP, experts, put_in_table
 from detcheck.kernels.folding import fold_batches
-from detcheck.kernels.fused.unit import counter
+from detcheck.kernels.fused.calls import counter
 from detcheck.kernels.one_formula import keep_formulas
 from detcheck.kernels.settings import PREFILL
 from detcheck.kernels.triton import why_unavailable

@@ -8,5 +8,5 @@ forward pass (`steps.py`).
 
 A class is served if its `forward` has the bytecode of a template (`templates.py`). A call is served
 if nobody looks inside it: no gradients, hooks, autocast, dispatch modes or changed children
-(`unit.py`). Every other call runs the module's own `forward`, with the same result.
+(`calls.py`, `facts.py`). Every other call runs the module's own `forward`, with the same result.
 """

@@ -13,18 +13,9 @@ import torch
 from detcheck.kernels.cpu.linear import multiply
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed_weight import PackedWeight
+from detcheck.kernels.fused.calls import Calls, Forward, Ops, counter, is_plain
+from detcheck.kernels.fused.projections import Projections, ProjectionsOfModules, copies_of, fits
 from detcheck.kernels.fused.steps import Step, step_of
-from detcheck.kernels.fused.unit import (
-    Calls,
-    Forward,
-    Layers,
-    LayersOfModules,
-    Ops,
-    copies_of,
-    counter,
-    fits,
-    is_plain,
-)
 
 _Arguments = dict[str, Any]
 _States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -52,7 +43,7 @@ class Form:
 class AttentionOperands:
     """What a fused call needs beside its input and its step."""
 
-    layers: Layers
+    layers: Projections
     qkv: PackedWeight
     out: PackedWeight
     dim: int
@@ -77,7 +68,7 @@ class FusedAttention:
         self._rotate = self._names["apply_rotary_pos_emb"]
         self._half = self._rotate.__globals__["rotate_half"]
         self._count = counter(calls, self.ops)
-        self._known = LayersOfModules(("q_proj", "k_proj", "v_proj"), last="o_proj")
+        self._known = ProjectionsOfModules(("q_proj", "k_proj", "v_proj"), last="o_proj")
 
     def forward(self) -> Forward:
         """The forward to put in place of the class's own."""

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.fused.attention import Form, FusedAttention
+from detcheck.kernels.fused.calls import LINEAR, Calls
 from detcheck.kernels.fused.layer import FusedLayer
 from detcheck.kernels.fused.mlp import FusedMlp
 from detcheck.kernels.fused.norm import FusedNorm
 from detcheck.kernels.fused.steps import forget_steps
-from detcheck.kernels.fused.unit import LINEAR, Calls
 
 _PREFIX = "transformers.models."
 Make = Callable[[Any, Calls], Any]

@@ -16,11 +16,12 @@ from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.cpu.packed_weight import PackedWeight, Source
 from detcheck.kernels.fused.attention import AttentionOperands, FusedAttention
+from detcheck.kernels.fused.calls import Calls, Forward, counter, is_plain
 from detcheck.kernels.fused.facts import Facts, facts_of
 from detcheck.kernels.fused.mlp import SILU, FusedMlp, MlpOperands, gated, silu_of
 from detcheck.kernels.fused.norm import FusedNorm, fits, float32, normed
+from detcheck.kernels.fused.projections import Projections
 from detcheck.kernels.fused.steps import Step, step_of
-from detcheck.kernels.fused.unit import Calls, Forward, Layers, counter, is_plain
 
 _PARTS = {
     "input_layernorm": FusedNorm,
@@ -88,7 +89,7 @@ class Ready:
         )
 
 
-def _copies(layers: Layers, together: PackedWeight, last: PackedWeight) -> Facts:
+def _copies(layers: Projections, together: PackedWeight, last: PackedWeight) -> Facts:
     """The store has these copies."""
     key = id(layers.last.weight)
     entries = ((STORE.side_by_side, layers.key, together), (STORE.copies, key, last))

@@ -11,24 +11,15 @@ from detcheck.kernels.cpu.linear import multiply
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed_weight import PackedWeight
 from detcheck.kernels.cpu.pointwise import KERNELS
-from detcheck.kernels.fused.unit import (
-    Calls,
-    Forward,
-    Layers,
-    LayersOfModules,
-    Ops,
-    copies_of,
-    counter,
-    fits,
-    is_plain,
-)
+from detcheck.kernels.fused.calls import Calls, Forward, Ops, counter, is_plain
+from detcheck.kernels.fused.projections import Projections, ProjectionsOfModules, copies_of, fits
 
 
 @dataclass(frozen=True, slots=True)
 class MlpOperands:
     """What a fused call needs beside its input."""
 
-    layers: Layers
+    layers: Projections
     both: PackedWeight
     """Of the gate and the other layer with the same input."""
     down: PackedWeight
@@ -46,7 +37,7 @@ class FusedMlp:
         self.in_place: Forward = own
         """The forward that the class has now."""
         self._count = counter(calls, self.ops)
-        self._known = LayersOfModules(("gate_proj", "up_proj"), last="down_proj")
+        self._known = ProjectionsOfModules(("gate_proj", "up_proj"), last="down_proj")
 
     def forward(self) -> Forward:
         """The forward to put in place of the class's own."""

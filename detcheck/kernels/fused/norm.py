@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from detcheck.kernels.cpu.reduce import SPLIT_ELEMENTS
 from detcheck.kernels.cpu.stock import stock_kernel
-from detcheck.kernels.fused.unit import Calls, Forward, Ops, counter, is_plain
+from detcheck.kernels.fused.calls import Calls, Forward, Ops, counter, is_plain
 
 _sum = stock_kernel("sum.dim_IntList")
 _rsqrt = stock_kernel("rsqrt")

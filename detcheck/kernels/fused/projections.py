@@ -1,70 +1,17 @@
-"""When a module may be computed in its fused form: nobody looks inside, and nothing was changed."""
+"""The linear layers of a module: those with the same input are one product, the last closes it."""
 
 from __future__ import annotations
 
 import weakref
-from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
-from torch import is_grad_enabled
-from torch.nn import functional as F
-from torch.nn.modules import linear as torch_linear
-from torch.nn.modules import module as torch_module
 
-from detcheck.kernels.cpu.linear import is_observed, is_transformed
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.cpu.packed_weight import PackedWeight
-from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES
 from detcheck.kernels.fused.facts import facts_of
 
-Forward = Callable[..., Any]
-Calls = Mapping[str, Counter[str]]
-"""Calls of the overrides, by op family and op."""
-Ops = Mapping[str, Mapping[str, int]]
-"""How many calls of overrides one fused call stands for, by op family and op."""
 
-_OF_EVERY_CALL: tuple[dict[int, Any], ...] = tuple(
-    getattr(torch_module, f"_global_{name}_hooks")
-    for name in ("forward", "forward_pre", "backward", "backward_pre")
-)
-
-
-class Linear:
-    """The function that stands for `F.linear` while fused forms may serve."""
-
-    function: Any = None
-    """None: no fused form may serve, as no mode is on."""
-
-
-LINEAR = Linear()
-
-
-def is_plain(x: torch.Tensor) -> bool:
-    """True for a contiguous float tensor on the CPU, in inference that nothing watches or changes.
-
-    So: while a mode is on, without gradients, hooks of every module, dispatch or function modes,
-    autocast, `torch.func` or tracing, and if nobody replaced what `nn.Linear` calls.
-    """
-    return (
-        type(x) is torch.Tensor
-        and x.is_cpu
-        and not is_grad_enabled()
-        and F.linear is LINEAR.function
-        and x.is_floating_point()
-        and not x.is_nested
-        and x.is_contiguous()
-        and not x.data_ptr() % CACHE_LINE_BYTES
-        and not is_observed()
-        and not is_transformed()
-        and not any(_OF_EVERY_CALL)
-        and getattr(torch.nn.Linear.forward, "__globals__", None) is vars(torch_linear)
-        and not torch._C._is_tracing()
-    )
-
-
-class Layers:
+class Projections:
     """The linear layers of one module, as they were when it was first served."""
 
     def __init__(self, module: torch.nn.Module, layers: dict[str, torch.nn.Linear], last: str):
@@ -81,7 +28,7 @@ class Layers:
         self._have_biases = any(layer.bias is not None for layer in layers.values())
 
     @classmethod
-    def of(cls, module: torch.nn.Module, names: tuple[str, ...], last: str) -> Layers | None:
+    def of(cls, module: torch.nn.Module, names: tuple[str, ...], last: str) -> Projections | None:
         """The layers `names` and `last` of a module; None if one is changed or is not plain."""
         layers = {name: module._modules.get(name) for name in (*names, last)}
         plain = {name: each for name, each in layers.items() if type(each) is torch.nn.Linear}
@@ -113,19 +60,21 @@ class Layers:
         return torch.cat(biases) if biases else None
 
 
-class LayersOfModules:
+class ProjectionsOfModules:
     """The layers of every module of one kind that was served."""
 
     def __init__(self, names: tuple[str, ...], last: str):
         self._names, self._last = names, last
-        self._of: weakref.WeakKeyDictionary[torch.nn.Module, Layers] = weakref.WeakKeyDictionary()
+        self._of: weakref.WeakKeyDictionary[torch.nn.Module, Projections] = (
+            weakref.WeakKeyDictionary()
+        )
 
-    def find(self, module: torch.nn.Module) -> Layers | None:
+    def find(self, module: torch.nn.Module) -> Projections | None:
         """The layers of a module; None if it is not to be served."""
         layers = self._of.get(module)
         if layers is None or not layers.facts.hold():
             self._of.pop(module, None)
-            layers = Layers.of(module, self._names, self._last)
+            layers = Projections.of(module, self._names, self._last)
             if layers is None:
                 return None
             self._of[module] = layers
@@ -133,7 +82,7 @@ class LayersOfModules:
 
 
 def copies_of(
-    layers: Layers, x: torch.Tensor, settings: tuple[object, ...]
+    layers: Projections, x: torch.Tensor, settings: tuple[object, ...]
 ) -> tuple[PackedWeight, PackedWeight] | None:
     """The packed copies that a module multiplies `x` (…, K) by: of its layers with the same input
     as one, and of its last one.
@@ -156,19 +105,3 @@ def fits(x: torch.Tensor, copy: PackedWeight) -> bool:
     """True if a packed weight multiplies `x` (…, K)."""
     inner: int = x.shape[-1]
     return type(x) is torch.Tensor and x.dtype == copy.packed.dtype and inner == copy.inner
-
-
-def counter(calls: Calls, *ops: Ops) -> Callable[[], None]:
-    """A function that counts one fused call in `calls`: as so many calls of all these `ops`."""
-    added = [
-        (calls[family], op, n)
-        for each in ops
-        for family, own in each.items()
-        for op, n in own.items()
-    ]
-
-    def count() -> None:
-        for counted, op, n in added:
-            counted[op] += n
-
-    return count
