@@ -14,6 +14,7 @@ from sweeps import few
 from torch import nn
 
 from detcheck.kernels.cpu import packed_weight
+from detcheck.kernels.fused import layer as fused_layer
 from detcheck.kernels.fused import steps
 from detcheck.kernels.fused.classes import FUSED
 from detcheck.kernels.mode import batch_invariant
@@ -154,13 +155,6 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@few("change", PATCHES, ids=lambda change: change.__name__)
-def test_what_others_put_in_place_of_a_part_is_called(
-    change: Callable[[Any], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    test_changes_of_a_model_are_seen(change, monkeypatch)
-
-
 def test_a_class_that_was_patched_between_modes_keeps_its_patch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -238,7 +232,15 @@ def test_positions_that_are_written_over_are_seen(monkeypatch: pytest.MonkeyPatc
         assert torch.equal(second(x, position_embeddings=positions), expected)
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def shown(change: Callable[[Any], Callable[[], None]]) -> str:
+    return change.__name__
+
+
+@pytest.mark.parametrize(
+    "change",
+    [*CHANGES, *(pytest.param(each, marks=pytest.mark.sweep) for each in PATCHES)],
+    ids=shown,
+)
 def test_changes_of_a_model_are_seen(
     change: Callable[[Any], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,3 +254,30 @@ def test_changes_of_a_model_are_seen(
         undo()
         assert not torch.equal(changed, before)
         assert torch.equal(model(TOKENS).logits, before)
+
+
+@few("change", [hooked, replaced, other_activation, changed_through_data], ids=shown)
+def test_the_same_check_catches_layers_that_are_never_looked_at_again(
+    change: Callable[[Any], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made("llama")
+    with torch.no_grad(), batch_invariant():
+        for _ in range(3):
+            before = model(TOKENS).logits
+        monkeypatch.setattr(fused_layer.Ready, "holds", lambda self, settings: True)
+        undo = change(model)
+        stale = model(TOKENS).logits
+        with unfused(monkeypatch):
+            assert not torch.equal(model(TOKENS).logits, stale)
+        undo()
+        assert (change is other_activation) or torch.equal(stale, before)
+
+
+def test_a_checksum_of_columns_misses_rows_that_change_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = torch.randn(12, 64)
+    moved = weight.flip(0).contiguous()
+    assert packed_weight.checksum(weight) != packed_weight.checksum(moved)
+    monkeypatch.setattr(packed_weight, "CHECKSUM_WORDS", 64 // 2)  # the words of a row
+    assert packed_weight.checksum(weight) == packed_weight.checksum(moved)
