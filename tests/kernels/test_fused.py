@@ -18,7 +18,8 @@ from detcheck.kernels.cpu import packed_weight
 from detcheck.kernels.cpu.packed import ROOM_MADE, STORE
 from detcheck.kernels.fused import attention as fused_attention
 from detcheck.kernels.fused.classes import FUSED
-from detcheck.kernels.fused.steps import Step
+from detcheck.kernels.fused.steps import PagedReads, Step
+from detcheck.kernels.in_force import kernels_in_force
 from detcheck.kernels.mode import batch_invariant
 
 pytestmark = pytest.mark.skipif(
@@ -42,39 +43,56 @@ def test_fused_modules_have_the_bits_of_their_own_code(
     assert served["compute"] or name == "olmo2"  # norms its queries before they are heads
 
 
+def answers(model: Any, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]]:
+    """Tokens and log-probabilities of continuous batching, in the order of the prompts."""
+    sizes = {"page_size": 32, "num_blocks": 16, "max_batch_tokens": 64}
+    found = model.generate_batch(
+        prompts,
+        generation_config=T.GenerationConfig(
+            max_new_tokens=70, do_sample=False, eos_token_id=-1, pad_token_id=0
+        ),
+        continuous_batching_config=T.ContinuousBatchingConfig(**sizes, return_logprobs=True),
+        progress_bar=False,
+    )
+    return [(found[key].generated_tokens, found[key].logprobs) for key in sorted(found)]
+
+
+PROMPTS = [row[: 3 + 2 * index].tolist() for index, row in enumerate(TOKENS)]
+
+
 @few("mode", ["batch-invariant", "fully-invariant"])
 @few("name", ["llama", "llama with biases", "qwen3", "mistral", "mistral, window"])
+@few("prompts", [PROMPTS, PROMPTS[3:]], ids=["several", "one"])
 def test_the_same_in_continuous_batching(
-    name: str, mode: str, monkeypatch: pytest.MonkeyPatch, served: Counter[str]
+    prompts: list[list[int]],
+    name: str,
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+    served: Counter[str],
 ) -> None:
-    from detcheck.kernels.in_force import kernels_in_force
-
     model = made(name)
-    prompts = [row[: 3 + 2 * index].tolist() for index, row in enumerate(TOKENS)]
-    config = T.GenerationConfig(max_new_tokens=70, do_sample=False, eos_token_id=-1, pad_token_id=0)
-
-    sizes = {"page_size": 32, "num_blocks": 16, "max_batch_tokens": 64}
-
-    def answers() -> list[tuple[list[int], list[float]]]:
-        found = model.generate_batch(
-            prompts,
-            generation_config=config,
-            continuous_batching_config=T.ContinuousBatchingConfig(**sizes, return_logprobs=True),
-            progress_bar=False,
-        )
-        return [(found[key].generated_tokens, found[key].logprobs) for key in sorted(found)]
-
     with kernels_in_force(mode):
         with unfused(monkeypatch):
-            expected = answers()
+            expected = answers(model, prompts)
         paged = fused_attention._paged
         alone = []
         monkeypatch.setattr(
             fused_attention, "_paged", lambda *args: alone.append(paged(*args)) or alone[-1]
         )
-        assert answers() == expected
+        assert answers(model, prompts) == expected
+    assert all(len(logprobs) == 70 for _, logprobs in expected)
     assert served["compute"]
     assert any(out is not None for out in alone) or "window" in name
+
+
+def test_the_same_check_catches_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one part in a hundred, in the layers of decoding steps alone."""
+    model, attend = made("llama"), PagedReads.attend
+    with kernels_in_force("batch-invariant"):
+        with unfused(monkeypatch):
+            expected = answers(model, PROMPTS)
+        monkeypatch.setattr(PagedReads, "attend", lambda *args: attend(*args) * 1.01)
+        assert answers(model, PROMPTS) != expected
 
 
 def test_the_same_check_catches_a_wrong_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
