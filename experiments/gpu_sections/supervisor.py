@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -121,8 +122,9 @@ def events(lines: IO[str], whole: Clock) -> Iterator[dict[str, Any]]:
     arrived: queue.Queue[str | None] = queue.Queue()
 
     def listen() -> None:
-        for line in lines:
-            arrived.put(line)
+        with suppress(ValueError):  # the child was ended, and its output was closed
+            for line in lines:
+                arrived.put(line)
         arrived.put(None)
 
     threading.Thread(target=listen, daemon=True).start()

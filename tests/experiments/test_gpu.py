@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -209,3 +211,16 @@ def test_the_first_four_minutes_show_what_matters_most() -> None:
     assert supervisor.COMPILING_S + needed <= plan.FIRST_S
     given = plan.budgets(plan.SECTIONS, 7.5 * 60 - supervisor.COMPILING_S)
     assert all(given[name] > 0 for name in names[:7])
+
+
+class ClosedMeanwhile:
+    """The output of a child that is ended while a thread reads it."""
+
+    def __iter__(self) -> Iterator[str]:
+        yield '{"begin": "correctness"}\n'
+        raise ValueError("I/O operation on closed file")
+
+
+def test_a_child_that_is_ended_while_it_speaks_ends_its_events() -> None:
+    lines: Any = ClosedMeanwhile()
+    assert list(supervisor.events(lines, Clock(5))) == [{"begin": "correctness"}]
