@@ -26,6 +26,7 @@ from detcheck.kernels.triton.launch import launches_to
 from gpu_sections import tiles
 from gpu_sections.common import DTYPES
 from gpu_sections.correctness_attention import WINDOWED, WINDOWED_DIMS
+from gpu_sections.layers import linear_shapes
 
 ROW_LENGTHS = (128, 576, 4096, 4099, 151936)
 PRODUCTS = (
@@ -33,7 +34,7 @@ PRODUCTS = (
     *((640, 512), (640, 4096), (640, 4099)),  # ragged ones
     *((512, 576), (512, 4099)),  # and those by which tiles are tried
 )
-"""(N, K)."""
+"""(N, K), beside the layers of the models in bfloat16."""
 HEADS = ((9, 3, 64), (6, 2, 64), (32, 8, 128), (8, 8, 96), (16, 2, 256), (4, 4, 80))
 
 
@@ -120,7 +121,8 @@ def product_launches(
     dtype: torch.dtype, capability: tuple[int, int]
 ) -> Iterator[Callable[[], Any]]:
     """Every tile: real layers, ragged ones, with a bias, and a plain right-hand side."""
-    for columns, inner in PRODUCTS:
+    layers = [shape[2:] for shape in linear_shapes()] if dtype == torch.bfloat16 else []
+    for columns, inner in dict.fromkeys([*PRODUCTS, *layers]):
         left, weight = empty(1, 1024, inner, dtype=dtype), empty(1, columns, inner, dtype=dtype)
         right, bias = weight.transpose(1, 2), empty(columns, dtype=dtype)
         segment = configs.segment_k(columns, inner)
