@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -113,6 +113,7 @@ def install(family: str, calls: Counter[str]) -> Callable[[], None]:
             stack.callback(fold_batches())
             stack.callback(keep_formulas())
             stack.callback(_install_linear(calls))
+            stack.enter_context(_without_splits())
             stack.callback(put_in_table(_counted(EXPERTS_OP, experts, calls)))
         if family == "pointwise":
             stack.callback(_install_powers())
@@ -153,6 +154,15 @@ def _install_linear(calls: Counter[str]) -> Callable[[], None]:
         library._destroy()
 
     return remove
+
+
+def _without_splits() -> AbstractContextManager[None]:
+    """Let PyTorch's library for products on a GPU not split sums, if there is one that is used."""
+    if why_unavailable() is not None:
+        return nullcontext()
+    from detcheck.kernels.triton import cublas
+
+    return cublas.without_splits() if cublas.is_enabled() else nullcontext()
 
 
 def _install_function(calls: Counter[str]) -> Callable[[], None]:

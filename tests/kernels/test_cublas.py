@@ -1,121 +1,289 @@
-"""cuBLAS as a source of products: proven over every M that may run, or not used at all.
+"""cuBLASLt as a way to multiply: tried at every M that may run, or not used at all.
 
-There is no cuBLAS here. A stand-in computes products with PyTorch, and is told for which M to add
-up in another order, as cuBLAS's choice of kernels does.
+There is no cuBLASLt here. A stand-in computes products in order, and is told for which M to add up
+in another order, as a library's choice of kernels does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from detcheck.errors import UsageError
-from detcheck.kernels.triton import cublas, matmul
-from detcheck.kernels.triton.classes import ProductKind
+from detcheck.kernels.triton import classes, cublas, linear, matmul
+from detcheck.kernels.triton.classes import ProductKind, TileClass
+from detcheck.kernels.triton.configs import ALL_ROWS, Table, Tile
+from detcheck.kernels.triton.cublas import Library
 
-KIND = ProductKind(96, 40, torch.bfloat16, transposed=True, device=torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True)
-def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cublas, "MOST_ROWS", 512)
-    cublas.proven.cache_clear()
+INNER, COLUMNS = 96, 40
+FEW, MANY = Tile(16, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4)
+TILES: Table = ((64, FEW), (256, MANY), (ALL_ROWS, MANY))
 
 
-def in_order(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def kind(*, biased: bool = False) -> ProductKind:
+    return ProductKind(
+        INNER, COLUMNS, torch.bfloat16, transposed=True, device=torch.device("cpu"),
+        library=True, biased=biased,
+    )  # fmt: skip
+
+
+def in_order(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Sums over K in one order, whatever the shape."""
     total = torch.zeros(len(left), right.shape[1])
     for k in range(left.shape[1]):
         total += left[:, k : k + 1].float() * right[k].float()
-    return total.to(left.dtype)
+    return (total if bias is None else total + bias.float()).to(left.dtype)
 
 
-def library(split_at: Callable[[int], bool]) -> cublas.Product:
-    """A product that splits K in two for some numbers of rows."""
+def in_parts(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    half = left.shape[1] // 2
+    parts = [
+        in_order(left[:, at].float(), right[at].float(), None)
+        for at in (slice(half), slice(half, None))
+    ]
+    return (parts[0] + parts[1] + (0 if bias is None else bias.float())).to(left.dtype)
 
-    def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        half = left.shape[1] // 2
-        if not split_at(len(left)):
-            return in_order(left, right)
-        parts = (
-            in_order(left[:, :half].float(), right[:half].float()),
-            in_order(left[:, half:].float(), right[half:].float()),
+
+@pytest.fixture
+def split_at(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Numbers of rows at which the stand-in splits K; the test adds to it."""
+    at: set[int] = set()
+
+    def multiply(
+        left: torch.Tensor, right: torch.Tensor, bias: Any, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        result = (in_parts if len(left) in at else in_order)(left, right, bias)
+        return result if out is None else out.copy_(result)
+
+    monkeypatch.setattr(cublas, "multiply", multiply)
+    monkeypatch.setattr(cublas, "EVERY_M", 128)
+    monkeypatch.setattr(cublas, "MOST_ROWS", 512)
+    return at
+
+
+def by_tiles(left: torch.Tensor, right: torch.Tensor, bias: Any, way: Any) -> torch.Tensor:
+    if isinstance(way, Library):
+        return matmul.product(left, right, bias, way)
+    return in_order(left[0], right[0], bias)[None]
+
+
+def ways_of(found: TileClass) -> dict[int, list[Any]]:
+    return {limit: found.usable(limit) for limit, _ in TILES}
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_library_without_splits_is_in_the_class(split_at: set[int], biased: bool) -> None:
+    assert ways_of(TileClass(kind(biased=biased), TILES, by_tiles)) == {
+        64: [FEW], 256: [Library(65, 256), MANY], ALL_ROWS: [Library(257, 512), MANY],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit"),
+    [(65, 256), (128, 256), (192, 256), (256, 256), (320, ALL_ROWS), (512, ALL_ROWS)],
+)
+def test_one_number_of_rows_that_splits_its_sums_is_enough(
+    split_at: set[int], rows: int, limit: int
+) -> None:
+    split_at.add(rows)
+    found = ways_of(TileClass(kind(), TILES, by_tiles))
+    assert found[limit] == [MANY]
+    if rows != 256:  # both ranges may run with it
+        (other,) = {256, ALL_ROWS} - {limit}
+        assert len(found[other]) == 2
+
+
+def test_numbers_of_rows_that_never_run_are_not_looked_at(split_at: set[int]) -> None:
+    split_at.update((3, 64, 129, 255, 500, 513, 1024))
+    assert all(len(found) == 2 for limit, found in ways_of_many().items() if limit > 64)
+
+
+def ways_of_many() -> dict[int, list[Any]]:
+    return ways_of(TileClass(kind(), TILES, by_tiles))
+
+
+@pytest.mark.parametrize("above", [64, 128, 256, 1024, 2048])
+@pytest.mark.parametrize("columns", [64, 4096, 128256])
+def test_only_numbers_of_rows_that_were_tried_run(above: int, columns: int) -> None:
+    for way in cublas.ways(columns, above, 2 * above if above < 2048 else ALL_ROWS):
+        tried = set(way.rows())
+        most = 2 * above if above < 2048 else 20000
+        assert {way.rows_at_once(rows) for rows in range(above + 1, most + 1)} <= tried
+
+
+def test_it_is_not_asked_for_few_rows_or_for_results_that_fill_the_memory() -> None:
+    assert cublas.ways(4096, 0, 16) == cublas.ways(4096, 32, 64) == []
+    assert cublas.ways(4096, 64, 128) == [Library(65, 128)]
+    assert cublas.ways(128256, 1024, 2048) == [Library(1025, 2048)]
+    assert cublas.ways(128256, 2048, ALL_ROWS) == []
+
+
+@pytest.mark.parametrize("rows", [65, 128, 129, 192, 300, 512, 577, 700])
+@pytest.mark.parametrize("biased", [False, True])
+def test_rows_that_do_not_fit_one_call_are_a_product_of_their_own(
+    split_at: set[int], monkeypatch: pytest.MonkeyPatch, rows: int, biased: bool
+) -> None:
+    rest: list[int] = []
+
+    def multiplied(left: torch.Tensor, right: torch.Tensor, bias: Any) -> torch.Tensor:
+        rest.append(left.shape[1])
+        return in_order(left[0], right[0], bias)[None]
+
+    monkeypatch.setattr(matmul, "multiplied", multiplied)
+    left, right = torch.randn(1, rows, 24).bfloat16(), torch.randn(1, 24, 8).bfloat16()
+    bias = torch.randn(8).bfloat16() if biased else None
+    out = matmul.product(left, right, bias, Library(65, 512))
+    assert torch.equal(out[0], in_order(left[0], right[0], bias))
+    assert sum(rest) == rows - Library(65, 512).rows_at_once(rows)
+
+
+def test_the_fastest_way_of_the_class_is_taken(split_at: set[int]) -> None:
+    found = TileClass(kind(), TILES, by_tiles)
+    library, few = Library(65, 256), 16
+    assert found.way(100, lambda way: 1.0 if way == library else 2.0) == library
+    assert found.way(few, lambda way: 1.0) == FEW
+    slow = TileClass(kind(), TILES, by_tiles)
+    assert slow.way(100, lambda way: 2.0 if way == library else 1.0) == MANY
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+
+def operands(rows: int = 80, inner: int = 128, columns: int = 64) -> list[torch.Tensor]:
+    x, weight = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
+    return [each.as_subclass(OnGpu) for each in (x[None], weight.t()[None])]
+
+
+@pytest.fixture
+def enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses on the CPU are aligned to 64 bytes."""
+    monkeypatch.setattr(cublas, "is_enabled", lambda: True)
+    monkeypatch.setattr(cublas, "ALIGNMENT_BYTES", 16)
+
+
+@pytest.mark.usefixtures("enabled")
+def test_which_operands_it_is_tried_for() -> None:
+    left, right = operands()
+    bias = torch.randn(64).bfloat16()
+    assert cublas.fits(left, right, None)
+    assert cublas.fits(left, right, bias)
+    assert classes.classes(left, right, matmul.product, bias).kind.library
+    refused: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = {
+        "on the CPU": (left.as_subclass(torch.Tensor), right, None),
+        "few rows": (left[:, :64], right, None),
+        "a slice": (left[..., :120], right[:, :120], None),
+        "an address": (left.flatten()[8 * 128 + 4 :][: 71 * 128].view(1, 71, 128), right, None),
+        "a plain right-hand side": (left, right.contiguous(), None),
+        "N": (left, right[..., :63], None),
+        "float32": (left.float(), right.float(), None),
+        "a bias a row": (left, right, bias.expand(80, 64)),
+        "a batch": (left.expand(2, -1, -1), right.expand(2, -1, -1), None),
+    }
+    assert {why: cublas.fits(*each) for why, each in refused.items()} == dict.fromkeys(
+        refused, False
+    )
+
+
+def test_it_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublas, "is_available", lambda: True)
+    for value, expected in (("", True), ("triton", False)):
+        cublas.is_enabled.cache_clear()
+        monkeypatch.setenv(cublas.VARIABLE, value)
+        assert cublas.is_enabled() is expected
+    cublas.is_enabled.cache_clear()
+
+
+@pytest.mark.usefixtures("enabled")
+def test_a_kept_layer_serves_operands_at_other_addresses(
+    split_at: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At an address that was not tried, it is computed as if nothing was kept."""
+    monkeypatch.setattr(linear, "_kept", {})
+    monkeypatch.setattr(matmul, "choice", lambda *operands: Library(65, 512))
+    x, weight, bias = torch.randn(80, 64).bfloat16(), torch.randn(24, 64), torch.randn(24)
+    weight, bias = weight.bfloat16(), bias.bfloat16()
+    whole = torch.empty(80 * 64 + 4).bfloat16()
+    moved = whole[4:].view(80, 64).copy_(x)
+    elsewhere: list[bool] = []
+    monkeypatch.setattr(
+        matmul, "multiplied", lambda *given: elsewhere.append(True) or in_order(
+            given[0][0], given[1][0], given[2]
+        )[None],
+    )  # fmt: skip
+    with torch.inference_mode():
+        for each, count in ((x, 0), (x.clone(), 0), (moved, 1)):
+            out = linear.linear(each, weight, bias)
+            assert torch.equal(out, in_order(x, weight.t(), bias))
+            assert len(elsewhere) == count
+
+
+class Settings:
+    """Stands in for PyTorch's settings of its libraries."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.library: Any = torch._C._BlasBackend.Cublas
+        self.now: dict[str, Any] = {"bf16": (True, True), "fp16": (True, True)}
+        monkeypatch.setattr(torch._C, "_get_blas_preferred_backend", lambda: self.library)
+        monkeypatch.setattr(
+            torch._C, "_set_blas_preferred_backend", lambda to: setattr(self, "library", to)
         )
-        return (parts[0] + parts[1]).to(left.dtype)
-
-    return multiply
-
-
-def test_a_library_without_splits_is_proven() -> None:
-    assert cublas.proven(KIND, cublas.settings(), library(lambda rows: False))
-
-
-@pytest.mark.parametrize("rows", [64, 320, 512])
-def test_one_shape_that_splits_its_sums_is_enough_to_refuse_a_kind(rows: int) -> None:
-    multiply = library(lambda shape: shape == rows)
-    assert not cublas.proven(KIND, cublas.settings(), multiply)
-    differing = [shape for shape, agrees in cublas.proof(KIND, multiply) if not agrees]
-    assert differing == ([rows] if rows > 64 else [*range(128, 513, 64)])
+        for name in self.now:
+            stem = f"cublas_allow_{name}_reduced_precision_reduction"
+            monkeypatch.setattr(torch._C, f"_get_{stem}", lambda n=name: self.now[n])
+            monkeypatch.setattr(
+                torch._C, f"_set_{stem}", lambda *to, n=name: self.now.__setitem__(n, to)
+            )
 
 
-@pytest.mark.parametrize("rows", [1, 63, 64, 65, 500, 512, 513, 1100])
-def test_only_proven_shapes_run_whatever_m_is(rows: int) -> None:
-    ran: list[int] = []
+def test_splits_are_off_inside_and_what_they_were_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(monkeypatch)
+    settings.now["fp16"] = (False, True)
+    before = cublas._state()
+    assert cublas.is_available()
+    with cublas.without_splits():
+        assert cublas._is_set()
+        with cublas.without_splits():
+            assert cublas._is_set()
+        assert cublas._is_set()
+    assert cublas._state() == before
+    with pytest.raises(KeyError), cublas.without_splits():
+        raise KeyError
+    assert cublas._state() == before
+    assert not cublas._is_set()
 
-    def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        ran.append(len(left))
-        return in_order(left, right)
 
-    left, right = torch.randn(rows, 24).bfloat16(), torch.randn(24, 8).bfloat16()
-    out = cublas.by_shapes(left, right, multiply)
-    assert torch.equal(out, in_order(left, right))
-    shapes = {shape for shape, _ in cublas.proof(KIND, in_order)}
-    assert set(ran) <= shapes
-
-
-def test_a_slice_is_copied_to_where_shapes_were_tried() -> None:
-    left, right = torch.randn(64, 25).bfloat16()[:, :24], torch.randn(24, 8).bfloat16()
+def test_a_product_is_never_made_with_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also outside of a mode, which sets them for all products."""
+    Settings(monkeypatch)
     seen: list[bool] = []
 
-    def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        seen.append(left.is_contiguous())
-        return in_order(left, right)
+    def multiply(*operands: Any) -> torch.Tensor:
+        seen.append(cublas._is_set())
+        return torch.empty(0)
 
-    assert torch.equal(cublas.by_shapes(left, right, multiply), in_order(left, right))
-    assert seen == [True]
-
-
-def test_it_is_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cublas.VARIABLE, raising=False)
-    assert not cublas.enabled()
-
-
-def test_it_is_refused_unless_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cublas.VARIABLE, "cublas")
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with pytest.raises(UsageError, match="CUBLAS_WORKSPACE_CONFIG=:16:8"):
-        cublas.enabled()
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    with pytest.raises(UsageError, match="CUBLASLT_WORKSPACE_SIZE=1"):
-        cublas.enabled()
-    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "1")
-    assert cublas.enabled()
+    monkeypatch.setattr(cublas, "_multiply", multiply)
+    x = torch.empty(2, 2)
+    cublas.multiply(x, x, None)
+    with cublas.without_splits():
+        cublas.multiply(x, x, None)
+    assert seen == [True, True]
+    assert not cublas._is_set()
 
 
-def test_a_kind_is_not_tried_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cublas, "capturing", lambda: True)
-    with pytest.raises(UsageError, match="run one step without a graph"):
-        cublas.proven(KIND, cublas.settings(), in_order)
-
-
-def test_products_take_the_library_only_if_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    left, right = torch.randn(3, 24).bfloat16(), torch.randn(8, 24).bfloat16().t()
-    monkeypatch.setattr(cublas, "_enabled", lambda: True)
-    assert not cublas.serves(left[None], right[None], None)  # on the CPU
-    monkeypatch.setattr(cublas, "serves", lambda *operands: operands[2] is None)
-    monkeypatch.setattr(cublas, "stock", in_order)
-    assert torch.equal(matmul.mm(left, right), in_order(left, right))
+def test_another_version_of_pytorch_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there was a setting for splits, it was one boolean."""
+    stem = "_get_cublas_allow_bf16_reduced_precision_reduction"
+    monkeypatch.setattr(torch._C, stem, lambda: True)
+    assert not cublas.is_available()
+    monkeypatch.delattr(torch._C, stem)
+    assert not cublas.is_available()

@@ -76,12 +76,11 @@ def test_no_loop_spills(which: tuple[str, ...]) -> None:
 
 
 def test_the_same_check_finds_a_loop_that_spills() -> None:
-    """Two sums of a tile of 128 by 256: more than a thread has registers."""
+    """A tile of 128 by 256 for four warps: more sums than a thread has registers."""
     left = torch.empty(1, 8192, 4096, dtype=torch.bfloat16, device="meta")
     right = torch.empty(1, 4096, 4096, dtype=torch.bfloat16, device="meta").mT
-    tile = Tile(128, 256, 64, 8, 3, descriptors=True)
-    assert not tile.takes_segments
-    launch = ahead.launches_of(lambda: matmul.product(left, right, None, tile, 2048))[0]
+    tile = Tile(128, 256, 64, 4, 3)
+    launch = ahead.launches_of(lambda: matmul.product(left, right, None, tile))[0]
     assert ahead.compile_launch(launch, 90).loop_spills > 0
 
 
@@ -106,7 +105,7 @@ def test_ampere_keeps_to_its_own_matrix_instruction() -> None:
 
 @pytest.mark.parametrize("which", [COMPILED[0], COMPILED[2]])
 def test_products_overlap_with_loads(which: tuple[str, ...]) -> None:
-    """One product stays in flight while the next block is loaded, also if sums are cut."""
+    """One product stays in flight while the next block is loaded."""
     found = [each for each in products(which) if each["kernel"] != "attention_kernel"]
     assert [each["name"] for each in found if each["serial_wgmma"]] == []
 

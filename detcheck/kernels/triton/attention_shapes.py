@@ -36,7 +36,12 @@ HOPPER_64: Shapes = {
 }
 """Heads of up to 64 entries."""
 HOPPER_128: Shapes = {
-    "prefill": (Shape(128, 64, 8, 3), Shape(128, 64, 8, 2)),
+    "prefill": (
+        Shape(128, 64, 8, 3),
+        Shape(128, 64, 8, 2),
+        Shape(64, 64, 4, 2),
+        Shape(64, 64, 4, 3),
+    ),
     "decode": (Shape(64, 64, 4, 3), Shape(64, 64, 4, 2)),
 }
 HOPPER_256: Shapes = {"prefill": (Shape(64, 32, 8, 2),), "decode": (Shape(64, 32, 8, 2),)}

@@ -5,13 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Generic, TypeVar
+
+import torch
 
 from detcheck.kernels.triton.launch import capturing
 
 Way = TypeVar("Way")
-WARMUP_MS, TIMED_MS = 2, 6
-"""Milliseconds that timing one way takes, about."""
+TIMED_CALLS = 8
+HEAD_START_CYCLES = 6_000_000
+"""Of the GPU, about 3 ms, in which it waits while the host launches what is timed. Otherwise a call
+that takes the host longer than the GPU would be timed on the host."""
 
 
 @dataclass(slots=True)
@@ -63,9 +68,23 @@ class BitClass(Generic[Way]):
 
 def milliseconds(call: Callable[[], Any]) -> float:
     """Median time of a call on the GPU, operands not in its cache; infinity if it fails."""
-    from triton.testing import do_bench
-
     try:
-        return float(do_bench(call, warmup=WARMUP_MS, rep=TIMED_MS, return_mode="median"))
+        call()
+        return _timed(call)
     except Exception:  # such as too little memory for the buffer that clears the cache
         return float("inf")
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    from triton.runtime import driver
+
+    cache = driver.active.get_empty_cache_for_benchmark()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(TIMED_CALLS)]
+    torch.cuda._sleep(HEAD_START_CYCLES)
+    for before, after in events:
+        driver.active.clear_cache(cache)
+        before.record()
+        call()
+        after.record()
+    torch.cuda.synchronize()
+    return median(before.elapsed_time(after) for before, after in events)

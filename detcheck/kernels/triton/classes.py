@@ -1,12 +1,12 @@
-"""Which tiles of the matrix product give the same bits on this card, and the fastest of them.
+"""Which ways to multiply give the same bits on this card, and the fastest of them.
 
 Tiles of one table ought to agree, since they add up over K with the same instruction in the same
-order. Whether they do is up to the compiler and the card. So before a tile is used for a kind of
-product (K, N, dtype, layout, device), it is compared with the anchor tile. The data of that
-comparison cancel, so that another order of addition shows in the bits. A tile that differs is not
-used. Among the tiles that agree, the one that is fastest on the operands at hand serves this kind
-and range of M from then on; the choice changes no bit. The first call of a kind and range
-therefore takes longer than later ones.
+order, and so ought cuBLASLt without split-K. Whether they do is up to the compiler, the library
+and the card. So before a way is used for a kind of product (K, N, dtype, layout, device), it is
+compared with the anchor tile. The data of that comparison cancel, so that another order of
+addition shows in the bits. A way that differs is not used. Among those that agree, the one that is
+fastest on the operands at hand serves this kind and range of M from then on; the choice changes no
+bit. The first call of a kind and range therefore takes longer than later ones.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 
+from detcheck.kernels.triton import cublas
 from detcheck.kernels.triton.bit_class import BitClass
-from detcheck.kernels.triton.configs import Table, Tile, anchor, segment_k, table
+from detcheck.kernels.triton.configs import Table, Tile, anchor, table
+from detcheck.kernels.triton.cublas import Library
 from detcheck.kernels.triton.descriptors import fits
 from detcheck.kernels.triton.launch import ALIGNMENT_BYTES, capability
 
@@ -27,11 +29,9 @@ PROBE_ROWS = 32
 PROBE_COLUMNS = 512
 """Columns are independent and add up in the same order, so more of them would show no more."""
 
-Product = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor | None, Tile, int, bool | None], torch.Tensor
-]
-"""(1, M, K) x (1, K, N) with a bias or None, a tile, the length of segments of K, and whether the
-segments are computed side by side; returns (1, M, N)."""
+Way = Tile | Library
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Any], torch.Tensor]
+"""(1, M, K) x (1, K, N) with a bias or None, in a way; returns (1, M, N)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,49 +48,62 @@ class ProductKind:
     device: torch.device
     descriptors: bool = False
     """True if the copy unit may load the tiles."""
+    library: bool = False
+    """True if cuBLASLt may be tried."""
+    biased: bool = False
+    """True if cuBLASLt would add a bias; tiles are compared without one."""
 
 
 class TileClass:
-    """The tiles of one kind that agree with its anchor, tried when they are first asked for."""
+    """The ways of one kind that agree with its anchor, tried when they are first asked for."""
 
     def __init__(self, kind: ProductKind, tiles: Table, multiply: Product):
         self.kind = kind
         self.tiles = tiles
         self.multiply = multiply
-        self._class = BitClass(anchor(tiles), self.agrees)
+        self._class = BitClass[Way](anchor(tiles), self.agrees)
 
-    def tile(self, rows: int, time: Callable[[Tile], float] | None = None) -> Tile:
-        """The tile for M = `rows`: of the table's tiles for this M in the class, the fastest.
+    def way(self, rows: int, time: Callable[[Way], float] | None = None) -> Way:
+        """The way for M = `rows`: of those for this M in the class, the fastest.
 
-        `time` gives the milliseconds of a tile; without it the first tile is used. If no tile for
-        this M is in the class, one for the next larger M is used. While a CUDA graph is captured,
-        an M that no tile was chosen for before gets the anchor.
+        `time` gives the milliseconds of a way; without it the first one is used. If no way for
+        this M is in the class, a tile for the next larger M is used. While a CUDA graph is
+        captured, an M that nothing was chosen for before gets the anchor.
         """
-        limit = next(limit for limit, _ in self.tiles if rows <= limit)
+        limit = self._limit(rows)
 
-        def groups() -> Iterator[list[Tile]]:
-            larger = dict.fromkeys(largest for largest, _ in self.tiles if largest >= limit)
-            return map(self._candidates, larger)
+        def groups() -> Iterator[list[Way]]:
+            yield self._candidates(limit)
+            larger = dict.fromkeys(largest for largest, _ in self.tiles if largest > limit)
+            yield from map(self._tiles, larger)
 
         return self._class.choose(limit, groups, time)
 
-    def usable(self, limit: int) -> list[Tile]:
-        """The table's tiles for M up to `limit` that suit this kind and are in the class."""
+    def usable(self, limit: int) -> list[Way]:
+        """The ways for M up to `limit`, a limit of the table, that are in the class."""
         return self._class.members(self._candidates(limit))
 
-    def agrees(self, tile: Tile) -> bool:
-        """True if a tile gives the anchor's bits on the probe."""
-        left, right = cancelling_operands(self.kind)
-        segment = segment_k(self.kind.columns, self.kind.inner)
-        expected = self.multiply(left, right, None, anchor(self.tiles), segment, None)
-        both = segment and not tile.descriptors
-        ways = (True, False) if both else (None,)  # segments side by side, and in turn
-        return all(
-            torch.equal(self.multiply(left, right, None, tile, segment, way), expected)
-            for way in ways
-        )
+    def agrees(self, way: Way) -> bool:
+        """True if a way gives the anchor's bits on the probe."""
+        first = anchor(self.tiles)
+        if isinstance(way, Tile):
+            left, right = cancelling_operands(self.kind)
+            expected = self.multiply(left, right, None, first)
+            return torch.equal(self.multiply(left, right, None, way), expected)
+        left, right = cancelling_operands(self.kind, cublas.ROWS_STEP, self.kind.columns)
+        bias = right[0, :7].sum(0) if self.kind.biased else None
+        expected = self.multiply(left, right, bias, first)
+        return cublas.agrees(way, left[0], right[0], bias, expected[0])
 
-    def _candidates(self, limit: int) -> list[Tile]:
+    def _limit(self, rows: int) -> int:
+        return next(limit for limit, _ in self.tiles if rows <= limit)
+
+    def _candidates(self, limit: int) -> list[Way]:
+        below = max((each for each, _ in self.tiles if each < limit), default=0)
+        libraries = cublas.ways(self.kind.columns, below, limit) if self.kind.library else []
+        return [*libraries, *self._tiles(limit)]
+
+    def _tiles(self, limit: int) -> list[Way]:
         tiles = [tile for largest, tile in self.tiles if largest == limit]
         return [tile for tile in tiles if self.kind.descriptors or not tile.descriptors]
 
@@ -118,17 +131,20 @@ def cancelling_operands(
     return left.to(kind.dtype)[None], right[None]
 
 
-def classes(left: torch.Tensor, right: torch.Tensor, multiply: Product) -> TileClass:
-    """The class of the product of `left` (B, M, K) and `right` (B, K, N)."""
+def classes(
+    left: torch.Tensor, right: torch.Tensor, multiply: Product, bias: torch.Tensor | None = None
+) -> TileClass:
+    """The class of the product of `left` (B, M, K) and `right` (B, K, N), plus a bias or None."""
     inner, columns = right.shape[1:]
     transposed = right.stride(2) != 1
     descriptors = inner * left.element_size() % ALIGNMENT_BYTES == 0 and fits(left, right)
-    kind = ProductKind(inner, columns, left.dtype, transposed, left.device, descriptors)
+    library = cublas.fits(left, right, bias)
+    biased = library and bias is not None
+    device = left.device
+    kind = ProductKind(inner, columns, left.dtype, transposed, device, descriptors, library, biased)
     return _class(kind, multiply)
 
 
 @cache
 def _class(kind: ProductKind, multiply: Product) -> TileClass:
-    segmented = segment_k(kind.columns, kind.inner) > 0
-    tiles = table(kind.dtype, capability(kind.device), segmented=segmented)
-    return TileClass(kind, tiles, multiply)
+    return TileClass(kind, table(kind.dtype, capability(kind.device)), multiply)

@@ -19,18 +19,6 @@ from dataclasses import dataclass
 import torch
 
 ALL_ROWS = 1 << 62
-WIDEST_CUT = 4096
-"""Most columns of a weight whose sums are cut into segments."""
-SHORTEST_SEGMENT = 512
-"""Shorter segments would cost more in partial sums than the additional programs gain."""
-SEGMENT_STEP = 128
-"""Segments are multiples of this, and so of every `block_k` in the tables."""
-COLUMN_TILE = 64
-"""Columns of a tile with few rows: `wgmma` computes no fewer."""
-PROGRAMS_WANTED = 120
-"""Programs that a product of few rows should have: nine tenths of the 132 processors of Hopper."""
-THREAD_ACCUMULATORS = 64
-"""Entries of a tile that a thread may hold if its sums are cut; it needs twice the registers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +38,6 @@ class Tile:
     """With descriptors: true if as many programs as processors share the tiles."""
     group_m: int = 8
     """Tiles along M that are computed together, so that they find the weights in the L2 cache."""
-
-    @property
-    def takes_segments(self) -> bool:
-        """True if the registers hold a sum of segments beside the current segment's sum."""
-        return self.block_m * self.block_n <= THREAD_ACCUMULATORS * 32 * self.num_warps
 
 
 Table = tuple[tuple[int, Tile], ...]
@@ -118,33 +101,12 @@ FLOAT32: Table = (
 """Fused multiply-adds in the order of K, never TF32."""
 
 
-def table(dtype: torch.dtype, capability: tuple[int, int], *, segmented: bool = False) -> Table:
-    """The table of a dtype (bfloat16, float16 or float32) on an architecture.
-
-    `segmented` leaves out tiles whose registers do not hold two sums.
-    """
+def table(dtype: torch.dtype, capability: tuple[int, int]) -> Table:
+    """The table of a dtype (bfloat16, float16 or float32) on an architecture."""
     half = HOPPER if capability >= (9, 0) else AMPERE
-    tiles = FLOAT32 if dtype == torch.float32 else half
-    return tuple(entry for entry in tiles if entry[1].takes_segments or not segmented)
+    return FLOAT32 if dtype == torch.float32 else half
 
 
 def anchor(tiles: Table) -> Tile:
     """The tile whose bits all others must give."""
     return tiles[-1][1]
-
-
-def segment_k(columns: int, inner: int) -> int:
-    """Length of the segments that a sum over K is cut into; 0 for one sum from start to end.
-
-    It depends on the weight's shape (N, K) alone, so every M adds up in the same order. A decoding
-    step waits for the weight to be read. A weight of few columns has fewer tiles than the GPU has
-    processors, so segments of its own rows give the others work. Prefill pays one more addition a
-    segment, and cannot use the widest tiles. `make gpu` measures both; not measured yet.
-    """
-    if columns > WIDEST_CUT:
-        return 0
-    tiles = -(-columns // COLUMN_TILE)
-    count = min(-(-PROGRAMS_WANTED // tiles), inner // SHORTEST_SEGMENT)
-    if count < 2:
-        return 0
-    return -(-inner // (count * SEGMENT_STEP)) * SEGMENT_STEP

@@ -1,155 +1,217 @@
-"""cuBLAS as a second source of batch-invariant products, for kinds that are proven.
+"""cuBLASLt as one more way to compute a product, to the bits of our own tiles.
 
-cuBLAS picks a kernel by M, and a kernel that splits K adds up in another order. Without workspace
-it cannot split K, so its kernels may all give the same bits on Hopper. That is tried, not assumed,
-for each kind of product (N, K, dtype, settings): M is padded to a multiple of ROWS_STEP and cut
-into slabs of MOST_ROWS, so that only a few shapes ever run, and each of these shapes must give the
-same bits on data that cancel. A kind that fails is computed by Triton, for every M.
+cuBLASLt takes another kernel for another M. As long as none of them splits K, each adds up over K
+in growing order, as our tiles do. On an H100 it gives the bits of our tiles for the layers of all
+models of `make gpu`. From 65 rows on it is faster than our tiles, by up to a third. With fewer
+rows its kernels without split-K can be several times slower, so it is not asked there.
 
-It is off unless the environment asks for it, before PyTorch creates its cuBLAS handles:
-
-    DETCHECK_PRODUCTS=cublas CUBLAS_WORKSPACE_CONFIG=:16:8 CUBLASLT_WORKSPACE_SIZE=1
-
-The choice is the environment's and not a matter of speed on the day, because the two sources give
-different bits: a run must not change its answers with the timing of its first steps.
+That the bits are equal is not assumed. For each kind of product (N, K, dtype, with a bias or not)
+every M that may run is compared with the anchor tile, on data that cancel, before the first use.
+A kind that fails is computed by our tiles. `DETCHECK_PRODUCTS=triton` leaves cuBLASLt out.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from detcheck.errors import UsageError
-from detcheck.kernels.triton.classes import ProductKind, cancelling_operands
-from detcheck.kernels.triton.launch import ALIGNMENT_BYTES, capturing
+from detcheck.kernels.triton.launch import room
 
 VARIABLE = "DETCHECK_PRODUCTS"
-PINNED = {"CUBLAS_WORKSPACE_CONFIG": (":16:8",), "CUBLASLT_WORKSPACE_SIZE": ("0", "1")}
-"""Values under which cuBLAS has no workspace to split K in."""
 ROWS_STEP = 64
+EVERY_M = 1024
+"""Up to this number of rows each M runs as it is; of more rows, multiples of ROWS_STEP."""
 MOST_ROWS = 8192
+MOST_RESULT_BYTES = 1 << 29
+"""Of one call; more rows are computed by several."""
+FEWEST_ROWS = 65
+ALIGNMENT_BYTES = 256
+"""Of the operands' addresses. cuBLASLt looks at powers of two up to this when it picks a kernel."""
+WHOLE_ENTRIES = 8
+"""N and K must be multiples of this: rows of 16 bytes, as cuBLASLt's fast kernels need them."""
 HALF = (torch.bfloat16, torch.float16)
 
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(M, K) x (K, N) to (M, N)."""
-
-
-def enabled() -> bool:
-    """True if the environment asks for cuBLAS. Raises UsageError if it is not pinned as well."""
-    if os.environ.get(VARIABLE, "") != "cublas":
-        return False
-    for name, values in PINNED.items():
-        if os.environ.get(name) not in values:
-            raise UsageError(
-                f"{VARIABLE}=cublas needs {name}={values[-1]} in the environment too, set before "
-                "the process starts: otherwise cuBLAS may split sums by the number of rows."
-            )
-    return True
-
-
-def serves(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """True if cuBLAS computes (1, M, K) x (1, K, N) + bias, which it does for all M or for none.
-
-    A linear layer without a bias, whose kind is proven. The first call of a kind proves it.
-    """
-    return (
-        _enabled()
-        and bias is None
-        and len(left) == 1
-        and left.dtype in HALF
-        and left.is_cuda
-        and right.stride(1) == 1
-        and proven(_kind(left, right), settings())
-    )
-
-
-def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(1, M, K) x (1, K, N) to (1, M, N), of a kind that `serves` accepts."""
-    return by_shapes(left[0], right[0], stock)[None]
-
-
-def by_shapes(left: torch.Tensor, right: torch.Tensor, multiply: Product) -> torch.Tensor:
-    """(M, K) x (K, N) by calls of `multiply` whose M are multiples of ROWS_STEP up to MOST_ROWS."""
-    rows, inner = left.shape
-    out = []
-    for first in range(0, rows, MOST_ROWS):
-        slab = left[first : first + MOST_ROWS]
-        whole = -(-len(slab) // ROWS_STEP) * ROWS_STEP
-        aligned = slab.is_contiguous() and slab.data_ptr() % ALIGNMENT_BYTES == 0
-        if whole > len(slab) or not aligned:
-            slab = torch.cat((slab, slab.new_zeros((whole - len(slab), inner))))
-        out.append(multiply(slab, right))
-    return out[0][:rows] if len(out) == 1 else torch.cat(out)[:rows]
-
-
-def stock(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """PyTorch's own product, past any override."""
-    return torch.mm(left, right, out=left.new_empty((len(left), right.shape[1])))
+Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""(M, K) x (K, N) + bias (N,) to (M, N)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """Settings of PyTorch that choose among cuBLAS's kernels."""
+class Library:
+    """cuBLASLt for M from `first` to `last`."""
 
-    library: str
-    reduced_bfloat16: bool
-    reduced_float16: bool
-    accumulate_float16: bool
+    first: int
+    last: int
+
+    def rows(self) -> Iterator[int]:
+        """Every number of rows that a call may have."""
+        yield from range(self.first, min(self.last, EVERY_M) + 1)
+        above = max(self.first // ROWS_STEP * ROWS_STEP, EVERY_M)
+        yield from range(above, self.last + 1, ROWS_STEP)
+
+    def rows_at_once(self, rows: int) -> int:
+        """The rows that one call computes, of `rows`, which are at least `first`."""
+        rows = min(rows, self.last)
+        return rows if rows <= EVERY_M else rows // ROWS_STEP * ROWS_STEP
 
 
-def settings() -> Settings:
-    """The settings now."""
+def ways(columns: int, above: int, limit: int) -> list[Library]:
+    """What cuBLASLt may compute of M in (`above`, `limit`], by a weight of N = `columns`."""
+    most = min(limit, MOST_ROWS, MOST_RESULT_BYTES // (2 * columns) // ROWS_STEP * ROWS_STEP)
+    return [Library(above + 1, most)] if FEWEST_ROWS <= above + 1 <= most else []
+
+
+def fits(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """True if cuBLASLt may be tried for (1, M, K) x (1, K, N) + bias as they lie in memory."""
+    batch, rows, inner = left.shape
+    columns = right.shape[2]
+    return (
+        left.is_cuda
+        and batch == 1
+        and rows >= FEWEST_ROWS
+        and left.dtype in HALF
+        and not (inner % WHOLE_ENTRIES or columns % WHOLE_ENTRIES)
+        and left.stride()[1:] == (inner, 1)
+        and right.stride()[1:] == (1, inner)
+        and are_aligned(left, right)
+        and (bias is None or (bias.shape == (columns,) and are_aligned(bias)))
+        and is_enabled()
+        and not getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
+    )
+
+
+def are_aligned(*operands: torch.Tensor) -> bool:
+    """True if the addresses are such as cuBLASLt was tried with."""
+    return not any(x.data_ptr() % ALIGNMENT_BYTES for x in operands)
+
+
+def agrees(
+    way: Library, block: torch.Tensor, weight: torch.Tensor, bias: Any, expected: torch.Tensor
+) -> bool:
+    """True if each number of rows of `way` gives the rows of `expected` (ROWS_STEP, N).
+
+    `block` (ROWS_STEP, K) is multiplied by `weight` (K, N), its rows repeated as often as need be.
+    """
+    times = -(-way.last // len(block))
+    left, wanted = block.repeat(times, 1), expected.repeat(times, 1)
+    return all(
+        torch.equal(multiply(left[:rows], weight, bias), wanted[:rows]) for rows in way.rows()
+    )
+
+
+def multiply(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(M, K) x (K, N) + bias (N,) by cuBLASLt, past any override; into `out` if it is given."""
+    if out is None:
+        out = left.new_empty((len(left), right.shape[1]))
+    if _is_set():
+        return _multiply(left, right, bias, out)
+    with without_splits():
+        return _multiply(left, right, bias, out)
+
+
+def _multiply(
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> torch.Tensor:
+    if bias is None:
+        return torch.mm(left, right, out=out)
+    return torch.addmm(bias, left, right, out=out)
+
+
+class KeptProduct:
+    """A linear layer by cuBLASLt, for inputs of one shape and layout."""
+
+    __slots__ = ("_inner", "_other", "_room", "_shape")
+
+    def __init__(self, rows: torch.Tensor, columns: int, shape: tuple[int, ...], other: Multiply):
+        """`rows` (1, M, K) gives results of `shape`; `other` serves unaligned operands."""
+        self._inner, self._shape, self._other = rows.shape[2], shape, other
+        self._room = room(rows, (rows.shape[1], columns))
+
+    def __call__(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(…, K) by the weight (N, K) of a linear layer."""
+        if are_aligned(x, weight) and (bias is None or are_aligned(bias)):
+            out = multiply(x.view(-1, self._inner), weight.t(), bias, self._room())
+            return out.view(self._shape)
+        return self._other(x, weight, bias)
+
+
+@contextmanager
+def without_splits() -> Iterator[None]:
+    """Within this context PyTorch multiplies by cuBLASLt, which does not split sums over K.
+
+    For the whole process, as PyTorch's settings are.
+    """
     flags: Any = torch.backends.cuda.matmul
-    return Settings(
-        str(torch.backends.cuda.preferred_blas_library()),
-        bool(flags.allow_bf16_reduced_precision_reduction),
-        bool(flags.allow_fp16_reduced_precision_reduction),
-        bool(getattr(flags, "allow_fp16_accumulation", False)),
+    library, *before = _state()
+    _prefer(torch._C._BlasBackend.Cublaslt)
+    try:
+        flags.allow_bf16_reduced_precision_reduction = (False, False)
+        flags.allow_fp16_reduced_precision_reduction = (False, False)
+        yield
+    finally:
+        flags.allow_bf16_reduced_precision_reduction = before[0]
+        flags.allow_fp16_reduced_precision_reduction = before[1]
+        _prefer(library)
+
+
+def is_available() -> bool:
+    """True if this PyTorch can keep cuBLASLt from splitting sums."""
+    try:
+        return all(isinstance(each, tuple) for each in _state()[1:])
+    except AttributeError:  # another version of PyTorch
+        return False
+
+
+def _state() -> tuple[Any, Any, Any]:
+    """The library that PyTorch prefers, and its settings of bfloat16 and of float16."""
+    return (
+        torch._C._get_blas_preferred_backend(),
+        torch._C._get_cublas_allow_bf16_reduced_precision_reduction(),
+        torch._C._get_cublas_allow_fp16_reduced_precision_reduction(),
     )
 
 
-@cache
-def proven(kind: ProductKind, settings: Settings, multiply: Product = stock) -> bool:
-    """True if every shape that this kind may run with gives the same bits.
-
-    Raises UsageError while a CUDA graph is captured: a kind has to be decided before.
-    """
-    del settings  # part of what the answer depends on
-    if capturing():
-        raise UsageError(
-            "A CUDA graph is captured before products were tried: run one step without a graph "
-            f"first, or unset {VARIABLE}."
-        )
-    return all(agrees for _, agrees in proof(kind, multiply))
+def _is_set() -> bool:
+    return _state() == (torch._C._BlasBackend.Cublaslt, (False, False), (False, False))
 
 
-def proof(kind: ProductKind, multiply: Product) -> list[tuple[int, bool]]:
-    """(M, whether it gives the bits of the smallest shape), for each shape of a kind.
-
-    The rows of one block are repeated, so each block of each shape must give the same result.
-    """
-    left, right = cancelling_operands(kind, rows=ROWS_STEP, columns=kind.columns)
-    block, weight = left[0], right[0]
-    expected = multiply(block, weight)
-    repeated = block.repeat(MOST_ROWS // ROWS_STEP, 1)
-    found = []
-    for rows in range(ROWS_STEP, MOST_ROWS + 1, ROWS_STEP):
-        blocks = multiply(repeated[:rows], weight).view(-1, *expected.shape)
-        found.append((rows, bool((blocks == expected).all())))
-    return found
-
-
-def _kind(left: torch.Tensor, right: torch.Tensor) -> ProductKind:
-    return ProductKind(
-        right.shape[1], right.shape[2], left.dtype, transposed=True, device=left.device
-    )
+def _prefer(library: Any) -> None:
+    _warn_unheard()
+    torch._C._set_blas_preferred_backend(library)
 
 
 @cache
-def _enabled() -> bool:
-    return enabled()
+def _warn_unheard() -> None:
+    """Let PyTorch say once, to nobody, that the choice of a library is experimental.
+
+    It writes the warning past Python's, to the process's standard error.
+    """
+    before = torch._C._get_blas_preferred_backend()
+    with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+        heard = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            torch._C._set_blas_preferred_backend(torch._C._BlasBackend.Cublaslt)
+        finally:
+            os.dup2(heard, 2)
+            os.close(heard)
+    torch._C._set_blas_preferred_backend(before)
+
+
+@cache
+def is_enabled() -> bool:
+    """True if cuBLASLt may be tried in this process."""
+    return os.environ.get(VARIABLE, "") != "triton" and is_available()

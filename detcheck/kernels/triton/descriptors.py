@@ -30,7 +30,7 @@ from detcheck.kernels.triton.launch import (
 def _one_tile(
     left, right, bias, out, index, M, N, K, stride_bm, stride_bn, stride_om,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SEGMENT_K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """Compute and store tile `index`; GROUP_M tiles of rows share a sweep over the columns."""
     tiles_m = tl.cdiv(M, BLOCK_M)
@@ -41,19 +41,8 @@ def _one_tile(
     row = (group * GROUP_M + within % height) * BLOCK_M
     column = (within // height) * BLOCK_N
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    if SEGMENT_K == 0:
-        for k in range(0, K, BLOCK_K):
-            acc = tl.dot(left.load([row, k]), right.load([column, k]).T, acc,
-                         input_precision="ieee")  # fmt: skip
-    else:  # the order of `_accumulate_segments`
-        total = acc
-        for k in range(0, K, BLOCK_K):
-            acc = tl.dot(left.load([row, k]), right.load([column, k]).T, acc,
-                         input_precision="ieee")  # fmt: skip
-            if (k + BLOCK_K) % SEGMENT_K == 0:
-                total += acc
-                acc = tl.zeros_like(acc)
-        acc = total + acc
+    for k in range(0, K, BLOCK_K):
+        acc = tl.dot(left.load([row, k]), right.load([column, k]).T, acc, input_precision="ieee")
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
     inside = (rows < M)[:, None] & (columns < N)[None, :]
@@ -68,7 +57,7 @@ def _one_tile(
 def descriptor_kernel(
     left, right, bias, out, M, N, K, stride_bm, stride_bn, stride_om,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SEGMENT_K: tl.constexpr, PERSISTENT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PERSISTENT: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """out (M, N) = left (M, K) @ right (N, K) transposed + bias; `left` and `right` descriptors.
 
@@ -79,12 +68,12 @@ def descriptor_kernel(
         for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
             _one_tile(
                 left, right, bias, out, index, M, N, K, stride_bm, stride_bn, stride_om,
-                BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, SEGMENT_K, HAS_BIAS,
+                BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, HAS_BIAS,
             )  # fmt: skip
     else:
         _one_tile(
             left, right, bias, out, tl.program_id(0), M, N, K, stride_bm, stride_bn, stride_om,
-            BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, SEGMENT_K, HAS_BIAS,
+            BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, HAS_BIAS,
         )  # fmt: skip
 
 
@@ -105,12 +94,9 @@ def _is_aligned(stride: int, x: torch.Tensor) -> bool:
 
 
 def product(
-    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, tile: Tile, segment_k: int
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, tile: Tile
 ) -> torch.Tensor:
-    """(1, M, K) x (1, K, N) + bias (1, M, N) with a given tile; `fits` must hold.
-
-    `segment_k` is 0 or a multiple of the tile's `block_k`.
-    """
+    """(1, M, K) x (1, K, N) + bias (1, M, N) with a given tile; `fits` must hold."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     _, rows, inner = left.shape
@@ -126,8 +112,7 @@ def product(
             TensorDescriptor.from_tensor(right[0].t(), [tile.block_n, tile.block_k]),
             added, out, rows, columns, inner, *added.stride()[1:], out.stride(1),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            GROUP_M=tile.group_m, SEGMENT_K=segment_k if segment_k < inner else 0,
-            PERSISTENT=tile.persistent, HAS_BIAS=bias is not None,
+            GROUP_M=tile.group_m, PERSISTENT=tile.persistent, HAS_BIAS=bias is not None,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **NUMERICS,
         )  # fmt: skip
     return out

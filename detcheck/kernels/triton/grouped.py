@@ -63,7 +63,7 @@ def grouped_kernel(
     acc = _accumulate(
         left + (safe_rows[:, None] * stride_lm + ks[None, :] * stride_lk),
         right + (ks[:, None] * stride_rk + safe_columns[None, :] * stride_rn),
-        BLOCK_K * stride_lk, BLOCK_K * stride_rk, 0, K, K,
+        BLOCK_K * stride_lk, BLOCK_K * stride_rk, K,
         BLOCK_M, BLOCK_N, BLOCK_K, WEIGHTS_FIRST, EVEN_K,
     )  # fmt: skip
     if WEIGHTS_FIRST:
@@ -83,22 +83,20 @@ def tokens_by_expert(left: torch.Tensor, right: torch.Tensor, offs: torch.Tensor
     if tokens == 0 or columns == 0 or inner == 0:
         return left.new_zeros((tokens, columns))
 
-    def time(tile: Tile) -> float:
+    def time(tile: Any) -> float:
         return milliseconds(lambda: product(left, right, offs, tile))
 
     kind = ProductKind(inner, columns, left.dtype, right.stride(2) != 1, left.device)
     rows = -(-tokens // experts)  # of an expert, if all had equally many
-    tile = _class(kind).tile(rows, time if left.is_cuda else None)
+    tile: Any = _class(kind).way(rows, time if left.is_cuda else None)
     return product(left, right, offs, tile)
 
 
 @cache
 def _class(kind: ProductKind) -> TileClass:
-    def multiply(
-        left: torch.Tensor, right: torch.Tensor, bias: Any, tile: Tile, segment: int, way: Any
-    ) -> torch.Tensor:
-        """One expert for all rows; segments are not for experts, of which there are many."""
-        del bias, segment, way
+    def multiply(left: torch.Tensor, right: torch.Tensor, bias: Any, tile: Tile) -> torch.Tensor:
+        """One expert for all rows."""
+        del bias
         offs = torch.full((1,), left.shape[1], dtype=torch.int32, device=left.device)
         return product(left[0], right, offs, tile)[None]
 

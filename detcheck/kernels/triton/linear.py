@@ -7,20 +7,24 @@ allocate the result, and launch.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from detcheck.kernels.triton import cublas, matmul
+from detcheck.kernels.triton import matmul
+from detcheck.kernels.triton.classes import Way
+from detcheck.kernels.triton.cublas import KeptProduct, Library
 from detcheck.kernels.triton.descriptors import fits
-from detcheck.kernels.triton.launch import capturing, keep, processors
+from detcheck.kernels.triton.launch import capturing, keep
 
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 _stock_linear = F.linear
-_kept: dict[Any, matmul.LaunchedProduct] = {}
+_kept: dict[Any, Any] = {}
+"""What computes a layer, by kind of its operands; takes the input, the weight and the bias."""
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -68,13 +72,41 @@ def _first(
     shape = (*x.shape[:-1], weight.shape[0])
     copied = rows.data_ptr() != x.data_ptr()
     other = copied or x.shape[-1] <= 1 or x.numel() == 0 or weight.numel() == 0
-    if other or cublas.serves(rows, right, bias):
+    if other:
         return matmul.multiplied(rows, right, bias).view(shape)
-    tile, segment = matmul.choice(rows, right, bias)
-    if tile.descriptors and fits(rows, right):
-        return matmul.product(rows, right, bias, tile, segment).view(shape)
-    plan = matmul.Plan.of(rows.shape, len(weight), tile, segment, processors(x.device))
-    product = matmul.LaunchedProduct(plan, rows, right, bias, shape)
-    if not capturing():  # while a graph is captured, tiles are not chosen but given
+    way = matmul.choice(rows, right, bias)
+    product = _kept_product(rows, right, bias, way, shape)
+    if product is None:
+        return matmul.product(rows, right, bias, way).view(shape)
+    if not capturing():  # while a graph is captured, ways are not chosen but given
         keep(_kept, kind, product)
     return product(x, weight, bias)
+
+
+def _kept_product(
+    rows: torch.Tensor,
+    right: torch.Tensor,
+    bias: torch.Tensor | None,
+    way: Way,
+    shape: tuple[int, ...],
+) -> Any:
+    """What computes layers of this shape from now on, to results of `shape`; None for some ways.
+
+    It takes the input, the weight and the bias.
+    """
+    if isinstance(way, Library):
+        if way.rows_at_once(rows.shape[1]) < rows.shape[1]:
+            return None
+        return KeptProduct(rows, right.shape[2], shape, partial(_elsewhere, shape))
+    if way.descriptors and fits(rows, right):
+        return None
+    return matmul.LaunchedProduct(
+        matmul.Plan.of(rows.shape, right.shape[2], way), rows, right, bias, shape
+    )
+
+
+def _elsewhere(
+    shape: tuple[int, ...], x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """A layer whose operands do not lie as those of the kept product did."""
+    return matmul.multiplied(x.reshape(1, -1, x.shape[-1]), weight.t()[None], bias).view(shape)

@@ -1,10 +1,10 @@
 """Batch-invariant mm, addmm, baddbmm and bmm on the GPU.
 
 One kernel computes all of them. Each program computes one tile of the result and adds up over K in
-blocks, from 0 on, so a row's bits depend on neither M nor the row's place in the call. No split of
-K depends on M. If K is cut into segments at all (`configs.segment_k`), they have a fixed length
-that depends on the weight alone. The segments' sums are added in order, whether one program
-computes all of them or each has a program of its own.
+blocks, from 0 on, so a row's bits depend on neither M nor the row's place in the call. No sum over
+K is split: on an H100 the layers of few columns, whose tiles are fewer than its processors, gain
+nothing from it at any M, and prefill loses a third. Products of many rows by the weight of a
+linear layer may be computed by cuBLASLt, if it gives the same bits (`cublas.py`).
 """
 
 from __future__ import annotations
@@ -18,23 +18,15 @@ import triton
 from detcheck.kernels.cpu.in_order import can_multiply
 from detcheck.kernels.cpu.matmul import is_weight
 from detcheck.kernels.scales import Scales, scaled, scaled_sum
-from detcheck.kernels.triton import configs, cublas, descriptors, in_order
+from detcheck.kernels.triton import cublas, descriptors, in_order
 from detcheck.kernels.triton.bit_class import milliseconds
-from detcheck.kernels.triton.classes import classes
+from detcheck.kernels.triton.classes import Way, classes
 from detcheck.kernels.triton.configs import Tile
-from detcheck.kernels.triton.launch import (
-    NUMERICS,
-    Repeated,
-    capturing,
-    current_stream,
-    processors,
-    room,
-)
+from detcheck.kernels.triton.cublas import Library
+from detcheck.kernels.triton.launch import NUMERICS, Repeated, room
 from detcheck.kernels.triton.matmul_kernels import product_kernel
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-COUNTERS = 1024
-"""Arrival counters that a stream keeps; a launch with more tiles than this makes its own."""
 
 
 def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -91,42 +83,43 @@ def multiplied(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | Non
         return empty if bias is None else empty + bias
     if inner == 1 and bias is None:  # one product an entry: exact, as in rotary embeddings
         return left * right
-    if cublas.serves(left, right, bias):
-        return cublas.product(left, right)
-    return product(left, right, bias, *choice(left, right, bias))
+    return product(left, right, bias, choice(left, right, bias))
 
 
-def choice(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> tuple[Tile, int]:
-    """The tile for a product of these operands, and the length of its segments of K."""
-    segment = configs.segment_k(right.shape[2], right.shape[1])
+def choice(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> Way:
+    """The way to multiply these operands."""
 
-    def time(tile: Tile) -> float:
-        return milliseconds(lambda: product(left, right, bias, tile, segment))
+    def time(way: Way) -> float:
+        return milliseconds(lambda: product(left, right, bias, way))
 
     timed = time if left.is_cuda else None
-    return classes(left, right, product).tile(left.shape[1], timed), segment
+    return classes(left, right, product, bias).way(left.shape[1], timed)
 
 
 def product(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    bias: torch.Tensor | None,
-    tile: Tile,
-    segment_k: int = 0,
-    parallel: bool | None = None,
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, way: Way
 ) -> torch.Tensor:
-    """(B, M, K) x (B, K, N) + bias with a given tile, its sums over K cut every `segment_k`.
-
-    `segment_k` is a multiple of the tile's `block_k`, or 0. `parallel` says whether segments are
-    computed side by side, by default if there are too few tiles to keep the device busy; it
-    changes no bit. Raises ValueError if `segment_k` is no multiple.
-    """
-    if segment_k % tile.block_k:
-        raise ValueError(f"`segment_k` must be a multiple of {tile.block_k}, not {segment_k}")
-    if tile.descriptors and not parallel and descriptors.fits(left, right):
-        return descriptors.product(left, right, bias, tile, segment_k)
-    plan = Plan.of(left.shape, right.shape[2], tile, segment_k, processors(left.device), parallel)
+    """(B, M, K) x (B, K, N) + bias, which broadcasts to (B, M, N), in a given way."""
+    if isinstance(way, Library):
+        return _by_library(left, right, bias, way)
+    if way.descriptors and descriptors.fits(left, right):
+        return descriptors.product(left, right, bias, way)
+    plan = Plan.of(left.shape, right.shape[2], way)
     return LaunchedProduct(plan, left, right, bias)(left, right, bias)
+
+
+def _by_library(
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, way: Library
+) -> torch.Tensor:
+    """The rows that cuBLASLt was tried with in one call; the others as another product."""
+    rows = left.shape[1]
+    whole = way.rows_at_once(rows)
+    if whole == rows:
+        return cublas.multiply(left[0], right[0], bias)[None]
+    out = left.new_empty((1, rows, right.shape[2]))
+    cublas.multiply(left[0, :whole], right[0], bias, out[0, :whole])
+    out[:, whole:] = multiplied(left[:, whole:], right, bias)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,32 +127,18 @@ class Plan:
     """How a product is cut into programs."""
 
     tile: Tile
-    segment_k: int
     shape: tuple[int, int, int]
     """(B, M, N) of the result."""
     inner: int
     """K."""
     tiles: int
-    segments: int
-    """Segments that have programs of their own; 1 if one program computes all."""
 
     @classmethod
-    def of(
-        cls,
-        left: tuple[int, ...],
-        columns: int,
-        tile: Tile,
-        segment_k: int,
-        processors: int,
-        parallel: bool | None = None,
-    ) -> Plan:
-        """The plan for (B, M, K) = `left` times (B, K, `columns`); see `product`."""
+    def of(cls, left: tuple[int, ...], columns: int, tile: Tile) -> Plan:
+        """The plan for (B, M, K) = `left` times (B, K, `columns`)."""
         batch, rows, inner = left
         tiles = batch * triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
-        if parallel is None:
-            parallel = tiles < processors
-        segments = triton.cdiv(inner, segment_k) if segment_k and parallel else 1
-        return cls(tile, segment_k, (batch, rows, columns), inner, tiles, segments)
+        return cls(tile, (batch, rows, columns), inner, tiles)
 
     @property
     def named(self) -> dict[str, Any]:
@@ -171,9 +150,6 @@ class Plan:
             "BLOCK_K": tile.block_k,
             "GROUP_M": tile.group_m,
             "WEIGHTS_FIRST": tile.weights_first,
-            # A single segment is the whole sum.
-            "SEGMENT_K": self.segment_k if self.segment_k < self.inner else 0,
-            "PARALLEL": self.segments > 1,
             "EVEN_N": self.shape[2] % tile.block_n == 0,
             "EVEN_K": self.inner % tile.block_k == 0,
             "num_warps": tile.num_warps,
@@ -185,7 +161,7 @@ class Plan:
 class LaunchedProduct:
     """`product_kernel` for operands of one shape and layout, at any address."""
 
-    __slots__ = ("_grid", "_kernel", "_partial", "_room", "_rows", "_tiles")
+    __slots__ = ("_grid", "_kernel", "_room", "_rows")
 
     def __init__(
         self,
@@ -201,11 +177,7 @@ class LaunchedProduct:
         """
         batch, self._rows, columns = plan.shape
         self._room = room(left, plan.shape if shape is None else shape)
-        self._grid = plan.tiles, plan.segments, 1
-        self._tiles = plan.tiles
-        partial = (plan.segments, *plan.shape)
-        self._partial = room(left, partial, torch.float32) if plan.segments > 1 else None
-        """Allocates the partial sums, if segments have programs of their own."""
+        self._grid = plan.tiles, 1, 1
         flat = (self._rows * columns, columns, 1)  # strides of the result, which is contiguous
         added = flat if bias is None else bias.expand(plan.shape).stride()
         strides = (left.stride(), right.stride(), added, flat)
@@ -221,13 +193,7 @@ class LaunchedProduct:
         """The product of operands that lie in memory as those of the constructor do."""
         out = self._room()
         added = out if bias is None else bias
-        if self._partial is None:
-            self._kernel(self._grid, (left, right, added, out, out, out), (self._rows, 0))
-        else:
-            sums = self._partial()
-            arrived = arrival_counters(left, self._tiles)
-            operands = (left, right, added, out, sums, arrived)
-            self._kernel(self._grid, operands, (self._rows, out.numel()))
+        self._kernel(self._grid, (left, right, added, out), (self._rows,))
         return out
 
 
@@ -238,23 +204,3 @@ def _steps(strides: tuple[int, ...], batch: int) -> tuple[int, ...]:
     stops being a multiple of 16.
     """
     return strides if batch > 1 else (0, *strides[1:])
-
-
-_counters: dict[tuple[int, int], torch.Tensor] = {}
-"""By device index and stream."""
-
-
-def arrival_counters(like: torch.Tensor, count: int) -> torch.Tensor:
-    """At least `count` int32 zeros on the device of `like`, for one launch on its current stream.
-
-    A launch leaves zeros behind, so the launches of a stream share them. A CUDA graph may be
-    replayed on any stream, beside other launches, so it gets zeros of its own.
-    """
-    if count > COUNTERS or like.is_meta or capturing():
-        return like.new_zeros(count, dtype=torch.int32)
-    index = like.get_device()
-    key = index, current_stream(index) if index >= 0 else 0
-    counters = _counters.get(key)
-    if counters is None:
-        counters = _counters[key] = like.new_zeros(COUNTERS, dtype=torch.int32)
-    return counters

@@ -6,12 +6,12 @@ It takes a moment only; `experiments/gpu.py` checks the shapes of real models.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch.nn import functional as F
 
-from detcheck.kernels.self_check import depends_on_batch
+from detcheck.kernels.self_check import depends_on_batch, normal
 
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -52,7 +52,13 @@ def _row_alone(name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> s
 
 
 def _random(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).cuda()
+    return _on_gpu(torch.cuda.current_device(), seed, *shape)
+
+
+@cache
+def _on_gpu(device: int, seed: int, *shape: int) -> torch.Tensor:
+    """Kept, since a mode may be entered before every trial; 11 MB in all."""
+    return normal(seed, *shape).to(f"cuda:{device}")
 
 
 CHECKS: dict[str, Callable[[], str | None]] = {

@@ -40,8 +40,6 @@ from detcheck.kernels.triton.attention_layout import Layout
 
 Named = Iterator[tuple[str, Launch]]
 HALF = (torch.bfloat16, torch.float16)
-SEGMENT = 2048
-"""Half of the K that products are compiled for."""
 
 
 def describe(name: str, launch: Launch, sm: int) -> dict[str, Any]:
@@ -79,30 +77,26 @@ def short(dtype: torch.dtype) -> str:
 
 
 def product_launches(sm: int, *, few: bool) -> Named:
-    """Tiles of the tables: for linear layers, whole and cut sums, and a plain right-hand side."""
+    """Tiles of the tables: for linear layers, with a bias, and a plain right-hand side."""
     for dtype in HALF[:1] if few else (*HALF, torch.float32):
-        for segment in (0, SEGMENT):
-            table = configs.table(dtype, (sm // 10, sm % 10), segmented=segment > 0)
-            for tile, rows in {tile: rows for rows, tile in (table[:1] if few else table)}.items():
-                yield from tile_launches(dtype, tile, min(rows, 8192), segment, few=few)
+        table = configs.table(dtype, (sm // 10, sm % 10))
+        for tile, rows in {tile: rows for rows, tile in (table[:1] if few else table)}.items():
+            yield from tile_launches(dtype, tile, min(rows, 8192), few=few)
 
 
-def tile_launches(
-    dtype: torch.dtype, tile: configs.Tile, rows: int, segment: int, *, few: bool
-) -> Named:
+def tile_launches(dtype: torch.dtype, tile: configs.Tile, rows: int, *, few: bool) -> Named:
     left, weight = empty(1, rows, 4096, dtype=dtype), empty(1, 4096, 4096, dtype=dtype)
     linear, bias = weight.transpose(1, 2), empty(4096, dtype=dtype)
     calls: dict[str, Callable[[], object]] = {
-        "linear": lambda: matmul.product(left, linear, None, tile, segment, False),
+        "linear": lambda: matmul.product(left, linear, None, tile),
     }
-    if segment and not tile.descriptors:
-        calls["side by side"] = lambda: matmul.product(left, linear, bias, tile, segment, True)
     # float16 has the code of bfloat16; descriptors take linear layers alone.
-    if not segment and dtype != torch.float16 and not tile.descriptors and not few:
-        calls["plain"] = lambda: matmul.product(left, weight, None, tile)
+    if dtype != torch.float16 and not few:
+        calls["with bias"] = lambda: matmul.product(left, linear, bias, tile)
+        if not tile.descriptors:
+            calls["plain"] = lambda: matmul.product(left, weight, None, tile)
     for layout, call in calls.items():
-        cut = f" cut={segment}" if segment else ""
-        yield f"matmul {layout} {short(dtype)} m={rows}{cut} {tile}", launches_of(call)[0]
+        yield f"matmul {layout} {short(dtype)} m={rows} {tile}", launches_of(call)[0]
 
 
 def grouped_launches(sm: int, *, few: bool) -> Named:

@@ -103,118 +103,26 @@ def test_other_dtypes_run_as_stock() -> None:
     assert torch.equal(matmul.mm(left, left.t()), left @ left.t())
 
 
-@pytest.mark.parametrize("parts", [True, False])
-def test_segments_are_one_class_however_they_are_computed(parts: bool) -> None:
-    """Fixed segments of K: in turn or side by side, one row or many, the bits are the same."""
-    small, large = configs.FLOAT32[0][1], configs.FLOAT32[-1][1]
-    left, right = random(1, 1, 40, 300), random(2, 1, 300, 70)
-    bias = random(3, 70)
-    expected = matmul.product(left, right, bias, large, 64, parallel=False)
-    assert torch.equal(matmul.product(left, right, bias, large, 64, parallel=parts), expected)
-    row = matmul.product(left[:, :1], right, bias, small, 64, parallel=parts)
-    torch.testing.assert_close(row, expected[:, :1])
-    torch.testing.assert_close(expected[0], left[0] @ right[0] + bias, rtol=1e-4, atol=1e-4)
-
-
-@pytest.fixture
-def cut_every_64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums over K in segments of 64, whatever the weight."""
-    for module in (configs, classes):
-        monkeypatch.setattr(module, "segment_k", lambda columns, inner: 64)
-    classes._class.cache_clear()
-
-
-@pytest.mark.usefixtures("cut_every_64")
-def test_narrow_weights_are_one_class_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments side by side for few rows and in turn for many: who adds them changes no bit."""
-    segments = set()
-    launch = matmul.LaunchedProduct
-
-    def watched(plan, *args):
-        segments.add(plan.segments)
-        return launch(plan, *args)
-
-    monkeypatch.setattr(matmul, "LaunchedProduct", watched)
-    left, weight = random(3, 520, 200), random(4, 72, 200).t()
-    whole = matmul.mm(left, weight)
-    for rows in (1, 2, 17, 65, 129):
-        assert torch.equal(matmul.mm(left[:rows], weight), whole[:rows])
-    assert {1, 4} <= segments
-    torch.testing.assert_close(whole, left @ weight, rtol=1e-4, atol=1e-4)
-
-
-def test_a_launch_leaves_its_counters_as_it_found_them() -> None:
-    """So that the launches of a stream share them: no launch in between sets them to zero."""
-    tile = configs.FLOAT32[0][1]
-    left, right = random(1, 1, 40, 300), random(2, 1, 300, 70)
-    expected = matmul.product(left, right, None, tile, 64, parallel=False)
-    for _ in range(3):
-        assert torch.equal(matmul.product(left, right, None, tile, 64, parallel=True), expected)
-    counters = matmul.arrival_counters(left, 1)
-    assert counters.data_ptr() == matmul.arrival_counters(left, 1).data_ptr()
-    assert not counters.any()
-
-
-def test_counters_left_from_another_launch_are_found_by_the_same_check(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The planted fault: a counter that is not zero makes the wrong program the last."""
-    empty = torch.empty_strided
-
-    def filled(*args: Any, **options: Any) -> torch.Tensor:
-        return empty(*args, **options).fill_(7)
-
-    monkeypatch.setattr(torch, "empty_strided", filled)
-    tile = configs.FLOAT32[0][1]
-    left, right = random(1, 1, 40, 300), random(2, 1, 300, 70)
-    expected = matmul.product(left, right, None, tile, 64, parallel=False)
-    counters = matmul.arrival_counters(left, 1)
-    counters[:6] = 2
-    out = matmul.product(left, right, None, tile, 64, parallel=True)
-    counters.zero_()
-    assert not torch.equal(out, expected)
-
-
-def test_segments_through_descriptors_are_the_same_sums() -> None:
+def test_sums_through_descriptors_are_the_same() -> None:
     left = random(1, 1, 150, 256, dtype=torch.float16)
     right = random(2, 1, 96, 256, dtype=torch.float16).transpose(1, 2)
     tile = configs.Tile(128, 128, 64, 8, 4)
-    through = replace(tile, descriptors=True, persistent=True)
-    for segment in (0, 128):
-        expected = matmul.product(left, right, None, tile, segment, parallel=False)
-        assert torch.equal(matmul.product(left, right, None, through, segment), expected)
-    assert not torch.equal(expected, matmul.product(left, right, None, tile))
+    expected = matmul.product(left, right, None, tile)
+    for persistent in (False, True):
+        through = replace(tile, descriptors=True, persistent=persistent)
+        assert torch.equal(matmul.product(left, right, None, through), expected)
 
 
-def test_sums_are_cut_by_the_shape_of_the_weight() -> None:
-    assert configs.segment_k(1024, 4096) == 512
-    assert configs.segment_k(4096, 4096) == 2048
-    assert configs.segment_k(4096, 14336) == 7168
-    assert configs.segment_k(14336, 4096) == configs.segment_k(192, 576) == 0
-
-
-@pytest.mark.parametrize("columns", [1, 64, 192, 576, 1000, 1024, 2048, 3072, 4096])
-@pytest.mark.parametrize("inner", [64, 576, 1030, 2048, 4096, 12288, 14336])
-def test_segments_are_whole_blocks_and_not_too_short(columns: int, inner: int) -> None:
-    segment = configs.segment_k(columns, inner)
-    blocks = {tile.block_k for tiles in TILES.values() for _, tile in tiles}
-    assert all(segment % block == 0 for block in blocks)
-    assert segment == 0 or configs.SHORTEST_SEGMENT <= segment < inner
-
-
-@pytest.mark.parametrize("name", TILES)
-def test_tiles_of_cut_sums_hold_two_of_them(name: str) -> None:
-    dtype = torch.float32 if name == "float32" else torch.float16
-    capability = (8, 0) if name == "ampere" else (9, 0)
-    table = configs.table(dtype, capability, segmented=True)
-    assert all(tile.takes_segments for _, tile in table)
-    assert table[-1][0] == configs.ALL_ROWS
-    assert not table[-1][1].descriptors
-
-
-def test_segments_must_be_whole_blocks() -> None:
-    with pytest.raises(ValueError, match="multiple of 32"):
-        matmul.product(random(1, 1, 4, 64), random(2, 1, 64, 4), None, configs.FLOAT32[0][1], 48)
+def in_two_parts(
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, tile: Any
+) -> torch.Tensor:
+    """A product whose sum over K is split: another class than the tile's."""
+    half = left.shape[2] // 2
+    parts = [
+        matmul.product(left[:, :, at].contiguous(), right[:, at].contiguous(), None, tile)
+        for at in (slice(half), slice(half, None))
+    ]
+    return parts[0] + parts[1] + (0 if bias is None else bias)
 
 
 def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
@@ -224,8 +132,8 @@ def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
     left, right = classes.cancelling_operands(kind)
 
     def by_rows(x: torch.Tensor) -> torch.Tensor:
-        segment = 64 if len(x) <= 2 else 0
-        return matmul.product(x[None], right, None, tile, segment)[0]
+        multiply = in_two_parts if len(x) <= 2 else matmul.product
+        return multiply(x[None], right, None, tile)[0]
 
     assert "batch-size 17" in rows_differ(by_rows, left[0])
     # Interpreted, a tile's product is numpy's, which on some CPUs depends on a row's place in it.
@@ -240,14 +148,14 @@ def test_a_tile_of_another_class_is_replaced() -> None:
     odd, good = configs.Tile(16, 64, 32, 4, 2), configs.Tile(32, 64, 32, 4, 2)
     tiles = ((16, odd), (64, good), (configs.ALL_ROWS, configs.FLOAT32[-1][1]))
 
-    def multiply(left, right, bias, tile, segment, parallel):
-        same = configs.FLOAT32[-1][1]
-        return matmul.product(left, right, bias, same, 64 if tile == odd else segment)
+    def multiply(left, right, bias, tile):
+        product = in_two_parts if tile == odd else matmul.product
+        return product(left, right, bias, configs.FLOAT32[-1][1])
 
     found = classes.TileClass(kind, tiles, multiply)
     assert not found.agrees(odd)
-    assert found.tile(1) == found.tile(64) == good
-    assert found.tile(65) == tiles[-1][1]
+    assert found.way(1) == found.way(64) == good
+    assert found.way(65) == tiles[-1][1]
 
 
 def test_of_the_tiles_in_the_class_the_fastest_is_used() -> None:
@@ -258,20 +166,20 @@ def test_of_the_tiles_in_the_class_the_fastest_is_used() -> None:
     tiles = ((16, broken), (16, slow), (16, fast), (configs.ALL_ROWS, last))
     timed = []
 
-    def multiply(left, right, bias, tile, segment, parallel):
+    def multiply(left, right, bias, tile):
         if tile == broken:
             raise RuntimeError("out of resources")
-        return matmul.product(left, right, bias, last, segment)
+        return matmul.product(left, right, bias, last)
 
     def time(tile: configs.Tile) -> float:
         timed.append(tile)
         return tile.num_stages / 10 if tile == slow else 0.1
 
     found = classes.TileClass(kind, tiles, multiply)
-    assert found.tile(1, time) == found.tile(16, time) == fast
+    assert found.way(1, time) == found.way(16, time) == fast
     assert timed == [slow, fast]
-    assert classes.TileClass(kind, tiles, multiply).tile(1) == slow
-    assert found.tile(17, time) == last
+    assert classes.TileClass(kind, tiles, multiply).way(1) == slow
+    assert found.way(17, time) == last
 
 
 def test_tiles_by_descriptors_serve_only_what_the_copy_unit_takes() -> None:
