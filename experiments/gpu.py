@@ -10,7 +10,7 @@ It needs torch, triton with a C compiler, transformers, detcheck's own dependenc
 and one NVIDIA GPU (sm_80 and up; meant for Hopper). Kernels are compiled first, many at a time.
 Then each section gets time in order of value, and keeps what it has measured when that is spent.
 Sections run in a process of their own. If one hangs or takes the GPU down, its process is ended,
-and it and the others go on in a new one with plainer kernels (no descriptors, no segments of K), as
+and it and the others go on in a new one with plainer kernels (no descriptors, no cuBLASLt), as
 they do if products are wrong. Writes `results/gpu/gpu.json` after each section, with the
 environment, and `results/gpu/table.md`; prints the table last. Exit code 1 if a check failed.
 """

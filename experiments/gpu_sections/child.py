@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
@@ -51,11 +52,12 @@ def why_not_here() -> str | None:
 
 
 def use_plain_kernels() -> None:
-    """Leave out features that may have lost a process: descriptors, and segments of K."""
-    from detcheck.kernels.triton import configs
+    """Leave out features that may have lost a process: descriptors, and cuBLASLt."""
+    from detcheck.kernels.triton import configs, cublas
 
     configs.HOPPER = tuple(entry for entry in configs.HOPPER if not entry[1].descriptors)
-    configs.WIDEST_CUT = 0
+    os.environ[cublas.VARIABLE] = "triton"
+    cublas.is_enabled.cache_clear()
 
 
 def environment() -> dict[str, Any]:

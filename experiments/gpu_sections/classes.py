@@ -1,23 +1,29 @@
-"""Section `classes`: which tiles, cuts of K and shapes of attention give the same bits."""
+"""Section `classes`: which tiles, ranges of cuBLASLt and shapes of attention share bits."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from detcheck.kernels.triton import attention, attention_shapes, classes, configs, matmul
 from detcheck.kernels.triton.configs import Tile
+from detcheck.kernels.triton.cublas import Library
 from gpu_sections.clock import Clock
 from gpu_sections.common import DTYPES, describe, error_text, short
 from gpu_sections.device import device
+from gpu_sections.layers import linear_shapes
 
 DEPTHS = (576, 4096, 14336)
 HEADS = ((3, 64), (4, 128), (8, 256)) if device.name == "cuda" else ((3, 16),)
 """(heads of a key-value head, head size)."""
+FIRST_ROWS = (65, 129, 257, 513, 1025)
+"""One M of each range of the table in which cuBLASLt may be asked."""
+MOST = 1025
+LARGEST_WEIGHT = 1 << 28
+"""Entries of a weight."""
 
 
 def candidate_tiles(dtype: torch.dtype) -> dict[str, Tile]:
@@ -41,9 +47,9 @@ def table(dtype: torch.dtype) -> configs.Table:
 
 
 def matmul_classes(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
-    """Which tiles, cuts of K and shapes of attention agree on data made to tell them apart."""
+    """Which of them agree on data made to tell them apart."""
     del options
-    result: dict[str, Any] = {"kinds": [], "heads": []}
+    result: dict[str, Any] = {"kinds": [], "heads": [], "layers": []}
     for dtype in DTYPES:
         for inner in device.few(DEPTHS):
             if clock.spent():
@@ -57,24 +63,48 @@ def matmul_classes(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
             result["heads"].append(
                 {"dtype": short(dtype), "dim": dim, **shapes_of(dtype, group, dim)}
             )
+    for dtype in device.few(DTYPES[:2]):
+        for model, layer, *shape in device.few(layers()):
+            if clock.spent():
+                return result | {"unfinished": True}
+            columns, inner = map(device.size, shape)
+            row = {"dtype": short(dtype), "model": model, "layer": layer, "N": columns, "K": inner}
+            result["layers"].append(row | {"library": library_of(dtype, columns, inner)})
     return result
 
 
+def layers() -> list[tuple[str, str, int, int]]:
+    """(model, layers, N, K) of those whose probe does not take too much memory."""
+    return [shape for shape in linear_shapes() if shape[2] * shape[3] <= LARGEST_WEIGHT]
+
+
+def library_of(dtype: torch.dtype, columns: int, inner: int) -> dict[str, bool]:
+    """The ranges of M in which cuBLASLt was compared with the anchor: whether all of it agrees."""
+    weight, left = empty(columns, inner, dtype), empty(MOST, inner, dtype)
+    found = {}
+    for rows in FIRST_ROWS:
+        kind = classes.classes(left[None, :rows], weight.t()[None], matmul.product)
+        ranges = [way for way in kind.ways(rows) if isinstance(way, Library)]
+        usable = kind.usable(rows)
+        found |= {f"{way.first}-{way.last}": way in usable for way in ranges}
+    return found
+
+
+def empty(rows: int, inner: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor whose values nobody reads."""
+    return torch.empty(rows, inner, dtype=dtype, device=device.name)
+
+
 def classes_of(dtype: torch.dtype, inner: int) -> dict[str, Any]:
-    """Classes of tiles, and of ways to cut the sums, for one depth."""
+    """Classes of tiles for one depth."""
     place = torch.device(device.name, 0 if device.name == "cuda" else None)
     kind = classes.ProductKind(inner, 512, dtype, transposed=True, device=place)
     left, right = classes.cancelling_operands(kind)
-    tiles = candidate_tiles(dtype)
-    calls: dict[str, tuple[Tile, int, bool]] = {
-        name: (tile, 0, False) for name, tile in tiles.items()
-    }
-    whole = replace(configs.anchor(table(dtype)), block_n=128)
-    for segment in (512, 1024):
-        calls[f"segments of {segment}, in turn"] = (whole, segment, False)
-        calls[f"segments of {segment}, side by side"] = (next(iter(tiles.values())), segment, True)
     return grouped(
-        {name: lambda c=call: matmul.product(left, right, None, *c) for name, call in calls.items()}
+        {
+            name: lambda t=tile: matmul.product(left, right, None, t)
+            for name, tile in candidate_tiles(dtype).items()
+        }
     )
 
 
@@ -114,13 +144,25 @@ def grouped(calls: dict[str, Callable[[], torch.Tensor]]) -> dict[str, Any]:
 
 
 def show_classes(result: dict[str, Any]) -> list[str]:
-    """One line a kind."""
+    """One line a kind: what is apart from the class of the anchor, if anything is."""
     lines = []
     for kind in result["kinds"]:
-        parts = " | ".join(", ".join(names) for names in kind["classes"])
-        lines.append(f"- {kind['dtype']} K={kind['K']}: {len(kind['classes'])} classes: {parts}")
+        one, *others = sorted(kind["classes"], key=len, reverse=True)
+        apart = "; apart: " + " | ".join(map(", ".join, others)) if others else ""
+        lines.append(f"- {kind['dtype']} K={kind['K']}: {len(one)} tiles are one class{apart}")
     for heads in result["heads"]:
         apart = [name for name, agrees in heads["agree"].items() if agrees is not True]
         text = f"apart: {', '.join(apart)}" if apart else "all shapes of attention agree"
         lines.append(f"- {heads['dtype']} heads of {heads['dim']}: {text}")
+    layers = result["layers"]
+    held = [row for row in layers if all(row["library"].values())]
+    lines.append(
+        f"- cuBLASLt without split-K gives our bits at every M that it is asked for in {len(held)} "
+        f"of {len(layers)} layers"
+    )
+    for row in layers:
+        apart = [span for span, agrees in row["library"].items() if not agrees]
+        if apart:
+            where = f"{row['model']} {row['layer']} {row['N']}x{row['K']}"
+            lines.append(f"  - {row['dtype']} {where}: other bits at M in {', '.join(apart)}")
     return lines

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from detcheck.kernels.triton import classes, configs, matmul
+from detcheck.kernels.triton import classes, matmul
+from detcheck.kernels.triton.cublas import Library
 from gpu_sections.clock import Clock
 from gpu_sections.common import (
     DTYPES,
@@ -100,27 +101,26 @@ def matmul_check(
     for count in (1, 17):
         if not torch.equal(matmul.addmm(bias, left[:count], right), with_bias[:count]):
             found.append(f"{name} with bias: batch-size {count}")
-    found += [f"{name}: tile {each}" for each in tiles_that_differ(left, weight)]
+    found += [f"{name}: {each}" for each in ways_that_differ(left, weight)]
     batched = matmul.multiplied(left.view(2, rows // 2, inner), right.expand(2, -1, -1), None)
     found += [f"{name}: bmm"] * (not torch.equal(batched.flatten(0, 1), whole))
     return found
 
 
-def tiles_that_differ(left: torch.Tensor, weight: torch.Tensor) -> list[str]:
-    """Tiles that would be used for some number of rows, but give other bits than the others."""
-    right = weight.t()[None]
-    kind = classes.classes(left[None], right, matmul.product)
+def ways_that_differ(left: torch.Tensor, weight: torch.Tensor) -> list[str]:
+    """Ways that would be used for some number of rows, but give other bits than the others."""
+    right = weight.t()
+    kind = classes.classes(left[None], right[None], matmul.product)
     limits = list(dict.fromkeys(limit for limit, _ in kind.tiles))
-    usable = dict.fromkeys(tile for limit in device.few(limits) for tile in kind.usable(limit))
-    expected = matmul.mm(left, weight.t())
-    segment = configs.segment_k(*weight.shape)
+    usable = dict.fromkeys(way for limit in device.few(limits) for way in kind.usable(limit))
+    expected = matmul.mm(left, right)
     found = []
-    for tile in usable:
-        both = segment and not tile.descriptors
-        for parallel in (True, False) if both else (None,):
-            out = matmul.product(left[None], right, None, tile, segment, parallel)[0]
-            if not torch.equal(out, expected):
-                found.append(f"{describe(tile)}, segments side by side: {parallel}")
+    for way in usable:
+        library = isinstance(way, Library)
+        rows = min(len(left), way.last) if library else len(left)
+        out = matmul.product(left[None, :rows], right[None], None, way)[0]
+        if not torch.equal(out, expected[:rows]):
+            found.append(str(way) if library else describe(way))
     return found
 
 

@@ -75,7 +75,7 @@ SECTIONS = (
         Cost("sums in order", 3, CHECK),
     )),
     Section("classes", "classes", "matmul_classes", "show_classes", (
-        Cost("kinds", 9, 1.5), Cost("heads", 6, 1.0),
+        Cost("kinds", 9, 1.5), Cost("heads", 6, 1.0), Cost("layers", 30, 0.5),
     )),
     Section("source", "source", "source", "show_source", (Cost("experiment", 1, 8.0),)),
     Section("variants", "variants", "variants", "show_variants", (
@@ -84,7 +84,6 @@ SECTIONS = (
     Section("end to end", "end_to_end", "end_to_end", "show_end_to_end", (
         Cost("loading", 1, 10.0), Cost("settings", 4, 16.0),
     )),
-    Section("cublas", "cublas_proof", "cublas_proof", "show_cublas", (Cost("kinds", 15, 2.0),)),
     Section("graphs", "graphs", "decode_graphs", "show_graphs", (
         Cost("loading", 1, 8.0), Cost("settings", 4, 8.0),
     )),

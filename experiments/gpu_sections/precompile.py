@@ -125,13 +125,9 @@ def product_launches(
     for columns, inner in dict.fromkeys([*PRODUCTS, *layers]):
         left, weight = empty(1, 1024, inner, dtype=dtype), empty(1, columns, inner, dtype=dtype)
         right, bias = weight.transpose(1, 2), empty(columns, dtype=dtype)
-        segment = configs.segment_k(columns, inner)
-        table = configs.table(dtype, capability, segmented=segment > 0)
-        for tile, added, parallel in itertools.product(
-            dict.fromkeys(tile for _, tile in table), (None, bias), (False, True)
-        ):
-            if not parallel or (segment and not tile.descriptors):
-                yield partial(matmul.product, left, right, added, tile, segment, parallel)
+        tiles_of = dict.fromkeys(tile for _, tile in configs.table(dtype, capability))
+        for tile, added in itertools.product(tiles_of, (None, bias)):
+            yield partial(matmul.product, left, right, added, tile)
     plain = empty(1, 2048, 2048, dtype=dtype)
     for _, tile in configs.table(dtype, capability) if dtype == torch.bfloat16 else ():
         if not tile.descriptors:
@@ -145,8 +141,6 @@ def tile_launches() -> Iterator[Callable[[], Any]]:
         left = empty(1, rows, 4096, dtype=torch.bfloat16)
         for tile in tiles.search_space(rows):
             yield partial(matmul.product, left, weight, None, tile)
-        for segment, parallel in itertools.product(tiles.SEGMENTS, (False, True)):
-            yield partial(matmul.product, left, weight, None, tiles.narrow(rows), segment, parallel)
 
 
 def attention_launches(

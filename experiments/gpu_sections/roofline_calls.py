@@ -27,17 +27,11 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 def linear(rows: int, columns: int, inner: int) -> Cost:
     """A linear layer: the first tile of the table for its rows, which a card may outdo."""
-    segment = configs.segment_k(columns, inner)
-    table = configs.table(torch.bfloat16, HOPPER, segmented=segment > 0)
-    tile = next(tile for limit, tile in table if rows <= limit)
+    tile = next(tile for limit, tile in configs.table(torch.bfloat16, HOPPER) if rows <= limit)
     left, right = empty(1, rows, inner), empty(1, columns, inner).mT
-    launches = launches_of(lambda: matmul.product(left, right, None, tile, segment))
-    segments = launches[0].grid[1] if len(launches[0].grid) > 1 else 1
-    partial = 4 * segments * rows * columns if segments > 1 else 0
+    launches = launches_of(lambda: matmul.product(left, right, None, tile))
     work = Work(
-        BYTES * (columns * inner + rows * inner) + partial,
-        BYTES * rows * columns + partial,
-        2 * rows * columns * inner,
+        BYTES * (columns * inner + rows * inner), BYTES * rows * columns, 2 * rows * columns * inner
     )
     return Cost(work, tuple(launches))
 

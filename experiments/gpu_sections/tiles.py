@@ -1,4 +1,4 @@
-"""Section `tiles`: whether tiles beyond the tables, or other segments of K, would be faster."""
+"""Section `tiles`: whether tiles beyond the tables would be faster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from gpu_sections.common import describe, random, time_or_inf
 from gpu_sections.device import device
 
 ROWS = (1, 16, 64, 256, 1024, 4096)
-SEGMENTS = (512, 1024, 2048)
 SHAPES = ((4096, 4096), (1024, 4096), (4096, 14336), (14336, 4096))
 """(N, K)."""
 
@@ -41,18 +40,8 @@ def search_space(rows: int) -> list[Tile]:
     ]
 
 
-def narrow(rows: int) -> Tile:
-    """The tile to try segments with."""
-    if rows <= 16:
-        return Tile(16, 64, 64, 4, 6, weights_first=True)
-    return Tile(64, 64, 64, 4, 4) if rows <= 64 else Tile(128, 128, 64, 8, 4)
-
-
 def tile_search(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
-    """For `configs.HOPPER`: the table's choice against others, and other lengths of segments.
-
-    Segments are a class of their own for every M, so their cost at large M counts too.
-    """
+    """For `configs.HOPPER`: the way that is chosen against others."""
     del options
     found: list[dict[str, Any]] = []
     for rows, (columns, inner) in itertools.product(device.few(ROWS), device.few(SHAPES)):
@@ -76,15 +65,14 @@ def searched(rows: int, columns: int, inner: int) -> dict[str, Any]:
     return {
         "M": rows, "N": columns, "K": inner, "best": best, "best_ms": times[best],
         "in_class": best not in outside,
-        "stock_ms": time_or_inf(lambda: torch.bmm(left, weight)),
-        "ours_ms": time_or_inf(lambda: matmul.bmm(left, weight)),
-        "segments_ms": {n: product_ms(left, weight, narrow(rows), n) for n in SEGMENTS},
+        "stock_ms": time_or_inf(lambda: torch.mm(left[0], weight[0])),
+        "ours_ms": time_or_inf(lambda: matmul.mm(left[0], weight[0])),
         "times_ms": times, "outside": outside,
     }  # fmt: skip
 
 
 def agrees(kind: classes.TileClass, tile: Tile) -> bool:
-    """Whether a tile is in the class; one that cannot compute the class's segments is not."""
+    """Whether a tile is in the class; one that the card does not take is not."""
     try:
         return kind.agrees(tile)
     except Exception as error:
@@ -93,22 +81,21 @@ def agrees(kind: classes.TileClass, tile: Tile) -> bool:
         return False
 
 
-def product_ms(left: torch.Tensor, right: torch.Tensor, tile: Tile, segment: int = 0) -> float:
+def product_ms(left: torch.Tensor, right: torch.Tensor, tile: Tile) -> float:
     """Median milliseconds; infinity for a tile that the card does not take."""
-    return time_or_inf(lambda: matmul.product(left, right, None, tile, segment))
+    return time_or_inf(lambda: matmul.product(left, right, None, tile))
 
 
 def show_tiles(result: dict[str, Any]) -> list[str]:
     """One line a layer and number of rows."""
     lines = [
-        "| M | N | K | stock ms | ours ms | best other tile | ms | with segments (length: ms) |",
-        "|---" * 8 + "|",
+        "| M | N | K | stock ms | ours ms | best other tile | ms |",
+        "|---" * 7 + "|",
     ]
     for row in result["best"]:
-        segments = ", ".join(f"{length}: {ms:.3f}" for length, ms in row["segments_ms"].items())
         other = row["best"] + ("" if row["in_class"] else " (another class)")
         lines.append(
             f"| {row['M']} | {row['N']} | {row['K']} | {row['stock_ms']:.3f} | "
-            f"{row['ours_ms']:.3f} | {other} | {row['best_ms']:.3f} | {segments} |"
+            f"{row['ours_ms']:.3f} | {other} | {row['best_ms']:.3f} |"
         )
     return lines

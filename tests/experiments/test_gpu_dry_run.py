@@ -91,7 +91,6 @@ def test_the_plan_counts_what_the_sections_do() -> None:
         correctness,
         correctness_attention,
         correctness_rows,
-        cublas_proof,
         end_to_end,
         graphs,
         matmul,
@@ -109,8 +108,7 @@ def test_the_plan_counts_what_the_sections_do() -> None:
     )
     assert planned["correctness"] == [len([*each]) for each in checks]
     kinds = len(classes.DTYPES) * len(classes.DEPTHS)
-    assert planned["classes"] == [kinds, 2 * len(classes.HEADS)]
-    assert planned["cublas"] == [len(cublas_proof.cases())]
+    assert planned["classes"] == [kinds, 2 * len(classes.HEADS), 2 * len(classes.layers())]
     assert planned["end to end"][1] == len(end_to_end.SETTINGS)
     assert planned["graphs"][1] == len(graphs.SETTINGS)
     assert planned["attention"] == [len(attention.CASES)]

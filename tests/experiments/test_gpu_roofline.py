@@ -12,58 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 from gpu_sections import roofline
 from gpu_sections import roofline_calls as calls
-from gpu_sections.layers import MODELS, linear_shapes
-from gpu_sections.roofline_cost import H100, H200, PROCESSORS
-
-from detcheck.kernels.triton import configs
+from gpu_sections.layers import MODELS
+from gpu_sections.roofline_cost import H100, H200
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 ROOT = Path(__file__).parents[2]
-DECODING = (1, 16)
-ENOUGH = 0.9
-"""Share of the processors that should have a program of their own."""
-
-
-def lacking(rows: int) -> list[str]:
-    """Layers whose launch leaves processors without work although their sums could be cut more."""
-    found = []
-    for model, layers, columns, inner in linear_shapes():
-        programs = calls.linear(rows, columns, inner).programs
-        if (
-            programs < ENOUGH * PROCESSORS
-            and longest(columns, inner) >= 2 * configs.SHORTEST_SEGMENT
-        ):
-            found.append(f"{model} {layers}: {programs} programs")
-    return found
-
-
-def longest(columns: int, inner: int) -> int:
-    """K of one program: a segment, or the whole sum."""
-    return configs.segment_k(columns, inner) or inner
-
-
-@pytest.mark.parametrize("rows", DECODING)
-def test_decoding_has_a_program_for_each_processor(rows: int) -> None:
-    """For every layer of Llama-3-8B, Qwen3-8B, Qwen3-30B-A3B and SmolLM2, unless it is too small
-    to be cut: its segments then are as short as they may be."""
-    assert {model for model, *_ in linear_shapes()} == set(MODELS)
-    assert lacking(rows) == []
-
-
-def test_the_same_count_finds_layers_whose_sums_are_not_cut(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(configs, "WIDEST_CUT", 0)
-    assert "Llama-3-8B q, o: 64 programs" in lacking(1)
-    assert any("down" in each for each in lacking(1))
-
-
-def test_the_rows_do_not_change_where_sums_are_cut() -> None:
-    """The segments of a layer are those of its shape, for 1 row and for 8192."""
-    for _, _, columns, inner in linear_shapes():
-        launches = [calls.linear(rows, columns, inner).launches[0] for rows in (1, 64, 8192)]
-        cuts = {launch.arguments["SEGMENT_K"] for launch in launches}
-        assert cuts == {configs.segment_k(columns, inner)}
 
 
 def test_the_work_of_a_linear_layer_is_counted() -> None:
@@ -74,12 +27,6 @@ def test_the_work_of_a_linear_layer_is_counted() -> None:
     assert cost.programs == 14336 // 64
     assert cost.seconds(H100) == pytest.approx(cost.work.moved_bytes / 3.35e12)
     assert cost.seconds(H200) < cost.seconds(H100)
-
-
-def test_partial_sums_are_written_and_read() -> None:
-    cost = calls.linear(4, 4096, 4096)
-    assert cost.launches[0].grid == (64, 2, 1)
-    assert cost.work.written_bytes == 2 * 4 * 4096 + 2 * 4 * 4 * 4096
 
 
 def test_a_large_product_is_bound_by_the_processors_with_work() -> None:

@@ -191,16 +191,6 @@ def test_the_capture_catches(name: str) -> None:
         FAULTS[name]()
 
 
-def test_counters_of_a_graph_are_its_own() -> None:
-    """Graphs may be replayed side by side; the launches outside share the counters of a stream."""
-    x = torch.zeros(1, 4)
-    shared = matmul.arrival_counters(x, 8)
-    with capture():
-        own = matmul.arrival_counters(x, 8)
-    assert own.data_ptr() != shared.data_ptr()
-    assert matmul.arrival_counters(x, 8).data_ptr() == shared.data_ptr()
-
-
 def test_nothing_is_chosen_and_kept_while_a_graph_is_captured() -> None:
     """A tile cannot be tried then. The anchor serves, and the choice is left for later."""
     x, weight = empty(8, 1, 512), empty(640, 512)

@@ -230,6 +230,7 @@ class Settings:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.library: Any = torch._C._BlasBackend.Cublas
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
         self.now: dict[str, Any] = {"bf16": (True, True), "fp16": (True, True)}
         monkeypatch.setattr(torch._C, "_get_blas_preferred_backend", lambda: self.library)
         monkeypatch.setattr(
@@ -282,8 +283,16 @@ def test_a_product_is_never_made_with_splits(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_another_version_of_pytorch_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before there was a setting for splits, it was one boolean."""
+    Settings(monkeypatch)
+    assert cublas.is_available()
     stem = "_get_cublas_allow_bf16_reduced_precision_reduction"
     monkeypatch.setattr(torch._C, stem, lambda: True)
     assert not cublas.is_available()
     monkeypatch.delattr(torch._C, stem)
+    assert not cublas.is_available()
+
+
+def test_a_pytorch_without_cuda_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    Settings(monkeypatch)
+    monkeypatch.setattr(torch.version, "cuda", None)
     assert not cublas.is_available()

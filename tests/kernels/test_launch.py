@@ -89,8 +89,7 @@ def linear_call() -> Callable[[], object]:
     return lambda: linear.linear(x, weight)
 
 
-def cut_linear_call() -> Callable[[], object]:
-    """A layer whose sums are cut, with a bias."""
+def biased_linear_call() -> Callable[[], object]:
     x, weight, bias = half(8, 1, 4096), half(1024, 4096), half(1024)
     return lambda: linear.linear(x, weight, bias)
 
@@ -117,7 +116,7 @@ def split_attention_call() -> Callable[[], object]:
 
 CALLS: dict[str, tuple[Callable[[], Callable[[], object]], int]] = {
     "linear": (linear_call, 1),
-    "linear, cut sums": (cut_linear_call, 1),
+    "linear with a bias": (biased_linear_call, 1),
     "mean": (mean_call, 1),
     "layer norm": (layer_norm_call, 1),
     "attention": (attention_call, 1),

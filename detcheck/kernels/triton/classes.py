@@ -79,9 +79,13 @@ class TileClass:
 
         return self._class.choose(limit, groups, time)
 
-    def usable(self, limit: int) -> list[Way]:
-        """The ways for M up to `limit`, a limit of the table, that are in the class."""
-        return self._class.members(self._candidates(limit))
+    def ways(self, rows: int) -> list[Way]:
+        """The ways to try for M = `rows`, and for all M of its range."""
+        return self._candidates(self._limit(rows))
+
+    def usable(self, rows: int) -> list[Way]:
+        """Those of them that are in the class."""
+        return self._class.members(self.ways(rows))
 
     def agrees(self, way: Way) -> bool:
         """True if a way gives the anchor's bits on the probe."""

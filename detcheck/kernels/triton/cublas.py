@@ -169,6 +169,8 @@ def without_splits() -> Iterator[None]:
 
 def is_available() -> bool:
     """True if this PyTorch can keep cuBLASLt from splitting sums."""
+    if torch.version.cuda is None:
+        return False
     try:
         return all(isinstance(each, tuple) for each in _state()[1:])
     except AttributeError:  # another version of PyTorch
