@@ -1,6 +1,7 @@
 """Everything that needs the card, unattended, in under 8 minutes: what `make gpu` runs.
 
     python experiments/gpu.py [--sections matmul,attention] [--model DIR] [--minutes 7.5]
+    python experiments/gpu.py --compiled     if Triton's cache holds the kernels of an earlier run
     python experiments/gpu.py --plan         the time that each section needs, by a model
     python experiments/gpu.py --dry-run      every section's control flow, on any machine
     python experiments/gpu.py --roofline     what the compiled kernels imply, on any machine
@@ -12,7 +13,8 @@ Then each section gets time in order of value, and keeps what it has measured wh
 Sections run in a process of their own. If one hangs or takes the GPU down, its process is ended,
 and it and the others go on in a new one with plainer kernels (no descriptors, no cuBLASLt), as
 they do if products are wrong. Writes `results/gpu/gpu.json` after each section, with the
-environment, and `results/gpu/table.md`; prints the table last. Exit code 1 if a check failed.
+environment, and `results/gpu/table.md`; prints the table last. The completions of `variants` are
+kept in a run directory in `results/gpu/variants/`. Exit code 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ def main() -> None:
         from gpu_sections import launches
 
         print("\n".join(launches.table()))
-    elif options.compile:
-        compile_share(options.compile)
+    elif options.compile or options.find:
+        compile_share(options.compile or options.find, only_find=bool(options.find))
     elif options.child:
         from gpu_sections import child
 
@@ -67,12 +69,14 @@ def measure(options: argparse.Namespace, clock: Clock) -> int:
     return 1 if report.failed(found) else 0
 
 
-def compile_share(share: str) -> None:
-    """Compile one process's part of the kernels."""
+def compile_share(share: str, *, only_find: bool) -> None:
+    """Compile one process's part of the kernels; or exit with a code at one that is not yet."""
     import torch
-    from gpu_sections import precompile
+    from gpu_sections import found_kernels, precompile
 
     if torch.cuda.is_available():
+        if only_find:
+            found_kernels.exit_at_a_missing_one()
         precompile.precompile(precompile.share_of(share), torch.cuda.get_device_capability())
 
 
@@ -83,10 +87,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="folder of the model for the variants (default: embedded)")
     parser.add_argument("--minutes", type=float, default=7.5)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    for name in ("plan", "dry-run", "roofline", "launches"):
+    for name in ("compiled", "plan", "dry-run", "roofline", "launches"):
         parser.add_argument(f"--{name}", action="store_true", help="see above")
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--compile", help=argparse.SUPPRESS)
+    parser.add_argument("--find", help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 

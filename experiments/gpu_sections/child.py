@@ -83,6 +83,9 @@ def measured(section: plan.Section, seconds: float, options: argparse.Namespace)
         traceback.print_exc()
         text = error_text(error, 500)
         result = {"error": text, "table": [f"error: {text}"]}
+    uncaptured = device.take_uncaptured()
+    if uncaptured:
+        result["uncaptured"] = uncaptured
     return {**result, "elapsed_s": round(time.monotonic() - started, 1)}
 
 

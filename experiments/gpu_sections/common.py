@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import isnan
 from typing import Any
 
@@ -30,14 +32,26 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def time_or_inf(function: Callable[[], Any]) -> float:
-    """Median milliseconds; infinity if the card does not take the call."""
+def time_or_inf(function: Callable[[], Any] | Sequence[Callable[[], Any]]) -> float:
+    """`device.median_ms`; infinity if the card does not take the call."""
     try:
         return device.median_ms(function, 15)
     except Exception as error:
         if device.is_lost(error):
             raise
         return float("inf")
+
+
+@contextmanager
+def noted(failures: Failures, name: str) -> Iterator[None]:
+    """Within this context an error becomes a failure, unless the GPU is lost."""
+    try:
+        yield
+    except Exception as error:
+        if device.is_lost(error):
+            raise
+        traceback.print_exc()
+        failures.append(f"{name}: {error_text(error)}")
 
 
 def note_error(

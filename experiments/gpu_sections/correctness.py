@@ -125,8 +125,14 @@ def ways_that_differ(left: torch.Tensor, weight: torch.Tensor) -> list[str]:
 
 
 def show_correctness(result: dict[str, Any]) -> list[str]:
-    """How many checks there were, and how far kernels are from float64."""
-    worst = ", ".join(f"{name} {error:.1e}" for name, error in result["relative_error"].items())
-    return [
-        f"{result['checks']} checks, {len(result['failures'])} failures; relative error: {worst}"
-    ]
+    """How many checks there were, and how far kernels are from float64, a line a kernel."""
+    errors = {tuple(name.rsplit(" ", 1)): error for name, error in result["relative_error"].items()}
+    dtypes = list(dict.fromkeys(dtype for _, dtype in errors))
+    lines = [f"{result['checks']} checks, {len(result['failures'])} failures"]
+    lines += ["", "| relative error | " + " | ".join(dtypes) + " |"]
+    lines.append("|---" * (1 + len(dtypes)) + "|")
+    for kernel in dict.fromkeys(kernel for kernel, _ in errors):
+        cells = [errors.get((kernel, dtype)) for dtype in dtypes]
+        shown = " | ".join("–" if error is None else f"{error:.1e}" for error in cells)
+        lines.append(f"| {kernel} | {shown} |")
+    return lines

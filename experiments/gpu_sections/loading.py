@@ -6,6 +6,10 @@ transformers. Without them `variants` asks transformers itself, and `end to end`
 
 from __future__ import annotations
 
+import statistics
+import time
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,9 +53,18 @@ def new_tokens() -> int:
 
 
 def engine_for(
-    loaded: Any, kernels: str, sizes: tuple[int, ...], completions: int, prompt: str = PROMPT
+    loaded: Any,
+    kernels: str | tuple[str, ...],
+    sizes: tuple[int, ...],
+    completions: int,
+    *,
+    tokens: int | None = None,
+    graphs: bool = False,
 ) -> tuple[Any, list[Any]]:
-    """The continuous engine and one trial of each batch size, the smallest first."""
+    """The continuous engine and the first trial of each condition, the smallest batch first.
+
+    Kernels alternate within a batch size. With `graphs`, decoding steps are CUDA graphs.
+    """
     from detcheck.engines.continuous import ContinuousEngine
     from detcheck.experiment import Experiment
     from detcheck.grid import conditions
@@ -59,15 +72,58 @@ def engine_for(
     from detcheck.traffic import plan_trials
 
     experiment = Experiment(
-        prompts=(prompt,),
-        kernels=(kernels,),
+        prompts=(PROMPT,),
+        kernels=(kernels,) if isinstance(kernels, str) else kernels,
         batch_sizes=sizes,
         completions=completions,
-        max_new_tokens=new_tokens(),
+        max_new_tokens=tokens or new_tokens(),
     )
-    target = InProcess(model=loaded.name, device=device.name)
+    captures = "on" if graphs and device.name == "cuda" else "off"
+    target = InProcess(model=loaded.name, device=device.name, cuda_graphs=captures)
     trials = [plan_trials(experiment, condition)[0] for condition in conditions(experiment, target)]
     return ContinuousEngine(loaded, experiment, target), trials
+
+
+def engine_for_most(
+    loaded: Any, kernels: tuple[str, ...], sizes: tuple[int, ...], completions: int, **options: Any
+) -> tuple[Any, list[Any], list[str]]:
+    """`engine_for`, and why it does without the last of `kernels`, if they are refused."""
+    from detcheck.errors import DetcheckError
+
+    failures = []
+    for number in range(len(kernels), 0, -1):
+        try:
+            engine, trials = engine_for(loaded, kernels[:number], sizes, completions, **options)
+        except DetcheckError as error:
+            failures.append(f"{kernels[number - 1]}: {error}"[:300])
+        else:
+            return engine, trials, failures
+    raise RuntimeError("; ".join(failures))
+
+
+def shortened(trial: Any, tokens: int) -> Any:
+    """The trial with fewer new tokens."""
+    requests = tuple(replace(request, max_new_tokens=tokens) for request in trial.requests)
+    return replace(trial, requests=requests)
+
+
+def entry_s(kernels: str) -> float:
+    """Seconds to enter and leave the mode, the self-check included; 0 for stock kernels."""
+    from detcheck.kernels.in_force import kernels_in_force
+
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        with kernels_in_force(kernels, must_pass=False):
+            device.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+@cache
+def large_llama() -> Any:
+    """Llama-3-8B's shape with random weights; made once for all sections."""
+    return random_llama("Llama, 8B, random", LARGE)
 
 
 def random_llama(name: str, sizes: dict[str, int]) -> Any:

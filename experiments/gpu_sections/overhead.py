@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +17,6 @@ from detcheck.kernels.triton.launch import launches_to
 from gpu_sections.clock import Clock
 from gpu_sections.common import random
 from gpu_sections.device import device
-
-CALLS = 500
 
 
 def launch_overhead(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
@@ -39,10 +36,12 @@ def launch_overhead(clock: Clock, options: argparse.Namespace) -> dict[str, Any]
     scores = Scores(0.1)
     with torch.inference_mode():
         times = {
-            "stock linear": host_us(lambda: F.linear(x, weight)),
-            "linear": host_us(lambda: linear.linear(x, weight)),
-            "mean": host_us(lambda: reduce.mean_dims(wide, [-1], True)),
-            "attention": host_us(lambda: attention.attention(query, key, key, layout, scores)),
+            "stock linear": device.host_us(lambda: F.linear(x, weight)),
+            "linear": device.host_us(lambda: linear.linear(x, weight)),
+            "mean": device.host_us(lambda: reduce.mean_dims(wide, [-1], True)),
+            "attention": device.host_us(
+                lambda: attention.attention(query, key, key, layout, scores)
+            ),
         }
         with contextlib.suppress(Exception):  # its arguments differ between versions of Triton
             times["launch"] = launch_us(lambda: linear.linear(x, weight))
@@ -55,21 +54,7 @@ def launch_us(function: Callable[[], Any]) -> float:
     with launches_to(lambda *launch: seen.append(launch)):
         function()
     kernel, grid, args, named = seen[-1]
-    return host_us(lambda: kernel[grid](*args, **named))
-
-
-def host_us(function: Callable[[], Any]) -> float:
-    """Host microseconds a call; the device keeps up."""
-    calls = CALLS if device.name == "cuda" else 2
-    for _ in range(min(20, calls)):
-        function()
-    device.synchronize()
-    started = time.perf_counter()
-    for _ in range(calls):
-        function()
-    elapsed = time.perf_counter() - started
-    device.synchronize()
-    return elapsed / calls * 1e6
+    return device.host_us(lambda: kernel[grid](*args, **named))
 
 
 def show_overhead(result: dict[str, Any]) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 Report = dict[str, Any]
-"""`environment`, `compiling_s`, `plan`, and `sections`: name to result, with lines of the table."""
+"""`environment`, `date`, `command`, `compiling_s`, `plan`, and `sections`: name to result, with
+lines of the table."""
 
 
 def write(report: Report, folder: Path) -> None:
@@ -32,10 +33,15 @@ def table(report: Report) -> list[str]:
         if name in packages
     )
     lines = ["**dry run: nothing was measured**", ""] if report.get("dry_run") else []
-    lines += [f"**{gpu.get('name')}**, CUDA {gpu.get('cuda')}, {versions}", ""]
-    lines += [f"compiling ahead: {report.get('compiling_s', 0):.0f} s", ""]
+    lines += [
+        f"**{gpu.get('name')}**, driver {gpu.get('driver')}, CUDA {gpu.get('cuda')}, {versions}",
+        "",
+        f"{report.get('date', '')}, by `{report.get('command', 'python experiments/gpu.py')}`, "
+        f"compiling ahead {report.get('compiling_s', 0):.0f} s",
+        "",
+    ]
     for name, result in report["sections"].items():
-        lines += [f"### {name} ({remarks(result)})", *result["table"], ""]
+        lines += [f"### {name} ({remarks(result)})", "", *result["table"], ""]
         if result.get("failures"):
             lines += [f"- FAILED {failure}" for failure in result["failures"][:20]] + [""]
     return lines
@@ -46,6 +52,8 @@ def remarks(result: dict[str, Any]) -> str:
     parts = [f"{result.get('elapsed_s', 0)} s"]
     parts += ["plain kernels"] if result.get("plain") else []
     parts += ["the time was not enough for all of it"] if result.get("unfinished") else []
+    host = len(result.get("uncaptured", ()))
+    parts += [f"{host} times include the host's"] if host else []
     return ", ".join(parts)
 
 

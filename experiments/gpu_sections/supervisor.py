@@ -6,12 +6,14 @@ import argparse
 import json
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +28,8 @@ STARTING_S = 60
 GRACE_S = 20
 """For a section that ought to stop, until it looks at the clock again."""
 MOST_COMPILERS = 14
+LOOKING = 4
+"""Processes that look for compiled kernels: starting one takes longer than its share."""
 
 
 def measure(options: argparse.Namespace, whole: Clock, folder: Path) -> Report:
@@ -35,8 +39,9 @@ def measure(options: argparse.Namespace, whole: Clock, folder: Path) -> Report:
     """
     sections = plan.named(options.sections)
     report: Report = {"environment": {}, "sections": {}, "dry_run": options.dry_run}
+    report |= {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "command": command_line()}
     started = time.monotonic()
-    if not options.dry_run:
+    if not (options.dry_run or options.compiled):
         compile_ahead(Clock(min(COMPILING_S, whole.left())))
     report["compiling_s"] = time.monotonic() - started
     report["plan"] = plan.table(sections, whole.left())
@@ -55,11 +60,27 @@ def measure(options: argparse.Namespace, whole: Clock, folder: Path) -> Report:
     return report
 
 
+def command_line() -> str:
+    """The command that this process was started with."""
+    return shlex.join(["python", "experiments/gpu.py", *sys.argv[1:]])
+
+
 def compile_ahead(clock: Clock) -> None:
-    """Fill Triton's cache on disk, by as many processes as there are processors."""
+    """Fill Triton's cache on disk, by as many processes as there are processors.
+
+    A few processes look first whether it holds all kernels, and stop at one that it does not hold.
+    """
     count = max(1, min(MOST_COMPILERS, (os.cpu_count() or 2) - 1))
+    print("looking for compiled kernels …", file=sys.stderr, flush=True)
+    if all(code == 0 for code in exit_codes("--find", min(LOOKING, count), clock)):
+        return
     print(f"compiling, {count} processes …", file=sys.stderr, flush=True)
-    command = [sys.executable, str(SCRIPT), "--compile"]
+    exit_codes("--compile", count, clock)
+
+
+def exit_codes(option: str, count: int, clock: Clock) -> list[int]:
+    """The exit codes of `count` processes that share the kernels out; those too slow are ended."""
+    command = [sys.executable, str(SCRIPT), option]
     running = [
         subprocess.Popen([*command, f"{index}/{count}"], stdout=sys.stderr)
         for index in range(count)
@@ -70,6 +91,7 @@ def compile_ahead(clock: Clock) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    return [process.returncode for process in running]
 
 
 def one_child(
@@ -89,6 +111,7 @@ def one_child(
     command += ["--minutes", str(whole.left() / 60)]
     command += ["--plain"] if plain else []
     command += ["--model", options.model] if options.model else []
+    command += ["--out", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         current: str | None = None

@@ -94,7 +94,9 @@ def test_the_plan_counts_what_the_sections_do() -> None:
         end_to_end,
         graphs,
         matmul,
+        step,
         tiles,
+        variants,
     )
 
     planned = {section.name: [cost.count for cost in section.costs] for section in plan.SECTIONS}
@@ -109,17 +111,19 @@ def test_the_plan_counts_what_the_sections_do() -> None:
     assert planned["correctness"] == [len([*each]) for each in checks]
     kinds = len(classes.DTYPES) * len(classes.DEPTHS)
     assert planned["classes"] == [kinds, 2 * len(classes.HEADS), 2 * len(classes.layers())]
-    assert planned["end to end"][1] == len(end_to_end.SETTINGS)
-    assert planned["graphs"][1] == len(graphs.SETTINGS)
+    assert planned["variants"] == [len(variants.SETTINGS), len(variants.GRAPH_SIZES)]
+    assert planned["step"][1] == len(step.KERNELS) * len(step.LOADS)
+    assert planned["end to end"] == [len(end_to_end.SETTINGS)]
+    assert planned["graphs"] == [2 * len(graphs.KERNELS) * len(graphs.LOADS)]
     assert planned["attention"] == [len(attention.CASES)]
     assert planned["matmul"] == [len(matmul.cases())]
     assert planned["tiles"] == [len(tiles.ROWS) * len(tiles.SHAPES)]
 
 
 def test_time_is_given_in_order_of_value() -> None:
-    """Correctness and classes first; what does not fit is left out from the end."""
+    """Correctness first; what does not fit is left out from the end."""
     names = [section.name for section in plan.SECTIONS]
-    assert names[:2] == ["correctness", "classes"]
+    assert names[0] == "correctness"
     given = plan.budgets(plan.SECTIONS, 100)
     assert given["correctness"] >= plan.SECTIONS[0].seconds
     assert given["tiles"] == 0
@@ -148,6 +152,7 @@ def test_whole_models_answer_without_the_dependencies_of_detcheck(tmp_path: Path
     code, found = dry_run(tmp_path / "out", "--sections", "variants,graphs", path=tmp_path)
     assert code == 0, found["sections"]
     groups = found["sections"]["variants"]["groups"]
-    assert [group["completions"] for group in groups] == [5, 5]
+    assert [group["completions"] for group in groups] == [5, 5, 5]
     assert groups[1]["self_check"] == "passed"
+    assert found["sections"]["variants"]["run"] is None
     assert found["sections"]["graphs"]["rows"]
