@@ -7,7 +7,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from under_test import DEVICE, DOT_DTYPES, INTERPRETED, configs, grouped, matmul, random, reduce
+from under_test import (
+    DEVICE,
+    DOT_DTYPES,
+    INTERPRETED,
+    configs,
+    grouped,
+    in_segments,
+    random,
+    reduce,
+)
 
 
 def reference(x: torch.Tensor, weight: torch.Tensor, ends: list[int]) -> torch.Tensor:
@@ -49,7 +58,7 @@ def test_the_same_check_catches_a_product_that_depends_on_the_tokens_of_an_exper
     token, others = random(1, 1, 256), random(2, 20, 256)
     weight = random(3, 256, 40)
     tile = configs.FLOAT32[0][1]
-    alone = matmul.product(token[None], weight[None], None, tile, 64, parallel=False)[0, 0]
+    alone = in_segments(token[None], weight[None], None, tile)[0, 0]
     batch = torch.cat([token, others])
     assert not torch.equal(grouped.grouped_mm(batch, weight[None], offsets(21))[0], alone)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from under_test import DEVICE, ROW_DTYPES, matmul, random, softmax
+from under_test import DEVICE, ROW_DTYPES, configs, in_segments, matmul, random, softmax
 
 from detcheck.kernels.triton import in_order
 
@@ -32,9 +32,9 @@ def test_a_product_is_right_and_zeros_change_no_bit(dtype: torch.dtype) -> None:
 def test_the_same_check_catches_sums_in_blocks() -> None:
     """Sums of segments, whose borders padding moves."""
     left, right = random(1, 1, 5, 90), random(2, 1, 90, 70)
-    tile = matmul.configs.FLOAT32[0][1]
-    cut = matmul.product(left, right, None, tile, 32)
-    moved = matmul.product(F.pad(left, (7, 0)), F.pad(right, (0, 0, 7, 0)), None, tile, 32)
+    tile = configs.FLOAT32[0][1]
+    cut = in_segments(left, right, None, tile, 32)
+    moved = in_segments(F.pad(left, (7, 0)), F.pad(right, (0, 0, 7, 0)), None, tile, 32)
     torch.testing.assert_close(cut, moved)
     assert not torch.equal(cut, moved)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from under_test import (
     INTERPRETED,
     classes,
     configs,
+    in_segments,
     matmul,
     random,
     rows_differ,
@@ -113,18 +113,6 @@ def test_sums_through_descriptors_are_the_same() -> None:
         assert torch.equal(matmul.product(left, right, None, through), expected)
 
 
-def in_two_parts(
-    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, tile: Any
-) -> torch.Tensor:
-    """A product whose sum over K is split: another class than the tile's."""
-    half = left.shape[2] // 2
-    parts = [
-        matmul.product(left[:, :, at].contiguous(), right[:, at].contiguous(), None, tile)
-        for at in (slice(half), slice(half, None))
-    ]
-    return parts[0] + parts[1] + (0 if bias is None else bias)
-
-
 def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
     """What not to do: cut K if rows are few, to keep the device busy."""
     tile = configs.FLOAT32[-1][1]
@@ -132,7 +120,7 @@ def test_the_same_check_catches_a_split_that_depends_on_m() -> None:
     left, right = classes.cancelling_operands(kind)
 
     def by_rows(x: torch.Tensor) -> torch.Tensor:
-        multiply = in_two_parts if len(x) <= 2 else matmul.product
+        multiply = in_segments if len(x) <= 2 else matmul.product
         return multiply(x[None], right, None, tile)[0]
 
     assert "batch-size 17" in rows_differ(by_rows, left[0])
@@ -149,7 +137,7 @@ def test_a_tile_of_another_class_is_replaced() -> None:
     tiles = ((16, odd), (64, good), (configs.ALL_ROWS, configs.FLOAT32[-1][1]))
 
     def multiply(left, right, bias, tile):
-        product = in_two_parts if tile == odd else matmul.product
+        product = in_segments if tile == odd else matmul.product
         return product(left, right, bias, configs.FLOAT32[-1][1])
 
     found = classes.TileClass(kind, tiles, multiply)

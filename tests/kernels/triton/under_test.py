@@ -40,8 +40,8 @@ ROW_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 __all__ = [
     "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROW_DTYPES", "attention", "attention_layout", "classes",
-    "configs", "differentiable", "grouped", "linear", "matmul", "norm", "ops", "random", "reduce",
-    "rows_differ", "softmax", "topk",
+    "configs", "differentiable", "grouped", "in_segments", "linear", "matmul", "norm", "ops",
+    "random", "reduce", "rows_differ", "softmax", "topk",
 ]  # fmt: skip
 
 
@@ -49,6 +49,20 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.
     """A seeded normal tensor on the device under test."""
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
     return values.to(DEVICE, dtype)
+
+
+def in_segments(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bias: torch.Tensor | None,
+    tile: configs.Tile,
+    length: int = 64,
+) -> torch.Tensor:
+    """A planted fault: a product whose sum over K is cut into segments, which are added up."""
+    pairs = zip(left.split(length, 2), right.split(length, 1), strict=True)
+    parts = [matmul.product(a.contiguous(), b.contiguous(), None, tile) for a, b in pairs]
+    total = torch.stack(parts).sum(0)
+    return total if bias is None else total + bias
 
 
 def rows_differ(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[str]:
