@@ -27,6 +27,7 @@ class PlayedCuda:
         self.now = 0.0
         self.current: Any = "default"
         self.capturing: PlayedGraph | None = None
+        self.reserved = 0
         self.generator_waits = False
         """True after a capture that failed, until one ends well."""
 
@@ -52,6 +53,15 @@ class PlayedCuda:
         if self.capturing is not None:
             self.capturing.broken = True
             raise RuntimeError("operation not permitted when stream is capturing")
+
+    def memory_reserved(self) -> int:
+        return self.reserved
+
+    def memory_allocated(self) -> int:
+        return 0
+
+    def empty_cache(self) -> None:
+        self.reserved = 0
 
     def call(self, device_ms: float) -> Callable[[], None]:
         """A call that takes the device `device_ms`, and the host HOST_MS."""
@@ -161,6 +171,13 @@ def test_a_call_that_the_card_does_not_take_raises_its_own_error(cuda: PlayedCud
 
     with pytest.raises(ValueError, match="shared memory"):
         Gpu().median_ms(refused)
+
+
+@pytest.mark.parametrize("kept", [1 << 20, 9 << 30])
+def test_memory_that_graphs_leave_is_given_back_if_it_is_much(cuda: PlayedCuda, kept: int) -> None:
+    cuda.reserved = kept
+    timing.median_ms([cuda.call(0.01)], 25)
+    assert cuda.reserved == (kept if kept < 1 << 30 else 0)
 
 
 def test_the_kernels_of_a_step_are_those_that_more_steps_add() -> None:
