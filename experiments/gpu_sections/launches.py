@@ -7,10 +7,18 @@ Python does for a call: finding the kept launch, allocating results, passing arg
 from __future__ import annotations
 
 import timeit
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from types import SimpleNamespace
+from unittest import mock
 
 import torch
+from torch.nn import functional as F
 
+from detcheck.kernels.fused import gpu, templates
+from detcheck.kernels.fused.calls import LINEAR
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import attention, launch, linear, norm, reduce
 from detcheck.kernels.triton.attention_layout import Layout
@@ -27,7 +35,7 @@ def table() -> list[str]:
     """Microseconds a call in Markdown, and of a decoding step of Llama-3-8B."""
     lines = ["| call | launches | µs | of it allocations | by Triton µs |", "|---" * 5 + "|"]
     by_name: dict[str, float] = {}
-    with stub_driver("".format), torch.inference_mode():
+    with stub_driver("".format), torch.inference_mode(), as_on_a_gpu():
         for name, (call, launches, shapes) in calls().items():
             total, allocating = microseconds(call), microseconds(allocations(shapes))
             by_name[name] = total - allocating
@@ -38,7 +46,9 @@ def table() -> list[str]:
     model = MODELS["Llama-3-8B"]
     counts = {
         "linear": (len(model.linear) - 1) * model.layers + 1,
-        "mean": model.norms * model.layers + 1,
+        "norm": model.norms * model.layers + 1,
+        "rotary positions": model.layers,
+        "gated activation": model.layers,
         "attention": model.layers,
     }
     step = sum(by_name[name] * count for name, count in counts.items())
@@ -76,7 +86,39 @@ def calls() -> dict[str, Call]:
         "attention, splits side by side": (
             lambda: attention.attention(query, key, key, long, scores, parallel=True), 2, [out, out]
         ),
+        **fused_calls(),
     }  # fmt: skip
+
+
+def fused_calls() -> dict[str, Call]:
+    """Calls of the fused forms, with all that they look at before a launch."""
+    x, gate = half(LOAD, 1, 4096), half(LOAD, 1, 14336)
+    module = SimpleNamespace(_parameters={"weight": half(4096)}, variance_epsilon=1e-5)
+    module.weight = module._parameters["weight"]
+    norm_form = gpu.NormOnGpu(templates.rms_norm, {"reduce": Counter()})
+    query, key = (half(LOAD, 1, heads, 128).transpose(1, 2) for heads in (32, 8))
+    cos, rotate = half(LOAD, 1, 128), gpu.rotation(templates.apply_rotary_pos_emb)
+    return {
+        "norm": (lambda: norm_form(module, x), 1, [(LOAD, 1, 4096)]),
+        "rotary positions": (
+            lambda: rotate(query, key, cos, cos), 1, [(LOAD, 1, 32, 128), (LOAD, 1, 8, 128)]
+        ),
+        "gated activation": (lambda: gpu.activated(gate, gate), 1, [(LOAD, 1, 14336)]),
+    }  # fmt: skip
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Let fused forms take tensors on the CPU for tensors on a GPU.
+
+    Their proofs compare nothing, as the driver computes nothing.
+    """
+    with (
+        mock.patch.object(gpu, "is_on_gpu", attrgetter("is_cpu")),
+        mock.patch.object(gpu, "same_bits", return_value=True),
+        mock.patch.object(LINEAR, "function", F.linear),
+    ):
+        yield
 
 
 def half(*shape: int) -> torch.Tensor:

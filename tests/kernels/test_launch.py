@@ -20,8 +20,10 @@ from sweeps import few
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
+from gpu_sections.launches import as_on_a_gpu, fused_calls
 from gpu_sections.stub_driver import stub_driver
 
+from detcheck.kernels.fused import gpu, proofs
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import (
     attention,
@@ -58,14 +60,18 @@ class Given:
 
 
 @pytest.fixture
-def launches() -> Iterator[list[Given]]:
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Given]]:
     """The launches that reached the driver; no kernel is kept from other tests."""
     found: list[Given] = []
+    for name in ("NORMS", "ACTIVATIONS", "ROTATIONS"):
+        monkeypatch.setattr(gpu, name, proofs.ProvenLaunches())
+    monkeypatch.setattr(proofs, "ENTRIES", 1 << 12)
     for table in (attention._kept, attention_layout._kept, linear._kept, rows._kept):
         table.clear()
     with (
         stub_driver(lambda *given: found.append(Given.of(*given))),
         torch.inference_mode(),
+        as_on_a_gpu(),
     ):
         yield found
 
@@ -114,6 +120,11 @@ def split_attention_call() -> Callable[[], object]:
     return lambda: attention.attention(query, key, value, layout, SCORES, parallel=True)
 
 
+def fused_call(name: str) -> Callable[[], Callable[[], object]]:
+    return lambda: fused_calls()[name][0]
+
+
+FUSED = ("norm", "rotary positions", "gated activation")
 CALLS: dict[str, tuple[Callable[[], Callable[[], object]], int]] = {
     "linear": (linear_call, 1),
     "linear with a bias": (biased_linear_call, 1),
@@ -121,6 +132,7 @@ CALLS: dict[str, tuple[Callable[[], Callable[[], object]], int]] = {
     "layer norm": (layer_norm_call, 1),
     "attention": (attention_call, 1),
     "attention, splits side by side": (split_attention_call, 2),
+    **{name: (fused_call(name), 1) for name in FUSED},
 }
 """What makes a call, and how many launches the call makes."""
 STAND_INS = ("test_launch.py", "stub_driver.py")

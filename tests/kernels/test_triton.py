@@ -19,7 +19,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from detcheck.kernels.triton import ahead, attention_form, attention_layout, matmul
+sys.path.insert(0, str(Path(__file__).parent / "triton"))
+
+import compiling
+
+from detcheck.kernels.triton import ahead, attention_form, attention_layout, matmul, reduce
 from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.attention_shapes import Shape
 from detcheck.kernels.triton.configs import Tile
@@ -138,6 +142,25 @@ def test_shared_memory_fits(which: tuple[str, ...]) -> None:
     """99 KiB is what the smallest cards of Ampere's generation (8.6, 8.9) have."""
     limit_kib = 99 if which == ("80",) else 227
     assert max(each["shared_bytes"] for each in compiled(*which)) <= limit_kib << 10
+
+
+@pytest.mark.parametrize("which", COMPILED)
+def test_the_fused_norm_adds_in_the_order_of_the_mean(which: tuple[str, ...]) -> None:
+    """The same threads hold the same entries; they add them by the same instructions."""
+    added = {each["name"]: each["added"] for each in compiled(*which)}
+    norms = [name for name in added if name.startswith("fused norm")]
+    assert len(norms) >= 2
+    for name in norms:
+        assert len(added[name]) == 1
+        assert added[name] == added[name.replace("norm", "mean")], name
+
+
+def test_the_same_check_finds_threads_that_hold_other_entries() -> None:
+    """Of 16-bit entries a thread holds twice as many side by side."""
+    x = torch.empty(8, 4096, dtype=torch.bfloat16, device="meta")
+    launches = ahead.launches_of(lambda: [reduce.mean_dims(y, [-1]) for y in (x, x.float())])
+    texts = [ahead.compile_launch(each, 90).ttgir for each in launches]
+    assert compiling.layouts_of_sums(texts[0]) != compiling.layouts_of_sums(texts[1])
 
 
 def test_no_load_compiles_a_kernel_anew() -> None:

@@ -15,6 +15,7 @@ from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed_weight import PackedWeight
 from detcheck.kernels.fused.calls import Calls, Forward, Ops, counter, is_plain
 from detcheck.kernels.fused.projections import Projections, ProjectionsOfModules, copies_of, fits
+from detcheck.kernels.fused.rotations import NAME, own_of
 from detcheck.kernels.fused.steps import Step, step_of
 
 _Arguments = dict[str, Any]
@@ -65,7 +66,7 @@ class FusedAttention:
         """The forward that the class has now."""
         self._form = form
         self._names: dict[str, Any] = own.__globals__
-        self._rotate = self._names["apply_rotary_pos_emb"]
+        self._rotate = own_of(self._names[NAME])
         self._half = self._rotate.__globals__["rotate_half"]
         self._count = counter(calls, self.ops)
         self._known = ProjectionsOfModules(("q_proj", "k_proj", "v_proj"), last="o_proj")
@@ -116,7 +117,7 @@ class FusedAttention:
 
     def is_patched(self) -> bool:
         """True if somebody replaced the functions that apply positions."""
-        rotate = self._names.get("apply_rotary_pos_emb")
+        rotate = own_of(self._names.get(NAME))
         return rotate is not self._rotate or rotate.__globals__.get("rotate_half") is not self._half
 
     def compute(

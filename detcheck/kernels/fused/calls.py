@@ -14,6 +14,7 @@ from torch.nn.modules import module as torch_module
 
 from detcheck.kernels.cpu.linear import is_observed, is_transformed
 from detcheck.kernels.cpu.rows import CACHE_LINE_BYTES
+from detcheck.kernels.triton import why_unavailable
 
 Forward = Callable[..., Any]
 Calls = Mapping[str, Counter[str]]
@@ -35,6 +36,23 @@ class Linear:
 
 
 LINEAR = Linear()
+
+
+def hooks_of_every_call() -> bool:
+    """True if a hook is called for every module."""
+    return any(_OF_EVERY_CALL)
+
+
+def forms_on_gpu() -> Any:
+    """The module with the forms on a GPU; None if this machine has no kernels for one.
+
+    It imports Triton.
+    """
+    if why_unavailable() is not None:
+        return None
+    from detcheck.kernels.fused import gpu
+
+    return gpu
 
 
 def is_plain(x: torch.Tensor) -> bool:

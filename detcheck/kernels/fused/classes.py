@@ -18,6 +18,7 @@ from detcheck.kernels.fused.calls import LINEAR, Calls
 from detcheck.kernels.fused.layer import FusedLayer
 from detcheck.kernels.fused.mlp import FusedMlp
 from detcheck.kernels.fused.norm import FusedNorm
+from detcheck.kernels.fused.rotations import replace_rotation
 from detcheck.kernels.fused.steps import forget_steps
 
 _PREFIX = "transformers.models."
@@ -36,6 +37,8 @@ class FusedClasses:
         self._restore = ExitStack()
         self._fusable: dict[str, tuple[Any, ...]] = {}
         """By module of transformers, the classes in it that had a fused form at first."""
+        self._with_rotation: set[str] = set()
+        """The modules of transformers whose rotary positions are replaced now."""
         self._lock = threading.RLock()
 
     def hold(self, calls: Calls) -> Callable[[], None]:
@@ -65,6 +68,14 @@ class FusedClasses:
                     self._replace(name, module)
 
     def _replace(self, name: str, module: ModuleType) -> None:
+        self._replace_classes(name, module)
+        if name not in self._with_rotation:
+            restore = replace_rotation(vars(module))
+            if restore is not None:
+                self._with_rotation.add(name)
+                self._restore.callback(restore)
+
+    def _replace_classes(self, name: str, module: ModuleType) -> None:
         if name not in self._fusable:
             kinds = (each for each in tuple(vars(module).values()) if isinstance(each, type))
             self._fusable[name] = tuple(kind for kind in kinds if self._form_of(_place(kind)[0]))
@@ -87,6 +98,7 @@ class FusedClasses:
                 LINEAR.function = None
                 self._restore.close()
                 self._forms.clear()
+                self._with_rotation.clear()
                 forget_steps()
 
     def _forget_copies(self) -> None:

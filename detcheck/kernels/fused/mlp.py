@@ -11,7 +11,7 @@ from detcheck.kernels.cpu.linear import multiply
 from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed_weight import PackedWeight
 from detcheck.kernels.cpu.pointwise import KERNELS
-from detcheck.kernels.fused.calls import Calls, Forward, Ops, counter, is_plain
+from detcheck.kernels.fused.calls import Calls, Forward, Ops, counter, forms_on_gpu, is_plain
 from detcheck.kernels.fused.projections import Projections, ProjectionsOfModules, copies_of, fits
 
 
@@ -37,6 +37,8 @@ class FusedMlp:
         self.in_place: Forward = own
         """The forward that the class has now."""
         self._count = counter(calls, self.ops)
+        gpu = forms_on_gpu()
+        self._on_gpu = None if gpu is None else gpu.MlpOnGpu()
         self._known = ProjectionsOfModules(("gate_proj", "up_proj"), last="down_proj")
 
     def forward(self) -> Forward:
@@ -47,6 +49,10 @@ class FusedMlp:
             if found is not None:
                 self._count()
                 return gated(module.act_fn, x, found)
+            if self._on_gpu is not None:
+                out: torch.Tensor | None = self._on_gpu(module, x)
+                if out is not None:
+                    return out
             computed: torch.Tensor = self._own(module, x)
             return computed
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from detcheck.kernels.cpu.reduce import SPLIT_ELEMENTS
 from detcheck.kernels.cpu.stock import stock_kernel
-from detcheck.kernels.fused.calls import Calls, Forward, Ops, counter, is_plain
+from detcheck.kernels.fused.calls import Calls, Forward, Ops, counter, forms_on_gpu, is_plain
 
 _sum = stock_kernel("sum.dim_IntList")
 _rsqrt = stock_kernel("rsqrt")
@@ -29,6 +29,8 @@ class FusedNorm:
         self.in_place: Forward = own
         """The forward that the class has now."""
         self._count = counter(calls, self.ops)
+        gpu = forms_on_gpu()
+        self._on_gpu = None if gpu is None else gpu.NormOnGpu(own, calls)
 
     def forward(self) -> Forward:
         """The forward to put in place of the class's own."""
@@ -38,6 +40,10 @@ class FusedNorm:
             if is_plain(x) and fits(x) and type(module.variance_epsilon) is float:
                 self._count()
                 return normed(x, module.weight, float32(x.shape[-1], module.variance_epsilon))
+            if self._on_gpu is not None:
+                found: torch.Tensor | None = self._on_gpu(module, x)
+                if found is not None:
+                    return found
             computed: torch.Tensor = self._own(module, x)
             return computed
 

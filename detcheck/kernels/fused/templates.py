@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from detcheck.kernels.fused.rotations import NAME, own_of
+
 
 def same_code(one: Any, other: Any) -> bool:
     """True if two plain functions have the same bytecode, names, constants and arguments."""
@@ -35,7 +37,7 @@ def _essence(code: CodeType, doc: str | None) -> tuple[object, ...]:
 
 def rotates(names: dict[str, Any]) -> bool:
     """True if the function of these global names applies rotary positions as the template does."""
-    rotate = names.get("apply_rotary_pos_emb")
+    rotate = own_of(names.get(NAME))
     if not same_code(rotate, apply_rotary_pos_emb):
         return False
     alike = same_code(rotate.__globals__.get("rotate_half"), rotate_half)

@@ -25,11 +25,13 @@ from detcheck.kernels.triton import (
     attention,
     attention_shapes,
     configs,
+    fused_rows,
     grouped,
     in_order,
     matmul,
     norm,
     reduce,
+    rotary,
     softmax,
     topk,
 )
@@ -59,7 +61,15 @@ def describe(name: str, launch: Launch, sm: int) -> dict[str, Any]:
         "fma": made.ptx.count("fma.rn.f32"),
         "fp_fusion": launch.options.get("enable_fp_fusion", True),
         "repeated": ahead.repeated_products(made.ttgir),
+        "added": layouts_of_sums(made.ttgir),
     }
+
+
+def layouts_of_sums(ttgir: str) -> list[str]:
+    """Which thread holds which entry of each tensor that is added up."""
+    layouts = dict(re.findall(r"(#\w+) = (#ttg\.[^\n]*)", ttgir))
+    tensors = re.findall(r'"tt\.reduce"\(.*?\}\) : \(tensor<[^,]*, (#\w+)>', ttgir, re.DOTALL)
+    return [layouts[name] for name in tensors]
 
 
 def waits_for_each_product(ptx: str) -> bool:
@@ -197,6 +207,35 @@ def row_calls(length: int) -> dict[str, Callable[[], object]]:
     }
 
 
+NORM_LENGTHS = (48, 64, 128, 576, 960, 1024, 2048, 2880, 3584, 4096, 5120, 8192, 18432)
+"""Heads of queries, and hidden sizes of models."""
+
+
+def fused_launches(*, few: bool) -> Named:
+    """The fused forms, and the mean in whose order their norm adds."""
+    for dtype in HALF[:1] if few else (*HALF, torch.float32):
+        for length in (576, 4096) if few else NORM_LENGTHS:
+            x, weight = empty(64, length, dtype=dtype), empty(length, dtype=dtype)
+            call = fused_rows.weighted_norm(x, 1e-6)
+            yield f"fused norm {short(dtype)} length={length}", only_launch(call, x, weight)
+            wide = empty(64, length, dtype=torch.float32)
+            mean = launches_of(lambda x=wide: reduce.mean_dims(x, [-1], True))[0]
+            yield f"fused mean {short(dtype)} length={length}", mean
+        gate = empty(8, 14336, dtype=dtype)
+        activation = fused_rows.silu_times(gate)
+        yield f"gated {short(dtype)}", only_launch(activation, gate, gate)
+        for heads, k_heads, dim in ((32, 8, 128), (9, 3, 64), (32, 32, 80), (16, 1, 256)):
+            q, k = (empty(2, 4, n, dim, dtype=dtype).transpose(1, 2) for n in (heads, k_heads))
+            cos = empty(2, 4, dim, dtype=dtype)
+            rotation = rotary.Rotation(q, k, cos)
+            yield f"rotary {short(dtype)} dim={dim}", only_launch(rotation, q, k, cos, cos)
+
+
+def only_launch(call: Callable[..., object], *given: torch.Tensor) -> Launch:
+    """The only launch of a call."""
+    return launches_of(lambda: call(*given))[0]
+
+
 def binaries_for_any_load() -> dict[str, int]:
     """How many binaries a linear layer and attention need over loads, one tile each."""
     weight = empty(1, 4096, 4096, dtype=torch.bfloat16).transpose(1, 2)
@@ -228,6 +267,7 @@ def main(*arguments: str) -> None:
         for launches in (
             product_launches(sm, few=few), grouped_launches(sm, few=few),
             attention_launches(sm, few=few), row_launches(few=few),
+            fused_launches(few=few),
         ):  # fmt: skip
             for name, launch in launches:
                 print(json.dumps(describe(name, launch, sm)), flush=True)

@@ -22,12 +22,14 @@ from detcheck.kernels.triton import (  # noqa: E402  (only if Triton is installe
     classes,
     configs,
     differentiable,
+    fused_rows,
     grouped,
     linear,
     matmul,
     norm,
     ops,
     reduce,
+    rotary,
     softmax,
     topk,
 )
@@ -37,11 +39,20 @@ DOT_DTYPES = [torch.float32, torch.float16]
 if not INTERPRETED:
     DOT_DTYPES.append(torch.bfloat16)
 ROW_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+ROUNDED_DTYPES = ROW_DTYPES[: 2 if INTERPRETED else 3]
+"""The interpreter cuts off what bfloat16 does not hold, instead of rounding it."""
+WITH_FORMS_ON_GPU = [
+    pytest.mark.usefixtures("forms_on_gpu"),
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered"),
+    pytest.mark.filterwarnings("ignore:CUDA is not available or torch_xla is imported"),
+]
+"""Marks of tests of the fused forms: NumPy, which the interpreter computes with, warns."""
 
 __all__ = [
-    "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROW_DTYPES", "attention", "attention_layout", "classes",
-    "configs", "differentiable", "grouped", "in_segments", "linear", "matmul", "norm", "ops",
-    "random", "reduce", "rows_differ", "softmax", "topk",
+    "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROUNDED_DTYPES", "ROW_DTYPES", "WITH_FORMS_ON_GPU", "attention",
+    "attention_layout", "classes", "configs", "differentiable", "fused_rows", "grouped",
+    "in_segments", "linear", "matmul", "norm", "ops", "random", "reduce", "rotary", "rows_differ", "softmax", "topk",
 ]  # fmt: skip
 
 

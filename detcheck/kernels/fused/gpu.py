@@ -1,0 +1,248 @@
+"""Fused forms on a GPU: one launch in place of several of the own code, to the same bits.
+
+The host decides how fast a GPU decodes: each launch costs it ten microseconds or more. So a norm, a
+gated activation, and the rotary positions of queries and keys are one launch each. Which bits they
+have is not assumed but compared, see `proofs.py`. Weights are not packed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import is_autocast_enabled, is_grad_enabled
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from detcheck.kernels.cpu.linear import is_observed
+from detcheck.kernels.fused import proofs
+from detcheck.kernels.fused.calls import LINEAR, Calls, Ops, counter, hooks_of_every_call
+from detcheck.kernels.fused.proofs import UNTRIED, Launch, ProvenLaunches, same_bits, uncounted
+from detcheck.kernels.triton import fused_rows, reduce, rotary
+from detcheck.kernels.triton.launch import ALIGNMENT_BYTES
+
+NORMS, ACTIVATIONS, ROTATIONS = ProvenLaunches(), ProvenLaunches(), ProvenLaunches()
+"""Launches of each kernel. They outlive a mode."""
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_stock_silu = F.silu
+is_on_gpu: Callable[[torch.Tensor], bool] = attrgetter("is_cuda")
+_is_tracing: Callable[[], bool] = torch._C._is_tracing
+
+
+def is_plain(x: torch.Tensor) -> bool:
+    """True for a strided tensor on a GPU, in inference that nothing watches or changes.
+
+    So: while a mode is on, without gradients, hooks of every module, dispatch or function modes,
+    autocast, `torch.func`, tracing or compilation.
+    """
+    return (
+        type(x) is torch.Tensor
+        and is_on_gpu(x)
+        and not is_grad_enabled()
+        and F.linear is LINEAR.function
+        and x.layout is torch.strided
+        and not x.is_nested
+        and not x.is_neg()
+        and not is_observed()
+        and not is_autocast_enabled("cuda")
+        and peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not hooks_of_every_call()
+        and not _is_tracing()
+        and not torch.compiler.is_dynamo_compiling()
+    )
+
+
+class NormOnGpu:
+    """RMSNorm of one class in one launch."""
+
+    ops: ClassVar[Ops] = {"reduce": {"aten::mean.dim": 1}}
+    """The overrides on a GPU that a call stands for."""
+
+    def __init__(self, own: Any, calls: Calls):
+        """`own` is the forward of the class; calls are counted in `calls`."""
+        self._own, self._calls = own, calls
+        self._count = counter(calls, self.ops)
+
+    def __call__(self, module: Any, x: torch.Tensor) -> torch.Tensor | None:
+        """The norm of `x` (…, hidden); None if the own forward must run."""
+        weight = module._parameters.get("weight")
+        if not is_plain(x) or type(weight) not in _PLAIN or x.data_ptr() % ALIGNMENT_BYTES:
+            return None
+        epsilon = module.variance_epsilon
+        operands = (
+            x.shape, x.stride(), x.dtype, x.get_device(), epsilon, type(epsilon),
+            weight.shape, weight.stride(), weight.dtype, weight.get_device(),
+        )  # fmt: skip
+        launch = NORMS.launches.get(operands, UNTRIED)
+        if launch is UNTRIED:
+            launch = self._first(operands, x, weight, epsilon)
+        if launch is None:
+            return None
+        self._count()
+        out: torch.Tensor = launch(x, weight)[0]
+        return out
+
+    def _first(
+        self, operands: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: Any
+    ) -> Launch | None:
+        length = x.shape[-1] if x.dim() else 0
+        fits = (
+            type(epsilon) is float
+            and x.dtype in fused_rows.FLOATS
+            and length > reduce.SHORT
+            and length % fused_rows.MULTIPLE == 0
+            and x.numel() > 0
+            and x.is_contiguous()
+            and (weight.shape, weight.stride()) == ((length,), (1,))
+            and (weight.dtype, weight.device) == (x.dtype, x.device)
+        )
+        return NORMS.first(
+            operands,
+            (length, x.dtype, x.get_device(), epsilon) if fits else None,
+            lambda: fused_rows.weighted_norm(x, epsilon),
+            lambda: self._is_proven(x, length, epsilon),
+        )
+
+    def _is_proven(self, like: torch.Tensor, length: int, epsilon: float) -> bool:
+        x = proofs.random(1, proofs.ENTRIES // length + 11, length, like=like)
+        weight = proofs.random(2, length, like=like)
+        module = SimpleNamespace(weight=weight, variance_epsilon=epsilon)
+        with uncounted(self._calls):
+            expected = self._own(module, x)
+        return same_bits(fused_rows.weighted_norm(x, epsilon)(x, weight)[0], expected)
+
+
+def activated(gate: Any, up: Any) -> torch.Tensor | None:
+    """`silu(gate) * up` in one launch; None if the own code must run. `gate` is in plain use."""
+    if not type(gate) is type(up) is torch.Tensor or F.silu is not _stock_silu:
+        return None
+    operands = (
+        gate.shape, gate.stride(), gate.dtype, gate.get_device(),
+        up.shape, up.stride(), up.dtype, up.get_device(),
+    )  # fmt: skip
+    launch = ACTIVATIONS.launches.get(operands, UNTRIED)
+    if launch is UNTRIED:
+        launch = _first_activation(operands, gate, up)
+    if launch is None:
+        return None
+    out: torch.Tensor = launch(gate, up)[0]
+    return out
+
+
+def _first_activation(operands: Any, gate: torch.Tensor, up: torch.Tensor) -> Launch | None:
+    alike = operands[:4] == operands[4:] and gate.dtype in fused_rows.FLOATS
+    fits = alike and gate.numel() > 0 and gate.is_contiguous()
+    return ACTIVATIONS.first(
+        operands,
+        (gate.dtype, gate.get_device()) if fits else None,
+        lambda: fused_rows.silu_times(gate),
+        lambda: _activates_alike(gate),
+    )
+
+
+def _activates_alike(like: torch.Tensor) -> bool:
+    """Compare all values of a 16-bit dtype as gates, or many of float32."""
+    gate = proofs.random(3, proofs.ENTRIES // 64, 64, like=like)
+    if like.element_size() == 2:
+        every = torch.arange(1 << 16, device=like.device, dtype=torch.int32).to(torch.int16)
+        gate = torch.cat((every.view(like.dtype).view(-1, 64), gate))
+    up = proofs.random(4, *gate.shape, like=like)
+    return same_bits(fused_rows.silu_times(gate)(gate, up)[0], F.silu(gate) * up)
+
+
+class MlpOnGpu:
+    """The gated MLP of one class, with its activation and the product after it in one launch."""
+
+    def __init__(self) -> None:
+        self._silu: Any = None
+        """A forward that is known to be that of transformers' SiLU."""
+
+    def __call__(self, module: Any, x: torch.Tensor) -> torch.Tensor | None:
+        """The MLP of `x` (…, hidden); None, with nothing computed yet, if the own must run."""
+        parts = module._modules
+        activation = parts.get("act_fn")
+        if activation is None or not is_plain(x) or not self._is_silu(activation):
+            return None
+        gate, up = parts["gate_proj"](x), parts["up_proj"](x)
+        product = activated(gate, up)
+        if product is None:
+            product = activation(gate) * up
+        out: torch.Tensor = parts["down_proj"](product)
+        return out
+
+    def _is_silu(self, activation: Any) -> bool:
+        """True if the module is transformers' SiLU, and its call runs nothing else."""
+        own = vars(type(activation)).get("forward")
+        if own is not self._silu:
+            from detcheck.kernels.fused import templates
+
+            if not templates.same_code(own, templates.silu):
+                return False
+            self._silu = own
+        changed = activation._forward_hooks or activation._forward_pre_hooks
+        return not changed and "forward" not in vars(activation)
+
+
+def rotation(own: Any) -> Any:
+    """A function for the place of `own`, transformers' `apply_rotary_pos_emb`: one launch a call.
+
+    Of calls that it does not serve `own` is called.
+    """
+    names = own.__globals__
+    half = names["rotate_half"]
+
+    @wraps(own)
+    def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+        if unsqueeze_dim == 1 and is_plain(q) and names.get("rotate_half") is half:
+            turned = _turned(own, q, k, cos, sin)
+            if turned is not None:
+                return turned
+        return own(q, k, cos, sin, unsqueeze_dim)
+
+    return apply_rotary_pos_emb
+
+
+def _turned(own: Any, q: torch.Tensor, k: Any, cos: Any, sin: Any) -> Any:
+    """Queries and keys with positions; None if the own function must run."""
+    if not type(k) is type(cos) is type(sin) is torch.Tensor:
+        return None
+    operands = (
+        q.shape, q.stride(), q.dtype, q.get_device(), k.shape, k.stride(), k.dtype, k.get_device(),
+        cos.shape, cos.stride(), cos.dtype, cos.get_device(),
+        sin.shape, sin.stride(), sin.dtype, sin.get_device(),
+    )  # fmt: skip
+    launch = ROTATIONS.launches.get(operands, UNTRIED)
+    if launch is UNTRIED:
+        launch = _first_rotation(operands, own, (q, k, cos, sin))
+    return None if launch is None else launch(q, k, cos, sin)
+
+
+def _first_rotation(
+    operands: Any, own: Any, given: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+) -> Launch | None:
+    q, k, cos, _ = given
+    fits = operands[8:12] == operands[12:] and rotary.serves(q, k, cos)
+    return ROTATIONS.first(
+        operands,
+        (q.shape[1], k.shape[1], q.shape[3], q.dtype, q.get_device()) if fits else None,
+        lambda: rotary.Rotation(q, k, cos),
+        lambda: _turns_alike(own, q, k.shape[1]),
+    )
+
+
+def _turns_alike(own: Any, q: torch.Tensor, k_heads: int) -> bool:
+    """Compare two requests in the layout of a model: (rows, tokens, heads, dim), transposed."""
+    q_heads, dim = q.shape[1], q.shape[3]
+    tokens = proofs.ENTRIES // (16 * q_heads * dim) + 3
+    query = proofs.random(5, 2, tokens, q_heads, dim, like=q).transpose(1, 2)
+    key = proofs.random(6, 2, tokens, k_heads, dim, like=q).transpose(1, 2)
+    cos, sin = (proofs.random(seed, 2, tokens, dim, like=q) for seed in (7, 8))
+    turned = rotary.Rotation(query, key, cos)(query, key, cos, sin)
+    return all(map(same_bits, turned, own(query, key, cos, sin)))
