@@ -13,7 +13,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers.models.llama import modeling_llama
-from under_test import DEVICE, INTERPRETED, ROUNDED_DTYPES, fused_rows, random, rotary
+from under_test import (
+    DEVICE,
+    INTERPRETED,
+    ROUNDED_DTYPES,
+    WITH_FORMS_ON_GPU,
+    fused_rows,
+    random,
+    rotary,
+)
 
 from detcheck.kernels.fused import gpu, proofs
 from detcheck.kernels.mode import BatchInvariantMode

@@ -15,7 +15,7 @@ import transformers as T
 from torch.nn import functional as F
 from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama
-from under_test import DEVICE, INTERPRETED, ROUNDED_DTYPES, random
+from under_test import DEVICE, INTERPRETED, ROUNDED_DTYPES, WITH_FORMS_ON_GPU, random
 
 from detcheck.kernels.fused import calls, gpu, proofs
 from detcheck.kernels.fused.classes import FUSED

@@ -50,9 +50,10 @@ WITH_FORMS_ON_GPU = [
 """Marks of tests of the fused forms: NumPy, which the interpreter computes with, warns."""
 
 __all__ = [
-    "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROUNDED_DTYPES", "ROW_DTYPES", "WITH_FORMS_ON_GPU", "attention",
-    "attention_layout", "classes", "configs", "differentiable", "fused_rows", "grouped",
-    "in_segments", "linear", "matmul", "norm", "ops", "random", "reduce", "rotary", "rows_differ", "softmax", "topk",
+    "DEVICE", "DOT_DTYPES", "INTERPRETED", "ROUNDED_DTYPES", "ROW_DTYPES", "WITH_FORMS_ON_GPU",
+    "attention", "attention_layout", "classes", "configs", "differentiable", "fused_rows",
+    "grouped", "in_segments", "linear", "matmul", "norm", "ops", "random", "reduce", "rotary",
+    "rows_differ", "softmax", "topk",
 ]  # fmt: skip
 
 
