@@ -25,12 +25,14 @@ from gpu_sections.loading import (
     engine_for_most,
     entry_s,
     random_llama,
+    shortened,
     unproved,
 )
 
 SIZES = (1, 511, 256, 128, 64, 32, 8)
 """Requests in flight, in the order in which they are measured: 1000 completions in all."""
 GRAPH_SIZES = (1, 64)
+WARM_UP_TOKENS = 8 if device.name == "cuda" else 2
 SETTINGS = ("stock", "batch-invariant", "fully-invariant")
 WITH_GRAPHS = "batch-invariant, CUDA graphs"
 FOLDER = "variants"
@@ -86,11 +88,10 @@ def by_engine(
     """Answers by setting, and the run directory, by detcheck's continuous engine.
 
     Loads are measured in turn, each for all settings, so that whatever there is when the time is
-    spent can be compared. The first load is asked twice, and the second time counts: the first one
-    chooses tiles.
+    spent can be compared. Before the first load a short trial, which is not kept, chooses tiles.
     """
     sizes = (1, 4) if device.name == "cpu" else SIZES
-    engine, trials, refused = engine_for_most(loaded, SETTINGS, sizes, sum(sizes) + 1)
+    engine, trials, refused = engine_for_most(loaded, SETTINGS, sizes, sum(sizes))
     failures += refused
     found = {name: Answers(name) for name in engine.experiment.kernels}
     kept = KeptRun(None if out is None else out / FOLDER, engine)
@@ -101,10 +102,11 @@ def by_engine(
                 continue
             with survived(answers, failures):
                 answers.entry_s = answers.entry_s or entry_s(answers.kernels)
-                for again in range(1 + (trial.condition.batch_size == sizes[0])):
-                    result = engine.run_trial(replace(trial, index=again))
-                    kept.append(replace(trial, index=again), result)
-                    answers.add(trial.condition.batch_size, result)
+                if not answers.counts:
+                    engine.run_trial(shortened(trial, WARM_UP_TOKENS))
+                result = engine.run_trial(trial)
+                kept.append(trial, result)
+                answers.add(trial.condition.batch_size, result)
         for answers in found.values():
             answers.self_check = engine.proof(answers.kernels).self_check or "passed"
     finally:
