@@ -147,7 +147,7 @@ def show_classes(result: dict[str, Any]) -> list[str]:
     """One line a kind: what is apart from the class of the anchor, if anything is."""
     lines = []
     for kind in result["kinds"]:
-        one, *others = sorted(kind["classes"], key=len, reverse=True)
+        one, *others = sorted(kind["classes"], key=len, reverse=True) or [[]]
         apart = "; apart: " + " | ".join(map(", ".join, others)) if others else ""
         lines.append(f"- {kind['dtype']} K={kind['K']}: {len(one)} tiles are one class{apart}")
     for heads in result["heads"]:

@@ -72,8 +72,9 @@ def wrong(errors: dict[str, float]) -> Failures:
 
 
 def geometric_mean(values: list[float]) -> float:
-    """0 for none."""
-    return statistics.geometric_mean(values) if values else 0.0
+    """Of the values that were measured, which are positive and finite; 0 for none."""
+    measured = [value for value in values if 0 < value < float("inf")]
+    return statistics.geometric_mean(measured) if measured else 0.0
 
 
 def describe(tile: Tile) -> str:

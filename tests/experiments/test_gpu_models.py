@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 from gpu_sections import supervisor
 from gpu_sections.answers import Answers, cell, first_divergence, show_loads
 from gpu_sections.clock import Clock
+from gpu_sections.common import geometric_mean
 from gpu_sections.found_kernels import MISSING, exit_if_compiled
 from gpu_sections.variants import WITH_GRAPHS, changed_by_graphs, survived
 
@@ -110,3 +111,11 @@ def test_a_setting_that_fails_costs_itself_alone() -> None:
     with survived(found, failures):
         found.note(1, Counter([ONE]), 1.0)
     assert not found.failed
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [([2.0, 8.0], 4.0), ([2.0, float("inf"), float("nan"), 0.0, 8.0], 4.0), ([], 0.0)],
+)
+def test_what_was_not_measured_is_left_out_of_a_mean(values: list[float], mean: float) -> None:
+    assert geometric_mean(values) == pytest.approx(mean)
