@@ -10,8 +10,11 @@ from typing import Any
 from gpu_sections.device import device
 
 KINDS = {
-    "attention": ("attention", "flash", "fmha", "sdpa"),
-    "products": ("product_kernel", "nvjet", "gemm", "gemv", "cutlass", "cublas", "splitk"),
+    "attention": ("attention", "merge_kernel", "flash", "fmha", "sdpa"),
+    "products": (
+        *("product_kernel", "descriptor_kernel", "grouped_kernel"),
+        *("nvjet", "gemm", "gemv", "cutlass", "cublas", "splitk"),
+    ),
     "copies": ("memcpy", "memset", "copy", "catarray", "gather", "index", "scatter"),
 }
 """Words in the names of kernels, the first that fits; the others are norms and pointwise ops."""

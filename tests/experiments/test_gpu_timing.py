@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 from gpu_sections import timing
 from gpu_sections.device import Gpu
-from gpu_sections.kernel_times import KernelTime, a_step, by_kind
+from gpu_sections.kernel_times import KernelTime, a_step, by_kind, kind_of
 
 HOST_MS, FLUSH_MS = 0.1, 0.05
 
@@ -187,3 +187,20 @@ def test_the_kernels_of_a_step_are_those_that_more_steps_add() -> None:
     step = a_step(few, more, 2)
     assert step == [KernelTime("product_kernel", 10, 2.0), KernelTime("attention_kernel", 2, 0.5)]
     assert by_kind(step) == {"attention": 0.5, "products": 2.0, "copies": 0.0, "other": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("descriptor_kernel", "products"),
+        ("nvjet_sm90_tst_64x8_64x16_2x1_v_bz_TNT", "products"),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int, float>", "products"),
+        ("merge_kernel", "attention"),
+        ("void pytorch_flash::flash_fwd_splitkv_kernel<>", "attention"),
+        ("Memcpy HtoD (Pageable -> Device)", "copies"),
+        ("void at::native::reduce_kernel<512, 1>", "other"),
+        ("silu_times_kernel", "other"),
+    ],
+)
+def test_kernels_are_told_apart_by_name(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
