@@ -17,7 +17,16 @@ from typing import Any
 import torch
 
 from detcheck.kernels.scores import Scores
-from detcheck.kernels.triton import attention, configs, matmul, norm, reduce, softmax
+from detcheck.kernels.triton import (
+    attention,
+    configs,
+    fused_rows,
+    matmul,
+    norm,
+    reduce,
+    rotary,
+    softmax,
+)
 from detcheck.kernels.triton.attention import PLAIN
 from detcheck.kernels.triton.attention_form import AttentionForm
 from detcheck.kernels.triton.attention_layout import Layout
@@ -26,7 +35,7 @@ from detcheck.kernels.triton.launch import launches_to
 from gpu_sections import tiles
 from gpu_sections.common import DTYPES
 from gpu_sections.correctness_attention import WINDOWED, WINDOWED_DIMS
-from gpu_sections.layers import linear_shapes
+from gpu_sections.layers import MODELS, Model, linear_shapes
 
 ROW_LENGTHS = (128, 576, 4096, 4099, 151936)
 PRODUCTS = (
@@ -36,6 +45,10 @@ PRODUCTS = (
 )
 """(N, K), beside the layers of the models in bfloat16."""
 HEADS = ((9, 3, 64), (6, 2, 64), (32, 8, 128), (8, 8, 96), (16, 2, 256), (4, 4, 80))
+
+FUSED = ("Llama-3-8B", "SmolLM2-135M")
+EPSILONS = (1e-6, 1e-5)
+"""Of RMSNorm: that of the random Llama, and of SmolLM2."""
 
 
 def share_of(text: str) -> tuple[int, int]:
@@ -115,6 +128,8 @@ def launches(capability: tuple[int, int]) -> Iterator[Callable[[], Any]]:
     for dtype in DTYPES:
         for length in ROW_LENGTHS:
             yield from row_launches(empty(64, length, dtype=dtype))
+    for name in FUSED:
+        yield from fused_launches(MODELS[name])
 
 
 def product_launches(
@@ -199,6 +214,20 @@ def row_launches(x: torch.Tensor) -> Iterator[Callable[[], Any]]:
     yield lambda: reduce.logsumexp(x, [-1])
     yield lambda: reduce.vector_norm(x, 2, [-1])
     yield lambda: reduce.cumsum(x, -1)
+
+
+def fused_launches(model: Model) -> Iterator[Callable[[], Any]]:
+    """The fused forms of a model in bfloat16."""
+    x = empty(64, model.hidden, dtype=torch.bfloat16)
+    for epsilon in EPSILONS:
+        yield lambda e=epsilon: fused_rows.weighted_norm(x, e)(x, x[0])
+    yield lambda: fused_rows.silu_times(x)(x, x)
+    query, key = (
+        empty(1, 64, heads, model.head_dim, dtype=torch.bfloat16).transpose(1, 2)
+        for heads in (model.heads, model.kv_heads)
+    )
+    cos = empty(1, 64, model.head_dim, dtype=torch.bfloat16)
+    yield lambda: rotary.Rotation(query, key, cos)(query, key, cos, cos)
 
 
 def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
