@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import is_autocast_enabled, is_grad_enabled
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import functional as F
@@ -41,6 +42,21 @@ def is_plain(x: torch.Tensor) -> bool:
     So: while a mode is on, without gradients, hooks of every module, dispatch or function modes,
     autocast, `torch.func`, tracing or compilation.
     """
+    return is_unchanged(x) and not is_observed()
+
+
+def is_watched(x: torch.Tensor) -> bool:
+    """True if all that `x` lacks to be plain is that a dispatch mode wants to see each op.
+
+    So it is in the first passes of a model under a mode. The own code runs then. But kinds of
+    operands are tried meanwhile: a CUDA graph, in which none can be tried, may be captured next.
+    """
+    modes = _len_torch_dispatch_stack() > 0 and not _len_torch_function_stack()
+    return modes and is_unchanged(x)
+
+
+def is_unchanged(x: torch.Tensor) -> bool:
+    """True if `x` is plain, or would be plain without dispatch and function modes."""
     return (
         type(x) is torch.Tensor
         and is_on_gpu(x)
@@ -49,7 +65,6 @@ def is_plain(x: torch.Tensor) -> bool:
         and x.layout is torch.strided
         and not x.is_nested
         and not x.is_neg()
-        and not is_observed()
         and not is_autocast_enabled("cuda")
         and peek_interpreter_stack() is None
         and forward_ad._current_level < 0
@@ -72,8 +87,9 @@ class NormOnGpu:
 
     def __call__(self, module: Any, x: torch.Tensor) -> torch.Tensor | None:
         """The norm of `x` (…, hidden); None if the own forward must run."""
-        weight = module._parameters.get("weight")
-        if not is_plain(x) or type(weight) not in _PLAIN or x.data_ptr() % ALIGNMENT_BYTES:
+        plain = is_plain(x)
+        weight: Any = module._parameters.get("weight") if plain or is_watched(x) else None
+        if type(weight) not in _PLAIN or x.data_ptr() % ALIGNMENT_BYTES:
             return None
         epsilon = module.variance_epsilon
         operands = (
@@ -83,7 +99,7 @@ class NormOnGpu:
         launch = NORMS.launches.get(operands, UNTRIED)
         if launch is UNTRIED:
             launch = self._first(operands, x, weight, epsilon)
-        if launch is None:
+        if launch is None or not plain:
             return None
         self._count()
         out: torch.Tensor = launch(x, weight)[0]
@@ -136,12 +152,20 @@ def activated(gate: Any, up: Any) -> torch.Tensor | None:
     return out
 
 
+def _try_activation(like: torch.Tensor) -> Any:
+    """The kind of gates of this dtype, after it was tried; None if there is no kernel."""
+    if like.dtype not in fused_rows.FLOATS:
+        return None
+    kind = (like.dtype, like.get_device())
+    ACTIVATIONS.try_kind(kind, lambda: _activates_alike(like))
+    return kind
+
+
 def _first_activation(operands: Any, gate: torch.Tensor, up: torch.Tensor) -> Launch | None:
-    alike = operands[:4] == operands[4:] and gate.dtype in fused_rows.FLOATS
-    fits = alike and gate.numel() > 0 and gate.is_contiguous()
+    fits = operands[:4] == operands[4:] and gate.numel() > 0 and gate.is_contiguous()
     return ACTIVATIONS.first(
         operands,
-        (gate.dtype, gate.get_device()) if fits else None,
+        _try_activation(gate) if fits else None,
         lambda: fused_rows.silu_times(gate),
         lambda: _activates_alike(gate),
     )
@@ -168,7 +192,13 @@ class MlpOnGpu:
         """The MLP of `x` (…, hidden); None, with nothing computed yet, if the own must run."""
         parts = module._modules
         activation = parts.get("act_fn")
-        if activation is None or not is_plain(x) or not self._is_silu(activation):
+        if activation is None or not self._is_silu(activation):
+            return None
+        if not is_plain(x):
+            if is_watched(x):
+                _try_activation(x)
+            return None
+        if activation._forward_hooks or activation._forward_pre_hooks or "forward" in vars(activation):
             return None
         gate, up = parts["gate_proj"](x), parts["up_proj"](x)
         product = activated(gate, up)
@@ -178,7 +208,7 @@ class MlpOnGpu:
         return out
 
     def _is_silu(self, activation: Any) -> bool:
-        """True if the module is transformers' SiLU, and its call runs nothing else."""
+        """True if the class of the module is transformers' SiLU."""
         own = vars(type(activation)).get("forward")
         if own is not self._silu:
             from detcheck.kernels.fused import templates
@@ -186,8 +216,7 @@ class MlpOnGpu:
             if not templates.same_code(own, templates.silu):
                 return False
             self._silu = own
-        changed = activation._forward_hooks or activation._forward_pre_hooks
-        return not changed and "forward" not in vars(activation)
+        return True
 
 
 def rotation(own: Any) -> Any:
@@ -200,10 +229,13 @@ def rotation(own: Any) -> Any:
 
     @wraps(own)
     def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
-        if unsqueeze_dim == 1 and is_plain(q) and names.get("rotate_half") is half:
-            turned = _turned(own, q, k, cos, sin)
-            if turned is not None:
-                return turned
+        if unsqueeze_dim == 1 and names.get("rotate_half") is half:
+            if is_plain(q):
+                turned = _turned(own, q, k, cos, sin)
+                if turned is not None:
+                    return turned
+            elif is_watched(q):
+                _rotation_of(own, q, k, cos, sin)
         return own(q, k, cos, sin, unsqueeze_dim)
 
     return apply_rotary_pos_emb
@@ -211,6 +243,12 @@ def rotation(own: Any) -> Any:
 
 def _turned(own: Any, q: torch.Tensor, k: Any, cos: Any, sin: Any) -> Any:
     """Queries and keys with positions; None if the own function must run."""
+    launch = _rotation_of(own, q, k, cos, sin)
+    return None if launch is None else launch(q, k, cos, sin)
+
+
+def _rotation_of(own: Any, q: torch.Tensor, k: Any, cos: Any, sin: Any) -> Launch | None:
+    """The launch for these operands; None if the own function must run."""
     if not type(k) is type(cos) is type(sin) is torch.Tensor:
         return None
     operands = (
@@ -221,7 +259,7 @@ def _turned(own: Any, q: torch.Tensor, k: Any, cos: Any, sin: Any) -> Any:
     launch = ROTATIONS.launches.get(operands, UNTRIED)
     if launch is UNTRIED:
         launch = _first_rotation(operands, own, (q, k, cos, sin))
-    return None if launch is None else launch(q, k, cos, sin)
+    return launch
 
 
 def _first_rotation(

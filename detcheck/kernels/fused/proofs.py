@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from detcheck.kernels.triton.launch import capturing, keep
 
@@ -40,24 +41,32 @@ class ProvenLaunches:
     ) -> Launch | None:
         """The launch for operands that were not seen yet; None if the own code must run.
 
-        `proof` is true if the kernel has the bits of the own code for this `kind`; a kind of None
-        is not served. While a CUDA graph is captured no kind is tried.
+        A `kind` of None is not served; for `proof` see `try_kind`.
         """
-        if kind is None:
-            keep(self.launches, operands, None)
+        if kind is not None and not self.try_kind(kind, proof):
             return None
-        if kind not in self.faults:
-            if capturing():
-                return None
-            try:
-                self.faults[kind] = None if proof() else DIFFERENT
-            except torch.OutOfMemoryError:
-                return None
-            except Exception as error:  # of Triton's compiler or of the driver
-                self.faults[kind] = f"{type(error).__name__}: {error}"
-        launch = make() if self.faults[kind] is None else None
+        launch = make() if kind is not None and self.faults[kind] is None else None
         keep(self.launches, operands, launch)
         return launch
+
+    def try_kind(self, kind: Any, proof: Callable[[], bool]) -> bool:
+        """Find out whether a kind is served; False if that cannot be found out now.
+
+        `proof` is true if the kernel has the bits of the own code for this `kind`. It is not called
+        while a CUDA graph is captured, and called again later if memory was short.
+        """
+        if kind in self.faults:
+            return True
+        if capturing():
+            return False
+        try:
+            with _disable_current_modes():
+                self.faults[kind] = None if proof() else DIFFERENT
+        except torch.OutOfMemoryError:
+            return False
+        except Exception as error:  # of Triton's compiler or of the driver
+            self.faults[kind] = f"{type(error).__name__}: {error}"
+        return True
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
