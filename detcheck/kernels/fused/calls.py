@@ -22,7 +22,7 @@ Calls = Mapping[str, Counter[str]]
 Ops = Mapping[str, Mapping[str, int]]
 """How many calls of overrides one fused call stands for, by op family and op."""
 
-_OF_EVERY_CALL: tuple[dict[int, Any], ...] = tuple(
+HOOKS_OF_EVERY_MODULE: tuple[dict[int, Any], ...] = tuple(
     getattr(torch_module, f"_global_{name}_hooks")
     for name in ("forward", "forward_pre", "backward", "backward_pre")
 )
@@ -36,11 +36,6 @@ class Linear:
 
 
 LINEAR = Linear()
-
-
-def hooks_of_every_call() -> bool:
-    """True if a hook is called for every module."""
-    return any(_OF_EVERY_CALL)
 
 
 def forms_on_gpu() -> Any:
@@ -72,7 +67,7 @@ def is_plain(x: torch.Tensor) -> bool:
         and not x.data_ptr() % CACHE_LINE_BYTES
         and not is_observed()
         and not is_transformed()
-        and not any(_OF_EVERY_CALL)
+        and not any(HOOKS_OF_EVERY_MODULE)
         and getattr(torch.nn.Linear.forward, "__globals__", None) is vars(torch_linear)
         and not torch._C._is_tracing()
     )

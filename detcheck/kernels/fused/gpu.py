@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from torch import is_autocast_enabled, is_grad_enabled
+from torch import is_grad_enabled
 from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
@@ -33,6 +33,7 @@ NORMS, ACTIVATIONS, ROTATIONS = ProvenLaunches(), ProvenLaunches(), ProvenLaunch
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _stock_silu = F.silu
 is_on_gpu: Callable[[torch.Tensor], bool] = attrgetter("is_cuda")
+is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
 
 
@@ -65,7 +66,7 @@ def is_unchanged(x: torch.Tensor) -> bool:
         and x.layout is torch.strided
         and not x.is_nested
         and not x.is_neg()
-        and not is_autocast_enabled("cuda")
+        and not is_any_autocast_enabled()
         and peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not hooks_of_every_call()
@@ -198,7 +199,11 @@ class MlpOnGpu:
             if is_watched(x):
                 _try_activation(x)
             return None
-        if activation._forward_hooks or activation._forward_pre_hooks or "forward" in vars(activation):
+        if (
+            activation._forward_hooks
+            or activation._forward_pre_hooks
+            or "forward" in vars(activation)
+        ):
             return None
         gate, up = parts["gate_proj"](x), parts["up_proj"](x)
         product = activated(gate, up)
