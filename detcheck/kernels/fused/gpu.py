@@ -20,9 +20,8 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from detcheck.kernels.cpu.linear import is_observed
 from detcheck.kernels.fused import proofs
-from detcheck.kernels.fused.calls import LINEAR, Calls, Ops, counter, hooks_of_every_call
+from detcheck.kernels.fused.calls import HOOKS_OF_EVERY_MODULE, LINEAR, Calls, Ops, counter
 from detcheck.kernels.fused.proofs import UNTRIED, Launch, ProvenLaunches, same_bits, uncounted
 from detcheck.kernels.triton import fused_rows, reduce, rotary
 from detcheck.kernels.triton.launch import ALIGNMENT_BYTES
@@ -31,6 +30,7 @@ NORMS, ACTIVATIONS, ROTATIONS = ProvenLaunches(), ProvenLaunches(), ProvenLaunch
 """Launches of each kernel. They outlive a mode."""
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_OF_MLP = ("act_fn", "gate_proj", "up_proj", "down_proj")
 _stock_silu = F.silu
 is_on_gpu: Callable[[torch.Tensor], bool] = attrgetter("is_cuda")
 is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
@@ -43,7 +43,7 @@ def is_plain(x: torch.Tensor) -> bool:
     So: while a mode is on, without gradients, hooks of every module, dispatch or function modes,
     autocast, `torch.func`, tracing or compilation.
     """
-    return is_unchanged(x) and not is_observed()
+    return is_unchanged(x) and not _len_torch_dispatch_stack() and not _len_torch_function_stack()
 
 
 def is_watched(x: torch.Tensor) -> bool:
@@ -69,7 +69,7 @@ def is_unchanged(x: torch.Tensor) -> bool:
         and not is_any_autocast_enabled()
         and peek_interpreter_stack() is None
         and forward_ad._current_level < 0
-        and not hooks_of_every_call()
+        and not any(HOOKS_OF_EVERY_MODULE)
         and not _is_tracing()
         and not torch.compiler.is_dynamo_compiling()
     )
@@ -192,24 +192,21 @@ class MlpOnGpu:
     def __call__(self, module: Any, x: torch.Tensor) -> torch.Tensor | None:
         """The MLP of `x` (…, hidden); None, with nothing computed yet, if the own must run."""
         parts = module._modules
-        activation = parts.get("act_fn")
-        if activation is None or not self._is_silu(activation):
+        activation, gate_proj, up_proj, down_proj = map(parts.get, _OF_MLP)
+        if None in (gate_proj, up_proj, down_proj) or not self._is_silu(activation):
             return None
         if not is_plain(x):
             if is_watched(x):
                 _try_activation(x)
             return None
-        if (
-            activation._forward_hooks
-            or activation._forward_pre_hooks
-            or "forward" in vars(activation)
-        ):
+        hooked = activation._forward_hooks or activation._forward_pre_hooks
+        if hooked or "forward" in vars(activation):
             return None
-        gate, up = parts["gate_proj"](x), parts["up_proj"](x)
+        gate, up = gate_proj(x), up_proj(x)
         product = activated(gate, up)
         if product is None:
             product = activation(gate) * up
-        out: torch.Tensor = parts["down_proj"](product)
+        out: torch.Tensor = down_proj(product)
         return out
 
     def _is_silu(self, activation: Any) -> bool:
