@@ -17,8 +17,9 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from detcheck.kernels.fused import gpu, templates
-from detcheck.kernels.fused.calls import LINEAR
+from detcheck.kernels.fused import gpu, gpu_layer, templates
+from detcheck.kernels.fused.calls import LINEAR, Calls
+from detcheck.kernels.fused.norm import FusedNorm
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import attention, launch, linear, norm, reduce
 from detcheck.kernels.triton.attention_layout import Layout
@@ -46,7 +47,8 @@ def table() -> list[str]:
     model = MODELS["Llama-3-8B"]
     counts = {
         "linear": (len(model.linear) - 1) * model.layers + 1,
-        "norm": model.norms * model.layers + 1,
+        "norm": model.layers + 1,
+        "norm of a sum": model.layers,
         "rotary positions": model.layers,
         "gated activation": model.layers,
         "attention": model.layers,
@@ -95,10 +97,17 @@ def fused_calls() -> dict[str, Call]:
     x, gate = half(LOAD, 1, 4096), half(LOAD, 1, 14336)
     module = SimpleNamespace(_parameters={"weight": half(4096)}, variance_epsilon=1e-5)
     module.weight = module._parameters["weight"]
-    norm_form = gpu.NormOnGpu(templates.rms_norm, {"reduce": Counter()})
+    counters: Calls = {"reduce": Counter(), "norm": Counter()}
+    norm_form = gpu.NormOnGpu(templates.rms_norm, counters)
+    norms = FusedNorm(templates.rms_norm, counters)
+    sums = gpu_layer.LayerOnGpu(counters, {})
     query, key = (half(LOAD, 1, heads, 128).transpose(1, 2) for heads in (32, 8))
     cos, rotate = half(LOAD, 1, 128), gpu.rotation(templates.apply_rotary_pos_emb)
     return {
+        "norm of a sum": (
+            lambda: (sums.launch(norms, module, x, x) or silent)(x, x, module.weight),
+            1, [(LOAD, 1, 4096)] * 2,
+        ),
         "norm": (lambda: norm_form(module, x), 1, [(LOAD, 1, 4096)]),
         "rotary positions": (
             lambda: rotate(query, key, cos, cos), 1, [(LOAD, 1, 32, 128), (LOAD, 1, 8, 128)]
@@ -116,6 +125,7 @@ def as_on_a_gpu() -> Iterator[None]:
     with (
         mock.patch.object(gpu, "is_on_gpu", attrgetter("is_cpu")),
         mock.patch.object(gpu, "same_bits", return_value=True),
+        mock.patch.object(gpu_layer, "same_bits", return_value=True),
         mock.patch.object(LINEAR, "function", F.linear),
     ):
         yield

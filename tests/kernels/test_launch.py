@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 from gpu_sections.launches import as_on_a_gpu, fused_calls
 from gpu_sections.stub_driver import stub_driver
 
-from detcheck.kernels.fused import gpu, proofs
+from detcheck.kernels.fused import gpu, gpu_layer, proofs
 from detcheck.kernels.scores import Scores
 from detcheck.kernels.triton import (
     attention,
@@ -65,6 +65,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Given]]:
     found: list[Given] = []
     for name in ("NORMS", "ACTIVATIONS", "ROTATIONS"):
         monkeypatch.setattr(gpu, name, proofs.ProvenLaunches())
+    monkeypatch.setattr(gpu_layer, "SUMS", proofs.ProvenLaunches())
     monkeypatch.setattr(proofs, "ENTRIES", 1 << 12)
     for table in (attention._kept, attention_layout._kept, linear._kept, rows._kept):
         table.clear()
@@ -124,7 +125,7 @@ def fused_call(name: str) -> Callable[[], Callable[[], object]]:
     return lambda: fused_calls()[name][0]
 
 
-FUSED = ("norm", "rotary positions", "gated activation")
+FUSED = ("norm", "norm of a sum", "rotary positions", "gated activation")
 CALLS: dict[str, tuple[Callable[[], Callable[[], object]], int]] = {
     "linear": (linear_call, 1),
     "linear with a bias": (biased_linear_call, 1),

@@ -29,7 +29,7 @@ from detcheck.kernels.triton.launch import ALIGNMENT_BYTES
 NORMS, ACTIVATIONS, ROTATIONS = ProvenLaunches(), ProvenLaunches(), ProvenLaunches()
 """Launches of each kernel. They outlive a mode."""
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 _OF_MLP = ("act_fn", "gate_proj", "up_proj", "down_proj")
 _stock_silu = F.silu
 is_on_gpu: Callable[[torch.Tensor], bool] = attrgetter("is_cuda")
@@ -90,7 +90,7 @@ class NormOnGpu:
         """The norm of `x` (…, hidden); None if the own forward must run."""
         plain = is_plain(x)
         weight: Any = module._parameters.get("weight") if plain or is_watched(x) else None
-        if type(weight) not in _PLAIN or x.data_ptr() % ALIGNMENT_BYTES:
+        if type(weight) not in PLAIN or x.data_ptr() % ALIGNMENT_BYTES:
             return None
         epsilon = module.variance_epsilon
         operands = (
@@ -109,31 +109,41 @@ class NormOnGpu:
     def _first(
         self, operands: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: Any
     ) -> Launch | None:
-        length = x.shape[-1] if x.dim() else 0
-        fits = (
-            type(epsilon) is float
-            and x.dtype in fused_rows.FLOATS
-            and length > reduce.SHORT
-            and length % fused_rows.MULTIPLE == 0
-            and x.numel() > 0
-            and x.is_contiguous()
-            and (weight.shape, weight.stride()) == ((length,), (1,))
-            and (weight.dtype, weight.device) == (x.dtype, x.device)
-        )
         return NORMS.first(
             operands,
-            (length, x.dtype, x.get_device(), epsilon) if fits else None,
+            kind_of_norm(x, weight, epsilon),
             lambda: fused_rows.weighted_norm(x, epsilon),
-            lambda: self._is_proven(x, length, epsilon),
+            lambda: self._is_proven(x, epsilon),
         )
 
-    def _is_proven(self, like: torch.Tensor, length: int, epsilon: float) -> bool:
-        x = proofs.random(1, proofs.ENTRIES // length + 11, length, like=like)
-        weight = proofs.random(2, length, like=like)
+    def _is_proven(self, like: torch.Tensor, epsilon: float) -> bool:
+        x, weight = rows_for_proof(1, like), proofs.random(2, like.shape[-1], like=like)
         module = SimpleNamespace(weight=weight, variance_epsilon=epsilon)
         with uncounted(self._calls):
             expected = self._own(module, x)
         return same_bits(fused_rows.weighted_norm(x, epsilon)(x, weight)[0], expected)
+
+
+def kind_of_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: Any) -> Any:
+    """The kind of a norm of `x` (…, hidden), for all shapes; None if it has no kernel."""
+    length = x.shape[-1] if x.dim() else 0
+    fits = (
+        type(epsilon) is float
+        and x.dtype in fused_rows.FLOATS
+        and length > reduce.SHORT
+        and length % fused_rows.MULTIPLE == 0
+        and x.numel() > 0
+        and x.is_contiguous()
+        and (weight.shape, weight.stride()) == ((length,), (1,))
+        and (weight.dtype, weight.device) == (x.dtype, x.device)
+    )
+    return (length, x.dtype, x.get_device(), epsilon) if fits else None
+
+
+def rows_for_proof(seed: int, like: torch.Tensor) -> torch.Tensor:
+    """Random rows of the length that the rows of `like` have."""
+    length = like.shape[-1]
+    return proofs.random(seed, proofs.ENTRIES // length + 11, length, like=like)
 
 
 def activated(gate: Any, up: Any) -> torch.Tensor | None:
@@ -199,8 +209,7 @@ class MlpOnGpu:
             if is_watched(x):
                 _try_activation(x)
             return None
-        hooked = activation._forward_hooks or activation._forward_pre_hooks
-        if hooked or "forward" in vars(activation):
+        if is_changed(activation):
             return None
         gate, up = gate_proj(x), up_proj(x)
         product = activated(gate, up)
@@ -219,6 +228,12 @@ class MlpOnGpu:
                 return False
             self._silu = own
         return True
+
+
+def is_changed(module: Any) -> bool:
+    """True if the call of a module runs more or other code than the forward of its class."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooked) or "forward" in vars(module)
 
 
 def rotation(own: Any) -> Any:

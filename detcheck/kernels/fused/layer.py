@@ -16,7 +16,7 @@ from detcheck.kernels.cpu.numerics import numerics
 from detcheck.kernels.cpu.packed import STORE
 from detcheck.kernels.cpu.packed_weight import PackedWeight, Source
 from detcheck.kernels.fused.attention import AttentionOperands, FusedAttention
-from detcheck.kernels.fused.calls import Calls, Forward, counter, is_plain
+from detcheck.kernels.fused.calls import Calls, Forward, counter, forms_on_gpu, is_plain
 from detcheck.kernels.fused.facts import Facts, facts_of
 from detcheck.kernels.fused.mlp import SILU, FusedMlp, MlpOperands, gated, silu_of
 from detcheck.kernels.fused.norm import FusedNorm, fits, float32, normed
@@ -96,6 +96,15 @@ def _copies(layers: Projections, together: PackedWeight, last: PackedWeight) -> 
     return Facts(entries)
 
 
+def _layer_on_gpu(calls: Calls, forms: Mapping[Any, Any]) -> Any:
+    """The form on a GPU; None if this machine has no kernels for one."""
+    if forms_on_gpu() is None:
+        return None
+    from detcheck.kernels.fused.gpu_layer import LayerOnGpu
+
+    return LayerOnGpu(calls, forms)
+
+
 class FusedLayer:
     """The fused form of one class."""
 
@@ -110,6 +119,7 @@ class FusedLayer:
         self._forms = forms
         norm = FusedNorm.ops
         self._count = counter(calls, norm, FusedAttention.ops, norm, FusedMlp.ops)
+        self._on_gpu = _layer_on_gpu(calls, forms)
         self._count_silu = counter(calls, SILU)
         self._ready: weakref.WeakKeyDictionary[torch.nn.Module, Ready] = weakref.WeakKeyDictionary()
 
@@ -136,6 +146,13 @@ class FusedLayer:
                 computed = self._compute(layer, x, position_embeddings, caches, given)
                 if computed is not None:
                     return computed
+            if self._on_gpu is not None:
+                given = {"attention_mask": attention_mask, "position_ids": position_ids,
+                         "past_key_values": past_key_values, "use_cache": use_cache,
+                         "position_embeddings": position_embeddings, **kwargs}  # fmt: skip
+                out: torch.Tensor | None = self._on_gpu(layer, x, given)
+                if out is not None:
+                    return out
             args = (attention_mask, position_ids, past_key_values, use_cache, position_embeddings)
             return self._own(layer, x, *args, **kwargs)
 

@@ -25,7 +25,8 @@ class FusedNorm:
 
     def __init__(self, own: Any, calls: Calls):
         """`own` is the forward of the class; fused calls are counted in `calls`."""
-        self._own = own
+        self.own = own
+        """transformers' forward of the class."""
         self.in_place: Forward = own
         """The forward that the class has now."""
         self._count = counter(calls, self.ops)
@@ -44,7 +45,7 @@ class FusedNorm:
                 found: torch.Tensor | None = self._on_gpu(module, x)
                 if found is not None:
                     return found
-            computed: torch.Tensor = self._own(module, x)
+            computed: torch.Tensor = self.own(module, x)
             return computed
 
         return forward

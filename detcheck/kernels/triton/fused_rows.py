@@ -26,6 +26,29 @@ MULTIPLE = 16
 
 
 @triton.jit
+def _in_fours(BLOCK: tl.constexpr):
+    """0 to BLOCK, written so that Triton sees runs of 4: so many float32 a thread loads at once."""
+    entries = tl.arange(0, BLOCK)
+    return entries // 4 * 4 + entries % 4
+
+
+@triton.jit
+def _scale(squares, length, EPS: tl.constexpr):
+    """The factor of a row, of running sums of its squares; added and divided as the mean is."""
+    mean = tl.sum(squares, axis=0)
+    mean /= length
+    return tl.rsqrt(mean + EPS)
+
+
+@triton.jit
+def _store_weighted(out, part, weight, at, inside, ACC: tl.constexpr):
+    """out = weight * part at some places, rounded before the product and after it."""
+    rounded = part.to(out.dtype.element_ty).to(ACC)
+    part = tl.load(weight + at, mask=inside, other=0.0).to(ACC) * rounded
+    tl.store(out + at, part.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def weighted_norm_kernel(
     x, weight, out, length, stride,
     EPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
@@ -38,23 +61,51 @@ def weighted_norm_kernel(
     for lengths that are multiples of 16 does it choose them alike in both kernels.
     """
     row = tl.program_id(0).to(tl.int64)
-    entries = tl.arange(0, BLOCK)
-    entries = entries // 4 * 4 + entries % 4
+    entries = _in_fours(BLOCK)
     x += row * stride
     out += row * length
     total = tl.zeros((BLOCK,), dtype=ACC)
     for start in range(0, length, BLOCK):
         part = tl.load(x + start + entries, mask=entries < length - start, other=0.0).to(ACC)
         total += part * part
-    mean = tl.sum(total, axis=0)
-    mean /= length
-    scale = tl.rsqrt(mean + EPS)
+    scale = _scale(total, length, EPS)
     for start in range(0, length, BLOCK):
         inside = entries < length - start
         part = tl.load(x + start + entries, mask=inside, other=0.0).to(ACC) * scale
-        rounded = part.to(out.dtype.element_ty).to(ACC)
-        part = tl.load(weight + start + entries, mask=inside, other=0.0).to(ACC) * rounded
-        tl.store(out + start + entries, part.to(out.dtype.element_ty), mask=inside)
+        _store_weighted(out, part, weight, start + entries, inside, ACC)
+
+
+@triton.jit
+def _summed(x, y, at, inside, out, ACC: tl.constexpr):
+    """x + y at some places, rounded to the dtype of `out`."""
+    part = tl.load(x + at, mask=inside, other=0.0).to(ACC)
+    return (part + tl.load(y + at, mask=inside, other=0.0).to(ACC)).to(out.dtype.element_ty)
+
+
+@triton.jit
+def summed_norm_kernel(
+    x, y, weight, summed, out, length, stride,
+    EPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """summed (rows, length) = x + y, and out its norm, in the order of `weighted_norm_kernel`."""
+    row = tl.program_id(0).to(tl.int64)
+    entries = _in_fours(BLOCK)
+    x += row * stride
+    y += row * stride
+    summed += row * stride
+    out += row * stride
+    total = tl.zeros((BLOCK,), dtype=ACC)
+    for start in range(0, length, BLOCK):
+        inside = entries < length - start
+        part = _summed(x, y, start + entries, inside, out, ACC)
+        tl.store(summed + start + entries, part, mask=inside)
+        part = part.to(ACC)
+        total += part * part
+    scale = _scale(total, length, EPS)
+    for start in range(0, length, BLOCK):
+        inside = entries < length - start
+        part = _summed(x, y, start + entries, inside, out, ACC).to(ACC) * scale
+        _store_weighted(out, part, weight, start + entries, inside, ACC)
 
 
 @triton.jit
@@ -84,6 +135,13 @@ def weighted_norm(x: torch.Tensor, epsilon: float) -> RowCall:
     rows = x.view(-1, x.shape[-1])
     output = (x.shape, x.dtype)
     return RowCall.over(weighted_norm_kernel, rows, (output,), {"EPS": epsilon})
+
+
+def summed_norm(x: torch.Tensor, epsilon: float) -> RowCall:
+    """As `weighted_norm`, for two tensors and a weight: their sum, and the norm of it."""
+    rows = x.view(-1, x.shape[-1])
+    output = (x.shape, x.dtype)
+    return RowCall.over(summed_norm_kernel, rows, (output, output), {"EPS": epsilon})
 
 
 def silu_times(gate: torch.Tensor) -> RowCall:

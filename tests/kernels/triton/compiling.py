@@ -218,6 +218,11 @@ def fused_launches(*, few: bool) -> Named:
             x, weight = empty(64, length, dtype=dtype), empty(length, dtype=dtype)
             call = fused_rows.weighted_norm(x, 1e-6)
             yield f"fused norm {short(dtype)} length={length}", only_launch(call, x, weight)
+            call = fused_rows.summed_norm(x, 1e-6)
+            yield (
+                f"fused norm of sum {short(dtype)} length={length}",
+                only_launch(call, x, x, weight),
+            )
             wide = empty(64, length, dtype=torch.float32)
             mean = launches_of(lambda x=wide: reduce.mean_dims(x, [-1], True))[0]
             yield f"fused mean {short(dtype)} length={length}", mean

@@ -46,15 +46,16 @@ def forms_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from under_test import INTERPRETED, ops
 
     from detcheck.kernels import overrides
-    from detcheck.kernels.fused import calls, gpu, mlp, norm, proofs
+    from detcheck.kernels.fused import calls, gpu, gpu_layer, layer, mlp, norm, proofs
 
     for name in ("NORMS", "ACTIVATIONS", "ROTATIONS"):
         monkeypatch.setattr(gpu, name, proofs.ProvenLaunches())
+    monkeypatch.setattr(gpu_layer, "SUMS", proofs.ProvenLaunches())
     if INTERPRETED:
         monkeypatch.setattr(proofs, "ENTRIES", 1 << 12)
         monkeypatch.setattr(gpu, "is_on_gpu", lambda x: x.is_cpu)
         monkeypatch.setattr(calls, "why_unavailable", lambda: None)
-        for module in (mlp, norm):
+        for module in (layer, mlp, norm):
             monkeypatch.setattr(module, "is_plain", lambda x: False)
         monkeypatch.setitem(overrides.ATEN["reduce"], "CPU", ops.KERNELS["reduce"])
         monkeypatch.setattr(F, "silu", numpy_silu)

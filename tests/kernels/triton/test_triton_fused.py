@@ -6,6 +6,7 @@ for PyTorch's reductions on the CPU.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,8 @@ from under_test import (
     rotary,
 )
 
-from detcheck.kernels.fused import gpu, proofs
+from detcheck.kernels.fused import gpu, gpu_layer, proofs
+from detcheck.kernels.fused.classes import FUSED
 from detcheck.kernels.mode import BatchInvariantMode
 
 pytestmark = WITH_FORMS_ON_GPU
@@ -144,6 +146,19 @@ def test_a_norm_of_another_dtype_or_epsilon_runs_its_own_code(mode: BatchInvaria
 
 
 @pytest.mark.parametrize("dtype", ROUNDED_DTYPES, ids=str)
+@pytest.mark.parametrize("length", [48, 4112])
+def test_a_norm_of_a_sum_has_the_bits_of_two_calls(
+    mode: BatchInvariantMode, length: int, dtype: torch.dtype
+) -> None:
+    module = llama.LlamaRMSNorm(length, EPSILON).to(DEVICE, dtype)
+    module.weight.data = random(1, length, dtype=dtype)
+    x, y = (random(seed, 2, 3, length, dtype=dtype) for seed in (2, 3))
+    summed, normed = fused_rows.summed_norm(x, EPSILON)(x, y, module.weight)
+    assert proofs.same_bits(summed, x + y)
+    assert proofs.same_bits(normed, OWN_NORM(module, x + y))
+
+
+@pytest.mark.parametrize("dtype", ROUNDED_DTYPES, ids=str)
 @pytest.mark.parametrize("count", [1, 64, 1000, 2048])
 def test_a_gated_activation_has_the_bits_of_two_calls(count: int, dtype: torch.dtype) -> None:
     gate, up = random(1, 2, count, dtype=dtype) * 9, random(2, 2, count, dtype=dtype)
@@ -164,11 +179,22 @@ class Wrong:
         return results
 
 
-FORMS: dict[str, tuple[Any, str, str]] = {
-    "norm": (fused_rows, "weighted_norm", "NORMS"),
-    "activation": (fused_rows, "silu_times", "ACTIVATIONS"),
-    "rotation": (rotary, "Rotation", "ROTATIONS"),
+FORMS: dict[str, tuple[Any, str]] = {
+    "norm": (fused_rows, "weighted_norm"),
+    "norm of a sum": (fused_rows, "summed_norm"),
+    "activation": (fused_rows, "silu_times"),
+    "rotation": (rotary, "Rotation"),
 }
+
+
+def table_of(form: str) -> proofs.ProvenLaunches:
+    """The launches of a form in this test."""
+    return {
+        "norm": gpu.NORMS,
+        "norm of a sum": gpu_layer.SUMS,
+        "activation": gpu.ACTIVATIONS,
+        "rotation": gpu.ROTATIONS,
+    }[form]
 
 
 def served_by(form: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -180,6 +206,12 @@ def served_by(form: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     if form == "activation":
         product = gpu.activated(x, y)
         return [F.silu(x) * y if product is None else product], [F.silu(x) * y]
+    if form == "norm of a sum":
+        module = llama.LlamaRMSNorm(64).to(DEVICE)
+        layers = gpu_layer.LayerOnGpu({"reduce": Counter()}, FUSED._forms)
+        launch = layers.launch(FUSED._forms[llama.LlamaRMSNorm], module, x, y)
+        own = [x + y, OWN_NORM(module, x + y)]
+        return own if launch is None else launch(x, y, module.weight), own
     q, cos, sin = transposed(1, 1, 2, 3, 64), random(3, 1, 3, 64), random(4, 1, 3, 64)
     return [*llama.apply_rotary_pos_emb(q, q, cos, sin)], [*OWN_ROTATION(q, q, cos, sin)]
 
@@ -188,8 +220,8 @@ def served_by(form: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 def test_a_kernel_is_proven_and_serves(mode: BatchInvariantMode, form: str) -> None:
     one, own = served_by(form)
     assert all(map(proofs.same_bits, one, own))
-    table = getattr(gpu, FORMS[form][2])
-    assert [*table.faults.values()] == [None]
+    table = table_of(form)
+    assert [*gpu_layer.tried_kinds()[form].values()] == [None]
     assert None not in table.launches.values()
 
 
@@ -197,14 +229,14 @@ def test_a_kernel_is_proven_and_serves(mode: BatchInvariantMode, form: str) -> N
 def test_a_kernel_with_a_wrong_bit_never_serves(
     mode: BatchInvariantMode, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holder, name, table = FORMS[form]
+    holder, name = FORMS[form]
     make = getattr(holder, name)
     monkeypatch.setattr(holder, name, lambda *given: Wrong(make(*given)))
     for _ in range(2):
         one, own = served_by(form)
         assert all(map(proofs.same_bits, one, own))
-    assert [*getattr(gpu, table).faults.values()] == [proofs.DIFFERENT]
-    assert {*getattr(gpu, table).launches.values()} == {None}
+    assert [*gpu_layer.tried_kinds()[form].values()] == [proofs.DIFFERENT]
+    assert {*table_of(form).launches.values()} == {None}
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU it is right")
@@ -220,7 +252,7 @@ def test_the_bfloat16_of_the_interpreter_is_found_to_be_another_one(
 def test_a_kernel_that_does_not_compile_never_serves(
     mode: BatchInvariantMode, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holder, name, table = FORMS[form]
+    holder, name = FORMS[form]
 
     def fail(*given: Any) -> Any:
         raise RuntimeError("no such instruction")
@@ -228,14 +260,14 @@ def test_a_kernel_that_does_not_compile_never_serves(
     monkeypatch.setattr(holder, name, fail)
     one, own = served_by(form)
     assert all(map(proofs.same_bits, one, own))
-    assert [*getattr(gpu, table).faults.values()] == ["RuntimeError: no such instruction"]
+    assert [*table_of(form).faults.values()] == ["RuntimeError: no such instruction"]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_while_a_graph_is_captured_nothing_is_tried(
     mode: BatchInvariantMode, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = getattr(gpu, FORMS[form][2])
+    table = table_of(form)
     with monkeypatch.context() as patch:
         patch.setattr(proofs, "capturing", lambda: True)
         served_by(form)

@@ -17,7 +17,7 @@ from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama
 from under_test import DEVICE, INTERPRETED, ROUNDED_DTYPES, WITH_FORMS_ON_GPU, random
 
-from detcheck.kernels.fused import calls, gpu, proofs
+from detcheck.kernels.fused import calls, gpu, gpu_layer, proofs
 from detcheck.kernels.fused.classes import FUSED
 from detcheck.kernels.mode import BatchInvariantMode, batch_invariant
 
@@ -69,13 +69,23 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return found
 
     monkeypatch.setattr(gpu.NormOnGpu, "__call__", normed)
+    launch = gpu_layer.LayerOnGpu.launch
+
+    def summed(*given: Any) -> Any:
+        found = launch(*given)
+        if found is not None and not torch._C._len_torch_dispatch_stack():
+            served["summed"] += 1
+        return found
+
+    monkeypatch.setattr(gpu_layer.LayerOnGpu, "launch", summed)
     return served
 
 
 def without(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any:
     """The result of a call if every module runs its own code."""
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "is_plain", lambda x: False)
+        for module in (gpu, gpu_layer):
+            patch.setattr(module, "is_plain", lambda x: False)
         return call()
 
 
@@ -95,15 +105,14 @@ def test_a_model_has_the_bits_and_the_counts_of_its_own_code(
         return logits
 
     passed()
-    kinds = [getattr(gpu, table).faults for table in ("NORMS", "ACTIVATIONS", "ROTATIONS")]
-    assert [{*found.values()} for found in kinds] == [{None}] * 3
+    assert [{*found.values()} for found in gpu_layer.tried_kinds().values()] == [{None}] * 4
     passed()
     assert not fused  # watched passes run the own code
     expected = without(monkeypatch, passed)
     assert not fused
     assert torch.equal(passed(), expected)
     norms = 5 if name == "llama" else 9
-    assert fused == {"normed": norms, "_turned": 2, "activated": 2}
+    assert fused == {"normed": norms - 2, "summed": 2, "_turned": 2, "activated": 2}
     ours, own = counts[-1], counts[-2]
     assert ours["aten::mean.dim"] == own["aten::mean.dim"] == norms
     assert ours["aten::linear"] == own["aten::linear"]
@@ -112,6 +121,27 @@ def test_a_model_has_the_bits_and_the_counts_of_its_own_code(
 def changed_hook(model: Any) -> Callable[[], None]:
     handle = model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *given: given[-1] / 2)
     return handle.remove  # type: ignore[no-any-return]
+
+
+def changed_norm(model: Any) -> Callable[[], None]:
+    norm = model.model.layers[0].post_attention_layernorm
+    return norm.register_forward_hook(lambda *given: given[-1] / 2).remove  # type: ignore[no-any-return]
+
+
+def changed_norm_before(model: Any) -> Callable[[], None]:
+    norm = model.model.layers[1].post_attention_layernorm
+    return norm.register_forward_pre_hook(lambda module, given: (given[0] / 2 + 1,)).remove  # type: ignore[no-any-return]
+
+
+def changed_norm_class(model: Any) -> Callable[[], None]:
+    own = llama.LlamaRMSNorm.forward
+    llama.LlamaRMSNorm.forward = lambda self, x: own(self, x) / 2
+    return lambda: setattr(llama.LlamaRMSNorm, "forward", own)
+
+
+def changed_attention(model: Any) -> Callable[[], None]:
+    attention = model.model.layers[0].self_attn
+    return attention.register_forward_hook(lambda *given: (given[-1][0].half(), None)).remove  # type: ignore[no-any-return]
 
 
 def changed_every_module(model: Any) -> Callable[[], None]:
@@ -144,7 +174,8 @@ def changed_rotation(model: Any) -> Callable[[], None]:
     return lambda: setattr(llama, "apply_rotary_pos_emb", ours)
 
 
-CHANGES = [changed_hook, changed_every_module, changed_half, changed_projection,
+CHANGES = [changed_norm, changed_norm_before, changed_norm_class, changed_attention,
+           changed_hook, changed_every_module, changed_half, changed_projection,
            changed_activation, changed_rotation]  # fmt: skip
 
 
