@@ -90,7 +90,7 @@ class NormOnGpu:
         """The norm of `x` (…, hidden); None if the own forward must run."""
         plain = is_plain(x)
         weight: Any = module._parameters.get("weight") if plain or is_watched(x) else None
-        if type(weight) not in PLAIN or x.data_ptr() % ALIGNMENT_BYTES:
+        if type(weight) not in PLAIN or (x.data_ptr() | weight.data_ptr()) % ALIGNMENT_BYTES:
             return None
         epsilon = module.variance_epsilon
         operands = (

@@ -82,7 +82,7 @@ class LayerOnGpu:
         weight = module._parameters.get("weight")
         if type(y) is not torch.Tensor or type(weight) not in PLAIN:
             return None
-        if (x.data_ptr() | y.data_ptr()) % ALIGNMENT_BYTES:
+        if (x.data_ptr() | y.data_ptr() | weight.data_ptr()) % ALIGNMENT_BYTES:
             return None
         epsilon = module.variance_epsilon
         operands = (

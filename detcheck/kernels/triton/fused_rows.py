@@ -129,8 +129,8 @@ INTERPRETED = not isinstance(silu_times_kernel, triton.JITFunction)
 def weighted_norm(x: torch.Tensor, epsilon: float) -> RowCall:
     """The call for contiguous tensors (…, length) of the shape of `x`, and their weights (length,).
 
-    It gives one output of that shape. The addresses of `x` must be multiples of 16 bytes: for
-    others Triton compiles a kernel whose threads hold other entries.
+    It gives one output of that shape. All addresses must be multiples of 16 bytes: for others
+    Triton compiles a kernel whose threads may hold other entries.
     """
     rows = x.view(-1, x.shape[-1])
     output = (x.shape, x.dtype)

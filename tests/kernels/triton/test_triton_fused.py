@@ -136,6 +136,16 @@ def test_other_rows_run_the_own_norm(mode: BatchInvariantMode, change: Any) -> N
     assert not gpu.NORMS.faults
 
 
+def test_a_weight_that_is_not_aligned_runs_the_own_norm(mode: BatchInvariantMode) -> None:
+    module, x = llama.LlamaRMSNorm(64).to(DEVICE), random(1, 6, 64)
+    module.weight.data = random(2, 65)[1:]
+    layers = gpu_layer.LayerOnGpu({"reduce": Counter()}, FUSED._forms)
+    assert layers.launch(FUSED._forms[llama.LlamaRMSNorm], module, x, x) is None
+    assert proofs.same_bits(module.forward(x), OWN_NORM(module, x))
+    assert not gpu.NORMS.faults
+    assert not gpu_layer.SUMS.faults
+
+
 def test_a_norm_of_another_dtype_or_epsilon_runs_its_own_code(mode: BatchInvariantMode) -> None:
     module, x = llama.LlamaRMSNorm(64).to(DEVICE), random(1, 6, 64)
     assert module.forward(x.half()).dtype == torch.float32
