@@ -133,6 +133,20 @@ def test_the_same_check_finds_warps_that_repeat_a_product() -> None:
 
 
 @pytest.mark.parametrize("which", COMPILED)
+def test_halves_of_heads_are_negated_as_pytorch_does_it(which: tuple[str, ...]) -> None:
+    """Triton 3.6 compiles `-x` to `0 - x`, which makes another zero of a zero."""
+    found = [each for each in compiled(*which) if each["kernel"] == "rotary_kernel"]
+    assert found
+    assert [each["name"] for each in found if each["zero_minus"]] == []
+
+
+def test_the_same_count_finds_a_zero_that_is_subtracted_from() -> None:
+    """As Triton 3.6 wrote it."""
+    ptx = "mov.b32 %r109, 0f00000000;\nsub.rn.f32 %r110, %r109, %r107;\nsub.rn.f32 %r3, %r1, %r2;"
+    assert ahead.subtractions_from_zero(ptx) == 1
+
+
+@pytest.mark.parametrize("which", COMPILED)
 def test_fusion_is_never_left_to_the_compiler(which: tuple[str, ...]) -> None:
     assert {each["fp_fusion"] for each in compiled(*which)} == {False}
 

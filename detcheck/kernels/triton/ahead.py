@@ -214,3 +214,10 @@ def _run_tool(name: str, option: str, cubin: bytes) -> str:
         file.flush()
         command = [str(tool), option, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def subtractions_from_zero(ptx: str) -> int:
+    """How many floats are negated as `0 - x`, which makes +0 of +0, where `-x` makes -0."""
+    zeros = re.findall(r"mov\.b(?:16|32)\s+(%\w+), 0(?:f0{8}|x0{4})?;", ptx)
+    firsts = re.findall(r"\bsub\.\S*f(?:16|16x2|32)\s+%\w+, (%\w+),", ptx)
+    return sum(first in zeros for first in firsts)

@@ -34,6 +34,8 @@ def _turn(
     """Turn BLOCK_H heads of one token from head `first` on; all addresses are those of the token.
 
     x1 * cos - x2 * sin and x2 * cos + x1 * sin of the halves of each head, in float32.
+
+    Triton 3.6 compiles `-x` to `0 - x`, whose zero has another sign.
     """
     dtype = out.dtype.element_ty
     entries = tl.arange(0, BLOCK_D)
@@ -50,7 +52,7 @@ def _turn(
     x_2 = tl.load(x + half, mask=inside, other=0.0).to(tl.float32)
     straight_1 = (x_1 * cos_1).to(dtype).to(tl.float32)
     straight_2 = (x_2 * cos_2).to(dtype).to(tl.float32)
-    across_1 = (-x_2 * sin_1).to(dtype).to(tl.float32)
+    across_1 = (x_2 * -1.0 * sin_1).to(dtype).to(tl.float32)
     across_2 = (x_1 * sin_2).to(dtype).to(tl.float32)
     tl.store(out, (straight_1 + across_1).to(dtype), mask=inside)
     tl.store(out + half, (straight_2 + across_2).to(dtype), mask=inside)

@@ -59,6 +59,7 @@ def describe(name: str, launch: Launch, sm: int) -> dict[str, Any]:
         "serial_wgmma": waits_for_each_product(made.ptx),
         "mma": made.ptx.count("mma.sync"),
         "fma": made.ptx.count("fma.rn.f32"),
+        "zero_minus": ahead.subtractions_from_zero(made.ptx),
         "fp_fusion": launch.options.get("enable_fp_fusion", True),
         "repeated": ahead.repeated_products(made.ttgir),
         "added": layouts_of_sums(made.ttgir),
