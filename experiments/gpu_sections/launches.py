@@ -67,7 +67,7 @@ Call = tuple[Callable[[], object], int, list[tuple[int, ...]]]
 def calls() -> dict[str, Call]:
     """Calls of a decoding step."""
     x, weight = half(LOAD, 1, 4096), half(14336, 4096)
-    narrow, wide = half(1024, 4096), torch.randn(LOAD, 1, 4096)
+    wide = torch.randn(LOAD, 1, 4096)
     query = half(1, LOAD, 32, 128).transpose(1, 2)
     key = half(1, LOAD * 600, 8, 128).transpose(1, 2)
     bounds = torch.arange(LOAD + 1, dtype=torch.int32)
@@ -76,9 +76,6 @@ def calls() -> dict[str, Call]:
     scores = Scores(0.1)
     return {
         "linear": (lambda: linear.linear(x, weight), 1, [(LOAD, 1, 14336)]),
-        "linear, cut sums": (
-            lambda: linear.linear(x, narrow), 1, [(LOAD, 1, 1024), (8, 1, LOAD, 1024)]
-        ),
         "mean": (lambda: reduce.mean_dims(wide, [-1], True), 1, [(LOAD, 1, 1)]),
         "layer norm": (
             lambda: norm.layer_norm(x, [4096], weight[0], weight[1], 1e-5), 1,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,26 +55,31 @@ def times(
     left: torch.Tensor, columns: int, other: Callable[..., torch.Tensor] | None
 ) -> dict[str, Any]:
     """Milliseconds of one layer, and the way that was chosen for it."""
-    weights = in_turn(columns, left.shape[1])
-    stock = time_or_inf(lambda: F.linear(left, next(weights)))
-    ours = time_or_inf(lambda: matmul.mm(left, next(weights).t()))
+    weights = rotated(columns, left.shape[1])
+    first = weights[0]
+
+    def timed(function: Callable[[torch.Tensor], Any]) -> float:
+        return time_or_inf([partial(function, weight) for weight in weights])
+
+    stock = timed(lambda weight: F.linear(left, weight))
+    ours = timed(lambda weight: matmul.mm(left, weight.t()))
     row: dict[str, Any] = {"stock_ms": stock, "ours_ms": ours, "ratio": stock / ours}
-    way = way_of(left, next(weights))
+    way = way_of(left, first)
     row["way"] = "cuBLASLt" if isinstance(way, Library) else describe(way)
     if isinstance(way, Library):
-        tile = tile_of(left, next(weights))
-        row["tile_ms"] = time_or_inf(
-            lambda: matmul.product(left[None], next(weights).t()[None], None, tile)
+        tile = tile_of(left, first)
+        row["tile_ms"] = timed(
+            lambda weight: matmul.product(left[None], weight.t()[None], None, tile)
         )
     if other is not None:
-        row["batch_invariant_ops_ms"] = time_or_inf(lambda: other(left, next(weights).t()))
+        row["batch_invariant_ops_ms"] = timed(lambda weight: other(left, weight.t()))
     return row
 
 
-def in_turn(columns: int, inner: int) -> Iterator[torch.Tensor]:
-    """Weights (N, K) without end; each comes again when the cache has forgotten it."""
+def rotated(columns: int, inner: int) -> list[torch.Tensor]:
+    """Weights (N, K) that calls take in turn; each comes again when the cache has forgotten it."""
     count = min(MOST_WEIGHTS, 1 + ROTATED_BYTES // (2 * columns * inner))
-    return itertools.cycle([random(columns, inner) for _ in range(count)])
+    return [random(columns, inner) for _ in range(count)]
 
 
 def class_of(left: torch.Tensor, weight: torch.Tensor) -> classes.TileClass:

@@ -80,7 +80,7 @@ SECTIONS = (
         LOADING, Cost("settings", 3, 27.0), Cost("loads with CUDA graphs", 2, 4.0),
     )),
     Section("end to end", "end_to_end", "end_to_end", "show_end_to_end", (
-        LOADING, Cost("settings", 3, 12.0),
+        LOADING, Cost("settings", 3, 20.0),
     )),
     Section("graphs", "graphs", "decode_graphs", "show_graphs", (
         Cost("settings and loads", 12, 2.5),
@@ -107,13 +107,13 @@ SECTIONS = (
 )  # fmt: skip
 """In order of value: correctness, whole models, then sweeps. The last sections are those that a
 slow machine does without. `step` needs a profiler, which may slow later launches down. So the
-sections that time the host come before it. The first four minutes show that the kernels are right,
-how many answers a model gives, what one answer costs, and where a decoding step's time goes."""
+sections that time the host come before it. The first four and a half minutes show that the kernels
+are right, how many answers a model gives, what one costs, and where a decoding step's time goes."""
 FIRST = (
     *("correctness", "source", "variants", "end to end"),
     *("graphs", "overhead", "step", "attention"),
 )
-FIRST_S = 240.0
+FIRST_S = 270.0
 
 
 def named(names: str | None) -> list[Section]:

@@ -22,6 +22,8 @@ GRAPH_MS = 2.0
 """A graph holds as many calls as take about this long."""
 LEAST_REPLAYS, MOST_REPLAYS = 5, 10
 LEAST_MS = 1e-4
+LEAST_SHARE = 0.01
+"""Of a graph's time that calls must take beside the readings before them."""
 FLUSHED_BYTES = 128 << 20
 """Read before a call to drive its operands out of the L2 cache, which has 50 MB on an H100."""
 MOST_UNUSED_BYTES = 8 << 30
@@ -39,7 +41,8 @@ def median_ms(calls: Sequence[Call], rep: float) -> float:
     operands come from the GPU's memory, and the time of that reading is taken off again. Several
     calls follow each other without that: their operands together should exceed the L2 cache.
 
-    Raises CannotCaptureError. Raises whatever the calls raise outside a graph.
+    Raises CannotCaptureError, also if a call is lost in the noise of the reading before it. Raises
+    whatever the calls raise outside a graph.
     """
     stream = side_stream()
     estimate = warmed_up(calls, stream)
@@ -54,7 +57,9 @@ def median_ms(calls: Sequence[Call], rep: float) -> float:
     finally:
         graph.reset()
         tidy()
-    return max(LEAST_MS, (whole - reading) / len(in_order))
+    if whole - reading < LEAST_SHARE * whole:
+        raise CannotCaptureError("a call takes less than the noise of the reading before it")
+    return (whole - reading) / len(in_order)
 
 
 def with_flush(flush: Call | None, call: Call) -> list[Call]:

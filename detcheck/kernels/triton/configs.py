@@ -72,6 +72,7 @@ HOPPER: Table = (
     (32, Tile(32, 128, 64, 4, 4, weights_first=True)),
     (64, Tile(64, 64, 64, 4, 4)),
     (64, Tile(64, 64, 64, 4, 6)),
+    (64, Tile(64, 64, 128, 4, 4)),
     (64, Tile(64, 128, 64, 4, 4, weights_first=True)),
     (64, Tile(64, 64, 64, 4, 6, descriptors=True)),
     (128, Tile(128, 64, 64, 4, 4)),

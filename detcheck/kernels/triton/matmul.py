@@ -2,9 +2,9 @@
 
 One kernel computes all of them. Each program computes one tile of the result and adds up over K in
 blocks, from 0 on, so a row's bits depend on neither M nor the row's place in the call. No sum over
-K is split: on an H100 the layers of few columns, whose tiles are fewer than its processors, gain
-nothing from it at any M, and prefill loses a third. Products of many rows by the weight of a
-linear layer may be computed by cuBLASLt, if it gives the same bits (`cublas.py`).
+K is split: on an H100 the layers of few columns, whose tiles are fewer than its processors, gain a
+tenth at most from it while decoding, and prefill loses a third and more. Products of many rows by
+the weight of a linear layer may be computed by cuBLASLt, if it gives the same bits (`cublas.py`).
 """
 
 from __future__ import annotations
