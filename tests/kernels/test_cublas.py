@@ -6,6 +6,7 @@ in another order, as a library's choice of kernels does.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -147,6 +148,24 @@ def test_the_fastest_way_of_the_class_is_taken(split_at: set[int]) -> None:
     assert found.way(few, lambda way: 1.0) == FEW
     slow = TileClass(kind(), TILES, by_tiles)
     assert slow.way(100, lambda way: 2.0 if way == library else 1.0) == MANY
+
+
+def test_a_way_may_be_chosen_for_rows_that_are_left_over_while_another_one_is_timed(
+    split_at: set[int],
+) -> None:
+    """As 10,000 rows are: 8192 in one call, and 1808 by another way of the same class."""
+    found = TileClass(kind(), TILES, by_tiles)
+    chosen: list[Any] = []
+
+    def time(way: Any) -> float:
+        chosen.append(found.way(100, lambda way: 1.0))
+        return 1.0
+
+    choosing = threading.Thread(target=found.way, args=(600, time), daemon=True)
+    choosing.start()
+    choosing.join(20)
+    assert not choosing.is_alive()
+    assert chosen == [Library(65, 256)] * 2
 
 
 class OnGpu(torch.Tensor):

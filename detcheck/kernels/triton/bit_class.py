@@ -27,7 +27,8 @@ class BitClass(Generic[Way]):
     agrees: Callable[[Way], bool]
     """Whether a way gives the anchor's bits; may raise if the card does not take the way."""
     _chosen: dict[Hashable, Way] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    """Timing a way may choose another one for another purpose: rows that are left over."""
 
     def choose(
         self,
