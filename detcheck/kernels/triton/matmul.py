@@ -111,14 +111,15 @@ def product(
 def _by_library(
     left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, way: Library
 ) -> torch.Tensor:
-    """The rows that cuBLASLt was tried with in one call; the others as another product."""
-    rows = left.shape[1]
-    whole = way.rows_at_once(rows)
-    if whole == rows:
-        return cublas.multiply(left[0], right[0], bias)[None]
+    """By cuBLASLt as many rows a call as it was tried with; rows that are left, in another way."""
+    rows, start = left.shape[1], 0
     out = left.new_empty((1, rows, right.shape[2]))
-    cublas.multiply(left[0, :whole], right[0], bias, out[0, :whole])
-    out[:, whole:] = multiplied(left[:, whole:], right, bias)
+    while rows - start >= way.first:
+        stop = start + way.rows_at_once(rows - start)
+        cublas.multiply(left[0, start:stop], right[0], bias, out[0, start:stop])
+        start = stop
+    if start < rows:
+        out[:, start:] = multiplied(left[:, start:], right, bias)
     return out
 
 
