@@ -207,6 +207,8 @@ def test_which_operands_it_is_tried_for() -> None:
         "N": (left, right[..., :63], None),
         "float32": (left.float(), right.float(), None),
         "a bias a row": (left, right, bias.expand(80, 64)),
+        "a column as the bias": (left, right, torch.randn(64, 8).bfloat16()[:, 0]),
+        "a wider bias": (left, right, bias.float()),
         "a batch": (left.expand(2, -1, -1), right.expand(2, -1, -1), None),
     }
     assert {why: cublas.fits(*each) for why, each in refused.items()} == dict.fromkeys(
@@ -247,6 +249,9 @@ def test_a_kept_layer_serves_operands_at_other_addresses(
             assert len(elsewhere) == count
 
 
+IN_FLOAT16 = "adds up in float16"
+
+
 class Settings:
     """Stands in for PyTorch's settings of its libraries."""
 
@@ -258,12 +263,18 @@ class Settings:
         monkeypatch.setattr(
             torch._C, "_set_blas_preferred_backend", lambda to: setattr(self, "library", to)
         )
-        for name in self.now:
+        for name in tuple(self.now):
             stem = f"cublas_allow_{name}_reduced_precision_reduction"
             monkeypatch.setattr(torch._C, f"_get_{stem}", lambda n=name: self.now[n])
             monkeypatch.setattr(
                 torch._C, f"_set_{stem}", lambda *to, n=name: self.now.__setitem__(n, to)
             )
+        self.now[IN_FLOAT16] = False
+        stem = "cublas_allow_fp16_accumulation"
+        monkeypatch.setattr(torch._C, f"_get_{stem}", lambda: self.now[IN_FLOAT16])
+        monkeypatch.setattr(
+            torch._C, f"_set_{stem}", lambda to: self.now.__setitem__(IN_FLOAT16, to)
+        )
 
 
 def test_splits_are_off_inside_and_what_they_were_afterwards(
@@ -301,6 +312,27 @@ def test_a_product_is_never_made_with_splits(monkeypatch: pytest.MonkeyPatch) ->
         cublas.multiply(x, x, None)
     assert seen == [True, True]
     assert not cublas._is_set()
+
+
+def test_a_product_is_never_added_up_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if that is allowed after a layer was kept, while a mode is on."""
+    settings = Settings(monkeypatch)
+    seen: list[bool] = []
+
+    def multiply(*operands: Any) -> torch.Tensor:
+        seen.append(settings.now[IN_FLOAT16])
+        return torch.empty(0)
+
+    monkeypatch.setattr(cublas, "_multiply", multiply)
+    x = torch.empty(2, 2)
+    settings.now[IN_FLOAT16] = True
+    with cublas.without_splits():
+        cublas.multiply(x, x, None)
+        settings.now[IN_FLOAT16] = True
+        cublas.multiply(x, x, None)
+        assert settings.now[IN_FLOAT16]
+    assert seen == [False, False]
+    assert settings.now[IN_FLOAT16]
 
 
 def test_another_version_of_pytorch_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

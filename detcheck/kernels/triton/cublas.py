@@ -80,10 +80,15 @@ def fits(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> 
         and left.stride()[1:] == (inner, 1)
         and right.stride()[1:] == (1, inner)
         and are_aligned(left, right)
-        and (bias is None or (bias.shape == (columns,) and are_aligned(bias)))
+        and (bias is None or _is_row(bias, columns, left.dtype))
         and is_enabled()
-        and not getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
     )
+
+
+def _is_row(bias: torch.Tensor, columns: int, dtype: torch.dtype) -> bool:
+    """True if a bias is one that cuBLASLt was tried with; others are copied first, or refused."""
+    alike = (bias.shape, bias.stride(), bias.dtype) == ((columns,), (1,), dtype)
+    return alike and are_aligned(bias)
 
 
 def are_aligned(*operands: torch.Tensor) -> bool:
@@ -152,7 +157,7 @@ class KeptProduct:
 def without_splits() -> Iterator[None]:
     """Within this context PyTorch multiplies by cuBLASLt, which does not split sums over K.
 
-    For the whole process, as PyTorch's settings are.
+    Nor does it add up in float16. For the whole process, as PyTorch's settings are.
     """
     flags: Any = torch.backends.cuda.matmul
     library, *before = _state()
@@ -160,10 +165,12 @@ def without_splits() -> Iterator[None]:
     try:
         flags.allow_bf16_reduced_precision_reduction = (False, False)
         flags.allow_fp16_reduced_precision_reduction = (False, False)
+        flags.allow_fp16_accumulation = False
         yield
     finally:
         flags.allow_bf16_reduced_precision_reduction = before[0]
         flags.allow_fp16_reduced_precision_reduction = before[1]
+        flags.allow_fp16_accumulation = before[2]
         _prefer(library)
 
 
@@ -172,22 +179,25 @@ def is_available() -> bool:
     if torch.version.cuda is None:
         return False
     try:
-        return all(isinstance(each, tuple) for each in _state()[1:])
+        return all(isinstance(each, tuple) for each in _state()[1:3])
     except AttributeError:  # another version of PyTorch
         return False
 
 
-def _state() -> tuple[Any, Any, Any]:
-    """The library that PyTorch prefers, and its settings of bfloat16 and of float16."""
+def _state() -> tuple[Any, ...]:
+    """The library that PyTorch prefers, its settings of bfloat16 and of float16, and whether it
+    may add up in float16.
+    """
     return (
         torch._C._get_blas_preferred_backend(),
         torch._C._get_cublas_allow_bf16_reduced_precision_reduction(),
         torch._C._get_cublas_allow_fp16_reduced_precision_reduction(),
+        torch._C._get_cublas_allow_fp16_accumulation(),
     )
 
 
 def _is_set() -> bool:
-    return _state() == (torch._C._BlasBackend.Cublaslt, (False, False), (False, False))
+    return _state() == (torch._C._BlasBackend.Cublaslt, (False, False), (False, False), False)
 
 
 def _prefer(library: Any) -> None:
