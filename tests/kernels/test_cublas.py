@@ -7,6 +7,8 @@ in another order, as a library's choice of kernels does.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from detcheck.kernels.triton import classes, cublas, linear, matmul
+from detcheck.kernels.triton import bit_class, classes, cublas, linear, matmul
 from detcheck.kernels.triton.classes import ProductKind, TileClass
 from detcheck.kernels.triton.configs import ALL_ROWS, Table, Tile
 from detcheck.kernels.triton.cublas import Library
@@ -171,6 +173,44 @@ def test_a_way_may_be_chosen_for_rows_that_are_left_over_while_another_one_is_ti
     assert chosen == [Library(65, 256)] * 2
 
 
+def test_the_operands_of_a_vocabulary_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 they would take twice the memory of the weight, beside it."""
+    made: list[int] = []
+    randn = torch.randn
+
+    def counted(*shape: Any, **on: Any) -> torch.Tensor:
+        made.append(randn(*shape, **on).numel())
+        return randn(*shape, **on)
+
+    monkeypatch.setattr(torch, "randn", counted)
+    monkeypatch.setattr(classes, "COLUMNS_AT_ONCE", 16)
+    _, right = classes.cancelling_operands(kind(), 1, COLUMNS)
+    assert right.shape == (1, INNER, COLUMNS)
+    assert max(made) == 16 * INNER
+    sums = right[0].float().abs().sum(0)
+    assert len(sums.unique()) == COLUMNS  # no part is made twice
+    assert (right[0].float().sum(0).abs() < sums / 100).all()
+
+
+def test_a_way_is_timed_on_the_gpu_of_its_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of another GPU's stream would not wait for it."""
+    current: list[Any] = [torch.device("cuda:0")]
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(bit_class, "_timed", lambda call: call() or 1.0)
+    device = torch.device("cuda:1")
+    assert bit_class.milliseconds(lambda: seen.append(current[-1]), device) == 1.0
+    assert seen == [device, device]
+    assert len(current) == 1
+
+
 class OnGpu(torch.Tensor):
     """A tensor that says it is on a GPU."""
 
@@ -247,106 +287,3 @@ def test_a_kept_layer_serves_operands_at_other_addresses(
             out = linear.linear(each, weight, bias)
             assert torch.equal(out, in_order(x, weight.t(), bias))
             assert len(elsewhere) == count
-
-
-IN_FLOAT16 = "adds up in float16"
-
-
-class Settings:
-    """Stands in for PyTorch's settings of its libraries."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.library: Any = torch._C._BlasBackend.Cublas
-        monkeypatch.setattr(torch.version, "cuda", "13.0")
-        self.now: dict[str, Any] = {"bf16": (True, True), "fp16": (True, True)}
-        monkeypatch.setattr(torch._C, "_get_blas_preferred_backend", lambda: self.library)
-        monkeypatch.setattr(
-            torch._C, "_set_blas_preferred_backend", lambda to: setattr(self, "library", to)
-        )
-        for name in tuple(self.now):
-            stem = f"cublas_allow_{name}_reduced_precision_reduction"
-            monkeypatch.setattr(torch._C, f"_get_{stem}", lambda n=name: self.now[n])
-            monkeypatch.setattr(
-                torch._C, f"_set_{stem}", lambda *to, n=name: self.now.__setitem__(n, to)
-            )
-        self.now[IN_FLOAT16] = False
-        stem = "cublas_allow_fp16_accumulation"
-        monkeypatch.setattr(torch._C, f"_get_{stem}", lambda: self.now[IN_FLOAT16])
-        monkeypatch.setattr(
-            torch._C, f"_set_{stem}", lambda to: self.now.__setitem__(IN_FLOAT16, to)
-        )
-
-
-def test_splits_are_off_inside_and_what_they_were_afterwards(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    settings = Settings(monkeypatch)
-    settings.now["fp16"] = (False, True)
-    before = cublas._state()
-    assert cublas.is_available()
-    with cublas.without_splits():
-        assert cublas._is_set()
-        with cublas.without_splits():
-            assert cublas._is_set()
-        assert cublas._is_set()
-    assert cublas._state() == before
-    with pytest.raises(KeyError), cublas.without_splits():
-        raise KeyError
-    assert cublas._state() == before
-    assert not cublas._is_set()
-
-
-def test_a_product_is_never_made_with_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also outside of a mode, which sets them for all products."""
-    Settings(monkeypatch)
-    seen: list[bool] = []
-
-    def multiply(*operands: Any) -> torch.Tensor:
-        seen.append(cublas._is_set())
-        return torch.empty(0)
-
-    monkeypatch.setattr(cublas, "_multiply", multiply)
-    x = torch.empty(2, 2)
-    cublas.multiply(x, x, None)
-    with cublas.without_splits():
-        cublas.multiply(x, x, None)
-    assert seen == [True, True]
-    assert not cublas._is_set()
-
-
-def test_a_product_is_never_added_up_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if that is allowed after a layer was kept, while a mode is on."""
-    settings = Settings(monkeypatch)
-    seen: list[bool] = []
-
-    def multiply(*operands: Any) -> torch.Tensor:
-        seen.append(settings.now[IN_FLOAT16])
-        return torch.empty(0)
-
-    monkeypatch.setattr(cublas, "_multiply", multiply)
-    x = torch.empty(2, 2)
-    settings.now[IN_FLOAT16] = True
-    with cublas.without_splits():
-        cublas.multiply(x, x, None)
-        settings.now[IN_FLOAT16] = True
-        cublas.multiply(x, x, None)
-        assert settings.now[IN_FLOAT16]
-    assert seen == [False, False]
-    assert settings.now[IN_FLOAT16]
-
-
-def test_another_version_of_pytorch_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before there was a setting for splits, it was one boolean."""
-    Settings(monkeypatch)
-    assert cublas.is_available()
-    stem = "_get_cublas_allow_bf16_reduced_precision_reduction"
-    monkeypatch.setattr(torch._C, stem, lambda: True)
-    assert not cublas.is_available()
-    monkeypatch.delattr(torch._C, stem)
-    assert not cublas.is_available()
-
-
-def test_a_pytorch_without_cuda_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    Settings(monkeypatch)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert not cublas.is_available()

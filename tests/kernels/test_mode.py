@@ -7,15 +7,18 @@ from collections import Counter
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
 import detcheck
 from detcheck.errors import UsageError
 from detcheck.kernels import mode as mode_module
+from detcheck.kernels import self_check as self_check_module
 from detcheck.kernels.mode import active_families, batch_invariant
 from detcheck.kernels.self_check import self_check
 from detcheck.kernels.settings import OP_FAMILIES
+from detcheck.kernels.triton import self_check as cuda_self_check
 
 LEFT = torch.randn(9, 1536, generator=torch.Generator().manual_seed(3))
 WEIGHT = torch.randn(576, 1536, generator=torch.Generator().manual_seed(4))
@@ -136,6 +139,15 @@ def test_the_self_check_finds_an_override_that_is_not_reached(
     with batch_invariant(["attention"]) as mode:
         assert mode.proof().self_check != "passed"
     assert active_families() == ()
+
+
+def test_operands_that_are_kept_are_those_of_no_other_mode() -> None:
+    """A mode may first be entered in inference, or while tensors are fake."""
+    kept = (self_check_module.normal.__wrapped__, cuda_self_check._on.__wrapped__)
+    with torch.inference_mode(), FakeTensorMode():
+        made = [kept[0](1, 2, 3), kept[1]("cpu", 1, 2, 3), kept[1]("meta", 1, 2, 3)]
+    assert [type(each) for each in made] == [torch.Tensor] * 3
+    assert not any(each.is_inference() for each in made)
 
 
 def test_the_public_name_is_the_same_mode() -> None:

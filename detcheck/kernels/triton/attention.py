@@ -139,7 +139,7 @@ def _fastest(
 
     def time(shape: Shape) -> float:
         call = form(shape).call(query, key, layout)
-        return milliseconds(lambda: call((query, key, value), scores.sinks))
+        return milliseconds(lambda: call((query, key, value), scores.sinks), query.device)
 
     kind = AttentionKind(
         query.shape[1] // key.shape[1], query.shape[3], query.dtype, query.device,

@@ -67,11 +67,12 @@ class BitClass(Generic[Way]):
             return False
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """Median time of a call on the GPU, operands not in its cache; infinity if it fails."""
+def milliseconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Median time of a call on a GPU, operands not in its cache; infinity if it fails."""
     try:
-        call()
-        return _timed(call)
+        with torch.cuda.device(device):  # whose stream the events are recorded in
+            call()
+            return _timed(call)
     except Exception:  # such as too little memory for the buffer that clears the cache
         return float("inf")
 

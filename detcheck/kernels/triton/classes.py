@@ -28,6 +28,8 @@ from detcheck.kernels.triton.launch import ALIGNMENT_BYTES, capability
 PROBE_ROWS = 32
 PROBE_COLUMNS = 512
 """Columns are independent and add up in the same order, so more of them would show no more."""
+COLUMNS_AT_ONCE = 4096
+"""In float32. Those of a whole vocabulary would take gigabytes, beside the model."""
 
 Way = Tile | Library
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Any], torch.Tensor]
@@ -127,10 +129,12 @@ def cancelling_operands(
     first, second = order[:half], order[half : 2 * half]
     columns = min(kind.columns, columns)
     left = torch.randn(rows, kind.inner, **on)
-    right = torch.randn(columns, kind.inner, **on)
     left[:, second] = left[:, first] * (1 + torch.randn(half, **on) / 128)
-    right[:, second] = -right[:, first]
-    right = right.to(kind.dtype)
+    right = torch.empty(columns, kind.inner, dtype=kind.dtype, device=kind.device)
+    for some in right.split(COLUMNS_AT_ONCE):
+        wide = torch.randn(some.shape, **on)
+        wide[:, second] = -wide[:, first]
+        some.copy_(wide)
     right = right.t() if kind.transposed else right.t().contiguous()
     return left.to(kind.dtype)[None], right[None]
 

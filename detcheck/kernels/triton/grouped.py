@@ -84,7 +84,7 @@ def tokens_by_expert(left: torch.Tensor, right: torch.Tensor, offs: torch.Tensor
         return left.new_zeros((tokens, columns))
 
     def time(tile: Any) -> float:
-        return milliseconds(lambda: product(left, right, offs, tile))
+        return milliseconds(lambda: product(left, right, offs, tile), left.device)
 
     kind = ProductKind(inner, columns, left.dtype, right.stride(2) != 1, left.device)
     rows = -(-tokens // experts)  # of an expert, if all had equally many

@@ -90,7 +90,7 @@ def choice(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -
     """The way to multiply these operands."""
 
     def time(way: Way) -> float:
-        return milliseconds(lambda: product(left, right, bias, way))
+        return milliseconds(lambda: product(left, right, bias, way), left.device)
 
     timed = time if left.is_cuda else None
     return classes(left, right, product, bias).way(left.shape[1], timed)

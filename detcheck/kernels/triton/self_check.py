@@ -10,6 +10,7 @@ from functools import cache, partial
 
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from detcheck.kernels.self_check import depends_on_batch, normal
 
@@ -52,13 +53,14 @@ def _row_alone(name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> s
 
 
 def _random(seed: int, *shape: int) -> torch.Tensor:
-    return _on_gpu(torch.cuda.current_device(), seed, *shape)
+    return _on(f"cuda:{torch.cuda.current_device()}", seed, *shape)
 
 
 @cache
-def _on_gpu(device: int, seed: int, *shape: int) -> torch.Tensor:
+def _on(device: str, seed: int, *shape: int) -> torch.Tensor:
     """Kept, since a mode may be entered before every trial; 11 MB in all."""
-    return normal(seed, *shape).to(f"cuda:{device}")
+    with torch.inference_mode(False), _disable_current_modes():
+        return normal(seed, *shape).to(device)
 
 
 CHECKS: dict[str, Callable[[], str | None]] = {
