@@ -137,7 +137,8 @@ def _row_alone(
 def normal(seed: int, *shape: int) -> torch.Tensor:
     """Seeded float32 values on the CPU, kept for the next check: not to be written to."""
     with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"):
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(*shape, generator=generator, dtype=torch.float32)
 
 
 CHECKS: dict[str, Callable[[], str | None]] = {

@@ -16,6 +16,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from detcheck.kernels.fused import proofs
 from detcheck.kernels.triton import bit_class, classes, cublas, linear, matmul
 from detcheck.kernels.triton.classes import ProductKind, TileClass
 from detcheck.kernels.triton.configs import ALL_ROWS, Table, Tile
@@ -190,6 +191,19 @@ def test_the_operands_of_a_vocabulary_are_made_in_parts(monkeypatch: pytest.Monk
     sums = right[0].float().abs().sum(0)
     assert len(sums.unique()) == COLUMNS  # no part is made twice
     assert (right[0].float().sum(0).abs() < sums / 100).all()
+
+
+def test_operands_are_the_same_whatever_dtype_is_the_default() -> None:
+    expected = classes.cancelling_operands(kind(), 8, COLUMNS)
+    compared = proofs.random(1, 20, 64, like=expected[0])
+    torch.set_default_dtype(torch.float16)
+    try:
+        again = classes.cancelling_operands(kind(), 8, COLUMNS)
+        compared_again = proofs.random(1, 20, 64, like=expected[0])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, again, expected))
+    assert torch.equal(compared_again, compared)
 
 
 def test_a_way_is_timed_on_the_gpu_of_its_operands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,16 @@ def test_the_self_check_finds_an_override_that_is_not_reached(
     assert active_families() == ()
 
 
+def test_operands_that_are_kept_are_in_float32() -> None:
+    """Models are loaded while another dtype is the default."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        made = self_check_module.normal.__wrapped__(1, 2, 3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert made.dtype == torch.float32
+
+
 def test_operands_that_are_kept_are_those_of_no_other_mode() -> None:
     """A mode may first be entered in inference, or while tensors are fake."""
     kept = (self_check_module.normal.__wrapped__, cuda_self_check._on.__wrapped__)

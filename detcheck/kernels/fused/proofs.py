@@ -85,11 +85,12 @@ def random(seed: int, *shape: int, like: torch.Tensor) -> torch.Tensor:
     hundred has nothing but zeros, another nothing but denormal numbers.
     """
     generator = torch.Generator(like.device).manual_seed(seed)
-    rows = torch.randn(*shape, generator=generator, device=like.device).view(-1, shape[-1])
+    on: Any = {"device": like.device, "dtype": torch.float32}
+    rows = torch.randn(*shape, generator=generator, **on).view(-1, shape[-1])
     exponents = torch.arange(len(rows), device=like.device) % 7 - 3
     rows *= torch.exp2(4.0 * exponents)[:, None]
     places = rows[::10, :: max(1, shape[-1] // 64)]
-    special = torch.tensor(SPECIAL, device=like.device)
+    special = torch.tensor(SPECIAL, **on)
     places.copy_(special[torch.arange(places.shape[1], device=like.device) % len(special)])
     rows[7::200], rows[107::200] = 0.0, 1e-40
     return rows.view(shape).to(like.dtype)

@@ -123,9 +123,9 @@ def cancelling_operands(
     to bfloat16. The two products of a pair lie at a random distance along K.
     """
     generator = torch.Generator(kind.device).manual_seed(0)
-    on: Any = {"generator": generator, "device": kind.device}
+    on: Any = {"generator": generator, "device": kind.device, "dtype": torch.float32}
     half = kind.inner // 2
-    order = torch.randperm(kind.inner, **on)
+    order = torch.randperm(kind.inner, generator=generator, device=kind.device)
     first, second = order[:half], order[half : 2 * half]
     columns = min(kind.columns, columns)
     left = torch.randn(rows, kind.inner, **on)
