@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from detcheck.kernels import overrides
+from detcheck.kernels.mode import batch_invariant
 from detcheck.kernels.triton import cublas
 
 IN_FLOAT16 = "adds up in float16"
@@ -112,3 +115,29 @@ def test_a_pytorch_without_cuda_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     Settings(monkeypatch)
     monkeypatch.setattr(torch.version, "cuda", None)
     assert not cublas.is_available()
+
+
+def test_a_mode_sets_them_for_all_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, however many modes are on."""
+    Settings(monkeypatch)
+    before = cublas._state()
+    monkeypatch.setattr(cublas, "is_enabled", lambda: True)
+    choose = overrides._without_splits
+
+    def on_a_gpu() -> AbstractContextManager[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(overrides, "why_unavailable", lambda: None)
+            return choose()
+
+    monkeypatch.setattr(overrides, "_without_splits", on_a_gpu)
+    with batch_invariant("matmul", pack_weights="off"):
+        assert cublas._is_set()
+        with batch_invariant("matmul", pack_weights="off"):
+            assert cublas._is_set()
+        assert cublas._is_set()
+    assert cublas._state() == before
+    monkeypatch.setattr(cublas, "is_enabled", lambda: False)
+    with batch_invariant("matmul", pack_weights="off"):
+        assert cublas._state() == before
+    with batch_invariant("reduce"):
+        assert cublas._state() == before
