@@ -270,6 +270,24 @@ def test_which_operands_it_is_tried_for() -> None:
     )
 
 
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Only deterministic algorithms are wanted, and no workspace is set."""
+    monkeypatch.delenv(cublas.WORKSPACE, raising=False)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("enabled", "deterministic")
+def test_it_is_not_asked_if_pytorch_would_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among deterministic algorithms it needs a workspace of a fixed size."""
+    assert not cublas.fits(*operands(), None)
+    for config, fits in ((":4096:8", True), (":16:8", True), (":4096:2", False)):
+        monkeypatch.setenv(cublas.WORKSPACE, config)
+        assert cublas.fits(*operands(), None) is fits
+
+
 def test_it_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cublas, "is_available", lambda: True)
     for value, expected in (("", True), ("triton", False)):
@@ -277,6 +295,19 @@ def test_it_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(cublas.VARIABLE, value)
         assert cublas.is_enabled() is expected
     cublas.is_enabled.cache_clear()
+
+
+@pytest.mark.usefixtures("enabled", "deterministic")
+def test_a_kept_layer_is_computed_otherwise_if_pytorch_would_refuse_it(
+    split_at: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when deterministic algorithms are asked for after the layer was kept."""
+    x, weight = torch.randn(80, 64).bfloat16(), torch.randn(24, 64).bfloat16()
+    other = torch.empty(80, 24).bfloat16()
+    kept = cublas.KeptProduct(x[None], 24, (80, 24), lambda *given: other)
+    assert kept(x, weight, None) is other
+    monkeypatch.setenv(cublas.WORKSPACE, ":4096:8")
+    assert torch.equal(kept(x, weight, None), in_order(x, weight.t(), None))
 
 
 @pytest.mark.usefixtures("enabled")

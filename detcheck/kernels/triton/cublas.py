@@ -25,6 +25,8 @@ import torch
 from detcheck.kernels.triton.launch import room
 
 VARIABLE = "DETCHECK_PRODUCTS"
+WORKSPACE, WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+"""PyTorch's condition for cuBLAS among deterministic algorithms."""
 ROWS_STEP = 64
 EVERY_M = 1024
 """Up to this number of rows each M runs as it is; of more rows, multiples of ROWS_STEP."""
@@ -82,6 +84,7 @@ def fits(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> 
         and are_aligned(left, right)
         and (bias is None or _is_row(bias, columns, left.dtype))
         and is_enabled()
+        and is_allowed()
     )
 
 
@@ -89,6 +92,15 @@ def _is_row(bias: torch.Tensor, columns: int, dtype: torch.dtype) -> bool:
     """True if a bias is one that cuBLASLt was tried with; others are copied first, or refused."""
     alike = (bias.shape, bias.stride(), bias.dtype) == ((columns,), (1,), dtype)
     return alike and are_aligned(bias)
+
+
+def is_allowed() -> bool:
+    """False if PyTorch refuses cuBLAS because only deterministic algorithms are wanted.
+
+    It does so unless a variable gives cuBLAS a workspace of a fixed size.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return not deterministic or os.environ.get(WORKSPACE) in WORKSPACES
 
 
 def are_aligned(*operands: torch.Tensor) -> bool:
@@ -139,7 +151,7 @@ class KeptProduct:
     __slots__ = ("_inner", "_other", "_room", "_shape")
 
     def __init__(self, rows: torch.Tensor, columns: int, shape: tuple[int, ...], other: Multiply):
-        """`rows` (1, M, K) gives results of `shape`; `other` serves unaligned operands."""
+        """`rows` (1, M, K) gives results of `shape`; `other` serves operands that are refused."""
         self._inner, self._shape, self._other = rows.shape[2], shape, other
         self._room = room(rows, (rows.shape[1], columns))
 
@@ -147,7 +159,8 @@ class KeptProduct:
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """(…, K) by the weight (N, K) of a linear layer."""
-        if are_aligned(x, weight) and (bias is None or are_aligned(bias)):
+        aligned = are_aligned(x, weight) and (bias is None or are_aligned(bias))
+        if aligned and is_allowed():
             out = multiply(x.view(-1, self._inner), weight.t(), bias, self._room())
             return out.view(self._shape)
         return self._other(x, weight, bias)
