@@ -15,8 +15,10 @@ PATTERNS = (
     "results/*/*/table.md",
     "results/*/*/summary.md",
     "results/*/embedded/*.svg",
+    "results/*/README.md",
     "results/*/roofline.md",
     "results/*/report.html",
+    "results/*/*/report.html",
     "results/*/figures/*.svg",
     "results/*/*.svg",
 )
