@@ -47,10 +47,11 @@ def is_plain(x: torch.Tensor) -> bool:
 
 
 def is_watched(x: torch.Tensor) -> bool:
-    """True if all that `x` lacks to be plain is that a dispatch mode wants to see each op.
+    """True if `x` would be plain without the dispatch modes that are on.
 
-    So it is in the first passes of a model under a mode. The own code runs then. But kinds of
-    operands are tried meanwhile: a CUDA graph, in which none can be tried, may be captured next.
+    So it is in the first passes of a model under a kernels mode, whose ops are watched. The own
+    code runs then. But kinds of operands are tried meanwhile: a CUDA graph may be captured next,
+    and while one is captured nothing can be tried.
     """
     modes = _len_torch_dispatch_stack() > 0 and not _len_torch_function_stack()
     return modes and is_unchanged(x)

@@ -78,7 +78,7 @@ class LayerOnGpu:
         return result
 
     def launch(self, norm: Any, module: Any, x: torch.Tensor, y: Any) -> Launch | None:
-        """The launch for a sum of `x` and `y`; None if they are added and normed apart."""
+        """The launch for a sum of `x` and `y`; None if the own code must add and norm them."""
         weight = module._parameters.get("weight")
         if type(y) is not torch.Tensor or type(weight) not in PLAIN:
             return None

@@ -34,7 +34,8 @@ class ProvenLaunches:
         self.launches: dict[Any, Launch | None] = {}
         """By shapes, strides and dtypes of all operands; None if the own code serves them."""
         self.faults: dict[Any, str | None] = {}
-        """By kind of which one comparison tells for all shapes: None, or why it is not served."""
+        """By kind of operands, None or why it is not served. One comparison holds for all shapes
+        of a kind."""
 
     def first(
         self, operands: Any, kind: Any, make: Callable[[], Launch], proof: Callable[[], bool]
@@ -104,5 +105,5 @@ def uncounted(calls: Mapping[str, Counter[str]]) -> Iterator[None]:
         yield
     finally:
         for family, each in calls.items():
-            for op in each:
+            for op in tuple(each):  # another thread may count
                 each[op] = before[family][op]
