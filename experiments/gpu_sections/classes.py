@@ -154,13 +154,20 @@ def show_classes(result: dict[str, Any]) -> list[str]:
         apart = [name for name, agrees in heads["agree"].items() if agrees is not True]
         text = f"apart: {', '.join(apart)}" if apart else "all shapes of attention agree"
         lines.append(f"- {heads['dtype']} heads of {heads['dim']}: {text}")
-    layers = result["layers"]
-    held = [row for row in layers if all(row["library"].values())]
-    lines.append(
+    return lines + show_library(result["layers"])
+
+
+def show_library(layers: list[dict[str, Any]]) -> list[str]:
+    """In how many layers cuBLASLt gives our bits, and where it does not."""
+    asked = [row for row in layers if row["library"]]
+    if not asked:
+        return ["- cuBLASLt was asked for no layer"]
+    held = [row for row in asked if all(row["library"].values())]
+    lines = [
         f"- cuBLASLt without split-K gives our bits at every M that it is asked for in {len(held)} "
-        f"of {len(layers)} layers"
-    )
-    for row in layers:
+        f"of {len(asked)} layers"
+    ]
+    for row in asked:
         apart = [span for span, agrees in row["library"].items() if not agrees]
         if apart:
             where = f"{row['model']} {row['layer']} {row['N']}x{row['K']}"

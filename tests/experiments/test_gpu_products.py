@@ -1,10 +1,11 @@
-"""Section `matmul`: what our tiles alone take, beside cuBLASLt."""
+"""Sections `matmul` and `classes`: cuBLASLt beside our tiles, in time and in bits."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
-from gpu_sections import matmul
+from gpu_sections import classes, matmul
 
 from detcheck.kernels.triton.configs import HOPPER, Tile
 from detcheck.kernels.triton.cublas import Library
@@ -39,3 +40,18 @@ def test_cublaslt_is_compared_with_the_fastest_tile_of_the_class(
     monkeypatch.setattr(matmul.matmul, "product", lambda left, right, bias, tile: MS[tile])
     monkeypatch.setattr(matmul, "milliseconds", lambda call, device: call())
     assert matmul.tile_of(torch.zeros(80, 8), torch.zeros(8, 8)) == expected
+
+
+def test_layers_for_which_cublaslt_was_not_asked_do_not_count() -> None:
+    """As without a GPU: they are no layers in which its bits were found to be ours."""
+
+    def layer(name: str, **library: bool) -> dict[str, Any]:
+        return {"dtype": "bfloat16", "model": "M", "layer": name, "N": 8, "K": 16,
+                "library": library}  # fmt: skip
+
+    nowhere = layer("not asked")
+    assert classes.show_library([nowhere]) == ["- cuBLASLt was asked for no layer"]
+    same, other = layer("q", a=True, b=True), layer("k", a=True, b=False)
+    lines = classes.show_library([nowhere, same, other])
+    assert lines[0].endswith("in 1 of 2 layers")
+    assert lines[1:] == ["  - bfloat16 M k 8x16: other bits at M in b"]
