@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -77,6 +78,36 @@ def test_a_product_is_never_made_with_splits(monkeypatch: pytest.MonkeyPatch) ->
         cublas.multiply(x, x, None)
     assert seen == [True, True]
     assert not cublas._is_set()
+
+
+def test_products_that_change_the_settings_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Outside of a mode. Otherwise the first one that ends lets the other split its sums."""
+    Settings(monkeypatch)
+    before = cublas._state()
+    inside, go_on, seen = threading.Event(), threading.Event(), list[bool]()
+
+    def multiply(*operands: Any) -> torch.Tensor:
+        seen.append(cublas._is_set())
+        inside.set()
+        assert go_on.wait(20)
+        seen.append(cublas._is_set())
+        return torch.empty(0)
+
+    monkeypatch.setattr(cublas, "_multiply", multiply)
+    x = torch.empty(2, 2)
+    threads = [threading.Thread(target=cublas.multiply, args=(x, x, None)) for _ in range(2)]
+    threads[0].start()
+    assert inside.wait(20)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert seen == [True]
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert seen == [True] * 4
+    assert cublas._state() == before
 
 
 def test_a_product_is_never_added_up_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:

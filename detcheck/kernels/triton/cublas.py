@@ -13,6 +13,7 @@ A kind that fails is computed by our tiles. `DETCHECK_PRODUCTS=triton` leaves cu
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ ALIGNMENT_BYTES = 256
 WHOLE_ENTRIES = 8
 """N and K must be multiples of this: rows of 16 bytes, as cuBLASLt's fast kernels need them."""
 HALF = (torch.bfloat16, torch.float16)
+
+_lock = threading.RLock()
+"""Held while PyTorch's settings change, and by a product that changes them for itself alone."""
+_alone: list[torch.Tensor] = []
+"""The result of a product that has changed the settings for itself alone, if there is one."""
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """(M, K) x (K, N) + bias (N,) to (M, N)."""
@@ -131,10 +137,15 @@ def multiply(
     """(M, K) x (K, N) + bias (N,) by cuBLASLt, past any override; into `out` if it is given."""
     if out is None:
         out = left.new_empty((len(left), right.shape[1]))
-    if _is_set():
+    if not _alone and _is_set():
         return _multiply(left, right, bias, out)
-    with without_splits():
-        return _multiply(left, right, bias, out)
+    with _lock:
+        _alone.append(out)
+        try:
+            with without_splits():
+                return _multiply(left, right, bias, out)
+        finally:
+            _alone.pop()
 
 
 def _multiply(
@@ -172,19 +183,24 @@ def without_splits() -> Iterator[None]:
 
     Nor does it add up in float16. For the whole process, as PyTorch's settings are.
     """
-    flags: Any = torch.backends.cuda.matmul
-    library, *before = _state()
-    _prefer(torch._C._BlasBackend.Cublaslt)
+    with _lock:
+        library, *before = _state()
+        _prefer(torch._C._BlasBackend.Cublaslt)
     try:
-        flags.allow_bf16_reduced_precision_reduction = (False, False)
-        flags.allow_fp16_reduced_precision_reduction = (False, False)
-        flags.allow_fp16_accumulation = False
+        _set_flags((False, False), (False, False), False)
         yield
     finally:
-        flags.allow_bf16_reduced_precision_reduction = before[0]
-        flags.allow_fp16_reduced_precision_reduction = before[1]
-        flags.allow_fp16_accumulation = before[2]
-        _prefer(library)
+        with _lock:
+            _set_flags(*before)
+            _prefer(library)
+
+
+def _set_flags(bf16: Any, fp16: Any, in_fp16: bool) -> None:
+    with _lock:
+        flags: Any = torch.backends.cuda.matmul
+        flags.allow_bf16_reduced_precision_reduction = bf16
+        flags.allow_fp16_reduced_precision_reduction = fp16
+        flags.allow_fp16_accumulation = in_fp16
 
 
 def is_available() -> bool:
