@@ -160,9 +160,9 @@ def _without_splits() -> AbstractContextManager[None]:
     """Let PyTorch's library for products on a GPU not split sums, if there is one that is used."""
     if why_unavailable() is not None:
         return nullcontext()
-    from detcheck.kernels.triton import cublas
+    from detcheck.kernels.triton import cublas, cublas_settings
 
-    return cublas.without_splits() if cublas.is_enabled() else nullcontext()
+    return cublas_settings.without_splits() if cublas.is_enabled() else nullcontext()
 
 
 def _install_function(calls: Counter[str]) -> Callable[[], None]:

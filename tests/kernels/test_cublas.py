@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from detcheck.kernels.fused import proofs
-from detcheck.kernels.triton import bit_class, classes, cublas, linear, matmul
+from detcheck.kernels.triton import bit_class, classes, cublas, cublas_settings, linear, matmul
 from detcheck.kernels.triton.classes import ProductKind, TileClass
 from detcheck.kernels.triton.configs import ALL_ROWS, Table, Tile
 from detcheck.kernels.triton.cublas import Library
@@ -273,7 +273,7 @@ def test_which_operands_it_is_tried_for() -> None:
 @pytest.fixture
 def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Only deterministic algorithms are wanted, and no workspace is set."""
-    monkeypatch.delenv(cublas.WORKSPACE, raising=False)
+    monkeypatch.delenv(cublas_settings.WORKSPACE, raising=False)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -284,12 +284,12 @@ def test_it_is_not_asked_if_pytorch_would_refuse_it(monkeypatch: pytest.MonkeyPa
     """Among deterministic algorithms it needs a workspace of a fixed size."""
     assert not cublas.fits(*operands(), None)
     for config, fits in ((":4096:8", True), (":16:8", True), (":4096:2", False)):
-        monkeypatch.setenv(cublas.WORKSPACE, config)
+        monkeypatch.setenv(cublas_settings.WORKSPACE, config)
         assert cublas.fits(*operands(), None) is fits
 
 
 def test_it_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cublas, "is_available", lambda: True)
+    monkeypatch.setattr(cublas_settings, "is_available", lambda: True)
     for value, expected in (("", True), ("triton", False)):
         cublas.is_enabled.cache_clear()
         monkeypatch.setenv(cublas.VARIABLE, value)
@@ -306,7 +306,7 @@ def test_a_kept_layer_is_computed_otherwise_if_pytorch_would_refuse_it(
     other = torch.empty(80, 24).bfloat16()
     kept = cublas.KeptProduct(x[None], 24, (80, 24), lambda *given: other)
     assert kept(x, weight, None) is other
-    monkeypatch.setenv(cublas.WORKSPACE, ":4096:8")
+    monkeypatch.setenv(cublas_settings.WORKSPACE, ":4096:8")
     assert torch.equal(kept(x, weight, None), in_order(x, weight.t(), None))
 
 

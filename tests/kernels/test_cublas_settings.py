@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from detcheck.kernels import overrides
 from detcheck.kernels.mode import batch_invariant
-from detcheck.kernels.triton import cublas
+from detcheck.kernels.triton import cublas, cublas_settings
 
 IN_FLOAT16 = "adds up in float16"
 
@@ -48,18 +48,18 @@ def test_splits_are_off_inside_and_what_they_were_afterwards(
 ) -> None:
     settings = Settings(monkeypatch)
     settings.now["fp16"] = (False, True)
-    before = cublas._state()
-    assert cublas.is_available()
-    with cublas.without_splits():
-        assert cublas._is_set()
-        with cublas.without_splits():
-            assert cublas._is_set()
-        assert cublas._is_set()
-    assert cublas._state() == before
-    with pytest.raises(KeyError), cublas.without_splits():
+    before = cublas_settings.state()
+    assert cublas_settings.is_available()
+    with cublas_settings.without_splits():
+        assert cublas_settings.is_set()
+        with cublas_settings.without_splits():
+            assert cublas_settings.is_set()
+        assert cublas_settings.is_set()
+    assert cublas_settings.state() == before
+    with pytest.raises(KeyError), cublas_settings.without_splits():
         raise KeyError
-    assert cublas._state() == before
-    assert not cublas._is_set()
+    assert cublas_settings.state() == before
+    assert not cublas_settings.is_set()
 
 
 def test_a_product_is_never_made_with_splits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,16 +68,16 @@ def test_a_product_is_never_made_with_splits(monkeypatch: pytest.MonkeyPatch) ->
     seen: list[bool] = []
 
     def multiply(*operands: Any) -> torch.Tensor:
-        seen.append(cublas._is_set())
+        seen.append(cublas_settings.is_set())
         return torch.empty(0)
 
     monkeypatch.setattr(cublas, "_multiply", multiply)
     x = torch.empty(2, 2)
     cublas.multiply(x, x, None)
-    with cublas.without_splits():
+    with cublas_settings.without_splits():
         cublas.multiply(x, x, None)
     assert seen == [True, True]
-    assert not cublas._is_set()
+    assert not cublas_settings.is_set()
 
 
 def test_products_that_change_the_settings_wait_for_each_other(
@@ -85,14 +85,14 @@ def test_products_that_change_the_settings_wait_for_each_other(
 ) -> None:
     """Outside of a mode. Otherwise the first one that ends lets the other split its sums."""
     Settings(monkeypatch)
-    before = cublas._state()
+    before = cublas_settings.state()
     inside, go_on, seen = threading.Event(), threading.Event(), list[bool]()
 
     def multiply(*operands: Any) -> torch.Tensor:
-        seen.append(cublas._is_set())
+        seen.append(cublas_settings.is_set())
         inside.set()
         assert go_on.wait(20)
-        seen.append(cublas._is_set())
+        seen.append(cublas_settings.is_set())
         return torch.empty(0)
 
     monkeypatch.setattr(cublas, "_multiply", multiply)
@@ -107,7 +107,7 @@ def test_products_that_change_the_settings_wait_for_each_other(
     for thread in threads:
         thread.join(20)
     assert seen == [True] * 4
-    assert cublas._state() == before
+    assert cublas_settings.state() == before
 
 
 def test_a_product_is_never_added_up_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_a_product_is_never_added_up_in_float16(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cublas, "_multiply", multiply)
     x = torch.empty(2, 2)
     settings.now[IN_FLOAT16] = True
-    with cublas.without_splits():
+    with cublas_settings.without_splits():
         cublas.multiply(x, x, None)
         settings.now[IN_FLOAT16] = True
         cublas.multiply(x, x, None)
@@ -134,24 +134,24 @@ def test_a_product_is_never_added_up_in_float16(monkeypatch: pytest.MonkeyPatch)
 def test_another_version_of_pytorch_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before there was a setting for splits, it was one boolean."""
     Settings(monkeypatch)
-    assert cublas.is_available()
+    assert cublas_settings.is_available()
     stem = "_get_cublas_allow_bf16_reduced_precision_reduction"
     monkeypatch.setattr(torch._C, stem, lambda: True)
-    assert not cublas.is_available()
+    assert not cublas_settings.is_available()
     monkeypatch.delattr(torch._C, stem)
-    assert not cublas.is_available()
+    assert not cublas_settings.is_available()
 
 
 def test_a_pytorch_without_cuda_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     Settings(monkeypatch)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert not cublas.is_available()
+    assert not cublas_settings.is_available()
 
 
 def test_a_mode_sets_them_for_all_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, however many modes are on."""
     Settings(monkeypatch)
-    before = cublas._state()
+    before = cublas_settings.state()
     monkeypatch.setattr(cublas, "is_enabled", lambda: True)
     choose = overrides._without_splits
 
@@ -162,13 +162,13 @@ def test_a_mode_sets_them_for_all_products(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(overrides, "_without_splits", on_a_gpu)
     with batch_invariant("matmul", pack_weights="off"):
-        assert cublas._is_set()
+        assert cublas_settings.is_set()
         with batch_invariant("matmul", pack_weights="off"):
-            assert cublas._is_set()
-        assert cublas._is_set()
-    assert cublas._state() == before
+            assert cublas_settings.is_set()
+        assert cublas_settings.is_set()
+    assert cublas_settings.state() == before
     monkeypatch.setattr(cublas, "is_enabled", lambda: False)
     with batch_invariant("matmul", pack_weights="off"):
-        assert cublas._state() == before
+        assert cublas_settings.state() == before
     with batch_invariant("reduce"):
-        assert cublas._state() == before
+        assert cublas_settings.state() == before

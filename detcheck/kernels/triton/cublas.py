@@ -13,21 +13,17 @@ A kind that fails is computed by our tiles. `DETCHECK_PRODUCTS=triton` leaves cu
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from detcheck.kernels.triton import cublas_settings
 from detcheck.kernels.triton.launch import room
 
 VARIABLE = "DETCHECK_PRODUCTS"
-WORKSPACE, WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
-"""PyTorch's condition for cuBLAS among deterministic algorithms."""
 ROWS_STEP = 64
 EVERY_M = 1024
 """Up to this number of rows each M runs as it is; of more rows, multiples of ROWS_STEP."""
@@ -41,8 +37,6 @@ WHOLE_ENTRIES = 8
 """N and K must be multiples of this: rows of 16 bytes, as cuBLASLt's fast kernels need them."""
 HALF = (torch.bfloat16, torch.float16)
 
-_lock = threading.RLock()
-"""Held while PyTorch's settings change, and by a product that changes them for itself alone."""
 _alone: list[torch.Tensor] = []
 """The result of a product that has changed the settings for itself alone, if there is one."""
 
@@ -90,7 +84,7 @@ def fits(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> 
         and are_aligned(left, right)
         and (bias is None or _is_row(bias, columns, left.dtype))
         and is_enabled()
-        and is_allowed()
+        and cublas_settings.is_allowed()
     )
 
 
@@ -98,15 +92,6 @@ def _is_row(bias: torch.Tensor, columns: int, dtype: torch.dtype) -> bool:
     """True if a bias is one that cuBLASLt was tried with; others are copied first, or refused."""
     alike = (bias.shape, bias.stride(), bias.dtype) == ((columns,), (1,), dtype)
     return alike and are_aligned(bias)
-
-
-def is_allowed() -> bool:
-    """False if PyTorch refuses cuBLAS because only deterministic algorithms are wanted.
-
-    It does so unless a variable gives cuBLAS a workspace of a fixed size.
-    """
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    return not deterministic or os.environ.get(WORKSPACE) in WORKSPACES
 
 
 def are_aligned(*operands: torch.Tensor) -> bool:
@@ -137,12 +122,12 @@ def multiply(
     """(M, K) x (K, N) + bias (N,) by cuBLASLt, past any override; into `out` if it is given."""
     if out is None:
         out = left.new_empty((len(left), right.shape[1]))
-    if not _alone and _is_set():
+    if not _alone and cublas_settings.is_set():
         return _multiply(left, right, bias, out)
-    with _lock:
+    with cublas_settings.LOCK:
         _alone.append(out)
         try:
-            with without_splits():
+            with cublas_settings.without_splits():
                 return _multiply(left, right, bias, out)
         finally:
             _alone.pop()
@@ -171,88 +156,13 @@ class KeptProduct:
     ) -> torch.Tensor:
         """(…, K) by the weight (N, K) of a linear layer."""
         aligned = are_aligned(x, weight) and (bias is None or are_aligned(bias))
-        if aligned and is_allowed():
+        if aligned and cublas_settings.is_allowed():
             out = multiply(x.view(-1, self._inner), weight.t(), bias, self._room())
             return out.view(self._shape)
         return self._other(x, weight, bias)
 
 
-@contextmanager
-def without_splits() -> Iterator[None]:
-    """Within this context PyTorch multiplies by cuBLASLt, which does not split sums over K.
-
-    Nor does it add up in float16. For the whole process, as PyTorch's settings are.
-    """
-    with _lock:
-        library, *before = _state()
-        _prefer(torch._C._BlasBackend.Cublaslt)
-    try:
-        _set_flags((False, False), (False, False), False)
-        yield
-    finally:
-        with _lock:
-            _set_flags(*before)
-            _prefer(library)
-
-
-def _set_flags(bf16: Any, fp16: Any, in_fp16: bool) -> None:
-    with _lock:
-        flags: Any = torch.backends.cuda.matmul
-        flags.allow_bf16_reduced_precision_reduction = bf16
-        flags.allow_fp16_reduced_precision_reduction = fp16
-        flags.allow_fp16_accumulation = in_fp16
-
-
-def is_available() -> bool:
-    """True if this PyTorch can keep cuBLASLt from splitting sums."""
-    if torch.version.cuda is None:
-        return False
-    try:
-        return all(isinstance(each, tuple) for each in _state()[1:3])
-    except AttributeError:  # another version of PyTorch
-        return False
-
-
-def _state() -> tuple[Any, ...]:
-    """The library that PyTorch prefers, its settings of bfloat16 and of float16, and whether it
-    may add up in float16.
-    """
-    return (
-        torch._C._get_blas_preferred_backend(),
-        torch._C._get_cublas_allow_bf16_reduced_precision_reduction(),
-        torch._C._get_cublas_allow_fp16_reduced_precision_reduction(),
-        torch._C._get_cublas_allow_fp16_accumulation(),
-    )
-
-
-def _is_set() -> bool:
-    return _state() == (torch._C._BlasBackend.Cublaslt, (False, False), (False, False), False)
-
-
-def _prefer(library: Any) -> None:
-    _warn_unheard()
-    torch._C._set_blas_preferred_backend(library)
-
-
-@cache
-def _warn_unheard() -> None:
-    """Let PyTorch say once, to nobody, that the choice of a library is experimental.
-
-    It writes the warning past Python's, to the process's standard error.
-    """
-    before = torch._C._get_blas_preferred_backend()
-    with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
-        heard = os.dup(2)
-        try:
-            os.dup2(nowhere.fileno(), 2)
-            torch._C._set_blas_preferred_backend(torch._C._BlasBackend.Cublaslt)
-        finally:
-            os.dup2(heard, 2)
-            os.close(heard)
-    torch._C._set_blas_preferred_backend(before)
-
-
 @cache
 def is_enabled() -> bool:
     """True if cuBLASLt may be tried in this process."""
-    return os.environ.get(VARIABLE, "") != "triton" and is_available()
+    return os.environ.get(VARIABLE, "") != "triton" and cublas_settings.is_available()
