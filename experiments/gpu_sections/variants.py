@@ -62,7 +62,17 @@ def variants(clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
     failures += changed_by_graphs(found)
     failures += unproved(groups)
     result = {"model": loaded.name, "groups": groups, "failures": failures, "run": run}
-    return result | {"unfinished": clock.spent()}
+    return result | {"fused_forms": fused_forms(), "unfinished": clock.spent()}
+
+
+def fused_forms() -> dict[str, list[str]]:
+    """By fused form, `served` or why the own code serves, once for all kinds of operands tried."""
+    from detcheck.kernels.fused.gpu_layer import tried_kinds
+
+    return {
+        form: list(dict.fromkeys(why or "served" for why in kinds.values()))
+        for form, kinds in tried_kinds().items()
+    }
 
 
 def model_for(name: str | None) -> Any:
@@ -179,7 +189,10 @@ def by_transformers(loaded: Any, clock: Clock) -> dict[str, Answers]:
 def show_variants(result: dict[str, Any]) -> list[str]:
     """One table of settings, one of loads."""
     lines = [result["model"], "", *show_groups(result["groups"])]
-    lines += ["", *show_loads(result["groups"])]
+    lines += ["", *show_loads(result["groups"]), ""]
+    forms = (f"{form}: {', '.join(found) or 'not tried'}"
+             for form, found in result["fused_forms"].items())  # fmt: skip
+    lines.append("fused forms: " + "; ".join(forms))
     if result["run"]:
         lines += ["", f"completions: `detcheck report {result['run']}`"]
     return lines

@@ -17,7 +17,15 @@ from gpu_sections.answers import Answers, cell, first_divergence, show_loads
 from gpu_sections.clock import Clock
 from gpu_sections.common import geometric_mean
 from gpu_sections.found_kernels import MISSING, exit_if_compiled
-from gpu_sections.variants import WITH_GRAPHS, changed_by_graphs, survived
+from gpu_sections.variants import (
+    WITH_GRAPHS,
+    changed_by_graphs,
+    fused_forms,
+    show_variants,
+    survived,
+)
+
+from detcheck.kernels.fused import gpu, proofs
 
 ONE, OTHER = (1, 2, 3), (1, 2, 4)
 
@@ -60,6 +68,18 @@ def test_graphs_that_change_an_answer_are_a_failure() -> None:
         found = {"batch-invariant": without, WITH_GRAPHS: graphs}
         assert len(changed_by_graphs(found)) == failures
     assert changed_by_graphs({"batch-invariant": without}) == []
+
+
+def test_a_fused_form_that_a_card_refused_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.NORMS, "faults", {1: None, 2: None})
+    monkeypatch.setattr(gpu.ROTATIONS, "faults", {1: None, 2: proofs.DIFFERENT})
+    monkeypatch.setattr(gpu.ACTIVATIONS, "faults", {})
+    found = fused_forms()
+    assert found["norm"] == ["served"]
+    assert found["rotation"] == ["served", proofs.DIFFERENT]
+    last = show_variants({"model": "m", "groups": [], "run": None, "fused_forms": found})[-1]
+    assert f"rotation: served, {proofs.DIFFERENT}" in last
+    assert "activation: not tried" in last
 
 
 def test_a_process_that_looks_for_kernels_ends_at_one_that_is_missing() -> None:
