@@ -144,7 +144,7 @@ def grouped(calls: dict[str, Callable[[], torch.Tensor]]) -> dict[str, Any]:
 
 
 def show_classes(result: dict[str, Any]) -> list[str]:
-    """One line a kind: what is apart from the class of the anchor, if anything is."""
+    """One line a kind of product; it names the tiles that differ from the largest class."""
     lines = []
     for kind in result["kinds"]:
         one, *others = sorted(kind["classes"], key=len, reverse=True) or [[]]
@@ -158,7 +158,7 @@ def show_classes(result: dict[str, Any]) -> list[str]:
 
 
 def show_library(layers: list[dict[str, Any]]) -> list[str]:
-    """In how many layers cuBLASLt gives our bits, and where it does not."""
+    """The number of layers in which cuBLASLt gives our bits, and the others with their rows."""
     asked = [row for row in layers if row["library"]]
     if not asked:
         return ["- cuBLASLt was asked for no layer"]

@@ -1,4 +1,4 @@
-"""What a launch costs the host, measured with a driver that launches nothing.
+"""The host's time for a launch, measured with a driver that launches nothing.
 
 Triton compiles for Hopper, and the driver at the end does nothing. So what is measured is all that
 Python does for a call: finding the kept launch, allocating results, passing arguments on.

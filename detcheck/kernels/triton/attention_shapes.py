@@ -1,4 +1,4 @@
-"""Tile sizes of the attention kernel. A prefill and a decoding step give a query the same bits.
+"""Tile sizes of the attention kernel, with which prefill and decoding give a query the same bits.
 
 A query's bits depend on the size of a block of keys and on where a split of the keys ends. Both
 are equal for all shapes of one kind. They also depend on how a row's scores are added up within a
